@@ -1,0 +1,1 @@
+"""Pure computation: identifiers, Qwen2.5-VL, training stages, trie, constrained decoding, metrics."""

@@ -1,0 +1,102 @@
+"""Semi-NMF, V ≈ W·H with W ≥ 0 and H free (Ding, Li and Jordan 2008), vectorised over rows.
+
+`H` are unit-length directions, so that the coefficients of a row compare between components. Both half-steps are exact
+minimisations, so the objective ‖V − W·H‖² never rises.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from schemas.errors import UsageError
+from schemas.records import FloatArray
+
+Matrix = np.ndarray
+_TOLERANCE = 1e-10
+_SWEEPS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class SemiNMF:
+    """A fitted factorisation: `basis` (k, D) float32 with unit rows, `objective` after each iteration, non-increasing."""
+
+    basis: FloatArray
+    objective: tuple[float, ...]
+
+
+def nonnegative_coefficients(rows: Matrix, basis: Matrix) -> Matrix:
+    """W (n, k) float64 ≥ 0 that minimises ‖rows − W·basis‖² for fixed `basis` (k, D), all rows at once.
+
+    Cyclic coordinate descent on the k×k Gram matrix: each coordinate's minimum is closed-form, the problem is convex, so
+    the sweeps converge to the non-negative least-squares solution.
+    """
+    basis = basis.astype(np.float64)
+    gram = basis @ basis.T
+    target = rows.astype(np.float64) @ basis.T
+    weights = np.maximum(target / np.maximum(np.diag(gram), 1e-30), 0.0) * (1.0 / max(1, len(basis)))
+    limit = _TOLERANCE * max(1.0, float(np.abs(target).max(initial=0.0)))
+    active = np.arange(len(rows))
+    for _ in range(_SWEEPS):
+        part, goal = weights[active], target[active]
+        before = part.copy()
+        for k in range(len(basis)):
+            if gram[k, k] > 1e-30:
+                part[:, k] = np.maximum(0.0, part[:, k] + (goal[:, k] - part @ gram[:, k]) / gram[k, k])
+        weights[active] = part
+        active = active[np.abs(part - before).max(axis=1, initial=0.0) > limit]
+        if not len(active):
+            break
+    return weights
+
+
+def _directions(rows: Matrix, count: int, seed: int) -> Matrix:
+    """Starting basis: normalised k-means centres; missing ones (few distinct rows) are seeded random directions."""
+    rng = np.random.default_rng(seed)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    turned = rows / np.maximum(lengths, 1e-12)
+    distinct = len(np.unique(np.round(turned, 6), axis=0))
+    used = max(1, min(count, distinct))
+    centres = KMeans(used, n_init=1, random_state=seed).fit(turned).cluster_centers_
+    centres = np.vstack([centres, rng.standard_normal((count - used, rows.shape[1]))])
+    return _unit(centres, rng)
+
+
+def _unit(basis: Matrix, rng: np.random.Generator) -> Matrix:
+    lengths = np.linalg.norm(basis, axis=1, keepdims=True)
+    empty = lengths[:, 0] < 1e-9
+    if empty.any():
+        basis = basis.copy()
+        basis[empty] = rng.standard_normal((int(empty.sum()), basis.shape[1]))
+        lengths = np.linalg.norm(basis, axis=1, keepdims=True)
+    unit: Matrix = basis / lengths
+    return unit
+
+
+def fit_seminmf(rows: FloatArray, components: int, *, seed: int, iterations: int = 30, tolerance: float = 1e-5) -> SemiNMF:
+    """Factorise (n, D) rows into `components` directions; deterministic for a seed.
+
+    Alternates H = (WᵀW)⁺WᵀV and the exact W for that H. Components that no row uses keep a random direction.
+    """
+    if rows.ndim != 2 or not len(rows) or components < 1:
+        raise UsageError(f"Semi-NMF needs a non-empty (n, D) matrix and at least one component, got {rows.shape} and {components}")
+    data = rows.astype(np.float64)
+    rng = np.random.default_rng(seed)
+    basis = _directions(data, components, seed)
+    weights = nonnegative_coefficients(data, basis)
+    history = [float(((data - weights @ basis) ** 2).sum())]
+    for _ in range(iterations):
+        used = weights.max(axis=0) > 0
+        if used.any():
+            solved = np.linalg.pinv(weights[:, used], rcond=1e-10) @ data
+            lengths = np.linalg.norm(solved, axis=1)
+            kept = lengths > 1e-12
+            index = np.flatnonzero(used)[kept]
+            basis = basis.copy()
+            basis[index] = solved[kept] / lengths[kept, None]
+        basis = _unit(basis, rng)
+        weights = nonnegative_coefficients(data, basis)
+        history.append(float(((data - weights @ basis) ** 2).sum()))
+        if history[-2] - history[-1] <= tolerance * max(history[0], 1e-30):
+            break
+    return SemiNMF(basis=basis.astype(np.float32), objective=tuple(history))

@@ -1,0 +1,27 @@
+"""Progress reporting handed into long computations: the caller decides whether a person or a log reads it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """One running task."""
+
+    def update(self, n: int, **figures: float) -> None:
+        """`n` more steps are done; `figures` are shown beside the rate."""
+        ...
+
+
+Progress = Callable[[str, int], AbstractContextManager[Bar]]
+"""`progress(label, total)` opens a bar that shows rate and remaining time and closes with the context."""
+
+
+class _Quiet:
+    def update(self, n: int, **figures: float) -> None:
+        """Show nothing."""
+
+
+def quiet(label: str, total: int) -> AbstractContextManager[Bar]:
+    """A `Progress` for tests and services: shows nothing."""
+    return nullcontext(_Quiet())

@@ -1,0 +1,202 @@
+"""The three training stages of the paper (section 3.2) on the `transformers` Trainer: one dataset kind, one loss."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from model.backbone import ImageInput
+from model.progress import Bar, Progress, quiet
+from model.profiles import Stage, StageName
+from model.prompts import Example
+from model.sigma import SigmaModel
+from schemas.records import ByteArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """What the stages learn from: N images (pixels as (H, W, 3) uint8), their identifiers (N, 5) int64, captions, and for
+    each caption the teacher's score (None before scoring)."""
+
+    images: Sequence[ByteArray]
+    identifiers: IntArray
+    captions: Sequence[Sequence[str]]
+    soft_labels: Sequence[FloatArray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class Examples(Dataset[Example]):
+    """A stage's sequences."""
+
+    def __init__(self, rows: Sequence[Example]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.rows[index]
+
+
+def examples(model: SigmaModel, data: TrainingSet, stage: Stage, seed: int) -> Examples:
+    """The sequences of one stage, in corpus order; comprehension mixes in `stage.replay` of stage one's."""
+    prompts, tokens = model.prompts, _image_tokens(model, data)
+    memorize = [prompts.memorize(i, tokens[i], data.identifiers[i]) for i in range(len(data))]
+    if stage.name == "memorize":
+        return Examples(memorize)
+    if stage.name == "comprehend":
+        rows = [prompts.comprehend(data.identifiers[i], caption) for i, texts in enumerate(data.captions) for caption in texts]
+        kept = np.random.default_rng(seed).permutation(len(memorize))[: round(stage.replay * len(memorize))]
+        return Examples([*rows, *(memorize[int(i)] for i in kept)])
+    labels = data.soft_labels
+    return Examples(
+        [
+            prompts.align(caption, data.identifiers[i], None if labels is None else float(labels[i][k]))
+            for i, texts in enumerate(data.captions)
+            for k, caption in enumerate(texts)
+        ]
+    )
+
+
+def _image_tokens(model: SigmaModel, data: TrainingSet) -> list[int]:
+    if model.inputs.side_px:
+        return model.inputs(data.images[:1]).tokens(model.merge) * len(data) if len(data) else []
+    return [model.inputs([image]).tokens(model.merge)[0] for image in data.images]
+
+
+class LengthBuckets(Sampler[int]):
+    """Seeded shuffle that keeps sequences of like length together in a batch: little padding, a new order each epoch."""
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch = batch
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer, so that a resumed run sees the order it would have seen."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.lengths))
+        pool = self.batch * 50
+        for start in range(0, len(order), pool):
+            part = order[start : start + pool]
+            part = part[np.argsort(self.lengths[part], kind="stable")]
+            batches = [part[i : i + self.batch] for i in range(0, len(part), self.batch)]
+            for index in rng.permutation(len(batches)):
+                yield from (int(i) for i in batches[index])
+
+
+class _BarCallback(TrainerCallback):
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.loss = float("nan")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        self.bar.update(1, loss=self.loss)
+
+
+class StageTrainer(Trainer):
+    """The Trainer with this project's batches and losses (equation 12)."""
+
+    def __init__(self, sigma: SigmaModel, stage: Stage, data: TrainingSet, bar: _BarCallback, **kwargs: object) -> None:
+        self.sigma, self.stage, self.data, self.bar_callback = sigma, stage, data, bar
+        super().__init__(model=sigma, callbacks=[bar], **kwargs)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, list[Example]], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """L_gen + λ·L_ssp of a batch."""
+        batch = inputs["examples"]
+        seen, grid = self._pictures([e.image for e in batch if e.image is not None])
+        losses = self.sigma.losses(batch, seen, grid)
+        loss = losses.generation + self.stage.soft_label_weight * losses.similarity
+        self.bar_callback.loss = float(loss.detach())
+        return loss
+
+    def _pictures(self, rows: list[int]) -> tuple[Tensor | None, Tensor | None]:
+        if not rows:
+            return None, None
+        given: ImageInput = self.sigma.inputs([self.data.images[row] for row in rows])
+        return self.sigma.see(given), given.grid
+
+    def _get_train_sampler(self, train_dataset: Dataset[Example] | None = None) -> LengthBuckets:
+        lengths = [len(example.tokens) for example in self.train_dataset.rows]
+        return LengthBuckets(lengths, self.stage.batch, self.args.seed)
+
+
+def _arguments(folder: Path, stage: Stage, steps: int, seed: int, checkpoints: int) -> TrainingArguments:
+    every = max(1, steps // max(1, checkpoints)) if checkpoints else steps + 1
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=stage.batch,
+        max_steps=steps,
+        learning_rate=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        adam_beta2=stage.beta2,
+        max_grad_norm=stage.clip,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(steps * stage.warmup)),
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="steps" if checkpoints else "no",
+        save_steps=every,
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def run_stage(
+    model: SigmaModel,
+    data: TrainingSet,
+    stage: Stage,
+    folder: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    checkpoints: int = 2,
+    progress: Progress = quiet,
+) -> float:
+    """Train one stage in place; returns the last batch's loss. `folder` holds the Trainer's checkpoints while it runs and is
+    removed when the stage is done; with `resume` a killed run continues from the newest one."""
+    rows = examples(model, data, stage, seed)
+    if not len(rows):
+        return 0.0
+    steps = max(1, round(stage.epochs * -(-len(rows) // stage.batch)))
+    resumable = resume and any(folder.glob("checkpoint-*"))
+    with progress(_LABELS[stage.name], steps) as bar:
+        callback = _BarCallback(bar)
+        trainer = StageTrainer(
+            model,
+            stage,
+            data,
+            callback,
+            args=_arguments(folder, stage, steps, seed, checkpoints),
+            train_dataset=rows,
+            data_collator=lambda batch: {"examples": batch},
+        )
+        trainer.train(resume_from_checkpoint=resumable or None)
+    model.eval()
+    shutil.rmtree(folder, ignore_errors=True)
+    return callback.loss
+
+
+_LABELS: dict[StageName, str] = {"memorize": "1 memorisation", "comprehend": "2 comprehension", "align": "3 alignment"}

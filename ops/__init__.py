@@ -1,0 +1,1 @@
+"""Composition root: command line, demo, corpus generator, supervision of the embedded services."""

@@ -1,0 +1,1 @@
+"""The vocabulary: records, events, SQL, settings and errors. Imports nothing of the project."""

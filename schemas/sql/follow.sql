@@ -1,0 +1,38 @@
+-- name: current_snapshot
+-- What this transaction can see: the boundary between what a follower has and what is still to come.
+SELECT pg_current_snapshot()::text;
+
+-- name: copy_postings
+-- All postings of a generation, binary; suffix -1 marks an alternate, so that every row has the same width.
+COPY (SELECT leaf, image_key, weight, coalesce(suffix, -1) FROM posting WHERE generation = %(generation)s)
+TO STDOUT (FORMAT BINARY);
+
+-- name: embedding_width
+-- Bytes of one embedding in a generation.
+SELECT length(embedding) FROM image_embedding WHERE generation = %(generation)s LIMIT 1;
+
+-- name: copy_image_embeddings
+-- All ranking embeddings of a generation in ascending key, binary.
+COPY (SELECT image_key, confidence, trained, embedding FROM image_embedding WHERE generation = %(generation)s ORDER BY image_key)
+TO STDOUT (FORMAT BINARY);
+
+-- name: changed_postings
+-- Postings that became visible since `previous`. Commit order does not matter: a row is new when its writer was not
+-- visible then, however low its number. Being read at all says that it is visible now.
+COPY (SELECT leaf, image_key, weight, coalesce(suffix, -1) FROM posting
+      WHERE generation = %(generation)s AND changed_by >= pg_snapshot_xmin(%(previous)s::pg_snapshot)
+        AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot))
+TO STDOUT (FORMAT BINARY);
+
+-- name: changed_embeddings
+-- Ranking embeddings that became visible since `previous`.
+COPY (SELECT image_key, confidence, trained, embedding FROM image_embedding
+      WHERE generation = %(generation)s AND changed_by >= pg_snapshot_xmin(%(previous)s::pg_snapshot)
+        AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot) ORDER BY image_key)
+TO STDOUT (FORMAT BINARY);
+
+-- name: changed_tombstones
+-- Images that went since `previous`.
+SELECT image_key FROM tombstone
+WHERE changed_by >= pg_snapshot_xmin(%(previous)s::pg_snapshot)
+  AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot) ORDER BY image_key;

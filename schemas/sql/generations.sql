@@ -1,0 +1,45 @@
+-- name: insert_generation
+-- A new generation, building.
+INSERT INTO generation (codebook_version, checkpoint_path, shape, config)
+VALUES (%(codebook_version)s, %(checkpoint_path)s, %(shape)s, %(config)s) RETURNING id;
+
+-- name: open_partitions
+-- Creates the generation's own tables.
+SELECT open_partitions(%(generation)s);
+
+-- name: drop_partitions
+-- Drops the generation's own tables, in constant time.
+SELECT drop_partitions(%(generation)s);
+
+-- name: delete_leaves
+-- Forgets the suffix counters of a generation.
+DELETE FROM leaf WHERE generation = %(generation)s;
+
+-- name: delete_counters
+-- Forgets the counters of a generation.
+DELETE FROM counter WHERE generation = %(generation)s;
+
+-- name: describe_generation
+-- Fills in what training produced; NULL keeps what is there.
+UPDATE generation SET
+    codebook_version = coalesce(%(codebook_version)s, codebook_version),
+    checkpoint_path = coalesce(%(checkpoint_path)s, checkpoint_path),
+    config = config || coalesce(%(config)s, '{}'::jsonb)
+WHERE id = %(generation)s RETURNING id;
+
+-- name: generations
+-- All generations, oldest first.
+SELECT id, state::text, codebook_version, checkpoint_path, shape, config, created_at, live_at, ended_at
+FROM generation ORDER BY id;
+
+-- name: lock_generations
+-- Serialises switches: two promotions at once would both retire the same generation.
+SELECT pg_advisory_xact_lock(hashtextextended('sigma generations', 0));
+
+-- name: set_generation_state
+-- One step of the state machine; the trigger refuses the others.
+UPDATE generation SET state = %(state)s::generation_state WHERE id = %(generation)s RETURNING id;
+
+-- name: notify_generation
+-- Tells the query workers of a switch.
+SELECT pg_notify('sigma_generation', %(generation)s::text);

@@ -1,0 +1,79 @@
+-- name: lock_images_by_id
+-- Locks images, in the order of image_id that everyone keeps, so that no two writers wait for each other.
+SELECT image_key, image_id, version, state::text FROM image WHERE image_id = ANY(%(image_ids)s) ORDER BY image_id FOR UPDATE;
+
+-- name: lock_images_by_key
+-- The same by key. Images that were deleted, or replaced by a newer version, are left out.
+SELECT image_key FROM image WHERE image_key = ANY(%(image_keys)s) AND state <> 'deleted' ORDER BY image_id FOR UPDATE;
+
+-- name: upsert_image
+-- Inserts an image, or replaces an older version under a new key; tells whether it inserted (xmax is 0).
+-- No row back: the same or a newer version is there.
+INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at)
+VALUES (%(image_id)s, %(version)s, %(uri)s, %(normalized_uri)s, %(checksum)s, %(width)s, %(height)s,
+        %(captions)s, %(test_captions)s, %(split)s, %(arrived_at)s)
+ON CONFLICT (image_id) DO UPDATE SET
+    image_key = DEFAULT, version = excluded.version, state = 'accepted', uri = excluded.uri,
+    normalized_uri = excluded.normalized_uri, checksum = excluded.checksum, width = excluded.width, height = excluded.height,
+    captions = excluded.captions, test_captions = excluded.test_captions, split = excluded.split,
+    arrived_at = excluded.arrived_at, accepted_at = now(), indexed_at = NULL
+WHERE image.version < excluded.version
+RETURNING image_key, xmax = 0;
+
+-- name: delete_rejections
+-- An image that was accepted is no longer a rejected one.
+DELETE FROM rejection r USING unnest(%(image_ids)s::text[], %(versions)s::int[]) AS u (image_id, version)
+WHERE r.image_id = u.image_id AND r.version <= u.version;
+
+-- name: insert_rejection
+-- Remembers why an image was refused; a replay finds it there.
+INSERT INTO rejection (image_id, version, uri, code, reason, stage)
+VALUES (%(image_id)s, %(version)s, %(uri)s, %(code)s, %(reason)s, %(stage)s)
+ON CONFLICT DO NOTHING RETURNING image_id;
+
+-- name: rejections
+-- Refused images, newest first.
+SELECT image_id, version, uri, code, reason, stage, rejected_at FROM rejection
+WHERE %(image_ids)s::text[] IS NULL OR image_id = ANY(%(image_ids)s) ORDER BY rejected_at DESC, image_id LIMIT %(amount)s;
+
+-- name: mark_deleted
+-- Marks images as deleted; the row stays, so that a replayed arrival stays deleted.
+UPDATE image SET state = 'deleted' WHERE image_key = ANY(%(image_keys)s);
+
+-- name: mark_indexed
+-- Marks images as indexed, keeping the first time.
+UPDATE image SET state = 'indexed', indexed_at = coalesce(indexed_at, clock_timestamp()) WHERE image_key = ANY(%(image_keys)s);
+
+-- name: images_by_key
+-- What an answer shows of an image.
+SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at
+FROM image WHERE image_key = ANY(%(image_keys)s);
+
+-- name: images_by_id
+-- The same by id.
+SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at
+FROM image WHERE image_id = ANY(%(image_ids)s);
+
+-- name: missing_images
+-- Images that a generation does not hold yet, oldest key first: what a candidate or a rolled-back generation must catch up.
+SELECT i.image_key, i.image_id, i.version, i.state::text, i.uri, i.normalized_uri, i.captions, i.test_captions, i.split,
+       i.arrived_at, i.indexed_at
+FROM image i
+WHERE i.state <> 'deleted' AND i.image_key > %(after)s
+  AND NOT EXISTS (SELECT FROM image_embedding e WHERE e.generation = %(generation)s AND e.image_key = i.image_key)
+ORDER BY i.image_key LIMIT %(amount)s;
+
+-- name: record_visibility
+-- When a query worker began to return these images.
+INSERT INTO visibility (worker, image_key, arrived_at, indexed_at, searchable_at)
+SELECT %(worker)s, image_key, arrived_at, indexed_at, %(searchable_at)s
+FROM image WHERE image_key = ANY(%(image_keys)s) AND indexed_at IS NOT NULL;
+
+-- name: prune_visibility
+-- Keeps the newest rows only.
+DELETE FROM visibility WHERE id < (SELECT id FROM visibility ORDER BY id DESC OFFSET %(keep)s LIMIT 1);
+
+-- name: freshness
+-- Seconds from publishing to searchable over the newest 1,000 images.
+SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY s), percentile_cont(0.95) WITHIN GROUP (ORDER BY s)
+FROM (SELECT greatest(0, extract(epoch FROM searchable_at - arrived_at))::float8 AS s FROM visibility ORDER BY id DESC LIMIT 1000) recent;

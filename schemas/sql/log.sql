@@ -1,0 +1,91 @@
+-- name: ensure_partitions
+-- Creates the partitions of a topic; a topic that is there keeps its count, for the count decides where keys go.
+INSERT INTO log_partition (topic, partition)
+SELECT %(topic)s, p FROM generate_series(0, %(partitions)s - 1) AS p
+WHERE NOT EXISTS (SELECT FROM log_partition WHERE topic = %(topic)s)
+ON CONFLICT DO NOTHING;
+
+-- name: partition_counts
+-- How many partitions each topic has.
+SELECT topic, count(*)::int FROM log_partition GROUP BY topic;
+
+-- name: reserve_offsets
+-- Locks a partition and takes `amount` offsets: writers queue here, so offsets commit in order and without gaps.
+UPDATE log_partition SET next_offset = next_offset + %(amount)s
+WHERE topic = %(topic)s AND partition = %(partition)s
+RETURNING next_offset - %(amount)s;
+
+-- name: insert_events
+-- Writes the events of one partition at the offsets reserved before.
+INSERT INTO log_event (topic, partition, "offset", key, value, headers)
+SELECT %(topic)s, %(partition)s, %(first)s + u.ordinal - 1, u.key, u.value, u.headers::jsonb
+FROM unnest(%(keys)s::text[], %(values)s::bytea[], %(headers)s::text[]) WITH ORDINALITY AS u (key, value, headers, ordinal);
+
+-- name: notify_log
+-- Wakes the pollers when this transaction commits.
+SELECT pg_notify('sigma_log', '');
+
+-- name: end_offsets
+-- The offset that the next event of each partition will get.
+SELECT topic, partition, next_offset FROM log_partition WHERE topic = ANY(%(topics)s) ORDER BY topic, partition;
+
+-- name: pending_partitions
+-- Partitions with events that the group has not committed, longest waiting first.
+SELECT p.topic, p.partition
+FROM log_partition p
+LEFT JOIN consumer_offset o ON o.consumer_group = %(group)s AND o.topic = p.topic AND o.partition = p.partition
+LEFT JOIN LATERAL (
+    SELECT e.published_at FROM log_event e
+    WHERE e.topic = p.topic AND e.partition = p.partition AND e."offset" >= coalesce(o.next_offset, 0)
+    ORDER BY e."offset" LIMIT 1
+) waiting ON true
+WHERE p.topic = ANY(%(topics)s) AND p.next_offset > coalesce(o.next_offset, 0)
+ORDER BY waiting.published_at, p.topic, p.partition;
+
+-- name: try_lock_partition
+-- A session lock: a consumer that dies loses it at once.
+SELECT pg_try_advisory_lock(hashtextextended('sigma partition ' || %(group)s || ' ' || %(topic)s || ' ' || %(partition)s, 0));
+
+-- name: unlock_partition
+-- Gives a partition back.
+SELECT pg_advisory_unlock(hashtextextended('sigma partition ' || %(group)s || ' ' || %(topic)s || ' ' || %(partition)s, 0));
+
+-- name: read_events
+-- Events of a partition from an offset on, oldest first.
+SELECT "offset", key, value, headers, published_at FROM log_event
+WHERE topic = %(topic)s AND partition = %(partition)s AND "offset" >= %(first)s
+ORDER BY "offset" LIMIT %(amount)s;
+
+-- name: committed_offset
+-- Where a group goes on in one partition.
+SELECT coalesce(
+    (SELECT next_offset FROM consumer_offset
+     WHERE consumer_group = %(group)s AND topic = %(topic)s AND partition = %(partition)s), 0);
+
+-- name: committed_offsets
+-- Where a group goes on, in every partition it has committed.
+SELECT topic, partition, next_offset FROM consumer_offset WHERE consumer_group = %(group)s;
+
+-- name: store_offset
+-- Compare and set: writes only if the group still stands where the batch began. No row back means another was faster.
+INSERT INTO consumer_offset (consumer_group, topic, partition, next_offset)
+VALUES (%(group)s, %(topic)s, %(partition)s, %(to)s)
+ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET next_offset = excluded.next_offset
+WHERE consumer_offset.next_offset = %(from)s
+RETURNING next_offset;
+
+-- name: rewind
+-- Sends a group back to the start of a topic.
+UPDATE consumer_offset SET next_offset = 0 WHERE consumer_group = %(group)s AND topic = %(topic)s;
+
+-- name: lag
+-- Events of the topics that a group has not committed yet.
+SELECT coalesce(sum(p.next_offset - coalesce(o.next_offset, 0)), 0)::bigint
+FROM log_partition p
+LEFT JOIN consumer_offset o ON o.consumer_group = %(group)s AND o.topic = p.topic AND o.partition = p.partition
+WHERE p.topic = ANY(%(topics)s);
+
+-- name: dead_letters
+-- Rejected events, newest first, with where they came from.
+SELECT partition, "offset", image_id, code, reason, stage, origin_topic, origin_partition, origin_offset, published_at
+FROM dead_letter ORDER BY published_at DESC, "offset" DESC LIMIT %(amount)s;

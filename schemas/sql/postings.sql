@@ -1,0 +1,128 @@
+-- name: share_generation
+-- Appends may run side by side, but not beside the initial load of the same generation.
+SELECT pg_advisory_xact_lock_shared(hashtextextended('sigma load ' || %(generation)s, 0));
+
+-- name: own_generation
+-- The initial load runs alone in its generation.
+SELECT pg_advisory_xact_lock(hashtextextended('sigma load ' || %(generation)s, 0));
+
+-- name: present_images
+-- Which images the generation holds already: a replay skips them.
+SELECT image_key FROM image_embedding WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
+
+-- name: lock_leaves
+-- Locks leaves in ascending order, creating those never used, and tells how far their suffixes are handed out.
+INSERT INTO leaf (generation, leaf)
+SELECT %(generation)s, l FROM unnest(%(leaves)s::bigint[]) AS l ORDER BY l
+ON CONFLICT (generation, leaf) DO UPDATE SET live = leaf.live
+RETURNING leaf, next_suffix, live;
+
+-- name: free_suffixes
+-- Gaps that deleted images left in leaves whose suffixes are all handed out. The leaves must be locked.
+SELECT u.leaf, s.suffix
+FROM unnest(%(leaves)s::bigint[]) AS u (leaf), generate_series(0, %(suffixes)s - 1) AS s (suffix)
+WHERE NOT EXISTS (SELECT FROM posting p WHERE p.generation = %(generation)s AND p.leaf = u.leaf AND p.suffix = s.suffix)
+ORDER BY u.leaf, s.suffix;
+
+-- name: update_leaves
+-- Writes back what was handed out in locked leaves.
+UPDATE leaf SET next_suffix = u.next_suffix, live = u.live
+FROM unnest(%(leaves)s::bigint[], %(next_suffixes)s::int[], %(lives)s::int[]) AS u (leaf, next_suffix, live)
+WHERE leaf.generation = %(generation)s AND leaf.leaf = u.leaf;
+
+-- name: append_postings
+-- Inserts postings and returns how many, and the sum of their hashes for the checksum.
+WITH added AS (
+    INSERT INTO posting (generation, leaf, image_key, weight, suffix)
+    SELECT %(generation)s, u.leaf, u.image_key, u.weight, u.suffix
+    FROM unnest(%(leaves)s::bigint[], %(image_keys)s::bigint[], %(weights)s::real[], %(suffixes)s::int[])
+        AS u (leaf, image_key, weight, suffix)
+    ORDER BY u.leaf, u.image_key
+    RETURNING leaf, image_key, suffix
+)
+SELECT count(*), coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0) FROM added JOIN image USING (image_key);
+
+-- name: append_embeddings
+-- Inserts ranking embeddings.
+INSERT INTO image_embedding (generation, image_key, embedding, confidence, trained)
+SELECT %(generation)s, u.image_key, u.embedding, u.confidence, u.trained
+FROM unnest(%(image_keys)s::bigint[], %(embeddings)s::bytea[], %(confidences)s::real[], %(trained)s::boolean[])
+    AS u (image_key, embedding, confidence, trained)
+ORDER BY u.image_key;
+
+-- name: copy_primaries
+-- Initial load of primary postings, binary.
+COPY posting (generation, leaf, image_key, weight, suffix) FROM STDIN (FORMAT BINARY);
+
+-- name: copy_alternates
+-- Initial load of alternate postings, binary.
+COPY posting (generation, leaf, image_key, weight) FROM STDIN (FORMAT BINARY);
+
+-- name: copy_embeddings
+-- Initial load of ranking embeddings, binary.
+COPY image_embedding (generation, image_key, embedding, confidence, trained) FROM STDIN (FORMAT BINARY);
+
+-- name: generations_of_images
+-- Generations that hold any of these images, ascending: the order in which they must be locked.
+SELECT DISTINCT generation FROM image_embedding WHERE image_key = ANY(%(image_keys)s) ORDER BY generation;
+
+-- name: lock_leaves_of_images
+-- Locks the primary leaves of images that are about to go, in ascending order.
+SELECT leaf FROM leaf
+WHERE generation = %(generation)s AND leaf IN (
+    SELECT leaf FROM posting WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s) AND suffix IS NOT NULL)
+ORDER BY leaf FOR UPDATE;
+
+-- name: remove_postings
+-- Removes all postings of images and returns what the counters lose: images, postings, emptied leaves, checksum.
+WITH removed AS (
+    DELETE FROM posting WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s)
+    RETURNING leaf, image_key, suffix
+), fewer AS (
+    UPDATE leaf SET live = live - gone.n
+    FROM (SELECT leaf, count(*)::int AS n FROM removed WHERE suffix IS NOT NULL GROUP BY leaf) gone
+    WHERE leaf.generation = %(generation)s AND leaf.leaf = gone.leaf
+    RETURNING leaf.live
+)
+SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), (SELECT count(*) FROM fewer WHERE live = 0),
+       coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0)
+FROM removed JOIN image USING (image_key);
+
+-- name: remove_embeddings
+-- Removes the ranking embeddings of images.
+DELETE FROM image_embedding WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
+
+-- name: insert_tombstones
+-- Tells followers that these keys are gone; a key never comes back.
+INSERT INTO tombstone (image_key) SELECT k FROM unnest(%(image_keys)s::bigint[]) AS k ORDER BY k ON CONFLICT DO NOTHING;
+
+-- name: notify_index
+-- Wakes the followers when this transaction commits.
+SELECT pg_notify('sigma_index', %(generation)s::text);
+
+-- name: count_up
+-- Adds to counters.
+SELECT count_up(%(generation)s, %(names)s::text[], %(amounts)s::numeric[]);
+
+-- name: counters
+-- The counters of a generation, or of the whole database (0).
+SELECT name, sum(value) FROM counter WHERE generation = %(generation)s GROUP BY name;
+
+-- name: recount
+-- The slow truth that the counters must equal.
+SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), count(DISTINCT leaf) FILTER (WHERE suffix IS NOT NULL),
+       coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0)
+FROM posting JOIN image USING (image_key) WHERE generation = %(generation)s;
+
+-- name: postings_of_images
+-- Where images stand in a generation, primaries first.
+SELECT image_key, leaf, suffix, weight FROM posting
+WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s) ORDER BY image_key, suffix IS NULL, weight DESC, leaf;
+
+-- name: image_at
+-- The image that has an identifier.
+SELECT image_key FROM posting WHERE generation = %(generation)s AND leaf = %(leaf)s AND suffix = %(suffix)s;
+
+-- name: fullest_leaves
+-- Leaves with the most primaries, for the suffix-pressure report.
+SELECT leaf, live, next_suffix FROM leaf WHERE generation = %(generation)s ORDER BY live DESC, leaf LIMIT %(amount)s;

@@ -1,0 +1,1 @@
+"""Transport: the event log, topics, manifests, the image store and the validation of arrivals."""

@@ -1,0 +1,35 @@
+"""The intake: what an arrival must pass before it may enter the index. A plain function from record to record."""
+
+import hashlib
+from collections.abc import Callable
+
+from schemas.errors import RejectInputError
+from schemas.events import ImageAccepted, ImageArrived, ImageRejected
+from stream.decoding import DecodePool
+from stream.images import ImageStore
+
+STAGE = "intake"
+
+
+def accept(arrived: ImageArrived, store: ImageStore, decoder: DecodePool, source: Callable[[str], bytes]) -> ImageAccepted | ImageRejected:
+    """Reads, decodes and stores the image. A refusal is a record too; only `RetryLaterError` is raised."""
+    try:
+        data = source(arrived.uri)
+        picture = decoder.decode(data)
+    except RejectInputError as error:
+        return ImageRejected(
+            image_id=arrived.image_id, uri=arrived.uri, code=error.code, reason=str(error), stage=STAGE, version=arrived.version
+        )
+    return ImageAccepted(
+        image_id=arrived.image_id,
+        uri=arrived.uri,
+        normalized_uri=store.put(picture.png, ".png"),
+        checksum=hashlib.sha256(data).hexdigest(),
+        width=picture.width,
+        height=picture.height,
+        arrived_at=arrived.arrived_at,
+        version=arrived.version,
+        captions=arrived.captions,
+        test_captions=arrived.test_captions,
+        split=arrived.split,
+    )

@@ -1,0 +1,36 @@
+"""Offsets: how far a consumer group has come. They live in Postgres beside the rows that the events led to."""
+
+from schemas.errors import RetryLaterError
+from schemas.queries import queries
+from stream.log import Batch, Connection, Partition
+
+
+def store_offsets(conn: Connection, group: str, batch: Batch) -> None:
+    """Commits a batch inside the worker's transaction, by compare-and-set: from where the batch began to where it ends.
+
+    `RetryLaterError` when another member was faster; the transaction must then be rolled back, for the work is done.
+    Call it last, so that its row locks are held briefly.
+    """
+    for (topic, partition), (begin, end) in sorted(batch.positions.items()):
+        place = {"group": group, "topic": topic, "partition": partition, "from": begin, "to": end}
+        if conn.execute(queries()["store_offset"], place).fetchone() is None:
+            raise RetryLaterError(
+                f"group {group} no longer stands at offset {begin} of {topic}/{partition}: another worker committed first; "
+                "roll back and poll again"
+            )
+
+
+def committed(conn: Connection, group: str) -> dict[Partition, int]:
+    """Where the group goes on, for every partition it has committed."""
+    return {(topic, partition): offset for topic, partition, offset in conn.execute(queries()["committed_offsets"], {"group": group})}
+
+
+def rewind(conn: Connection, group: str, topic: str) -> None:
+    """Sends a group back to the oldest event of a topic, to replay it."""
+    conn.execute(queries()["rewind"], {"group": group, "topic": topic})
+
+
+def lag(conn: Connection, group: str, topics: list[str]) -> int:
+    """Events of the topics in the Postgres log that the group has not committed yet."""
+    found = conn.execute(queries()["lag"], {"group": group, "topics": topics}).fetchone()
+    return int(found[0]) if found else 0

@@ -1,0 +1,317 @@
+"""Images, postings and counters in a real PostgreSQL."""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import psycopg
+import pytest
+
+from schemas.errors import RefuseToStartError, UsageError
+from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
+from schemas.identifiers import IdentifierShape
+from schemas.records import Assignment, Posting
+from workers.repository import counters, generations, images, postings
+from workers.repository.connection import Connection, connect, migrate
+from workers.repository.postings import Fate, InitialLoad
+
+SHAPE = IdentifierShape(codes=(2, 2, 2, 2), suffixes=4)
+
+
+def accepted(image_id: str, version: int = 1) -> ImageAccepted:
+    return ImageAccepted(
+        image_id=image_id,
+        uri=f"file:///{image_id}.jpg",
+        normalized_uri=f"file:///store/{image_id}.png",
+        checksum="0" * 64,
+        width=10,
+        height=20,
+        arrived_at=datetime.now(UTC),
+        version=version,
+        captions=("a caption",),
+    )
+
+
+def accept(conn: Connection, names: Sequence[str]) -> list[int]:
+    return [key for key, _ in images.accept_images(conn, [accepted(name) for name in names])]
+
+
+def assignment(key: int, *leaves: int, spill: Sequence[int] = ()) -> Assignment:
+    posted = tuple(Posting(leaf, -0.5 * rank) for rank, leaf in enumerate(leaves))
+    return Assignment(image_key=key, postings=posted, embedding=np.full(8, 0.25, np.float16), confidence=-1.0, spill=tuple(spill))
+
+
+@pytest.fixture
+def generation(conn: Connection) -> int:
+    return generations.create_generation(conn, SHAPE)
+
+
+def test_migrating_twice_changes_nothing(conn: Connection) -> None:
+    first = migrate(conn)
+    assert migrate(conn) == first
+    assert conn.execute("SELECT count(*) FROM schema_version").fetchone() == (first,)
+
+
+def test_a_database_newer_than_the_program_is_refused(conn: Connection) -> None:
+    conn.execute("INSERT INTO schema_version (version, name) VALUES (999, 'future')")
+    with pytest.raises(RefuseToStartError, match="999"):
+        migrate(conn)
+
+
+def test_processes_that_start_at_once_migrate_in_turn(postgres: object, conn: Connection, database: str) -> None:
+    conn.execute("DROP SCHEMA public CASCADE")
+    conn.execute("CREATE SCHEMA public")
+    failures: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            with connect(database) as own:
+                migrate(own)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not failures
+    assert generations.create_generation(conn, SHAPE) == 1
+
+
+def test_a_replayed_arrival_keeps_its_key(conn: Connection) -> None:
+    key, fresh = images.accept_image(conn, accepted("a", version=2))
+    assert fresh
+    assert images.accept_image(conn, accepted("a", version=2)) == (key, False)
+    assert images.accept_image(conn, accepted("a", version=1)) == (key, False)
+
+
+def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_version(conn: Connection, generation: int) -> None:
+    (key,) = accept(conn, ["a"])
+    assert images.delete_images(conn, ["a", "unknown"]) == images.Deletion(deleted=("a",), untouched=("unknown",))
+    assert images.accept_image(conn, accepted("a")) == (key, False)
+    assert postings.append(conn, generation, SHAPE, [assignment(key, 1)])[0].fate is Fate.GONE
+    back, fresh = images.accept_image(conn, accepted("a", version=2))
+    assert fresh and back != key
+    assert postings.append(conn, generation, SHAPE, [assignment(back, 1)])[0].fate is Fate.INDEXED
+
+
+def test_a_replayed_deletion_spares_a_newer_version(conn: Connection) -> None:
+    images.accept_image(conn, accepted("a", version=2))
+    assert images.delete_images(conn, [ImageDeleted("a", version=1)]).untouched == ("a",)
+    assert images.delete_images(conn, [ImageDeleted("a", version=2)]).deleted == ("a",)
+
+
+def test_a_new_version_replaces_the_old_one_and_late_work_for_the_old_one_is_dropped(conn: Connection, generation: int) -> None:
+    (old,) = accept(conn, ["a"])
+    postings.append(conn, generation, SHAPE, [assignment(old, 1, 2)])
+    new, _ = images.accept_image(conn, accepted("a", version=2))
+    assert counters.totals(conn, generation) == counters.Totals()
+    assert postings.append(conn, generation, SHAPE, [assignment(old, 1)])[0].fate is Fate.GONE
+    assert postings.append(conn, generation, SHAPE, [assignment(new, 3)])[0].leaf == 3
+    assert counters.image_totals(conn).deleted == 0
+
+
+def test_an_image_is_rejected_once_and_forgiven_when_it_is_accepted(conn: Connection) -> None:
+    refused = ImageRejected(image_id="a", uri="file:///a.jpg", code="truncated", reason="cut short", stage="intake")
+    assert images.reject_image(conn, refused)
+    assert not images.reject_image(conn, refused)
+    assert [one.code for one in images.rejections(conn)] == ["truncated"]
+    assert counters.image_totals(conn).rejected == 1
+    accept(conn, ["a"])
+    assert counters.image_totals(conn).rejected == 0
+
+
+def test_an_image_gets_a_primary_with_a_suffix_and_alternates_without(conn: Connection, generation: int) -> None:
+    first, second = accept(conn, ["a", "b"])
+    outcomes = postings.append(conn, generation, SHAPE, [assignment(first, 5, 6), assignment(second, 5)])
+    assert [(o.fate, o.leaf, o.suffix) for o in outcomes] == [(Fate.INDEXED, 5, 0), (Fate.INDEXED, 5, 1)]
+    assert postings.postings_of(conn, generation, [first]) == {first: [(5, 0, 0.0), (6, None, -0.5)]}
+    assert postings.identifiers_of(conn, generation, SHAPE, [second]) == {second: [0, 1, 0, 1, 1]}
+    assert postings.image_at(conn, generation, 5, 1) == second
+    assert images.images_by_id(conn, ["a"])["a"].state == "indexed"
+
+
+def test_replaying_a_batch_three_times_leaves_the_same_checksum(conn: Connection, generation: int) -> None:
+    work = [assignment(key, key % 16, (key + 1) % 16) for key in accept(conn, [f"i{n}" for n in range(20)])]
+    postings.append(conn, generation, SHAPE, work)
+    before = counters.totals(conn, generation)
+    for _ in range(3):
+        assert {o.fate for o in postings.append(conn, generation, SHAPE, work)} == {Fate.PRESENT}
+    assert counters.totals(conn, generation) == before
+
+
+def test_the_checksum_does_not_depend_on_the_order_of_arrival(conn: Connection) -> None:
+    work = [assignment(key, key % 16, (key + 1) % 16) for key in accept(conn, [f"i{n}" for n in range(12)])]
+    sums = []
+    for order in (work, work[::-1]):
+        generation = generations.create_generation(conn, SHAPE)
+        for one in order:
+            postings.append(conn, generation, SHAPE, [one])
+        sums.append(counters.totals(conn, generation))
+    assert sums[0] == sums[1]
+    assert sums[0].checksum != "0" * 16
+
+
+def test_an_image_named_twice_in_a_batch_is_indexed_once(conn: Connection, generation: int) -> None:
+    (key,) = accept(conn, ["a"])
+    postings.append(conn, generation, SHAPE, [assignment(key, 1), assignment(key, 1)])
+    assert counters.totals(conn, generation).images == 1
+
+
+def test_a_full_leaf_spills_and_stays_an_alternate(conn: Connection, generation: int) -> None:
+    keys = accept(conn, [f"i{n}" for n in range(6)])
+    postings.append(conn, generation, SHAPE, [assignment(key, 3) for key in keys[:4]])
+    spilled, listed = postings.append(conn, generation, SHAPE, [assignment(keys[4], 3, 9), assignment(keys[5], 3, 9, spill=[7])])
+    assert (spilled.fate, spilled.leaf, spilled.suffix) == (Fate.SPILLED, 9, 0)
+    assert (listed.fate, listed.leaf) == (Fate.SPILLED, 7)
+    assert postings.postings_of(conn, generation, [keys[4]])[keys[4]] == [(9, 0, -0.5), (3, None, 0.0)]
+    assert postings.postings_of(conn, generation, [keys[5]])[keys[5]] == [(7, 0, -0.5), (3, None, 0.0)]
+    assert counters.totals(conn, generation).spilled == 2
+
+
+def test_an_image_without_room_anywhere_is_reported_and_the_others_go_in(conn: Connection, generation: int) -> None:
+    keys = accept(conn, [f"i{n}" for n in range(6)])
+    outcomes = postings.append(conn, generation, SHAPE, [*(assignment(key, 3) for key in keys[:5]), assignment(keys[5], 4)])
+    assert [o.fate for o in outcomes] == [Fate.INDEXED] * 4 + [Fate.NO_ROOM, Fate.INDEXED]
+    assert counters.totals(conn, generation).no_room == 1
+    assert images.images_by_key(conn, [keys[4]])[keys[4]].state == "accepted"
+
+
+def test_a_full_leaf_reuses_the_gap_that_a_deleted_image_left(conn: Connection, generation: int) -> None:
+    keys = accept(conn, [f"i{n}" for n in range(5)])
+    postings.append(conn, generation, SHAPE, [assignment(key, 3) for key in keys[:4]])
+    images.delete_images(conn, ["i2"])
+    outcome = postings.append(conn, generation, SHAPE, [assignment(keys[4], 3)])[0]
+    assert (outcome.fate, outcome.suffix) == (Fate.INDEXED, 2)
+
+
+def test_deleting_removes_every_trace_from_every_generation(conn: Connection, generation: int) -> None:
+    other = generations.create_generation(conn, SHAPE)
+    keys = accept(conn, ["a", "b"])
+    for one in (generation, other):
+        postings.append(conn, one, SHAPE, [assignment(key, 3, 4) for key in keys])
+    images.delete_images(conn, ["a", "b"])
+    images.delete_images(conn, ["a", "b"])
+    for one in (generation, other):
+        assert counters.totals(conn, one) == counters.recount(conn, one) == counters.Totals()
+        assert not postings.postings_of(conn, one, keys)
+    assert counters.image_totals(conn).deleted == 2
+
+
+def test_eight_writers_hand_out_unique_suffixes_without_deadlock(conn: Connection, database: str) -> None:
+    shape = IdentifierShape(codes=(2, 2, 2, 2), suffixes=20)
+    generation = generations.create_generation(conn, shape)
+    keys = accept(conn, [f"i{n}" for n in range(320)])
+    failures: list[BaseException] = []
+    fates: list[Fate] = []
+
+    def write(number: int) -> None:
+        generator = np.random.default_rng(number)
+        try:
+            with connect(database) as own:
+                for start in range(number * 40, number * 40 + 40, 10):
+                    # Few leaves in random order, nearly full: locks and spills meet all the time.
+                    work = [assignment(key, *map(int, generator.permutation(16)[:16])) for key in keys[start : start + 10]]
+                    fates.extend(o.fate for o in postings.append(own, generation, shape, work))
+                    doomed = f"i{start}"
+                    images.delete_images(own, [doomed])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+    tally = Counter(fates)
+    assert set(tally) <= {Fate.INDEXED, Fate.SPILLED}
+    assert tally.total() == 320
+    totals = counters.totals(conn, generation)
+    assert totals.images == 288
+    truth = counters.recount(conn, generation)
+    assert (totals.images, totals.postings, totals.leaves, totals.checksum) == (
+        truth.images,
+        truth.postings,
+        truth.leaves,
+        truth.checksum,
+    )
+    assert totals.spilled == tally[Fate.SPILLED]
+
+
+def test_the_initial_load_equals_appending_one_by_one_and_leaves_out_deleted_images(conn: Connection, generation: int) -> None:
+    keys = np.array(accept(conn, [f"i{n}" for n in range(5)]))
+    images.delete_images(conn, ["i4"])
+    load = InitialLoad(
+        leaves=np.array([1, 1, 2, 3, 3, 9, 9]),
+        posted_keys=np.array([*keys, keys[0], keys[4]]),
+        weights=np.array([0, 0, 0, 0, 0, -1, -1], np.float32),
+        suffixes=np.array([0, 1, 0, 0, 1, -1, -1]),
+        image_keys=keys,
+        embeddings=np.tile(np.arange(8, dtype=np.float16), (5, 1)),
+        confidences=np.zeros(5, np.float32),
+    )
+    assert postings.bulk_append(conn, generation, load) == 4
+    assert counters.totals(conn, generation) == counters.recount(conn, generation)
+    assert counters.totals(conn, generation).postings == 5
+    (late,) = accept(conn, ["late"])
+    assert postings.append(conn, generation, SHAPE, [assignment(late, 1)])[0].suffix == 2
+    with pytest.raises(UsageError, match="holds images already"):
+        postings.bulk_append(conn, generation, load)
+
+
+def test_a_generation_takes_only_the_steps_that_are_allowed(conn: Connection, generation: int) -> None:
+    with pytest.raises(UsageError, match="building"):
+        generations.promote(conn, generation)
+    generations.set_state(conn, generation, "shadow")
+    assert generations.promote(conn, generation) is None
+    live = generations.live(conn)
+    assert live is not None and live.id == generation and live.shape == SHAPE
+    with pytest.raises(UsageError):
+        generations.set_state(conn, generation, "building")
+    with pytest.raises(UsageError, match="no generation 77"):
+        generations.promote(conn, 77)
+
+
+def test_a_switch_and_a_rollback_leave_exactly_one_live_generation(conn: Connection) -> None:
+    first, second = (generations.create_generation(conn, SHAPE) for _ in range(2))
+    for one in (first, second):
+        generations.set_state(conn, one, "shadow")
+        generations.promote(conn, one)
+    assert [g.state for g in generations.generations(conn)] == ["retired", "live"]
+    assert [g.id for g in generations.receiving(conn)] == [first, second]
+    assert generations.rollback(conn) == first
+    assert [g.state for g in generations.generations(conn)] == ["live", "retired"]
+    generations.drop_postings(conn, second)
+    assert [g.id for g in generations.receiving(conn)] == [first]
+
+
+def test_two_live_generations_are_refused_by_the_database(conn: Connection) -> None:
+    first, second = (generations.create_generation(conn, SHAPE) for _ in range(2))
+    for one in (first, second):
+        generations.set_state(conn, one, "shadow")
+    generations.set_state(conn, first, "live")
+    with pytest.raises(UsageError):
+        generations.set_state(conn, second, "live")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        conn.execute("UPDATE generation SET state = 'live' WHERE id = %s", (second,))
+
+
+def test_a_candidate_learns_which_images_it_misses(conn: Connection, generation: int) -> None:
+    keys = accept(conn, ["a", "b", "c"])
+    postings.append(conn, generation, SHAPE, [assignment(keys[0], 1)])
+    images.delete_images(conn, ["b"])
+    assert [image.image_id for image in images.missing_images(conn, generation)] == ["c"]
+
+
+def test_freshness_is_measured_from_publishing_to_searchable(conn: Connection, generation: int) -> None:
+    assert images.freshness(conn) == (None, None)
+    keys = accept(conn, ["a"])
+    postings.append(conn, generation, SHAPE, [assignment(keys[0], 1)])
+    images.record_visibility(conn, "query-1", keys)
+    p50, p95 = images.freshness(conn)
+    assert p50 is not None and 0 <= p50 < 60
+    assert p95 == p50

@@ -1,0 +1,1 @@
+"""Processes: intake, index worker, query worker, trainer, and the Postgres repository they share."""

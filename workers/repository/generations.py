@@ -1,0 +1,171 @@
+"""Generations: one (codebook, model, trie) triple each, exactly one of them live."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import errors
+from psycopg.types.json import Jsonb
+
+from schemas.errors import UsageError
+from schemas.identifiers import IdentifierShape
+from workers.repository.connection import Connection, row, rows, run, transaction
+
+CHANNEL = "sigma_generation"
+"""Notified at every switch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A row of the table. `state` is building, shadow, live, retired or failed."""
+
+    id: int
+    state: str
+    codebook_version: str | None
+    checkpoint_path: str | None
+    shape: IdentifierShape
+    config: dict[str, Any]
+    created_at: datetime
+    live_at: datetime | None
+    ended_at: datetime | None
+
+
+def create_generation(
+    conn: Connection,
+    shape: IdentifierShape,
+    *,
+    codebook_version: str | None = None,
+    checkpoint_path: str | None = None,
+    config: dict[str, Any] | None = None,
+) -> int:
+    """A new generation in state building, with its own tables. Returns its number."""
+    described = Jsonb({"codes": list(shape.codes), "suffixes": shape.suffixes})
+    with transaction(conn):
+        found = row(
+            conn,
+            "insert_generation",
+            codebook_version=codebook_version,
+            checkpoint_path=checkpoint_path,
+            shape=described,
+            config=Jsonb(config or {}),
+        )
+        generation = int(found[0]) if found else 0
+        rows(conn, "open_partitions", generation=generation)
+    return generation
+
+
+def describe(
+    conn: Connection,
+    generation: int,
+    *,
+    codebook_version: str | None = None,
+    checkpoint_path: str | None = None,
+    config: dict[str, Any] | None = None,
+) -> None:
+    """Fills in what training produced. `config` is merged into what is there."""
+    described = None if config is None else Jsonb(config)
+    if not run(
+        conn,
+        "describe_generation",
+        generation=generation,
+        codebook_version=codebook_version,
+        checkpoint_path=checkpoint_path,
+        config=described,
+    ):
+        raise _unknown(conn, generation)
+
+
+def generations(conn: Connection) -> list[Generation]:
+    """All generations, oldest first."""
+    return [_generation(found) for found in rows(conn, "generations")]
+
+
+def get(conn: Connection, generation: int) -> Generation:
+    """One generation; `UsageError` when there is none of that number."""
+    for found in generations(conn):
+        if found.id == generation:
+            return found
+    raise _unknown(conn, generation)
+
+
+def live(conn: Connection) -> Generation | None:
+    """The generation that answers queries, or None before the first one is promoted."""
+    return next((found for found in generations(conn) if found.state == "live"), None)
+
+
+def receiving(conn: Connection) -> list[Generation]:
+    """Generations that every new arrival is assigned in, ascending: shadow and live ones, and the newest retired one.
+
+    The retired one goes on receiving so that a rollback loses nothing.
+    """
+    found = generations(conn)
+    retired = [g for g in found if g.state == "retired"]
+    fallback = max(retired, key=lambda g: (g.ended_at is not None, g.ended_at), default=None)
+    return [g for g in found if g.state in ("shadow", "live") or (fallback is not None and g.id == fallback.id)]
+
+
+def set_state(conn: Connection, generation: int, state: str) -> None:
+    """One step of the state machine; `UsageError` when it cannot be taken."""
+    try:
+        with transaction(conn):
+            if not run(conn, "set_generation_state", generation=generation, state=state):
+                raise _unknown(conn, generation)
+            rows(conn, "notify_generation", generation=generation)
+    except (errors.CheckViolation, errors.UniqueViolation, errors.InvalidTextRepresentation) as error:
+        raise UsageError(f"{error.diag.message_primary}; allowed are: {error.diag.message_hint or 'one live generation'}") from error
+
+
+def promote(conn: Connection, generation: int) -> int | None:
+    """Makes a shadow or retired generation live and retires the live one, in one transaction. Returns the one retired."""
+    with transaction(conn):
+        rows(conn, "lock_generations")
+        before = live(conn)
+        if before is not None and before.id == generation:
+            return None
+        if before is not None:
+            set_state(conn, before.id, "retired")
+        set_state(conn, generation, "live")
+    return None if before is None else before.id
+
+
+def rollback(conn: Connection) -> int:
+    """Makes the generation that was live before live again. Returns it; `UsageError` when there is none."""
+    with transaction(conn):
+        rows(conn, "lock_generations")
+        retired = [g for g in generations(conn) if g.state == "retired" and g.ended_at is not None]
+        if not retired:
+            raise UsageError("no generation was live before this one, so there is no way back; list them with: sigma generations list")
+        previous = max(retired, key=lambda g: g.ended_at or g.created_at)
+        promote(conn, previous.id)
+    return previous.id
+
+
+def drop_postings(conn: Connection, generation: int) -> None:
+    """Frees the tables of a failed or retired generation; its row stays as history, failed, and cannot come back."""
+    found = get(conn, generation)
+    if found.state not in ("failed", "retired"):
+        raise UsageError(f"generation {generation} is {found.state}, only failed and retired ones can be dropped; retire it first")
+    with transaction(conn):
+        set_state(conn, generation, "failed")
+        for query in ("drop_partitions", "delete_leaves", "delete_counters"):
+            run(conn, query, generation=generation)
+
+
+def _generation(found: tuple[Any, ...]) -> Generation:
+    number, state, codebook, checkpoint, shape, config, created_at, live_at, ended_at = found
+    return Generation(
+        id=number,
+        state=state,
+        codebook_version=codebook,
+        checkpoint_path=checkpoint,
+        shape=IdentifierShape(codes=tuple(shape["codes"]), suffixes=shape["suffixes"]),
+        config=config,
+        created_at=created_at,
+        live_at=live_at,
+        ended_at=ended_at,
+    )
+
+
+def _unknown(conn: Connection, generation: int) -> UsageError:
+    known = ", ".join(str(g.id) for g in generations(conn)) or "none yet"
+    return UsageError(f"there is no generation {generation}, known are: {known}; list them with: sigma generations list")

@@ -1,0 +1,198 @@
+"""Images: accepting, rejecting and deleting them, and what an answer shows of them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from schemas.errors import RetryLaterError
+from schemas.events import ImageAccepted, ImageDeleted, ImageRejected, now
+from workers.repository.connection import Connection, row, rows, run, transaction
+from workers.repository.counters import WHOLE_DATABASE, count_up
+from workers.repository.removal import remove
+
+VISIBILITY_KEPT = 10_000
+"""Rows of freshness measurements; status looks at the newest 1,000."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image as the database knows it. `image_key` changes with the version; keys ascend but are not dense."""
+
+    image_key: int
+    image_id: str
+    version: int
+    state: str
+    uri: str
+    normalized_uri: str
+    captions: tuple[str, ...]
+    test_captions: tuple[str, ...]
+    split: str | None
+    arrived_at: datetime
+    indexed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What a deletion did: ids now gone, and ids that were unknown, gone before, or newer than the deletion."""
+
+    deleted: tuple[str, ...]
+    untouched: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why an image was refused."""
+
+    image_id: str
+    version: int
+    uri: str
+    code: str
+    reason: str
+    stage: str
+    rejected_at: datetime
+
+
+def accept_image(conn: Connection, image: ImageAccepted) -> tuple[int, bool]:
+    """`accept_images` for one."""
+    return accept_images(conn, [image])[0]
+
+
+def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[tuple[int, bool]]:
+    """Stores images and returns (image_key, fresh) of each, in the order given.
+
+    A replayed or older version is harmless: not fresh, and the key is that of the stored version. A higher version gets a
+    new key; the old version's postings go in the same transaction, and a deleted image comes back.
+    """
+    newest: dict[str, ImageAccepted] = {}
+    for image in images:
+        if image.image_id not in newest or image.version > newest[image.image_id].version:
+            newest[image.image_id] = image
+    with transaction(conn):
+        stored = {i: (key, version, state) for key, i, version, state in rows(conn, "lock_images_by_id", image_ids=sorted(newest))}
+        fresh = [newest[i] for i in sorted(newest) if i not in stored or newest[i].version > stored[i][1]]
+        remove(conn, [stored[image.image_id][0] for image in fresh if image.image_id in stored and stored[image.image_id][2] == "indexed"])
+        keys = {image_id: key for image_id, (key, _, _) in stored.items()}
+        keys |= {image.image_id: _upsert(conn, image, known=image.image_id in stored) for image in fresh}
+        _forget_rejections(conn, fresh)
+    versions = {image.image_id: image.version for image in fresh}
+    return [(keys[image.image_id], versions.get(image.image_id) == image.version) for image in images]
+
+
+def reject_image(conn: Connection, rejected: ImageRejected) -> bool:
+    """Remembers a refusal and counts it once, however often it is replayed. Returns whether it is new."""
+    with transaction(conn):
+        fresh = (
+            row(
+                conn,
+                "insert_rejection",
+                image_id=rejected.image_id,
+                version=rejected.version,
+                uri=rejected.uri,
+                code=rejected.code,
+                reason=rejected.reason,
+                stage=rejected.stage,
+            )
+            is not None
+        )
+        count_up(conn, WHOLE_DATABASE, {"rejected": int(fresh)})
+    return fresh
+
+
+def rejections(conn: Connection, image_ids: Sequence[str] | None = None, *, limit: int = 1000) -> list[Rejection]:
+    """Refused images, newest first; of these ids, or of all."""
+    found = rows(conn, "rejections", image_ids=None if image_ids is None else list(image_ids), amount=limit)
+    return [Rejection(*one) for one in found]
+
+
+def delete_images(conn: Connection, deletions: Iterable[ImageDeleted | str]) -> Deletion:
+    """Deletes images: marks them, removes their postings from every generation and writes tombstones, in one transaction.
+
+    A deletion that names a version leaves newer versions alone, so that a replayed deletion is harmless.
+    """
+    wanted = {d if isinstance(d, str) else d.image_id: None if isinstance(d, str) else d.version for d in deletions}
+    with transaction(conn):
+        doomed: dict[str, int] = {}
+        for key, image_id, version, state in rows(conn, "lock_images_by_id", image_ids=sorted(wanted)):
+            bound = wanted[image_id]
+            if state != "deleted" and (bound is None or version <= bound):
+                doomed[image_id] = key
+        count_up(conn, WHOLE_DATABASE, {"deleted": len(doomed)})
+        remove(conn, list(doomed.values()))
+        run(conn, "mark_deleted", image_keys=list(doomed.values()))
+    return Deletion(deleted=tuple(doomed), untouched=tuple(i for i in wanted if i not in doomed))
+
+
+def images_by_key(conn: Connection, image_keys: Sequence[int]) -> dict[int, StoredImage]:
+    """Images by key; keys of deleted images are there too, with their state."""
+    return {found[0]: _stored(found) for found in rows(conn, "images_by_key", image_keys=[int(key) for key in image_keys])}
+
+
+def images_by_id(conn: Connection, image_ids: Sequence[str]) -> dict[str, StoredImage]:
+    """Images by id, whatever their state."""
+    return {found[1]: _stored(found) for found in rows(conn, "images_by_id", image_ids=list(image_ids))}
+
+
+def missing_images(conn: Connection, generation: int, *, after: int = 0, limit: int = 1000) -> list[StoredImage]:
+    """Images that a generation does not hold yet, keys above `after` ascending: what it must catch up."""
+    return [_stored(found) for found in rows(conn, "missing_images", generation=generation, after=after, amount=limit)]
+
+
+def record_visibility(conn: Connection, worker: str, image_keys: Sequence[int], searchable_at: datetime | None = None) -> None:
+    """Notes when a query worker began to return these images; keeps the newest rows only."""
+    with transaction(conn):
+        keys = [int(key) for key in image_keys]
+        run(conn, "record_visibility", worker=worker, image_keys=keys, searchable_at=searchable_at or now())
+        run(conn, "prune_visibility", keep=VISIBILITY_KEPT)
+
+
+def freshness(conn: Connection) -> tuple[float | None, float | None]:
+    """p50 and p95 of seconds from publishing to searchable, over the newest 1,000 images; None before the first."""
+    found = row(conn, "freshness")
+    return (None, None) if found is None else (found[0], found[1])
+
+
+def _upsert(conn: Connection, image: ImageAccepted, *, known: bool) -> int:
+    found = row(
+        conn,
+        "upsert_image",
+        image_id=image.image_id,
+        version=image.version,
+        uri=image.uri,
+        normalized_uri=image.normalized_uri,
+        checksum=image.checksum,
+        width=image.width,
+        height=image.height,
+        captions=Jsonb(image.captions),
+        test_captions=Jsonb(image.test_captions),
+        split=image.split,
+        arrived_at=image.arrived_at,
+    )
+    if found is None or found[1] is known:
+        # Somebody inserted it between our lock, which found nothing, and our write: its postings were not removed.
+        raise RetryLaterError(f"image {image.image_id} was accepted by another worker at the same moment; try again")
+    return int(found[0])
+
+
+def _forget_rejections(conn: Connection, images: Sequence[ImageAccepted]) -> None:
+    forgotten = run(conn, "delete_rejections", image_ids=[i.image_id for i in images], versions=[i.version for i in images])
+    count_up(conn, WHOLE_DATABASE, {"rejected": -forgotten})
+
+
+def _stored(found: tuple[Any, ...]) -> StoredImage:
+    key, image_id, version, state, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at = found
+    return StoredImage(
+        image_key=key,
+        image_id=image_id,
+        version=version,
+        state=state,
+        uri=uri,
+        normalized_uri=normalized_uri,
+        captions=tuple(captions),
+        test_captions=tuple(test_captions),
+        split=split,
+        arrived_at=arrived_at,
+        indexed_at=indexed_at,
+    )
