@@ -14,7 +14,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from model.encoder import Pixels, resize
+from model.pixels import Pixels, resize
 from model.profiles import TinySize
 from model.tokenizer import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START
 from schemas.errors import RefuseToStartError
@@ -74,6 +74,10 @@ class ImageInput:
 
     patches: Tensor
     grid: Tensor
+
+    def to(self, device: torch.device) -> "ImageInput":
+        """The same on another device."""
+        return ImageInput(patches=self.patches.to(device), grid=self.grid.to(device))
 
     def tokens(self, merge: int) -> list[int]:
         """How many image tokens each of the N images takes in the prompt."""
@@ -140,7 +144,7 @@ def rope_positions(tokens: Tensor, mask: Tensor, grid: Tensor | None, image_toke
     rows = image.any(1).nonzero().squeeze(1)
     high, wide = grid[:, 1] // merge, grid[:, 2] // merge
     start = image[rows].float().argmax(1)
-    nth = torch.arange(length).unsqueeze(0) - start.unsqueeze(1)
+    nth = torch.arange(length, device=tokens.device).unsqueeze(0) - start.unsqueeze(1)
     inside = image[rows]
     count = (high * wide).unsqueeze(1)
     row, column = nth // wide.unsqueeze(1), nth % wide.unsqueeze(1)

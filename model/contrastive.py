@@ -79,6 +79,7 @@ def train_two_tower(
     steps = config.epochs * max(1, len(data) // batch)
     optimizer = torch.optim.AdamW(towers.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay)
     schedule = cosine_schedule(optimizer, steps, config.warmup)
+    device = towers.log_scale.device
     towers.train()
     losses: list[float] = []
     with progress("contrastive encoder", steps) as bar:
@@ -88,7 +89,8 @@ def train_two_tower(
             for start in range(0, len(order) - batch + 1, batch):
                 rows = order[start : start + batch]
                 tokens, mask = token_batch(tokenizer, pick_captions(data, rows, rng), config.limit)
-                loss = towers.loss(to_float(data.pixels, rows, rng, config.shift_px), tokens, mask)
+                pixels = to_float(data.pixels, rows, rng, config.shift_px)
+                loss = towers.loss(pixels.to(device), tokens.to(device), mask.to(device))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
@@ -119,6 +121,7 @@ def train_teacher(
     optimizer = torch.optim.AdamW(head.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay)
     schedule = cosine_schedule(optimizer, steps, config.warmup)
     hits: list[float] = []
+    device = towers.log_scale.device
     head.train()
     with progress("teacher", steps) as bar:
         for _ in range(config.epochs):
@@ -127,8 +130,9 @@ def train_teacher(
             for start in range(0, len(order) - batch + 1, batch):
                 rows = order[start : start + batch]
                 with torch.no_grad():
-                    grid, image = towers.image(to_float(data.pixels, rows, None, 0))
+                    grid, image = towers.image(to_float(data.pixels, rows, None, 0).to(device))
                     tokens, mask = token_batch(tokenizer, pick_captions(data, rows, rng), config.limit)
+                    tokens, mask = tokens.to(device), mask.to(device)
                     states, text = towers.text(tokens, mask)
                     hard = (image @ text.T).fill_diagonal_(-2.0).argmax(1)
                 good = head(grid, image, states, mask, text)

@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from schemas.records import ByteArray, FloatArray
-
-Pixels = Sequence[ByteArray]
-"""Images as (H, W, 3) uint8 arrays; sizes may differ."""
+from model.pixels import Pixels, resize
+from schemas.records import FloatArray
 
 
 class Encoder(Protocol):
@@ -96,17 +94,8 @@ class TwoTower(nn.Module):
         _, images = self.image(pixels)
         _, texts = self.text(tokens, mask)
         logits = self.log_scale.exp().clamp(max=100.0) * images @ texts.T
-        target = torch.arange(len(logits))
+        target = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def resize(image: ByteArray, side_px: int) -> ByteArray:
-    """(side, side, 3) uint8: the whole image squeezed into a square, as CLIP-style encoders without cropping do."""
-    from PIL import Image
-
-    if image.shape[:2] == (side_px, side_px):
-        return image
-    return np.asarray(Image.fromarray(image).resize((side_px, side_px), Image.Resampling.BOX, reducing_gap=None), dtype=np.uint8)
 
 
 def pixel_batch(images: Pixels, side_px: int) -> Tensor:
@@ -139,11 +128,16 @@ class SmallEncoder:
         self.width = int(towers.image.project.out_features)
         self.scale = float(towers.log_scale.detach().exp().clamp(max=100.0))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        return self.towers.log_scale.device
+
     @torch.inference_mode()
     def embed_images(self, images: Pixels) -> FloatArray:
         """(N, D) float32 unit vectors of N images."""
         parts = [
-            self.towers.image(pixel_batch(images[start : start + self.batch], self.side_px))[1].numpy()
+            self.towers.image(pixel_batch(images[start : start + self.batch], self.side_px).to(self.device))[1].cpu().numpy()
             for start in range(0, len(images), self.batch)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float32)
@@ -154,5 +148,5 @@ class SmallEncoder:
         parts = []
         for start in range(0, len(texts), self.batch):
             tokens, mask = token_batch(self.tokenizer, texts[start : start + self.batch], self.limit)
-            parts.append(self.towers.text(tokens, mask)[1].numpy())
+            parts.append(self.towers.text(tokens.to(self.device), mask.to(self.device))[1].cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float32)

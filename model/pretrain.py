@@ -25,7 +25,7 @@ class PretrainConfig:
     """Numbers of the pretraining; `caption_weight` weighs image description against distillation."""
 
     epochs: int = 6
-    batch: int = 64
+    batch: int = 128
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     warmup: float = 0.06
@@ -47,7 +47,7 @@ def distill_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     """Cosine distance plus InfoNCE against the teacher's vectors of the batch. (B, D) both; the teacher has unit length."""
     student = F.normalize(student, dim=-1)
     logits = temperature * student @ teacher.T
-    return (1 - (student * teacher).sum(-1)).mean() + F.cross_entropy(logits, torch.arange(len(logits))) / 2
+    return (1 - (student * teacher).sum(-1)).mean() + F.cross_entropy(logits, torch.arange(len(logits), device=logits.device)) / 2
 
 
 class Pretrainer:
@@ -62,7 +62,7 @@ class Pretrainer:
 
     def loss(self, squares: np.ndarray, captions: list[str], images: Tensor, texts: Tensor, describe: bool) -> Tensor:
         """Joint loss of a batch: (B, side, side, 3) uint8, B captions, the encoder's (B, D) image and text vectors."""
-        given = self.inputs.from_squares(squares)
+        given = self.inputs.from_squares(squares).to(self.model.device)
         seen = self.model.model.visual(given.patches, grid_thw=given.grid).pooler_output
         count = given.tokens(self.merge)[0]
         vision = self.heads.vision(seen.view(len(squares), count, -1).mean(1))
@@ -77,7 +77,7 @@ class Pretrainer:
         return loss
 
     def _hidden(self, rows: list[list[int]], seen: Tensor | None, grid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        tokens, mask = pad_rows(rows, self.pad)
+        tokens, mask = (part.to(self.model.device) for part in pad_rows(rows, self.pad))
         embeds = self.model.get_input_embeddings()(tokens)
         if seen is not None:
             embeds = embeds.masked_scatter((tokens == self.prompts.image).unsqueeze(-1), seen)
@@ -87,20 +87,24 @@ class Pretrainer:
 
     def _state(self, rows: list[list[int]], seen: Tensor | None, grid: Tensor | None) -> Tensor:
         hidden, _, mask = self._hidden(rows, seen, grid)
-        last: Tensor = self.heads.state(hidden[torch.arange(len(rows)), mask.sum(1) - 1])
+        last: Tensor = self.heads.state(hidden[torch.arange(len(rows), device=hidden.device), mask.sum(1) - 1])
         return last
 
     def _caption_loss(self, captions: list[str], count: int, seen: Tensor, grid: Tensor) -> Tensor:
         examples = [self.prompts.describe(0, count, caption) for caption in captions]
         hidden, tokens, mask = self._hidden([list(e.tokens) for e in examples], seen, grid)
-        starts = torch.tensor([e.prompt for e in examples]).unsqueeze(1)
-        spoken = mask & (torch.arange(tokens.shape[1]).unsqueeze(0) >= starts)
+        starts = torch.tensor([e.prompt for e in examples], device=tokens.device).unsqueeze(1)
+        spoken = mask & (torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0) >= starts)
         logits = self.model.lm_head(hidden[:, :-1][spoken[:, 1:]])
         return F.cross_entropy(logits, tokens[:, 1:][spoken[:, 1:]])
 
 
 def pretrain(
-    trainer: Pretrainer, data: CaptionedImages, images: FloatArray, embed_texts: Callable[[list[str]], FloatArray], progress: Progress = quiet
+    trainer: Pretrainer,
+    data: CaptionedImages,
+    images: FloatArray,
+    embed_texts: Callable[[list[str]], FloatArray],
+    progress: Progress = quiet,
 ) -> float:
     """Train in place; `images` are the encoder's (N, D) image vectors. Returns the last epoch's mean loss."""
     config = trainer.config
@@ -119,8 +123,8 @@ def pretrain(
             for start in range(0, len(order) - batch + 1, batch):
                 rows = order[start : start + batch]
                 captions = pick_captions(data, rows, rng)
-                texts = torch.from_numpy(embed_texts(captions))
-                loss = trainer.loss(data.pixels[rows], captions, torch.from_numpy(images[rows]), texts, describe=len(losses) % 2 == 0)
+                texts, targets = (torch.from_numpy(part).to(trainer.model.device) for part in (embed_texts(captions), images[rows]))
+                loss = trainer.loss(data.pixels[rows], captions, targets, texts, describe=len(losses) % 2 == 0)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -51,14 +51,21 @@ class SigmaModel(nn.Module):
         self.merge = int(backbone.config.vision_config.spatial_merge_size)
         self.pad = int(tokenizer.pad_token_id)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.device
+
     def see(self, given: ImageInput) -> Tensor:
         """Visual tokens of a batch of images, (sum of image tokens, H)."""
+        given = given.to(self.device)
         seen: Tensor = self.backbone.model.visual(given.patches, grid_thw=given.grid).pooler_output
         return seen
 
     def embed(self, rows: Sequence[Sequence[int]], seen: Tensor | None, grid: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Token rows with visual tokens filled in: tokens (B, T), mask (B, T), embeddings (B, T, H), positions (3, B, T)."""
-        tokens, mask = pad_rows(rows, self.pad)
+        tokens, mask = (part.to(self.device) for part in pad_rows(rows, self.pad))
+        grid = None if grid is None else grid.to(self.device)
         embeds = self.backbone.get_input_embeddings()(tokens)
         if seen is not None:
             embeds = embeds.masked_scatter((tokens == self.prompts.image).unsqueeze(-1), seen.to(embeds.dtype))
@@ -70,8 +77,8 @@ class SigmaModel(nn.Module):
         hidden = self.backbone.model.language_model(
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, use_cache=False
         ).last_hidden_state
-        starts = torch.tensor([e.prompt for e in examples]).unsqueeze(1)
-        wanted = (mask & (torch.arange(tokens.shape[1]).unsqueeze(0) >= starts))[:, 1:]
+        starts = torch.tensor([e.prompt for e in examples], device=tokens.device).unsqueeze(1)
+        wanted = (mask & (torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0) >= starts))[:, 1:]
         logits = self.backbone.lm_head(hidden[:, :-1][wanted])
         generation = F.cross_entropy(logits.float(), tokens[:, 1:][wanted])
         return Losses(generation=generation, similarity=self._similarity(examples, hidden))

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.encoder import Pixels, SmallEncoder, pixel_batch, token_batch
+from model.encoder import SmallEncoder, pixel_batch, token_batch
+from model.pixels import Pixels
 from schemas.records import FloatArray
 
 
@@ -55,8 +56,9 @@ class SmallTeacher:
         encoder, step = self.encoder, 128
         scores = []
         for start in range(0, len(captions), step):
-            grid, image = encoder.towers.image(pixel_batch(images[start : start + step], encoder.side_px))
+            grid, image = encoder.towers.image(pixel_batch(images[start : start + step], encoder.side_px).to(encoder.device))
             tokens, mask = token_batch(encoder.tokenizer, captions[start : start + step], encoder.limit)
+            tokens, mask = tokens.to(encoder.device), mask.to(encoder.device)
             states, text = encoder.towers.text(tokens, mask)
-            scores.append(torch.sigmoid(self.head(grid, image, states, mask, text)).numpy())
+            scores.append(torch.sigmoid(self.head(grid, image, states, mask, text)).cpu().numpy())
         return np.concatenate(scores) if scores else np.zeros(0, dtype=np.float32)

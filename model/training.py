@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from model.backbone import ImageInput
-from model.progress import Bar, Progress, quiet
 from model.profiles import Stage, StageName
+from model.progress import Bar, Progress, quiet
 from model.prompts import Example
 from model.sigma import SigmaModel
 from schemas.records import ByteArray, FloatArray, IntArray

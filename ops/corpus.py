@@ -1,13 +1,19 @@
 """The corpus generator: rendered scenes as image files with a manifest, seeded and deterministic."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
 import numpy as np
+from PIL import Image
 
+from model.pixels import resize
+from model.progress import Progress
 from ops.scenes import Scene, captions, draw_scene, render
 from schemas.errors import UsageError
 from schemas.records import ByteArray, ManifestEntry
@@ -76,13 +82,33 @@ def fingerprints(config: CorpusConfig) -> set[str]:
     return {sample.scene.fingerprint for sample in samples(config)}
 
 
+def drawn(corpus: CorpusConfig, side_px: int, progress: Progress) -> tuple[ByteArray, list[tuple[str, ...]]]:
+    """A generated corpus in memory, drawn by all cores: (N, side, side, 3) uint8 and each image's texts."""
+    workers = os.cpu_count() or 1
+    step = max(1, min(500, -(-corpus.images // workers)))
+    parts = [
+        replace(corpus, start=corpus.start + begin, images=min(step, corpus.images - begin)) for begin in range(0, corpus.images, step)
+    ]
+    pixels: list[ByteArray] = []
+    texts: list[tuple[str, ...]] = []
+    with progress("draw scenes", corpus.images) as bar, ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for part, names in pool.map(_draw, parts, [side_px] * len(parts)):
+            pixels.append(part)
+            texts += names
+            bar.update(len(part))
+    return np.concatenate(pixels), texts
+
+
+def _draw(corpus: CorpusConfig, side_px: int) -> tuple[ByteArray, list[tuple[str, ...]]]:
+    found = [(resize(sample.pixels(corpus.side_px), side_px), sample.captions + sample.test_captions) for sample in samples(corpus)]
+    return np.stack([pixels for pixels, _ in found]), [texts for _, texts in found]
+
+
 def generate(config: CorpusConfig, folder: Path, split: str | None, tick: Callable[[int], None]) -> Path:
     """Write `images/*.png` and `manifest.jsonl` below `folder`; returns the manifest. `tick(1)` after each image.
 
     Files get their final name when they are complete, the manifest comes last: an interrupted run leaves no manifest.
     """
-    from PIL import Image
-
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     entries: list[ManifestEntry] = []

@@ -47,7 +47,9 @@ def gini(loads: IntArray) -> float:
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * ordered.sum()))
 
 
-def identifier_quality(codes: IntArray, embeddings: FloatArray, codebook: Codebook, *, seed: int = 0, sample: int = 1000) -> IdentifierQuality:
+def identifier_quality(
+    codes: IntArray, embeddings: FloatArray, codebook: Codebook, *, seed: int = 0, sample: int = 1000
+) -> IdentifierQuality:
     """Quality of (N, 4) codes of (N, D) embeddings; neighbours are measured on a seeded sample of at most `sample` rows."""
     shape = codebook.config.shape
     leaves, loads = np.unique(pack_all(codes, shape), return_counts=True)
