@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from model.backbone import tiny_config
@@ -15,6 +14,7 @@ from model.encoder import SmallEncoder, TwoTower
 from model.profiles import TinySize
 from model.teacher import CrossHead, SmallTeacher
 from model.tokenizer import load_tokenizer
+from model.weights_io import restore, stored
 from schemas.errors import RefuseToStartError
 
 SHIPPED = Path(__file__).resolve().parent / "weights" / "tiny"
@@ -83,30 +83,3 @@ class Base:
 
     def _parts(self) -> tuple[tuple[str, nn.Module], ...]:
         return ("towers", self.towers), ("cross", self.cross), ("backbone", self.backbone)
-
-
-def stored(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state with each shared tensor once (the tied output layer of the backbone is its input embedding)."""
-    kept: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in module.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            seen.add(id(value))
-            kept[name] = value.detach().cpu().contiguous()
-    return kept
-
-
-def restore(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Put a state made by `stored` back; refuses one that does not fit the module exactly."""
-    wanted = stored(module)
-    wrong = sorted(name for name in wanted.keys() ^ tensors.keys()) + [
-        n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape
-    ]
-    if wrong:
-        raise RefuseToStartError(
-            f"the weights in {folder} do not fit this configuration at {', '.join(wrong[:3])}; restore the folder or train again"
-        )
-    targets = module.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for name, value in tensors.items():
-            targets[name].copy_(value)

@@ -106,7 +106,10 @@ def pixel_batch(images: Pixels, side_px: int) -> Tensor:
 
 def token_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int) -> tuple[Tensor, Tensor]:
     """(B, T) ids and boolean mask, right-padded, cut at `limit` tokens; an empty text becomes one end token."""
-    rows = [ids[:limit] or [int(tokenizer.eos_token_id)] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    rows = [
+        ids[:limit] or [int(tokenizer.eos_token_id)]
+        for ids in tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ]
     width = max(len(row) for row in rows)
     tokens = torch.full((len(rows), width), int(tokenizer.pad_token_id), dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)

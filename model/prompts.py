@@ -47,8 +47,8 @@ class Prompts:
         self._describe = self.text(DESCRIBE)
 
     def text(self, text: str) -> list[int]:
-        """Plain text as at most `limit` tokens."""
-        return [int(i) for i in self._tokenizer(text, add_special_tokens=False)["input_ids"][: self.limit]]
+        """Plain text as at most `limit` tokens; what looks like a special token in it stays text."""
+        return [int(i) for i in self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"][: self.limit]]
 
     def identifier(self, codes: Sequence[int]) -> list[int]:
         """Tokens of the first `len(codes)` levels of an identifier."""

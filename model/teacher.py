@@ -56,9 +56,13 @@ class SmallTeacher:
         encoder, step = self.encoder, 128
         scores = []
         for start in range(0, len(captions), step):
-            grid, image = encoder.towers.image(pixel_batch(images[start : start + step], encoder.side_px).to(encoder.device))
-            tokens, mask = token_batch(encoder.tokenizer, captions[start : start + step], encoder.limit)
-            tokens, mask = tokens.to(encoder.device), mask.to(encoder.device)
+            part = images[start : start + step]
+            # An image with several captions comes several times in a row; it is looked at once.
+            once = {id(image): image for image in part}
+            at = {name: row for row, name in enumerate(once)}
+            rows = torch.tensor([at[id(image)] for image in part], device=encoder.device)
+            grid, image = encoder.towers.image(pixel_batch(list(once.values()), encoder.side_px).to(encoder.device))
+            tokens, mask = (t.to(encoder.device) for t in token_batch(encoder.tokenizer, captions[start : start + step], encoder.limit))
             states, text = encoder.towers.text(tokens, mask)
-            scores.append(torch.sigmoid(self.head(grid, image, states, mask, text)).cpu().numpy())
+            scores.append(torch.sigmoid(self.head(grid[rows], image[rows], states, mask, text)).cpu().numpy())
         return np.concatenate(scores) if scores else np.zeros(0, dtype=np.float32)

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from model.profiles import Stage, StageName
 from model.progress import Bar, Progress, quiet
 from model.prompts import Example
 from model.sigma import SigmaModel
+from model.weights_io import load_module, save_module
 from schemas.records import ByteArray, FloatArray, IntArray
+
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +116,17 @@ class _BarCallback(TrainerCallback):
 class StageTrainer(Trainer):
     """The Trainer with this project's batches and losses (equation 12)."""
 
-    def __init__(self, sigma: SigmaModel, stage: Stage, data: TrainingSet, bar: _BarCallback, **kwargs: object) -> None:
-        self.sigma, self.stage, self.data, self.bar_callback = sigma, stage, data, bar
-        super().__init__(model=sigma, callbacks=[bar], **kwargs)
+    def __init__(
+        self, sigma: SigmaModel, stage: Stage, data: TrainingSet, rows: Examples, bar: _BarCallback, args: TrainingArguments
+    ) -> None:
+        self.sigma, self.stage, self.data, self.rows, self.bar_callback = sigma, stage, data, rows, bar
+        super().__init__(model=sigma, args=args, train_dataset=rows, data_collator=_gather, callbacks=[bar])
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, list[Example]], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """L_gen + λ·L_ssp of a batch."""
-        batch = inputs["examples"]
+        batch: list[Example] = inputs["examples"]
         seen, grid = self._pictures([e.image for e in batch if e.image is not None])
         losses = self.sigma.losses(batch, seen, grid)
         loss = losses.generation + self.stage.soft_label_weight * losses.similarity
@@ -134,8 +140,21 @@ class StageTrainer(Trainer):
         return self.sigma.see(given), given.grid
 
     def _get_train_sampler(self, train_dataset: Dataset[Example] | None = None) -> LengthBuckets:
-        lengths = [len(example.tokens) for example in self.train_dataset.rows]
+        lengths = [len(example.tokens) for example in self.rows.rows]
         return LengthBuckets(lengths, self.stage.batch, self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # The Trainer's own way refuses the tied embedding, which two names share.
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_module(self.sigma, folder / WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_module(self.sigma, Path(resume_from_checkpoint) / WEIGHTS)
+
+
+def _gather(batch: list[Example]) -> dict[str, Any]:
+    return {"examples": batch}
 
 
 def _arguments(folder: Path, stage: Stage, steps: int, seed: int, checkpoints: int) -> TrainingArguments:
@@ -184,15 +203,7 @@ def run_stage(
     resumable = resume and any(folder.glob("checkpoint-*"))
     with progress(_LABELS[stage.name], steps) as bar:
         callback = _BarCallback(bar)
-        trainer = StageTrainer(
-            model,
-            stage,
-            data,
-            callback,
-            args=_arguments(folder, stage, steps, seed, checkpoints),
-            train_dataset=rows,
-            data_collator=lambda batch: {"examples": batch},
-        )
+        trainer = StageTrainer(model, stage, data, rows, callback, _arguments(folder, stage, steps, seed, checkpoints))
         trainer.train(resume_from_checkpoint=resumable or None)
     model.eval()
     shutil.rmtree(folder, ignore_errors=True)

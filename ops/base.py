@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.backbone import ImageInputs, fresh_backbone
+from model.adapt import pretrain_base
+from model.backbone import fresh_backbone
 from model.base import ABOUT, Base
 from model.contrastive import CaptionedImages, ContrastiveConfig, train_teacher, train_two_tower
 from model.encoder import TwoTower
-from model.pretrain import DistillHeads, PretrainConfig, Pretrainer, pretrain
+from model.pretrain import PretrainConfig
 from model.profiles import profile
 from model.progress import Progress
-from model.prompts import Prompts
-from model.sigma import SigmaModel, extend_vocabulary
 from model.teacher import CrossHead
 from model.tokenizer import train_tokenizer
 from ops.corpus import CorpusConfig, drawn
@@ -61,7 +60,7 @@ def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str
         base = Base.load(half)
         for part in (base.towers, base.cross, base.backbone):
             part.to(device)
-        pretrain_backbone(base, data, PretrainConfig(epochs=config.pretrain_epochs, seed=config.seed), progress)
+        pretrain_base(base, data, PretrainConfig(epochs=config.pretrain_epochs, seed=config.seed), progress)
     recall = probe_recall(base, CorpusConfig(config.probe, seed=config.seed, captions=0, test_captions=1), progress)
     done = base.about | {"exact_recall_in_unseen_scenes": recall, "command": command(config)}
     replace(base, about=done).save(folder)
@@ -77,18 +76,6 @@ def command(config: BaseConfig) -> str:
 def _holds(folder: Path, about: dict[str, object]) -> bool:
     """Whether an interrupted run of the same settings left its first half here."""
     return (folder / ABOUT).is_file() and about.items() <= Base.load(folder).about.items()
-
-
-def pretrain_backbone(base: Base, data: CaptionedImages, config: PretrainConfig, progress: Progress) -> float:
-    """Teach the base's backbone to see and read from its own encoder (second half of stage 0)."""
-    device = base.backbone.device
-    encoder = base.encoder
-    images = np.concatenate([encoder.embed_images(list(part)) for part in np.array_split(data.pixels, max(1, len(data) // 2048))])
-    torch.manual_seed(config.seed)
-    heads = DistillHeads(base.size.hidden, encoder.width).to(device)
-    prompts = Prompts(base.tokenizer, [[] for _ in range(5)], base.limit)
-    trainer = Pretrainer(base.backbone, prompts, ImageInputs.tiny(base.size), heads, config)
-    return pretrain(trainer, data, images, encoder.embed_texts, progress)
 
 
 def probe_recall(base: Base, corpus: CorpusConfig, progress: Progress) -> dict[str, float]:
@@ -109,10 +96,3 @@ def single_precision_matrix_units() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def fresh_model(base: Base) -> SigmaModel:
-    """The SIGMA model on a base: identifier tokens added, nothing learnt yet. Takes the base's backbone and tokenizer over."""
-    tiny = profile("tiny")
-    extend_vocabulary(base.backbone, base.tokenizer, tiny)
-    return SigmaModel(base.backbone, base.tokenizer, ImageInputs.tiny(base.size), tiny)

@@ -49,7 +49,10 @@ class ImageArrived:
 
 @dataclass(frozen=True, slots=True)
 class ImageAccepted:
-    """The image was readable and is stored. `checksum` is SHA-256 of the bytes that arrived; sizes are theirs, upright."""
+    """The image was readable and is stored. `checksum` is SHA-256 of the bytes that arrived; sizes are theirs, upright.
+
+    `arrived_at` is what the producer says, `published_at` when its event was written to the log: freshness counts from there.
+    """
 
     TOPIC: ClassVar[str] = ACCEPTED
     NAME: ClassVar[str] = "image_accepted"
@@ -65,9 +68,11 @@ class ImageAccepted:
     captions: tuple[str, ...] = ()
     test_captions: tuple[str, ...] = ()
     split: str | None = None
+    published_at: datetime | None = None
 
     def __post_init__(self) -> None:
         require_aware("arrived_at", self.arrived_at)
+        require_aware("published_at", self.published_at)
 
 
 @dataclass(frozen=True, slots=True)

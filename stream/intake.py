@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from datetime import datetime
 
 from schemas.errors import RejectInputError
 from schemas.events import ImageAccepted, ImageArrived, ImageRejected
@@ -11,7 +12,9 @@ from stream.images import ImageStore
 STAGE = "intake"
 
 
-def accept(arrived: ImageArrived, store: ImageStore, decoder: DecodePool, source: Callable[[str], bytes]) -> ImageAccepted | ImageRejected:
+def accept(
+    arrived: ImageArrived, store: ImageStore, decoder: DecodePool, source: Callable[[str], bytes], published_at: datetime | None = None
+) -> ImageAccepted | ImageRejected:
     """Reads, decodes and stores the image. A refusal is a record too; only `RetryLaterError` is raised."""
     try:
         data = source(arrived.uri)
@@ -32,4 +35,5 @@ def accept(arrived: ImageArrived, store: ImageStore, decoder: DecodePool, source
         captions=arrived.captions,
         test_captions=arrived.test_captions,
         split=arrived.split,
+        published_at=published_at,
     )

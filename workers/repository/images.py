@@ -169,6 +169,7 @@ def _upsert(conn: Connection, image: ImageAccepted, *, known: bool) -> int:
         test_captions=Jsonb(image.test_captions),
         split=image.split,
         arrived_at=image.arrived_at,
+        published_at=image.published_at,
     )
     if found is None or found[1] is known:
         # Somebody inserted it between our lock, which found nothing, and our write: its postings were not removed.

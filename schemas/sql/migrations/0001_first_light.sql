@@ -68,6 +68,7 @@ CREATE TABLE image (
     test_captions jsonb NOT NULL DEFAULT '[]',
     split text,
     arrived_at timestamptz NOT NULL,
+    published_at timestamptz NOT NULL,
     accepted_at timestamptz NOT NULL DEFAULT now(),
     indexed_at timestamptz
 );
@@ -172,7 +173,7 @@ CREATE TABLE visibility (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     worker text NOT NULL,
     image_key bigint NOT NULL,
-    arrived_at timestamptz NOT NULL,
+    published_at timestamptz NOT NULL,
     indexed_at timestamptz NOT NULL,
     searchable_at timestamptz NOT NULL
 );

@@ -1,0 +1,118 @@
+"""The engine: one generation ready to answer, its model, trie and ranking embeddings in memory. Owned by one thread."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model.beam import NEVER, search_identifiers, search_leaves
+from model.checkpoint import Checkpoint
+from model.decoder import Decoder, Prompt
+from model.ranking import Ranked, rank
+from model.trie import Trie
+from schemas.records import FloatArray, IntArray
+from workers.gallery import Gallery
+from workers.repository.follow import Changes, EmbeddingRows, PostingRows
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """How to search: `beams` leaves, then the fused score of DESIGN section 6 with weight `fusion_weight`."""
+
+    beams: int = 20
+    fusion_weight: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Images of one query, best first. `invalid` counts answers that are no image of the trie: the constraint keeps it 0."""
+
+    image_keys: IntArray
+    scores: FloatArray
+    candidates: int
+    invalid: int = 0
+
+
+class Engine:
+    """Answers queries of one generation."""
+
+    def __init__(self, generation: int, checkpoint: Checkpoint, folder: Path) -> None:
+        self.generation = generation
+        self.checkpoint = checkpoint
+        self.encoder = checkpoint.encoder
+        self.decoder = Decoder(checkpoint.sigma)
+        self.shape = checkpoint.sigma.profile.shape
+        self.trie = Trie(self.shape, self.decoder.device)
+        self.gallery = Gallery(folder)
+
+    def sink(self, rows: EmbeddingRows) -> None:
+        """Take a chunk of ranking embeddings (initial load)."""
+        self.gallery.add(rows.image_keys, rows.embeddings)
+
+    def apply(self, changes: Changes) -> IntArray:
+        """Bring trie and embeddings up to date; returns the image keys that became searchable."""
+        if len(changes.deleted):
+            slots = self.gallery.slots(changes.deleted)
+            self.trie.delete(slots[slots >= 0].tolist())
+        if len(changes.embeddings):
+            self.sink(changes.embeddings)
+        self._insert(changes.postings, changes.deleted)
+        return np.setdiff1d(changes.embeddings.image_keys, changes.deleted)
+
+    def answer(self, texts: Sequence[str], count: int, how: Retrieval) -> list[Answer]:
+        """The `count` best images of each text: beams of leaves, their members, the fused score."""
+        prompt = self.decoder.read_texts(texts)
+        queries = self.encoder.embed_texts(texts)
+        return [self._answer(ranked) for ranked in self._ranked(prompt, queries, count, how)]
+
+    def answer_paper(self, texts: Sequence[str], count: int, beams: int) -> list[Answer]:
+        """The paper's own mode: five tokens decoded over primary identifiers, ranked by their probability."""
+        answers = []
+        for found in search_identifiers(self.decoder, self.decoder.read_texts(texts), self.trie, beams):
+            slots = np.array([one.slot for one in found[:count]], dtype=np.int64)
+            scores = np.array([one.score for one in found[:count]], dtype=np.float32)
+            answers.append(self._answer(Ranked(slots, scores, len(found))))
+        return answers
+
+    def answer_exact(self, queries: FloatArray, count: int) -> list[Answer]:
+        """Exact dense search over the stored embeddings with unit query vectors (B, D): the yardstick."""
+        alive = self.alive()
+        matrix = self.gallery.embeddings[alive].astype(np.float32)
+        answers = []
+        for query in queries:
+            scores = matrix @ query
+            best = np.argsort(-scores, kind="stable")[:count]
+            answers.append(Answer(self.gallery.keys(alive[best]), scores[best], len(alive)))
+        return answers
+
+    def alive(self) -> IntArray:
+        """Slots of the images that can be found, ascending."""
+        reached = self.trie.reached(np.flatnonzero(self.trie.branches.load))
+        return np.unique(reached.slots)
+
+    def close(self) -> None:
+        """Free the embeddings' file."""
+        self.gallery.close()
+
+    def _ranked(self, prompt: Prompt, queries: FloatArray, count: int, how: Retrieval) -> list[Ranked]:
+        beams = search_leaves(self.decoder, prompt, self.shape, how.beams, self.trie.branches)
+        leaves, scores = beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
+        ranked = []
+        for row, query in enumerate(queries):
+            real = scores[row] > NEVER
+            reached = self.trie.reached(leaves[row][real])
+            embeddings = self.gallery.embeddings
+            ranked.append(rank(query, reached, scores[row][real], embeddings, self.encoder.scale, how.fusion_weight, count))
+        return ranked
+
+    def _answer(self, ranked: Ranked) -> Answer:
+        slots = ranked.slots
+        invalid = int(((slots < 0) | (slots >= self.gallery.size)).sum())
+        return Answer(self.gallery.keys(slots), ranked.scores, ranked.candidates, invalid)
+
+    def _insert(self, postings: PostingRows, deleted: IntArray) -> None:
+        slots = self.gallery.slots(postings.image_keys)
+        # A posting whose image was deleted in the same breath has an embedding no more.
+        kept = (slots >= 0) & ~np.isin(postings.image_keys, deleted)
+        self.trie.insert(postings.leaves[kept], slots[kept], postings.weights[kept], postings.suffixes[kept])

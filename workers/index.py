@@ -1,0 +1,155 @@
+"""The index worker: accepted → the model generates an identifier → postings in the trie, in one transaction with the offset."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from schemas.errors import RejectInputError
+from schemas.events import ACCEPTED, ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent, decode
+from schemas.records import ByteArray
+from stream.dead_letters import dead_letter, rejection
+from stream.log import Batch, Event, EventLog, Message, message
+from stream.offsets import store_offsets
+from workers.append import Appender, Inferred
+from workers.pictures import read_picture
+from workers.repository.connection import Connection, rows, transaction
+from workers.repository.generations import receiving
+from workers.repository.images import accept_images, images_by_id, reject_image
+from workers.repository.postings import Fate, Outcome, append
+from workers.running import keep_running
+from workers.services import Services
+
+GROUP = "index"
+STAGE = "index"
+TOPICS = (ACCEPTED,)
+_POLL_S = 1.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One accepted image with its pixels."""
+
+    event: Event
+    image: ImageAccepted
+    picture: ByteArray
+
+
+class IndexWorker:
+    """One member of the group `index`. Batches are as large as the backlog allows, up to `batch`."""
+
+    def __init__(self, services: Services, *, batch: int = 32) -> None:
+        self._services = services
+        self._store = services.store()
+        self._batch = batch
+        self._appenders: dict[int, Appender] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Consume until stopped."""
+        keep_running(self._session, stop, GROUP)
+
+    def _session(self, stop: threading.Event) -> None:
+        events = self._services.log()
+        events.ensure_topics()
+        with self._services.connect(GROUP) as conn, events.consumer(GROUP, TOPICS) as consumer:
+            self._refresh(conn)
+            while not stop.is_set():
+                batch = consumer.poll(max_events=self._batch, timeout_s=_POLL_S)
+                self._refresh(conn)
+                if batch:
+                    self.handle(conn, events, batch)
+        events.close()
+
+    def handle(self, conn: Connection, events: EventLog, batch: Batch) -> None:
+        """Assign and append one batch, and move the group's offsets, all in one transaction."""
+        work, refused = self._read(conn, batch.events)
+        inferred = {number: appender.infer([one.picture for one in work]) for number, appender in self._appenders.items()}
+        with transaction(conn):
+            keys = [key for key, _ in accept_images(conn, [one.image for one in work])]
+            messages: list[Message] = []
+            for number in sorted(inferred):
+                messages += self._append(conn, number, work, keys, inferred[number])
+            for event, reason in refused:
+                reject_image(conn, reason)
+                messages.append(dead_letter(event, reason))
+            if messages:
+                events.publish(conn, messages)
+            store_offsets(conn, GROUP, batch)
+
+    def _read(self, conn: Connection, events: Sequence[Event]) -> tuple[list[_Work], list[tuple[Event, ImageRejected]]]:
+        """Pictures of the events that need work. Replays of what stands in every generation are dropped before the model."""
+        accepted: list[tuple[Event, ImageAccepted]] = []
+        refused: list[tuple[Event, ImageRejected]] = []
+        for event in events:
+            try:
+                record = decode(event.topic, event.value)
+            except RejectInputError as error:
+                refused.append((event, rejection(event, error, stage=STAGE)))
+                continue
+            if isinstance(record, ImageAccepted):
+                accepted.append((event, record))
+        done = self._indexed(conn, [image for _, image in accepted])
+        work: list[_Work] = []
+        for event, image in accepted:
+            if (image.image_id, image.version) in done:
+                continue
+            try:
+                work.append(_Work(event, image, read_picture(self._store, image.normalized_uri)))
+            except RejectInputError as error:
+                refused.append((event, ImageRejected(image.image_id, image.uri, error.code, str(error), STAGE, image.version)))
+        return work, refused
+
+    def _indexed(self, conn: Connection, images: Sequence[ImageAccepted]) -> set[tuple[str, int]]:
+        """(id, version) of images that need nothing: newer or deleted there, or posted in every receiving generation."""
+        stored = images_by_id(conn, [image.image_id for image in images])
+        keys = {one.image_key for one in stored.values()}
+        for number in self._appenders:
+            keys &= {key for (key,) in rows(conn, "present_images", generation=number, image_keys=sorted(keys))}
+        done = set()
+        for image in images:
+            known = stored.get(image.image_id)
+            if known is None or known.version < image.version:
+                continue
+            if known.version > image.version or known.state == "deleted" or (self._appenders and known.image_key in keys):
+                done.add((image.image_id, image.version))
+        return done
+
+    def _append(
+        self, conn: Connection, number: int, work: Sequence[_Work], keys: Sequence[int], inferred: Sequence[Inferred]
+    ) -> list[Message]:
+        shape = self._appenders[number].shape
+        outcomes = append(conn, number, shape, [one.assignment(key) for one, key in zip(inferred, keys, strict=True)])
+        messages = []
+        for one, found, outcome in zip(work, inferred, outcomes, strict=True):
+            if outcome.fate is Fate.NO_ROOM:
+                log.error("no leaf has room", image_id=one.image.image_id, generation=number)
+                note = OperationsEvent("no-room", f"image {one.image.image_id} found no leaf with room in generation {number}")
+                messages.append(message(note, one.image.image_id))
+            if outcome.leaf is not None and outcome.suffix is not None:
+                messages.append(_indexed_event(one, number, shape.identifier(outcome.leaf, outcome.suffix), outcome, found))
+        return messages
+
+    def _refresh(self, conn: Connection) -> None:
+        """Load the models of generations that began to receive arrivals, forget the others."""
+        wanted = {generation.id: generation for generation in receiving(conn)}
+        for number in self._appenders.keys() - wanted.keys():
+            del self._appenders[number]
+        for number in sorted(wanted.keys() - self._appenders.keys()):
+            self._appenders[number] = Appender.load(self._services, wanted[number])
+            log.info("model loaded", generation=number)
+
+
+def _indexed_event(one: _Work, number: int, identifier: list[int], outcome: Outcome, found: Inferred) -> Message:
+    event = ImageIndexed(
+        image_id=one.image.image_id,
+        version=one.image.version,
+        generation=number,
+        identifier=tuple(identifier),
+        leaves=tuple(posting.leaf for posting in outcome.postings),
+        confidence=found.leaves.confidence,
+        arrived_at=one.image.arrived_at,
+    )
+    return message(event, one.image.image_id)

@@ -1,0 +1,37 @@
+"""Running: how every worker process stops on a signal and outlives a service that goes away for a while."""
+
+import signal
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from schemas.errors import RetryLaterError
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+
+log = structlog.get_logger()
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set: loops end after the batch in hand."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def keep_running(session: Callable[[threading.Event], None], stop: threading.Event, name: str) -> None:
+    """Run a session until `stop` is set; a `RetryLaterError` opens a new one after a pause that grows to 5 seconds.
+
+    Nothing is lost by it: a session commits its rows and its offsets together or not at all.
+    """
+    pause = _FIRST_PAUSE_S
+    while not stop.is_set():
+        try:
+            session(stop)
+            pause = _FIRST_PAUSE_S
+        except RetryLaterError as error:
+            log.warning("session ended, trying again", worker=name, reason=str(error), pause_s=pause)
+            stop.wait(pause)
+            pause = min(_LONGEST_PAUSE_S, pause * 2)
