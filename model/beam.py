@@ -47,7 +47,7 @@ def search_leaves(decoder: Decoder, prompt: Prompt, shape: IdentifierShape, beam
         parents, codes = chosen // count, chosen % count
         prefixes = prefixes.gather(1, parents) * count + codes
         if level < LEVELS - 1:
-            states, cache = decoder.step(prompt, None if cache is None else cache.select(parents), level, codes)
+            states, cache = decoder.step(prompt, None if cache is None else cache.select(parents), decoder.tokens(level, codes))
     return Beams(prefixes, scores)
 
 
@@ -87,7 +87,7 @@ def _leaf_states(decoder: Decoder, prompt: Prompt, shape: IdentifierShape, beams
     states = prompt.state.unsqueeze(1)
     for level in range(LEVELS):
         below = shape.leaves // shape.prefixes(level + 1)
-        states, cache = decoder.step(prompt, cache, level, found.leaves // below % shape.codes[level])
+        states, cache = decoder.step(prompt, cache, decoder.tokens(level, found.leaves // below % shape.codes[level]))
     return found, states
 
 

@@ -74,12 +74,21 @@ class Decoder:
         weight = self.sigma.backbone.lm_head.weight[self._levels[level]]
         return (states @ weight.T).float()
 
+    def tokens(self, level: int, codes: Tensor) -> Tensor:
+        """Token ids of codes of id`level + 1`, of any shape."""
+        return self._levels[level][codes]
+
     @torch.inference_mode()
-    def step(self, prompt: Prompt, cache: BeamCache | None, level: int, codes: Tensor) -> tuple[Tensor, BeamCache]:
-        """Feed one code of id`level + 1` to every beam, (B, W) int64 → hidden states (B, W, H) and the longer caches."""
-        hidden = self.text.embed_tokens(self._levels[level][codes])
+    def read_rows(self, rows: Sequence[Sequence[int]]) -> Prompt:
+        """Prompts given as token rows."""
+        return self._read(rows, None)
+
+    @torch.inference_mode()
+    def step(self, prompt: Prompt, cache: BeamCache | None, tokens: Tensor) -> tuple[Tensor, BeamCache]:
+        """Feed one token to every beam, (B, W) int64 → hidden states (B, W, H) and the longer caches."""
+        hidden = self.text.embed_tokens(tokens)
         done = 0 if cache is None else cache.keys[0].shape[3]
-        positions = (prompt.next_position + done).view(1, -1, 1).expand(3, -1, codes.shape[1])
+        positions = (prompt.next_position + done).view(1, -1, 1).expand(3, -1, tokens.shape[1])
         cosine, sine = self.text.rotary_emb(hidden, positions)
         keys, values = [], []
         for index, layer in enumerate(self.text.layers):

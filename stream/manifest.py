@@ -49,13 +49,13 @@ def read_paths(paths: Sequence[Path]) -> list[ManifestEntry]:
 
 
 def read_folder(folder: Path) -> list[ManifestEntry]:
-    """Every regular file beneath a folder, sorted, named by its relative path. Hidden files and folders are skipped."""
+    """Every file beneath a folder, sorted, named by its relative path. Hidden files and folders are skipped."""
     entries: list[ManifestEntry] = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(place) / name
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith("."):
                 relative = path.relative_to(folder).as_posix()
                 entries.append(ManifestEntry(image_id=_printable(relative), path=str(path.absolute())))
     if not entries:

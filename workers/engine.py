@@ -9,7 +9,7 @@ import numpy as np
 from model.beam import NEVER, search_identifiers, search_leaves
 from model.checkpoint import Checkpoint
 from model.decoder import Decoder, Prompt
-from model.ranking import Ranked, rank
+from model.ranking import rank
 from model.trie import Trie
 from schemas.records import FloatArray, IntArray
 from workers.gallery import Gallery
@@ -26,12 +26,12 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Images of one query, best first. `invalid` counts answers that are no image of the trie: the constraint keeps it 0."""
+    """Images of one query, best first; `candidates` images were scored, `leaves` were decoded."""
 
     image_keys: IntArray
     scores: FloatArray
     candidates: int
-    invalid: int = 0
+    leaves: IntArray
 
 
 class Engine:
@@ -64,7 +64,7 @@ class Engine:
         """The `count` best images of each text: beams of leaves, their members, the fused score."""
         prompt = self.decoder.read_texts(texts)
         queries = self.encoder.embed_texts(texts)
-        return [self._answer(ranked) for ranked in self._ranked(prompt, queries, count, how)]
+        return self._ranked(prompt, queries, count, how)
 
     def answer_paper(self, texts: Sequence[str], count: int, beams: int) -> list[Answer]:
         """The paper's own mode: five tokens decoded over primary identifiers, ranked by their probability."""
@@ -72,7 +72,8 @@ class Engine:
         for found in search_identifiers(self.decoder, self.decoder.read_texts(texts), self.trie, beams):
             slots = np.array([one.slot for one in found[:count]], dtype=np.int64)
             scores = np.array([one.score for one in found[:count]], dtype=np.float32)
-            answers.append(self._answer(Ranked(slots, scores, len(found))))
+            leaves = np.array([one.leaf for one in found], dtype=np.int64)
+            answers.append(Answer(self.gallery.keys(slots), scores, len(found), leaves))
         return answers
 
     def answer_exact(self, queries: FloatArray, count: int) -> list[Answer]:
@@ -83,7 +84,7 @@ class Engine:
         for query in queries:
             scores = matrix @ query
             best = np.argsort(-scores, kind="stable")[:count]
-            answers.append(Answer(self.gallery.keys(alive[best]), scores[best], len(alive)))
+            answers.append(Answer(self.gallery.keys(alive[best]), scores[best], len(alive), np.empty(0, np.int64)))
         return answers
 
     def alive(self) -> IntArray:
@@ -95,21 +96,17 @@ class Engine:
         """Free the embeddings' file."""
         self.gallery.close()
 
-    def _ranked(self, prompt: Prompt, queries: FloatArray, count: int, how: Retrieval) -> list[Ranked]:
+    def _ranked(self, prompt: Prompt, queries: FloatArray, count: int, how: Retrieval) -> list[Answer]:
         beams = search_leaves(self.decoder, prompt, self.shape, how.beams, self.trie.branches)
         leaves, scores = beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
-        ranked = []
+        answers = []
         for row, query in enumerate(queries):
             real = scores[row] > NEVER
             reached = self.trie.reached(leaves[row][real])
             embeddings = self.gallery.embeddings
-            ranked.append(rank(query, reached, scores[row][real], embeddings, self.encoder.scale, how.fusion_weight, count))
-        return ranked
-
-    def _answer(self, ranked: Ranked) -> Answer:
-        slots = ranked.slots
-        invalid = int(((slots < 0) | (slots >= self.gallery.size)).sum())
-        return Answer(self.gallery.keys(slots), ranked.scores, ranked.candidates, invalid)
+            best = rank(query, reached, scores[row][real], embeddings, self.encoder.scale, how.fusion_weight, count)
+            answers.append(Answer(self.gallery.keys(best.slots), best.scores, best.candidates, leaves[row][real]))
+        return answers
 
     def _insert(self, postings: PostingRows, deleted: IntArray) -> None:
         slots = self.gallery.slots(postings.image_keys)

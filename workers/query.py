@@ -13,8 +13,9 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
-from schemas.errors import RefuseToStartError, RetryLaterError, SigmaError, WorkFailedError
+from schemas.errors import RetryLaterError, SigmaError, WorkFailedError
 from workers.metrics import Metrics
+from workers.running import bind
 from workers.searcher import MAX_QUERY_LETTERS, MAX_RESULTS, checked_query
 from workers.services import Services
 from workers.serving import Query, Server
@@ -106,13 +107,3 @@ def run(services: Services, stop: threading.Event) -> None:
     thread.join(10)
     if not stop.is_set():
         raise WorkFailedError("the HTTP server ended by itself; its log tells why, start it again")
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; `RefuseToStartError` when the address is taken or not this machine's."""
-    try:
-        return socket.create_server((host, port), backlog=256)
-    except OSError as error:
-        raise RefuseToStartError(
-            f"cannot listen on {host}:{port} ({error.strerror}); free it or set SIGMA_HTTP_HOST and SIGMA_HTTP_PORT"
-        ) from error

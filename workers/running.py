@@ -1,12 +1,13 @@
-"""Running: how every worker process stops on a signal and outlives a service that goes away for a while."""
+"""Running: how every worker process stops on a signal, outlives a service that goes away for a while, and takes its port."""
 
 import signal
+import socket
 import threading
 from collections.abc import Callable
 
 import structlog
 
-from schemas.errors import RetryLaterError
+from schemas.errors import RefuseToStartError, RetryLaterError
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
@@ -35,3 +36,13 @@ def keep_running(session: Callable[[threading.Event], None], stop: threading.Eve
             log.warning("session ended, trying again", worker=name, reason=str(error), pause_s=pause)
             stop.wait(pause)
             pause = min(_LONGEST_PAUSE_S, pause * 2)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; `RefuseToStartError` when the address is taken or not this machine's."""
+    try:
+        return socket.create_server((host, port), backlog=256)
+    except OSError as error:
+        raise RefuseToStartError(
+            f"cannot listen on {host}:{port} ({error.strerror}); free it or set SIGMA_HTTP_HOST and SIGMA_HTTP_PORT"
+        ) from error

@@ -78,3 +78,16 @@ DELETE FROM visibility WHERE id < (SELECT id FROM visibility ORDER BY id DESC OF
 -- Seconds from publishing to searchable over the newest 1,000 images.
 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY s), percentile_cont(0.95) WITHIN GROUP (ORDER BY s)
 FROM (SELECT greatest(0, extract(epoch FROM searchable_at - published_at))::float8 AS s FROM visibility ORDER BY id DESC LIMIT 1000) recent;
+
+-- name: visible_images
+-- Which of these images a query worker began to return.
+SELECT DISTINCT image_key FROM visibility WHERE image_key = ANY(%(image_keys)s);
+
+-- name: image_page
+-- Images of a generation in ascending key, for exhaustive comparisons.
+SELECT i.image_key, i.image_id, i.normalized_uri, e.trained FROM image i JOIN image_embedding e USING (image_key)
+WHERE e.generation = %(generation)s AND i.image_key > %(after)s ORDER BY i.image_key LIMIT %(amount)s;
+
+-- name: occupied_leaves
+-- Every leaf that an image is posted under: what an identifier must be one of to be valid.
+SELECT DISTINCT leaf FROM posting WHERE generation = %(generation)s ORDER BY leaf;

@@ -1,0 +1,358 @@
+"""What each command does: read, call, print. Heavy modules are imported where they are used."""
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from ops.embedded import services
+from schemas.errors import UsageError
+from schemas.events import ImageDeleted
+from schemas.records import ManifestEntry
+from schemas.settings import Settings
+from stream.log import message
+from stream.manifest import read_manifest, read_paths
+from workers.repository import generations as repository
+from workers.repository.connection import Connection, migrate, transaction
+from workers.repository.images import delete_images, images_by_id
+from workers.repository.postings import image_at, postings_of
+from workers.services import Services
+
+
+def emit(document: Any, as_json: bool, text: str) -> None:
+    """Print the document, or what a person would rather read."""
+    print(json.dumps(document, ensure_ascii=False) if as_json else text, flush=True)
+
+
+def ready(found: Services, name: str) -> Connection:
+    """A connection to a database whose schema and topics are there: no command needs `sigma init` first."""
+    conn = found.connect(name)
+    migrate(conn)
+    log = found.log()
+    log.ensure_topics()
+    log.close()
+    return conn
+
+
+def entries_of(manifest: Any, split: str | None) -> list[ManifestEntry]:
+    """Entries of a manifest, of one split if asked."""
+    entries = read_manifest(manifest)
+    kept = [entry for entry in entries if split is None or entry.split == split]
+    if not kept:
+        found = ", ".join(sorted({str(entry.split) for entry in entries}))
+        raise UsageError(f"{manifest} has no entry of split {split!r}, found are: {found}")
+    return kept
+
+
+def demo(options: Namespace, settings: Settings) -> int:
+    """`sigma demo`"""
+    from ops.demo import DemoConfig
+    from ops.demo import demo as run
+    from ops.demo_text import story
+
+    document = run(settings, DemoConfig(images=options.images, seed=options.seed, ablate=options.ablate))
+    emit(document, options.json, story(document))
+    return 0
+
+
+def up(options: Namespace, settings: Settings) -> int:
+    """`sigma up`"""
+    from ops import processes
+
+    if options.foreground:
+        processes.supervise(settings)
+        return 0
+    found = processes.up(settings)
+    text = f"running: POST {found.url}/v1/query · documentation {found.url}/docs · logs {settings.home.absolute() / 'logs'} · stop with: sigma down"
+    emit({"url": found.url, "pid": found.pid}, options.json, text)
+    return 0
+
+
+def down(options: Namespace, settings: Settings) -> int:
+    """`sigma down`"""
+    from ops import processes
+
+    stopped = processes.down(settings)
+    emit({"stopped": stopped}, options.json, "stopped" if stopped else "nothing was running")
+    return 0
+
+
+def init(options: Namespace, settings: Settings) -> int:
+    """`sigma init`"""
+    with services(settings) as found, found.connect("init") as conn:
+        version = migrate(conn)
+        log = found.log()
+        log.ensure_topics()
+        log.close()
+    emit({"schema": version}, options.json, f"database at schema {version}, topics ready")
+    return 0
+
+
+def train(options: Namespace, settings: Settings) -> int:
+    """`sigma train`"""
+    from model.base import SHIPPED
+    from model.profiles import profile
+    from ops.progress import bar
+    from workers.trainer import TrainRequest
+    from workers.trainer import train as run
+
+    request = TrainRequest(
+        profile=profile(options.profile),
+        until="align" if options.stage == "all" else options.stage,
+        resume=options.resume,
+        seed=options.seed,
+        base=options.base or SHIPPED,
+        adapt=options.adapt,
+        promote=options.promote,
+    )
+    entries = entries_of(options.manifest, None)
+    with services(settings) as found, ready(found, "train"):
+        result = run(found, entries, request, bar)
+    hint = {"building": "go on with --resume", "shadow": f"make it live with: sigma generations promote {result.generation}"}
+    text = f"generation {result.generation} is {result.state}, trained on {result.images:,} images; {hint.get(result.state, 'it answers queries')}"
+    for one in result.rejected:
+        text += f"\nleft out {one['path']}: {one['reason']}"
+    emit(asdict(result), options.json, text)
+    return 0
+
+
+def ingest(options: Namespace, settings: Settings) -> int:
+    """`sigma ingest`: exit code 2 when images were rejected, after all others went through."""
+    from ops import ingest as work
+    from ops.processes import running
+    from ops.progress import bar
+
+    if bool(options.paths) == bool(options.manifest):
+        raise UsageError("give either --manifest F or image files and folders")
+    if options.version is not None and options.version < 1:
+        raise UsageError(f"--version is {options.version}, versions begin at 1")
+    entries = entries_of(options.manifest, options.split) if options.manifest else read_paths(options.paths)
+    if options.wait and settings.embedded and running(settings) is None:
+        raise UsageError("no workers run here, so nothing would become searchable; start them with: sigma up")
+    with services(settings) as found, ready(found, "ingest") as conn:
+        log = found.log()
+        with bar("publish", len(entries)) as progress:
+            published = work.publish(conn, log, entries, options.version, progress.update)
+        outcome = None
+        if options.wait:
+            serving = running(settings) is not None and repository.live(conn) is not None
+            with bar("searchable", len(entries)) as progress:
+                outcome = work.wait(conn, published, serving=serving, timeout_s=options.timeout, tick=progress.update)
+        log.close()
+    document = work.summary(published, outcome)
+    text = f"published {document['published']:,} images"
+    if outcome is not None:
+        text += f", {outcome.indexed:,} are searchable, {len(outcome.rejected):,} were rejected"
+        text += "".join(f"\n  {one['path']}: {one['reason']}" for one in outcome.rejected)
+    emit(document, options.json, text)
+    return 2 if document["rejected"] else 0
+
+
+def query(options: Namespace, settings: Settings) -> int:
+    """`sigma query`: asks the running query worker; without one, or for another generation, it loads the model itself."""
+    from ops.asking import ask
+
+    document = ask(settings, options.text, options.k, options.generation, options.mode)
+    lines = [f"{one['rank']:>3}  {one['score']:8.3f}  {one['image_id']}  {(one['captions'] or [''])[0]}" for one in document["results"]]
+    emit(document, options.json, "\n".join(lines) or "nothing found")
+    return 0
+
+
+def evaluate(options: Namespace, settings: Settings) -> int:
+    """`sigma evaluate`"""
+    from ops.evaluate import evaluate as run
+    from ops.evaluate import table
+    from ops.progress import bar
+    from workers.searcher import Searcher, live_generation
+
+    entries = entries_of(options.manifest, options.split)
+    with services(settings) as found, ready(found, "evaluate") as conn:
+        searcher = Searcher(found, live_generation(conn, options.generation))
+        document = run(searcher, entries, limit=options.queries, seed=options.seed, ablate=options.ablate, progress=bar)
+        searcher.close()
+    emit(document, options.json, table(document))
+    return 0
+
+
+def explain(options: Namespace, settings: Settings) -> int:
+    """`sigma explain`"""
+    from model.decoder import Decoder
+    from model.explain import explain as run
+    from workers.append import checkpoint_of
+    from workers.searcher import live_generation
+
+    with services(settings) as found, ready(found, "explain") as conn:
+        generation = live_generation(conn, options.generation)
+        image_id, codes = _identify(conn, generation, options.what)
+        caption = run(Decoder(checkpoint_of(found, generation).sigma), codes)
+    document = {"generation": generation.id, "image_id": image_id, "identifier": codes, "caption": caption}
+    emit(document, options.json, f"{codes} {f'({image_id}) ' if image_id else ''}→ {caption}")
+    return 0
+
+
+def _identify(conn: Connection, generation: repository.Generation, what: Sequence[str]) -> tuple[str | None, list[int]]:
+    """Image id (if one is meant) and codes of what the user named."""
+    shape = generation.shape
+    stored = images_by_id(conn, [" ".join(what)]).get(" ".join(what))
+    if stored is not None:
+        places = postings_of(conn, generation.id, [stored.image_key]).get(stored.image_key)
+        if not places:
+            raise UsageError(f"image {stored.image_id} is {stored.state} and has no identifier in generation {generation.id}")
+        return stored.image_id, shape.identifier(places[0][0], places[0][1] or 0)
+    try:
+        codes = [int(part) for part in " ".join(what).replace(",", " ").strip("[] ").split()]
+    except ValueError:
+        raise UsageError(f"{' '.join(what)!r} is no image of this index and no identifier such as 3,1,4,2,0") from None
+    limits = [*shape.codes, shape.suffixes]
+    if not 1 <= len(codes) <= len(limits) or any(not 0 <= code < limit for code, limit in zip(codes, limits, strict=False)):
+        raise UsageError(f"{codes} is no identifier here: one to five numbers, below {', '.join(map(str, limits))}")
+    key = image_at(conn, generation.id, shape.pack(codes[:4]), codes[4]) if len(codes) == len(limits) else None
+    named = {one.image_key: one.image_id for one in images_by_key_of(conn, key)}
+    return named.get(key or 0), codes
+
+
+def images_by_key_of(conn: Connection, key: int | None) -> list[Any]:
+    """The stored image of a key, if any."""
+    from workers.repository.images import images_by_key
+
+    return [] if key is None else list(images_by_key(conn, [key]).values())
+
+
+def status(options: Namespace, settings: Settings) -> int:
+    """`sigma status`"""
+    from ops.processes import running
+    from ops.status import status as run
+
+    with services(settings) as found, ready(found, "status") as conn:
+        document = run(conn)
+    address = running(settings)
+    document["url"] = address.url if address else None
+    images, fresh = document["images"], document["freshness_s"]
+    lines = [
+        f"generation   {document['generation'] or 'none live'} ({len(document['generations'])} in all)",
+        f"images       {images['indexed']:,} indexed, {images['pending']:,} waiting, {images['rejected']:,} rejected, {images['deleted']:,} deleted",
+        f"trie         {document['trie']['leaves']:,} leaves, checksum {document['trie']['checksum']}",
+        f"freshness    p50 {fresh['p50']} s, p95 {fresh['p95']} s from arrival to searchable",
+        f"serving      {document['url'] or 'nothing runs; start it with: sigma up'}",
+        *(f"ALARM        {alarm}" for alarm in document["alarms"]),
+    ]
+    emit(document, options.json, "\n".join(lines))
+    return 0
+
+
+def generations(options: Namespace, settings: Settings) -> int:
+    """`sigma generations`"""
+    with services(settings) as found, ready(found, "generations") as conn:
+        if options.action == "promote":
+            if options.generation is None:
+                raise UsageError("name the generation to promote: sigma generations promote G")
+            repository.promote(conn, options.generation)
+        elif options.action == "rollback":
+            repository.rollback(conn)
+        listed = repository.generations(conn)
+    document = {
+        "generations": [
+            {"id": g.id, "state": g.state, "codebook": g.codebook_version, "created_at": g.created_at.isoformat()} for g in listed
+        ]
+    }
+    emit(
+        document,
+        options.json,
+        "\n".join(f"{g.id:>4}  {g.state:<9} {g.created_at:%Y-%m-%d %H:%M}  codebook {g.codebook_version}" for g in listed) or "none yet",
+    )
+    return 0
+
+
+def delete(options: Namespace, settings: Settings) -> int:
+    """`sigma delete`: gone from the answers when the command returns; the event tells everybody else."""
+    with services(settings) as found, ready(found, "delete") as conn:
+        log = found.log()
+        with transaction(conn):
+            done = delete_images(conn, options.image_ids)
+            stored = images_by_id(conn, list(done.deleted))
+            events = [ImageDeleted(image_id, stored[image_id].version) for image_id in done.deleted]
+            log.publish(conn, [message(event, event.image_id) for event in events])
+        log.close()
+    text = f"deleted {len(done.deleted)}" + (f"; unknown or deleted before: {', '.join(done.untouched)}" if done.untouched else "")
+    emit({"deleted": list(done.deleted), "untouched": list(done.untouched)}, options.json, text)
+    return 2 if done.untouched else 0
+
+
+def dead_letters(options: Namespace, settings: Settings) -> int:
+    """`sigma dead-letters`"""
+    from stream.dead_letters import dead_letters as found_letters
+    from stream.dead_letters import replay
+
+    with services(settings) as found, ready(found, "dead letters") as conn:
+        log = found.log()
+        if options.action == "replay":
+            count = replay(log)
+            emit({"replayed": count}, options.json, f"published {count} events again")
+        else:
+            letters = found_letters(conn, limit=options.limit)
+            document = {"dead_letters": [asdict(one) | {"published_at": one.published_at.isoformat()} for one in letters]}
+            emit(
+                document,
+                options.json,
+                "\n".join(f"{one.published_at:%Y-%m-%d %H:%M:%S}  {one.image_id}  [{one.code}] {one.reason}" for one in letters) or "none",
+            )
+        log.close()
+    return 0
+
+
+def corpus(options: Namespace, settings: Settings) -> int:
+    """`sigma corpus`"""
+    from ops.corpus import CorpusConfig, generate
+    from ops.progress import bar
+
+    config = CorpusConfig(options.images, seed=options.seed, start=options.start)
+    with bar("render", options.images) as progress:
+        manifest = generate(config, options.out, options.split, progress.update)
+    emit({"manifest": str(manifest), "images": options.images}, options.json, f"wrote {manifest}")
+    return 0
+
+
+def base(options: Namespace, settings: Settings) -> int:
+    """`sigma base`"""
+    from ops.base import BaseConfig, build_base
+    from ops.progress import bar
+
+    names = ("images", "captions", "seed", "contrastive_epochs", "teacher_epochs", "pretrain_epochs", "probe")
+    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    about = build_base(replace(BaseConfig(), **chosen), options.out, bar)
+    emit(about, options.json, json.dumps(about, indent=2))
+    return 0
+
+
+def worker(options: Namespace, settings: Settings) -> int:
+    """`sigma worker`: one process; a missing schema is created, so workers may start in any order."""
+    from workers.logs import configure
+    from workers.running import stop_on_signals
+
+    configure(settings.log_level)
+    stop = stop_on_signals()
+    with services(settings) as found:
+        ready(found, options.role).close()
+        if options.role == "intake":
+            from workers import intake
+
+            intake.run(found, stop)
+            return 0
+        threads(settings)
+        if options.role == "index":
+            from workers.index import IndexWorker
+
+            IndexWorker(found).run(stop)
+        else:
+            from workers import query as serving
+
+            serving.run(found, stop)
+    return 0
+
+
+def threads(settings: Settings) -> None:
+    """CPU threads of a process with a model: one by default, for its neighbours need the others."""
+    import torch
+
+    torch.set_num_threads(settings.threads or 1)

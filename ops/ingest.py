@@ -1,0 +1,126 @@
+"""Ingesting: publishing a manifest's images to the stream, and waiting until they are searchable."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from schemas.errors import WorkFailedError
+from schemas.events import ImageArrived
+from schemas.records import ManifestEntry
+from stream.log import EventLog, message
+from workers.repository.connection import Connection, rows
+from workers.repository.images import StoredImage, images_by_id, rejections
+from workers.seeding import arrival
+
+_BATCH = 500
+_LOOK_S = 0.1
+_WINDOW = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What was published: the events, and the ids that were indexed in the same version before."""
+
+    events: tuple[ImageArrived, ...]
+    known: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the images published. `pending` ids had neither answer when the time was over."""
+
+    indexed: int
+    rejected: tuple[dict[str, str], ...]
+    pending: tuple[str, ...] = ()
+
+
+def publish(
+    conn: Connection, log: EventLog, entries: Sequence[ManifestEntry], version: int | None, tick: Callable[[int], None]
+) -> Published:
+    """Publish an `ImageArrived` for each entry.
+
+    Without a `version`, images that were deleted come back under the next one; all others keep theirs, so that ingesting
+    a manifest twice changes nothing.
+    """
+    events: list[ImageArrived] = []
+    known: set[str] = set()
+    for start in range(0, len(entries), _BATCH):
+        part = entries[start : start + _BATCH]
+        stored = images_by_id(conn, [entry.image_id for entry in part])
+        made = [replace(arrival(entry), version=version or _version(stored.get(entry.image_id))) for entry in part]
+        log.publish(None, [message(event, event.image_id) for event in made])
+        known |= {
+            e.image_id
+            for e in made
+            if e.image_id in stored and stored[e.image_id].state == "indexed" and stored[e.image_id].version >= e.version
+        }
+        events += made
+        tick(len(part))
+    return Published(tuple(events), frozenset(known))
+
+
+def _version(stored: StoredImage | None) -> int:
+    if stored is None:
+        return 1
+    return stored.version + 1 if stored.state == "deleted" else stored.version
+
+
+def wait(
+    conn: Connection, published: Published, *, serving: bool, timeout_s: float, tick: Callable[[int], None] = lambda _: None
+) -> Outcome:
+    """Wait until every image is searchable or rejected; `WorkFailedError` names what is left when nothing moves for `timeout_s`.
+
+    With `serving`, an image counts when a query worker has begun to return it, not when its row is there.
+    """
+    left = {event.image_id: event for event in published.events}
+    indexed = sum(image_id in published.known for image_id in left)
+    left = {image_id: event for image_id, event in left.items() if image_id not in published.known}
+    tick(indexed)
+    rejected: list[dict[str, str]] = []
+    moved = time.monotonic()
+    while left:
+        # The oldest ones only: they are the next to be done, and looking at all would cost more with every image.
+        window = dict(islice(left.items(), _WINDOW))
+        found = _searchable(conn, window, serving)
+        refused = {one.image_id: one for one in rejections(conn, list(window)) if one.version >= window[one.image_id].version}
+        rejected += [{"path": path_of(left[i].uri), "reason": one.reason, "code": one.code} for i, one in refused.items() if i not in found]
+        indexed += len(found)
+        gone = found | refused.keys()
+        left = {image_id: event for image_id, event in left.items() if image_id not in gone}
+        tick(len(gone))
+        if gone:
+            moved = time.monotonic()
+        elif time.monotonic() - moved > timeout_s:
+            some = ", ".join(list(left)[:3])
+            raise WorkFailedError(
+                f"{len(left)} images are not searchable after {timeout_s:g} idle seconds ({some} …); they stay in line: see sigma status"
+            )
+        if left:
+            time.sleep(_LOOK_S)
+    return Outcome(indexed, tuple(sorted(rejected, key=lambda one: one["path"])))
+
+
+def _searchable(conn: Connection, left: dict[str, ImageArrived], serving: bool) -> set[str]:
+    stored = images_by_id(conn, list(left))
+    done = {i: one for i, one in stored.items() if one.version >= left[i].version and one.state in ("indexed", "deleted")}
+    if serving:
+        seen = {key for (key,) in rows(conn, "visible_images", image_keys=[one.image_key for one in done.values()])}
+        done = {i: one for i, one in done.items() if one.image_key in seen or one.state == "deleted"}
+    return set(done)
+
+
+def path_of(uri: str) -> str:
+    """A `file://` URI as a path, for people."""
+    parts = urlsplit(uri)
+    return str(Path(unquote(parts.path))) if parts.scheme == "file" else uri
+
+
+def summary(published: Published, outcome: Outcome | None) -> dict[str, Any]:
+    """The JSON document of `sigma ingest`."""
+    if outcome is None:
+        return {"published": len(published.events), "indexed": len(published.known), "rejected": []}
+    return {"published": len(published.events), "indexed": outcome.indexed, "rejected": list(outcome.rejected)}

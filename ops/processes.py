@@ -1,0 +1,197 @@
+"""The processes of one home: started together in the background, restarted when they die, stopped together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+import structlog
+
+from ops.embedded import server
+from schemas.errors import RefuseToStartError, UsageError, WorkFailedError
+from schemas.settings import Settings
+from workers.repository.connection import connect, migrate
+from workers.running import bind, stop_on_signals
+from workers.services import Services
+
+ROLES = ("intake", "index", "query")
+_START_S = 90.0
+_STOP_S = 20.0
+_PAUSE_S = 1.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What `sigma up` wrote about itself: the supervisor's process and where the query worker listens."""
+
+    pid: int
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Address of the query worker."""
+        return f"http://{self.host}:{self.port}"
+
+
+def running(settings: Settings) -> Running | None:
+    """The supervisor of this home, if it is alive."""
+    try:
+        found = Running(**json.loads(_note(settings).read_text(encoding="utf-8")))
+        os.kill(found.pid, 0)
+    except (OSError, ValueError, TypeError):
+        return None
+    return found
+
+
+def up(settings: Settings) -> Running:
+    """Start the supervisor in the background and return when the query worker answers (ready, or waiting for a model)."""
+    before = running(settings)
+    if before is not None:
+        return before
+    logs = settings.home.absolute() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / "supervisor.log").open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ops.cli", "up", "--foreground"],
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | _environment(settings),
+        )
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        found = running(settings)
+        if found is not None and _answers(found):
+            return found
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    if process.poll() is None:
+        process.terminate()
+    lines = (logs / "supervisor.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    raise WorkFailedError(f"the processes did not start; logs are in {logs}; the last line: {lines[-1] if lines else 'none'}")
+
+
+def down(settings: Settings) -> bool:
+    """Stop the processes and the embedded database; returns whether anything ran."""
+    found = running(settings)
+    if found is not None:
+        os.kill(found.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_S
+        while running(settings) is not None:
+            if time.monotonic() > deadline:
+                raise WorkFailedError(f"process {found.pid} does not stop within {_STOP_S:g} seconds; see its log, or kill it")
+            time.sleep(0.05)
+    return found is not None
+
+
+def supervise(settings: Settings) -> None:
+    """Run all processes until a signal: the body of `sigma up --foreground`."""
+    if running(settings) is not None:
+        raise UsageError(f"the processes of {settings.home} run already; stop them with: sigma down")
+    stop = stop_on_signals()
+    url = settings.database_url or server(settings, keep=False).get_uri()
+    with connect(url, name="sigma supervisor") as conn:
+        migrate(conn)
+    Services(settings, url).log().ensure_topics()
+    port = _free_port(settings)
+    environment = os.environ | _environment(settings) | {"SIGMA_DATABASE_URL": url, "SIGMA_HTTP_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    logs = settings.home.absolute() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    children = [_Child(role, environment, logs) for role in ROLES]
+    note = _note(settings)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        note.write_text(json.dumps(asdict(Running(os.getpid(), settings.http_host, port))), encoding="utf-8")
+        _watch(children, stop)
+    finally:
+        _end(children)
+        note.unlink(missing_ok=True)
+
+
+class _Child:
+    """One worker process."""
+
+    def __init__(self, role: str, environment: dict[str, str], logs: Path) -> None:
+        self.role = role
+        self._environment = environment
+        self._log = logs / f"{role}.log"
+        self._started = 0.0
+        self.process = self._start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        self._started = time.monotonic()
+        with self._log.open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "ops.cli", "worker", self.role],
+                env=self._environment,
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def revive(self) -> None:
+        """Start it again if it died, not more often than once a second."""
+        code = self.process.poll()
+        if code is not None and time.monotonic() - self._started > _PAUSE_S:
+            log.error("worker died, starting it again", worker=self.role, exit_code=code, log=str(self._log))
+            self.process = self._start()
+
+
+def _watch(children: Sequence[_Child], stop: threading.Event) -> None:
+    while not stop.wait(0.2):
+        for child in children:
+            child.revive()
+
+
+def _end(children: Sequence[_Child]) -> None:
+    for child in children:
+        child.process.terminate()
+    deadline = time.monotonic() + _STOP_S / 2
+    for child in children:
+        with suppress(subprocess.TimeoutExpired):
+            child.process.wait(max(0.1, deadline - time.monotonic()))
+        if child.process.poll() is None:
+            child.process.kill()
+            child.process.wait()
+
+
+def _note(settings: Settings) -> Path:
+    return settings.home.absolute() / "run" / "supervisor.json"
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    return {"SIGMA_HOME": str(settings.home.absolute())}
+
+
+def _free_port(settings: Settings) -> int:
+    """The configured port if it is free; any free one in the embedded mode, so that two homes do not meet."""
+    try:
+        listener = bind(settings.http_host, settings.http_port)
+    except RefuseToStartError:
+        if not settings.embedded:
+            raise
+        listener = bind(settings.http_host, 0)
+    with listener:
+        return int(listener.getsockname()[1])
+
+
+def _answers(found: Running) -> bool:
+    """Whether the query worker is alive and either ready or telling why it cannot be."""
+    try:
+        ready = httpx.get(f"{found.url}/readyz", timeout=2)
+        return ready.status_code == 200 or "starting" not in ready.json()["problem"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return False

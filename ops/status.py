@@ -1,0 +1,53 @@
+"""Status: one look at the whole installation, from counters only, so that it costs the same at any size."""
+
+from typing import Any
+
+from schemas.events import ACCEPTED, ARRIVED
+from stream.offsets import lag
+from workers.repository import generations
+from workers.repository.connection import Connection
+from workers.repository.counters import Totals, image_totals, totals
+from workers.repository.images import freshness
+
+STALE_S = 5.0
+"""Seconds from arrival to searchable (p95) above which status raises an alarm."""
+
+WAITING = 1000
+"""Images in line above which status raises an alarm."""
+
+
+def status(conn: Connection) -> dict[str, Any]:
+    """The JSON document of `sigma status`."""
+    live = generations.live(conn)
+    found = totals(conn, live.id) if live else Totals()
+    gone = image_totals(conn)
+    waiting = {"intake": lag(conn, "intake", [ARRIVED]), "index": lag(conn, "index", [ACCEPTED])}
+    p50, p95 = freshness(conn)
+    return {
+        "generation": live.id if live else None,
+        "generations": [{"id": g.id, "state": g.state, "codebook": g.codebook_version} for g in generations.generations(conn)],
+        "images": {"indexed": found.images, "rejected": gone.rejected, "deleted": gone.deleted, "pending": sum(waiting.values())},
+        "lag": waiting,
+        "trie": {"images": found.images, "leaves": found.leaves, "postings": found.postings, "checksum": found.checksum},
+        "spilled": found.spilled,
+        "freshness_s": {"p50": _rounded(p50), "p95": _rounded(p95)},
+        "alarms": alarms(live is not None, found, sum(waiting.values()), p95),
+    }
+
+
+def alarms(live: bool, found: Totals, waiting: int, p95: float | None) -> list[str]:
+    """What the person on call should look at, each with what to do."""
+    raised = []
+    if not live:
+        raised.append("no generation is live: train one with sigma train --manifest F")
+    if waiting > WAITING:
+        raised.append(f"{waiting} images wait to be indexed: look at the logs of the intake and index workers, or start more")
+    if p95 is not None and p95 > STALE_S:
+        raised.append(f"images need {p95:.1f} s (p95) to become searchable, {STALE_S:g} s are allowed: start more index workers")
+    if found.no_room:
+        raised.append(f"{found.no_room} images found no leaf with room: train a generation with more suffixes or leaves")
+    return raised
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
