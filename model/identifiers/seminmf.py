@@ -15,6 +15,7 @@ from schemas.records import FloatArray
 Matrix = np.ndarray
 _TOLERANCE = 1e-10
 _SWEEPS = 400
+_FIT_SWEEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +26,22 @@ class SemiNMF:
     objective: tuple[float, ...]
 
 
-def nonnegative_coefficients(rows: Matrix, basis: Matrix) -> Matrix:
+def nonnegative_coefficients(rows: Matrix, basis: Matrix, *, start: Matrix | None = None, sweeps: int = _SWEEPS) -> Matrix:
     """W (n, k) float64 ≥ 0 that minimises ‖rows − W·basis‖² for fixed `basis` (k, D), all rows at once.
 
     Cyclic coordinate descent on the k×k Gram matrix: each coordinate's minimum is closed-form, the problem is convex, so
-    the sweeps converge to the non-negative least-squares solution.
+    the sweeps converge to the non-negative least-squares solution. From `start` (n, k), no number of sweeps makes it worse.
     """
     basis = basis.astype(np.float64)
     gram = basis @ basis.T
     target = rows.astype(np.float64) @ basis.T
-    weights = np.maximum(target / np.maximum(np.diag(gram), 1e-30), 0.0) * (1.0 / max(1, len(basis)))
+    if start is None:
+        weights: Matrix = np.maximum(target / np.maximum(np.diag(gram), 1e-30), 0.0) * (1.0 / max(1, len(basis)))
+    else:
+        weights = start.copy()
     limit = _TOLERANCE * max(1.0, float(np.abs(target).max(initial=0.0)))
     active = np.arange(len(rows))
-    for _ in range(_SWEEPS):
+    for _ in range(sweeps):
         part, goal = weights[active], target[active]
         before = part.copy()
         for k in range(len(basis)):
@@ -73,17 +77,18 @@ def _unit(basis: Matrix, rng: np.random.Generator) -> Matrix:
     return unit
 
 
-def fit_seminmf(rows: FloatArray, components: int, *, seed: int, iterations: int = 30, tolerance: float = 1e-5) -> SemiNMF:
+def fit_seminmf(rows: FloatArray, components: int, *, seed: int, iterations: int = 30, tolerance: float = 1e-4) -> SemiNMF:
     """Factorise (n, D) rows into `components` directions; deterministic for a seed.
 
-    Alternates H = (WᵀW)⁺WᵀV and the exact W for that H. Components that no row uses keep a random direction.
+    Alternates H = (WᵀW)⁺WᵀV and a few sweeps of W from where it stands; the last W is exact. Components that no row uses
+    keep their direction.
     """
     if rows.ndim != 2 or not len(rows) or components < 1:
         raise UsageError(f"Semi-NMF needs a non-empty (n, D) matrix and at least one component, got {rows.shape} and {components}")
     data = rows.astype(np.float64)
     rng = np.random.default_rng(seed)
     basis = _directions(data, components, seed)
-    weights = nonnegative_coefficients(data, basis)
+    weights = nonnegative_coefficients(data, basis, sweeps=_FIT_SWEEPS)
     history = [float(((data - weights @ basis) ** 2).sum())]
     for _ in range(iterations):
         used = weights.max(axis=0) > 0
@@ -94,9 +99,12 @@ def fit_seminmf(rows: FloatArray, components: int, *, seed: int, iterations: int
             index = np.flatnonzero(used)[kept]
             basis = basis.copy()
             basis[index] = solved[kept] / lengths[kept, None]
-        basis = _unit(basis, rng)
-        weights = nonnegative_coefficients(data, basis)
+            weights[:, np.flatnonzero(used)[~kept]] = 0.0
+            weights[:, index] *= lengths[kept]
+        weights = nonnegative_coefficients(data, basis, start=weights, sweeps=_FIT_SWEEPS)
         history.append(float(((data - weights @ basis) ** 2).sum()))
         if history[-2] - history[-1] <= tolerance * max(history[0], 1e-30):
             break
+    weights = nonnegative_coefficients(data, basis, start=weights)
+    history.append(float(((data - weights @ basis) ** 2).sum()))
     return SemiNMF(basis=basis.astype(np.float32), objective=tuple(history))

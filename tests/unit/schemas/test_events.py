@@ -1,0 +1,86 @@
+"""Events: a round trip through JSON, and everything wrong with a payload is one clear refusal."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from schemas.errors import RejectInputError, UsageError
+from schemas.events import (
+    ARRIVED,
+    DELETED,
+    EVENTS,
+    ImageAccepted,
+    ImageArrived,
+    ImageDeleted,
+    ImageIndexed,
+    ImageRejected,
+    OperationsEvent,
+    QueryServed,
+    Record,
+    decode,
+    encode,
+    headers,
+    validator,
+)
+
+MOMENT = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+EXAMPLES: list[Record] = [
+    ImageArrived("ü 1", "file:///a.jpg", version=3, captions=("ein Bild", "绘画"), test_captions=("x",), split="train", arrived_at=MOMENT),
+    ImageAccepted("a", "file:///a.jpg", "file:///b.png", "0" * 64, 10, 20, MOMENT, published_at=MOMENT),
+    ImageRejected("a", "file:///a.jpg", "truncated", "cut short", "intake"),
+    ImageIndexed("a", 1, 2, (1, 2, 3, 0, 5), (10, 11), -0.5, MOMENT, MOMENT),
+    ImageDeleted("a", 2),
+    QueryServed("a query", 1, 2.5, ("a", "b"), (1.0, 0.5), "one", MOMENT),
+    OperationsEvent("no-room", "leaf 3 is full", MOMENT),
+]
+
+
+def test_every_event_has_an_example_here() -> None:
+    assert {type(example) for example in EXAMPLES} == set(EVENTS.values())
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: type(event).__name__)
+def test_an_event_survives_its_journey_and_satisfies_its_schema(event: Record) -> None:
+    payload = encode(event)
+    assert decode(event.TOPIC, payload) == event
+    assert not list(validator(event.NAME).iter_errors(json.loads(payload)))
+
+
+def test_unknown_fields_are_tolerated_for_producers_of_tomorrow() -> None:
+    assert decode(DELETED, b'{"image_id": "a", "reason": "new field"}') == ImageDeleted("a")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'{"uri": "file:///a"}',
+        b'{"image_id": "", "uri": "file:///a"}',
+        b'{"image_id": "a\\u0000b", "uri": "file:///a"}',
+        b'{"image_id": "\\ud800", "uri": "file:///a"}',
+        b'{"image_id": "a", "uri": "file:///a", "version": 0}',
+        b'{"image_id": "a", "uri": "file:///a", "captions": "one"}',
+        b'{"image_id": "a", "uri": "file:///a", "arrived_at": "2026-01-31T12:00:00"}',
+        b'{"image_id": "a", "uri": "file:///a", "arrived_at": "yesterday"}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_bad_payload_is_one_rejection_with_a_code(payload: bytes) -> None:
+    with pytest.raises(RejectInputError) as refused:
+        decode(ARRIVED, payload)
+    assert refused.value.code == "bad-event"
+
+
+def test_a_naive_time_is_refused() -> None:
+    with pytest.raises(UsageError, match="time zone"):
+        ImageArrived("a", "file:///a", arrived_at=datetime(2026, 1, 31))
+
+
+def test_headers_carry_the_cloudevents_attributes() -> None:
+    found = headers(EXAMPLES[0])
+    assert found["type"] == "sigma.image_arrived.v1"
+    assert {"specversion", "id", "source", "time"} <= found.keys()
