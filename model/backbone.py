@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from transformers import (
 
 from model.pixels import Pixels, resize
 from model.profiles import TinySize
-from model.tokenizer import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START
+from model.tokenizer import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, token_id
 from schemas.errors import RefuseToStartError
 
 
@@ -29,7 +30,7 @@ def tiny_config(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_V
         raise RefuseToStartError(f"hidden width {size.hidden} is not a multiple of {size.heads} heads; change the profile")
     half = size.hidden // size.heads // 2
     spatial = half * 3 // 8
-    token = {name: int(tokenizer.convert_tokens_to_ids(text)) for name, text in _TOKEN_NAMES.items()}
+    token = {name: token_id(tokenizer, text) for name, text in _TOKEN_NAMES.items()}
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -135,7 +136,7 @@ def rope_positions(tokens: Tensor, mask: Tensor, grid: Tensor | None, image_toke
     text goes on after its longest side. The same as `get_rope_index`, without a Python loop over rows. Passing positions
     explicitly matters: without them the model falls back to plain counting and the logits change silently.
     """
-    batch, length = tokens.shape
+    length = tokens.shape[1]
     flat = (mask.long().cumsum(1) - 1).clamp(min=0)
     positions = flat.unsqueeze(0).repeat(3, 1, 1)
     image = tokens == image_token
@@ -156,6 +157,23 @@ def rope_positions(tokens: Tensor, mask: Tensor, grid: Tensor | None, image_toke
     return positions
 
 
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Numbers of a backbone's configuration: hidden width, patches merged per side, padding token."""
+
+    hidden: int
+    merge: int
+    pad: int
+
+
+def widths(backbone: Qwen2_5_VLForConditionalGeneration) -> Widths:
+    """The numbers that callers need of a backbone."""
+    config: Any = backbone.config
+    return Widths(
+        int(config.text_config.hidden_size), int(config.vision_config.spatial_merge_size), int(config.text_config.pad_token_id or 0)
+    )
+
+
 def fresh_backbone(size: TinySize, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """Random weights of the `tiny` profile; the same seed gives the same weights."""
     torch.manual_seed(seed)
@@ -164,8 +182,7 @@ def fresh_backbone(size: TinySize, tokenizer: PreTrainedTokenizerBase, seed: int
 
 def pretrained_backbone(source: str | Path, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
     """Pretrained Qwen2.5-VL from a folder or a hub name."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(str(source), dtype=dtype)
-    return model
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(str(source), dtype=dtype)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

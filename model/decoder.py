@@ -6,9 +6,10 @@ evaluated on the tokens of one identifier level only. Equal to the full model's 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from model.backbone import ImageInput
@@ -49,7 +50,7 @@ class Decoder:
 
     def __init__(self, sigma: SigmaModel) -> None:
         self.sigma = sigma.eval()
-        self.text = sigma.backbone.model.language_model
+        self.text: Any = sigma.backbone.model.language_model
         self._levels = [torch.tensor(ids, device=sigma.device) for ids in sigma.levels]
 
     @property
@@ -117,7 +118,7 @@ class Decoder:
 
 
 def _attend(
-    attention: nn.Module,
+    attention: Any,
     hidden: Tensor,
     cosine: Tensor,
     sine: Tensor,

@@ -4,8 +4,9 @@
 (`model/jina.py`) the paper's choice.
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ class Encoder(Protocol):
         ...
 
 
+def channels_last(module: Any) -> Any:
+    """The module with its convolutions in the layout that CPUs and tensor cores prefer."""
+    return module.to(memory_format=torch.channels_last)
+
+
 class ImageTower(nn.Module):
     """Small CNN with one attention layer on its 7×7 grid. (N, 3, 56, 56) → grid (N, 49, C) and embedding (N, D)."""
 
@@ -41,7 +47,7 @@ class ImageTower(nn.Module):
         self.stem = nn.Sequential(
             *(
                 layer
-                for a, b in zip(sizes, sizes[1:], strict=False)
+                for a, b in itertools.pairwise(sizes)
                 for layer in (nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.GELU())
             )
         )
@@ -85,7 +91,7 @@ class TwoTower(nn.Module):
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
-        self.image = ImageTower(width).to(memory_format=torch.channels_last)
+        self.image = channels_last(ImageTower(width))
         self.text = TextTower(vocabulary, width)
         self.log_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
 

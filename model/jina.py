@@ -5,6 +5,7 @@ Both come with their own modelling code, which `transformers` runs only when tol
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class JinaEncoder:
     def __init__(self, source: str | Path, *, width: int = 2048, scale: float = 50.0) -> None:
         self.width = width
         self.scale = scale
-        self.model = _load(source)
+        self.model: Any = _load(source)
 
     def embed_images(self, images: Pixels) -> FloatArray:
         """(N, D) float32 unit vectors of N images."""
@@ -46,7 +47,7 @@ class JinaTeacher:
     """`Teacher` of the `qwen-*` profiles: scores (image, caption) pairs jointly (paper, equation 7)."""
 
     def __init__(self, source: str | Path) -> None:
-        self.model = _load(source)
+        self.model: Any = _load(source)
 
     def score(self, images: Pixels, captions: Sequence[str]) -> FloatArray:
         """(P,) float32 in 0..1: similarity of image p and caption p."""
@@ -58,10 +59,11 @@ class JinaTeacher:
         return np.concatenate(parts).astype(np.float32) if parts else np.zeros(0, dtype=np.float32)
 
 
-def _load(source: str | Path) -> torch.nn.Module:
+def _load(source: str | Path) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = torch.bfloat16 if device == "cuda" else torch.float32
-    return AutoModel.from_pretrained(str(source), trust_remote_code=True, dtype=kind).to(device).eval()
+    model: Any = AutoModel.from_pretrained(str(source), trust_remote_code=True, dtype=kind)
+    return model.to(device).eval()
 
 
 def _unit(parts: Sequence[Sequence[torch.Tensor]], width: int) -> FloatArray:

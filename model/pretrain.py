@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from model.backbone import ImageInputs, pad_rows, rope_positions
+from model.backbone import ImageInputs, pad_rows, rope_positions, widths
 from model.contrastive import CaptionedImages, cosine_schedule, pick_captions
 from model.progress import Progress, quiet
 from model.prompts import Prompts
@@ -57,8 +57,7 @@ class Pretrainer:
         self, model: Qwen2_5_VLForConditionalGeneration, prompts: Prompts, inputs: ImageInputs, heads: DistillHeads, config: PretrainConfig
     ) -> None:
         self.model, self.prompts, self.inputs, self.heads, self.config = model, prompts, inputs, heads, config
-        self.merge = int(model.config.vision_config.spatial_merge_size)
-        self.pad = int(model.config.text_config.pad_token_id)
+        self.merge, self.pad = widths(model).merge, widths(model).pad
 
     def loss(self, squares: np.ndarray, captions: list[str], images: Tensor, texts: Tensor, describe: bool) -> Tensor:
         """Joint loss of a batch: (B, side, side, 3) uint8, B captions, the encoder's (B, D) image and text vectors."""

@@ -11,7 +11,8 @@ StageName = Literal["memorize", "comprehend", "align"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The numbers of one training stage (paper, appendix E). `replay` is the share of stage-one samples mixed in.
+    """The numbers of one training stage (paper, appendix E). `replay` is the number of stage-one samples mixed in, as a
+    share of the training images; the paper replays in comprehension only.
 
     `soft_label_weight` is λ_ssp of equation 12. `warmup` is a share of the steps, `weight_decay`, `betas` and `clip`
     are AdamW's and the gradient norm's.
@@ -60,7 +61,8 @@ class Profile:
     teacher: str | None
     tiny: TinySize | None = None
     max_text_tokens: int = 128
-    ranking_scale: float = 1.0
+    views: int = 0
+    """Shifted views of each training image whose visual tokens are computed once, the vision tower frozen; 0 trains it."""
 
     def stage(self, name: StageName) -> Stage:
         """The stage of that name."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from model.tokenizer import CAPTION, END, IDENTIFIER, IMAGE, VISION_END, VISION_START
+from model.tokenizer import CAPTION, END, IDENTIFIER, IMAGE, VISION_END, VISION_START, token_id
 
 MEMORIZE = "Generate the identifier for this image."
 COMPREHEND = "Describe the image represented by the identifier"
@@ -34,7 +34,7 @@ class Prompts:
         self.levels = levels
         self.limit = limit
         self._tokenizer = tokenizer
-        special = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in (IMAGE, VISION_START, VISION_END, IDENTIFIER, CAPTION, END)}
+        special = {name: token_id(tokenizer, name) for name in (IMAGE, VISION_START, VISION_END, IDENTIFIER, CAPTION, END)}
         self.image, self.end, self.identifier_mark, self.caption_mark = (
             special[IMAGE],
             special[END],

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from model.backbone import ImageInput, ImageInputs, pad_rows, rope_positions
+from model.backbone import ImageInput, ImageInputs, pad_rows, rope_positions, widths
 from model.profiles import Profile
 from model.prompts import Example, Prompts
 from model.tokenizer import add_identifier_tokens, level_token_ids
@@ -42,13 +43,13 @@ class SigmaModel(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = SoftLabelHead(int(backbone.config.text_config.hidden_size))
+        self.head = SoftLabelHead(widths(backbone).hidden)
         self.tokenizer = tokenizer
         self.inputs = inputs
         self.profile = profile
         self.levels = level_token_ids(tokenizer, profile.shape)
         self.prompts = Prompts(tokenizer, self.levels, profile.max_text_tokens)
-        self.merge = int(backbone.config.vision_config.spatial_merge_size)
+        self.merge = widths(backbone).merge
         self.pad = int(tokenizer.pad_token_id)
 
     @property
@@ -95,12 +96,15 @@ def extend_vocabulary(backbone: Qwen2_5_VLForConditionalGeneration, tokenizer: P
     """Add the profile's identifier tokens to tokenizer and embeddings, drawn around the mean of the known ones (seeded)."""
     known = len(tokenizer)
     add_identifier_tokens(tokenizer, profile.shape)
-    table = backbone.get_input_embeddings().weight
-    if table.shape[0] >= len(tokenizer) and known == len(tokenizer):
+    embedding: Any = backbone.get_input_embeddings()
+    rows = int(embedding.weight.shape[0])
+    if rows >= len(tokenizer) and known == len(tokenizer):
         return
-    backbone.resize_token_embeddings(max(len(tokenizer), table.shape[0]), mean_resizing=False)
+    backbone.resize_token_embeddings(max(len(tokenizer), rows), mean_resizing=False)
+    resized: Any = backbone.get_input_embeddings()
+    tables: list[Tensor] = [resized.weight, backbone.lm_head.weight]
     with torch.no_grad():
-        for weight in {id(w): w for w in (backbone.get_input_embeddings().weight, backbone.lm_head.weight)}.values():
+        for weight in {id(table): table for table in tables}.values():
             old = weight[:known]
             draw = torch.randn(len(weight) - known, weight.shape[1], generator=torch.Generator().manual_seed(0))
-            weight[known:] = (old.mean(0) + draw * old.std(0) * 0.5).to(weight.dtype)
+            weight[known:] = (old.mean(0) + draw.to(old.device) * old.std(0) * 0.5).to(weight.dtype)

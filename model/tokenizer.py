@@ -44,6 +44,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of one token."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    return int(found[0] if isinstance(found, list) else found)
+
+
 def identifier_tokens(shape: IdentifierShape) -> list[list[str]]:
     """Token names of the five levels in code order: `<id1_0>` … `<id5_63>`, one set per level plus the suffixes."""
     counts = [*shape.codes, shape.suffixes]
@@ -59,7 +65,7 @@ def add_identifier_tokens(tokenizer: PreTrainedTokenizerBase, shape: IdentifierS
 
 def level_token_ids(tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape) -> list[list[int]]:
     """Five lists of token ids in code order; refuses a tokenizer made for another shape."""
-    ids = [[int(i) for i in tokenizer.convert_tokens_to_ids(level)] for level in identifier_tokens(shape)]
+    ids = [[token_id(tokenizer, name) for name in level] for level in identifier_tokens(shape)]
     known = tokenizer.get_vocab()
     last = f"<id{LEVELS + 1}_{shape.suffixes}>"
     if any(name not in known for level in identifier_tokens(shape) for name in level) or last in known:

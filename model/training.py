@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from model.backbone import ImageInput
 from model.profiles import Stage, StageName
@@ -21,6 +21,7 @@ from model.weights_io import load_module, save_module
 from schemas.records import ByteArray, FloatArray, IntArray
 
 WEIGHTS = "model.safetensors"
+SHIFT_PX, VIEW_BATCH = 3, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class TrainingSet:
     identifiers: IntArray
     captions: Sequence[Sequence[str]]
     soft_labels: Sequence[FloatArray] | None = None
+    visual: Tensor | None = None
+    """(V, N, T, H) visual tokens of V views of each image, when the vision tower is frozen."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,23 +54,26 @@ class Examples(Dataset[Example]):
 
 
 def examples(model: SigmaModel, data: TrainingSet, stage: Stage, seed: int) -> Examples:
-    """The sequences of one stage, in corpus order; comprehension mixes in `stage.replay` of stage one's."""
+    """The sequences of one stage, in corpus order, with `stage.replay` of stage one's after them.
+
+    An example's `image` counts views first: image i in view v is v·N + i.
+    """
     prompts, tokens = model.prompts, _image_tokens(model, data)
-    memorize = [prompts.memorize(i, tokens[i], data.identifiers[i]) for i in range(len(data))]
+    views = 1 if data.visual is None else len(data.visual)
+    memorize = [prompts.memorize(v * len(data) + i, tokens[i], data.identifiers[i]) for v in range(views) for i in range(len(data))]
     if stage.name == "memorize":
         return Examples(memorize)
-    if stage.name == "comprehend":
-        rows = [prompts.comprehend(data.identifiers[i], caption) for i, texts in enumerate(data.captions) for caption in texts]
-        kept = np.random.default_rng(seed).permutation(len(memorize))[: round(stage.replay * len(memorize))]
-        return Examples([*rows, *(memorize[int(i)] for i in kept)])
+    order = np.random.default_rng(seed).permutation(len(memorize))
+    kept = [memorize[int(i)] for i in order[: round(stage.replay * len(data))]]
     labels = data.soft_labels
-    return Examples(
-        [
-            prompts.align(caption, data.identifiers[i], None if labels is None else float(labels[i][k]))
-            for i, texts in enumerate(data.captions)
-            for k, caption in enumerate(texts)
-        ]
-    )
+    rows = [
+        prompts.comprehend(data.identifiers[i], caption)
+        if stage.name == "comprehend"
+        else prompts.align(caption, data.identifiers[i], None if labels is None else float(labels[i][k]))
+        for i, texts in enumerate(data.captions)
+        for k, caption in enumerate(texts)
+    ]
+    return Examples([*rows, *kept])
 
 
 def _image_tokens(model: SigmaModel, data: TrainingSet) -> list[int]:
@@ -121,6 +127,8 @@ class StageTrainer(Trainer):
     ) -> None:
         self.sigma, self.stage, self.data, self.rows, self.bar_callback = sigma, stage, data, rows, bar
         super().__init__(model=sigma, args=args, train_dataset=rows, data_collator=_gather, callbacks=[bar])
+        # It would print a dictionary to standard output, where our JSON goes.
+        self.remove_callback(PrinterCallback)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
@@ -136,6 +144,10 @@ class StageTrainer(Trainer):
     def _pictures(self, rows: list[int]) -> tuple[Tensor | None, Tensor | None]:
         if not rows:
             return None, None
+        if self.data.visual is not None:
+            _, _, count, hidden = self.data.visual.shape
+            grid = self.sigma.inputs(self.data.images[:1]).grid.repeat(len(rows), 1)
+            return self.data.visual.view(-1, count, hidden)[rows].reshape(-1, hidden), grid
         given: ImageInput = self.sigma.inputs([self.data.images[row] for row in rows])
         return self.sigma.see(given), given.grid
 
@@ -181,6 +193,30 @@ def _arguments(folder: Path, stage: Stage, steps: int, seed: int, checkpoints: i
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+
+
+@torch.no_grad()
+def visual_tokens(model: SigmaModel, squares: ByteArray, views: int, seed: int, progress: Progress = quiet) -> Tensor:
+    """(V, N, T, H) visual tokens of (N, side, side, 3) images: the first view as it is, the others shifted by a few pixels."""
+    rng = np.random.default_rng(seed)
+    parts: list[Tensor] = []
+    with progress("visual tokens", views * len(squares)) as bar:
+        for view in range(views):
+            for start in range(0, len(squares), VIEW_BATCH):
+                part = squares[start : start + VIEW_BATCH]
+                seen = model.see(model.inputs.from_squares(shifted(part, rng) if view else part))
+                parts.append(seen.view(len(part), -1, seen.shape[-1]))
+                bar.update(len(part))
+    count, hidden = parts[0].shape[1:]
+    return torch.cat(parts).view(views, len(squares), count, hidden)
+
+
+def shifted(squares: ByteArray, rng: np.random.Generator) -> ByteArray:
+    """Each image moved by up to `SHIFT_PX` pixels, its border repeated."""
+    side = squares.shape[1]
+    padded = np.pad(squares, ((0, 0), (SHIFT_PX, SHIFT_PX), (SHIFT_PX, SHIFT_PX), (0, 0)), mode="edge")
+    moves = rng.integers(0, 2 * SHIFT_PX + 1, size=(len(squares), 2))
+    return np.stack([image[y : y + side, x : x + side] for image, (y, x) in zip(padded, moves, strict=True)])
 
 
 def run_stage(

@@ -115,7 +115,8 @@ class Trie:
             self._delta_of.setdefault(slot, []).append(leaf)
         self._delta_size += len(leaves)
         if self._delta_size > max(4096, len(self._base.slots) // 8):
-            self._merge(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32, np.int64)))
+            nothing = np.empty(0, np.int64)
+            self._merge(nothing, nothing, np.empty(0, np.float32), nothing)
 
     def delete(self, slots: Iterable[int]) -> None:
         """Remove images with all their postings; unknown and removed slots are ignored."""

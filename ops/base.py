@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class BaseConfig:
 
 
 def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str, object]:
-    """Make a base in `folder`; returns what `base.json` says. Uses a GPU when there is one; an interrupted run goes on from its first half."""
+    """Make a base in `folder`; returns what `base.json` says. An interrupted run goes on from its first half."""
     tiny = profile("tiny")
     size = tiny.tiny
     if size is None or config.images < 1000:
@@ -48,7 +49,7 @@ def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str
     data = CaptionedImages(*drawn(corpus, size.image_px, progress))
     tokenizer = train_tokenizer((text for texts in data.captions for text in texts), size.vocabulary)
     contrastive = ContrastiveConfig(epochs=config.contrastive_epochs, limit=tiny.max_text_tokens, seed=config.seed)
-    about = {"config": asdict(config), "corpus": asdict(corpus), "device": device.type}
+    about: dict[str, Any] = {"config": asdict(config), "corpus": asdict(corpus), "device": device.type}
     half = folder / "contrastive"
     with single_precision_matrix_units():
         if not _holds(half, about):
@@ -58,7 +59,8 @@ def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str
             about["teacher_accuracy"] = round(train_teacher(cross, towers, tokenizer, data, short, progress), 4)
             Base(size, tokenizer, towers, cross, fresh_backbone(size, tokenizer, config.seed), tiny.max_text_tokens, about).save(half)
         base = Base.load(half)
-        for part in (base.towers, base.cross, base.backbone):
+        modules: tuple[Any, ...] = (base.towers, base.cross, base.backbone)
+        for part in modules:
             part.to(device)
         pretrain_base(base, data, PretrainConfig(epochs=config.pretrain_epochs, seed=config.seed), progress)
     recall = probe_recall(base, CorpusConfig(config.probe, seed=config.seed, captions=0, test_captions=1), progress)
@@ -73,7 +75,7 @@ def command(config: BaseConfig) -> str:
     return "sigma base " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(config).items())
 
 
-def _holds(folder: Path, about: dict[str, object]) -> bool:
+def _holds(folder: Path, about: dict[str, Any]) -> bool:
     """Whether an interrupted run of the same settings left its first half here."""
     return (folder / ABOUT).is_file() and about.items() <= Base.load(folder).about.items()
 

@@ -64,7 +64,8 @@ def up(options: Namespace, settings: Settings) -> int:
         processes.supervise(settings)
         return 0
     found = processes.up(settings)
-    text = f"running: POST {found.url}/v1/query · documentation {found.url}/docs · logs {settings.home.absolute() / 'logs'} · stop with: sigma down"
+    logs = settings.home.absolute() / "logs"
+    text = f"running: POST {found.url}/v1/query · documentation {found.url}/docs · logs {logs} · stop with: sigma down"
     emit({"url": found.url, "pid": found.pid}, options.json, text)
     return 0
 
@@ -110,7 +111,8 @@ def train(options: Namespace, settings: Settings) -> int:
     with services(settings) as found, ready(found, "train"):
         result = run(found, entries, request, bar)
     hint = {"building": "go on with --resume", "shadow": f"make it live with: sigma generations promote {result.generation}"}
-    text = f"generation {result.generation} is {result.state}, trained on {result.images:,} images; {hint.get(result.state, 'it answers queries')}"
+    then = hint.get(result.state, "it answers queries")
+    text = f"generation {result.generation} is {result.state}, trained on {result.images:,} images; {then}"
     for one in result.rejected:
         text += f"\nleft out {one['path']}: {one['reason']}"
     emit(asdict(result), options.json, text)
@@ -229,9 +231,13 @@ def status(options: Namespace, settings: Settings) -> int:
     address = running(settings)
     document["url"] = address.url if address else None
     images, fresh = document["images"], document["freshness_s"]
+    sizes = ", ".join(
+        f"{images[name]:,} {word}"
+        for name, word in (("indexed", "indexed"), ("pending", "waiting"), ("rejected", "rejected"), ("deleted", "deleted"))
+    )
     lines = [
         f"generation   {document['generation'] or 'none live'} ({len(document['generations'])} in all)",
-        f"images       {images['indexed']:,} indexed, {images['pending']:,} waiting, {images['rejected']:,} rejected, {images['deleted']:,} deleted",
+        f"images       {sizes}",
         f"trie         {document['trie']['leaves']:,} leaves, checksum {document['trie']['checksum']}",
         f"freshness    p50 {fresh['p50']} s, p95 {fresh['p95']} s from arrival to searchable",
         f"serving      {document['url'] or 'nothing runs; start it with: sigma up'}",

@@ -88,12 +88,11 @@ def demo(settings: Settings, config: DemoConfig) -> dict[str, Any]:
             wait_ready(address)
         with clock.phase("stream", f"stream {len(unseen):,} unseen images one by one while queries are served"):
             streamed = stream(found, address, unseen, [entry.test_captions[0] for entry in seen])
-        with clock.phase("evaluate", "evaluate: every held-out caption is a query"):
-            with found.connect("demo") as conn:
-                searcher = Searcher(found, live_generation(conn))
-                figures = evaluate(searcher, [*seen, *unseen], limit=config.queries, seed=config.seed, ablate=config.ablate, progress=bar)
-                searcher.close()
-                now = status(conn)
+        with clock.phase("evaluate", "evaluate: every held-out caption is a query"), found.connect("demo") as conn:
+            searcher = Searcher(found, live_generation(conn))
+            figures = evaluate(searcher, [*seen, *unseen], limit=config.queries, seed=config.seed, ablate=config.ablate, progress=bar)
+            searcher.close()
+            now = status(conn)
         examples = ask(address, [entry.test_captions[0] for entry in unseen[:_SHOWN]])
         down(own)
     return {

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -10,7 +11,7 @@ from model.progress import Bar
 
 
 class _TqdmBar:
-    def __init__(self, bar: "tqdm[None]") -> None:
+    def __init__(self, bar: Any) -> None:
         self._bar = bar
 
     def update(self, n: int, **figures: float) -> None:

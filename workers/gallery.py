@@ -1,5 +1,6 @@
 """The gallery: ranking embeddings of one generation in a memory-mapped file, a row (*slot*) per image."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,10 @@ class Gallery:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder, prefix="embeddings-")
+        handle, name = tempfile.mkstemp(dir=folder, prefix="embeddings-")
+        self._file = os.fdopen(handle, "r+b")
+        # Unlinked at once: the space is given back when the process ends, however it ends.
+        Path(name).unlink()
         self._rows: HalfArray = np.zeros((0, 0), dtype=np.float16)
         self._keys: IntArray = np.zeros(0, dtype=np.int64)
         self._sorted = 0

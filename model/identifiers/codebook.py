@@ -95,7 +95,7 @@ class Codebook:
             book = cls(config=config, **{name: arrays[name] for name in arrays.files})
         if book.version != about["version"]:
             raise RefuseToStartError(
-                f"codebook {folder} has content {book.version} but says {about['version']}: it was changed or damaged; restore it or retrain"
+                f"codebook {folder} has content {book.version} but says {about['version']}: it was changed or damaged; restore or retrain"
             )
         return book
 

@@ -86,7 +86,6 @@ def fit_seminmf(rows: FloatArray, components: int, *, seed: int, iterations: int
     if rows.ndim != 2 or not len(rows) or components < 1:
         raise UsageError(f"Semi-NMF needs a non-empty (n, D) matrix and at least one component, got {rows.shape} and {components}")
     data = rows.astype(np.float64)
-    rng = np.random.default_rng(seed)
     basis = _directions(data, components, seed)
     weights = nonnegative_coefficients(data, basis, sweeps=_FIT_SWEEPS)
     history = [float(((data - weights @ basis) ** 2).sum())]

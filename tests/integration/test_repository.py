@@ -94,7 +94,8 @@ def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_ve
     assert images.accept_image(conn, accepted("a")) == (key, False)
     assert postings.append(conn, generation, SHAPE, [assignment(key, 1)])[0].fate is Fate.GONE
     back, fresh = images.accept_image(conn, accepted("a", version=2))
-    assert fresh and back != key
+    assert fresh
+    assert back != key
     assert postings.append(conn, generation, SHAPE, [assignment(back, 1)])[0].fate is Fate.INDEXED
 
 
@@ -269,7 +270,8 @@ def test_a_generation_takes_only_the_steps_that_are_allowed(conn: Connection, ge
     generations.set_state(conn, generation, "shadow")
     assert generations.promote(conn, generation) is None
     live = generations.live(conn)
-    assert live is not None and live.id == generation and live.shape == SHAPE
+    assert live is not None
+    assert (live.id, live.shape) == (generation, SHAPE)
     with pytest.raises(UsageError):
         generations.set_state(conn, generation, "building")
     with pytest.raises(UsageError, match="no generation 77"):
@@ -313,5 +315,6 @@ def test_freshness_is_measured_from_publishing_to_searchable(conn: Connection, g
     postings.append(conn, generation, SHAPE, [assignment(keys[0], 1)])
     images.record_visibility(conn, "query-1", keys)
     p50, p95 = images.freshness(conn)
-    assert p50 is not None and 0 <= p50 < 60
+    assert p50 is not None
+    assert 0 <= p50 < 60
     assert p95 == p50

@@ -19,7 +19,10 @@ def insert(trie: Trie, reference: set[Entry], entries: list[Entry]) -> None:
 
 
 def check(trie: Trie, reference: set[Entry]) -> None:
-    for branches, wanted in ((trie.branches, {leaf for leaf, _, _ in reference}), (trie.primaries, {leaf for leaf, _, s in reference if s >= 0})):
+    for branches, wanted in (
+        (trie.branches, {leaf for leaf, _, _ in reference}),
+        (trie.primaries, {leaf for leaf, _, s in reference if s >= 0}),
+    ):
         assert branches.leaves == len(wanted)
         for level in range(4):
             below = SHAPE.leaves // SHAPE.prefixes(level + 1)

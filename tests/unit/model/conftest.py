@@ -1,0 +1,68 @@
+"""A very small model of the real class for the tests of this folder: random weights, seeded."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model.backbone import fresh_backbone
+from model.base import Base
+from model.checkpoint import Parts, parts_of
+from model.encoder import TwoTower
+from model.profiles import Profile, Stage, TinySize, profile
+from model.teacher import CrossHead
+from model.tokenizer import train_tokenizer
+from schemas.identifiers import IdentifierShape
+from schemas.records import ByteArray
+
+SMALL = TinySize(
+    hidden=40,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    feed_forward=64,
+    vision_hidden=32,
+    vision_depth=1,
+    vision_heads=2,
+    vision_feed_forward=32,
+    vocabulary=400,
+)
+TEXTS = ("a small red circle", "two blue squares on navy", "eine grüne Scheibe", "a large star at the top left")
+
+
+def small_profile() -> Profile:
+    """The tiny profile with a small shape and short stages."""
+    stages = (
+        Stage("memorize", epochs=2, learning_rate=2e-3, batch=8),
+        Stage("comprehend", epochs=2, learning_rate=2e-3, batch=8, replay=0.25),
+        Stage("align", epochs=2, learning_rate=2e-3, batch=8, soft_label_weight=0.1),
+    )
+    shape = IdentifierShape(codes=(4, 3, 3, 2), suffixes=8)
+    return replace(profile("tiny").with_stages(stages), shape=shape, embedding_width=24, tiny=SMALL, max_text_tokens=24)
+
+
+def small_base(seed: int = 0) -> Base:
+    """A base with random weights."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(TEXTS * 5, SMALL.vocabulary)
+    return Base(
+        SMALL,
+        tokenizer,
+        TwoTower(len(tokenizer), 24).eval(),
+        CrossHead(width=24).eval(),
+        fresh_backbone(SMALL, tokenizer, seed).eval(),
+        24,
+        {},
+    )
+
+
+def pictures(count: int, seed: int = 0, side: int = 56) -> list[ByteArray]:
+    """Random pictures."""
+    return list(np.random.default_rng(seed).integers(0, 255, (count, side, side, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def parts() -> Parts:
+    """A model, its encoder and its teacher."""
+    return parts_of(small_base(), small_profile())
