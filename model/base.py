@@ -69,7 +69,7 @@ class Base:
             size=size,
             tokenizer=tokenizer,
             towers=TwoTower(len(tokenizer), int(about["width"])),
-            cross=CrossHead(),
+            cross=CrossHead(width=int(about["width"])),
             backbone=Qwen2_5_VLForConditionalGeneration(tiny_config(size, tokenizer)),
             limit=int(about["limit"]),
             about={name: value for name, value in about.items() if name not in ("size", "limit", "width")},

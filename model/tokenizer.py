@@ -65,9 +65,8 @@ def add_identifier_tokens(tokenizer: PreTrainedTokenizerBase, shape: IdentifierS
 
 def level_token_ids(tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape) -> list[list[int]]:
     """Five lists of token ids in code order; refuses a tokenizer made for another shape."""
-    ids = [[token_id(tokenizer, name) for name in level] for level in identifier_tokens(shape)]
     known = tokenizer.get_vocab()
     last = f"<id{LEVELS + 1}_{shape.suffixes}>"
     if any(name not in known for level in identifier_tokens(shape) for name in level) or last in known:
         raise RefuseToStartError(f"the tokenizer's identifier tokens do not fit the shape {shape.codes}+{shape.suffixes}; retrain")
-    return ids
+    return [[token_id(tokenizer, name) for name in level] for level in identifier_tokens(shape)]

@@ -53,7 +53,7 @@ def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str
     half = folder / "contrastive"
     with single_precision_matrix_units():
         if not _holds(half, about):
-            towers, cross = TwoTower(len(tokenizer), tiny.embedding_width).to(device), CrossHead().to(device)
+            towers, cross = TwoTower(len(tokenizer), tiny.embedding_width).to(device), CrossHead(width=tiny.embedding_width).to(device)
             train_two_tower(towers, tokenizer, data, contrastive, progress)
             short = replace(contrastive, epochs=config.teacher_epochs, learning_rate=1e-3)
             about["teacher_accuracy"] = round(train_teacher(cross, towers, tokenizer, data, short, progress), 4)

@@ -60,7 +60,10 @@ class DecodePool:
             )
         child = self._idle.get()
         try:
-            if child is None or not child.alive:
+            if child is not None and not child.alive:
+                child.close()
+                child = None
+            if child is None:
                 child = _Child(self.limits)
             return child.decode(data, self.limits.timeout_s)
         finally:

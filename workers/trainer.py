@@ -21,7 +21,7 @@ from model.identifiers.suffixes import assign_suffixes
 from model.pixels import Pixels, resize
 from model.profiles import Profile
 from model.progress import Progress
-from model.training import TrainingSet, run_stage
+from model.training import TrainingSet, run_stage, visual_tokens
 from schemas.errors import UsageError
 from schemas.records import FloatArray, IntArray, ManifestEntry
 from workers.append import Appender
@@ -270,14 +270,15 @@ def _run_stages(
     about = checkpoint.about
     save_checkpoint(checkpoint, folder)
     wanted = STAGES[1 : STAGES.index(request.until) + 1]
-    labels = None
-    for name in wanted:
-        if name in about["stages"]:
-            continue
+    todo = [name for name in wanted if name not in about["stages"]]
+    views, labels, visual = request.profile.views, None, None
+    if todo and views:
+        visual = visual_tokens(parts.sigma, np.stack(material.pictures[:]), views, request.seed, progress)
+    for name in todo:
         stage = next(stage for stage in request.profile.stages if stage.name == name)
         if name == "align" and stage.soft_label_weight > 0:
             labels = soft_labels(parts, material.pictures, material.captions, progress)
-        data = TrainingSet(material.pictures, identifiers, material.captions, labels)
+        data = TrainingSet(material.pictures, identifiers, material.captions, labels, visual)
         run_stage(parts.sigma, data, stage, folder / "training", seed=request.seed, resume=request.resume, progress=progress)
         about["stages"] = [*about["stages"], name]
         save_checkpoint(checkpoint, folder)

@@ -57,6 +57,7 @@ def test_text_logits_equal_a_plain_qwen2_decoder_with_the_same_weights(parts: Pa
             for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         },
         num_key_value_heads=text.num_key_value_heads,
+        rms_norm_eps=text.rms_norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
     )

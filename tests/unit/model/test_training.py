@@ -40,7 +40,7 @@ def test_each_stage_has_the_sequences_of_the_paper(parts: Parts) -> None:
         assert [token in level for token, level in zip(tail, levels, strict=True)] == [True] * 5
     assert all(example.image is not None for example in memorize)
     assert sum(example.image is not None for example in comprehend) == COUNT // 4
-    assert {example.soft_label for example in align} == {pytest.approx(0.9), pytest.approx(0.1)}
+    assert sorted({round(example.soft_label or 0, 4) for example in align}) == [0.1, 0.9]
 
 
 def test_the_soft_label_head_reads_the_identifier_states_and_enters_the_loss(parts: Parts) -> None:

@@ -1,0 +1,110 @@
+"""Good and bad image files, made when needed: what a folder full of surprises looks like."""
+
+import struct
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms
+
+
+def picture(seed: int, size: tuple[int, int] = (80, 60)) -> Image.Image:
+    """A smooth random picture."""
+    small = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Bytes of an image file."""
+    buffer = BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def huge_png() -> bytes:
+    """A PNG that declares 60,000 x 60,000 pixels in a few bytes."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(1000))) + _chunk(b"IEND", b"")
+
+
+def sixteen_bit() -> bytes:
+    """A 16-bit grey PNG."""
+    return encoded(Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)), "PNG")
+
+
+def palette_with_alpha() -> bytes:
+    """A palette PNG with a transparent colour."""
+    return encoded(picture(3).quantize(16), "PNG", transparency=3)
+
+
+def rotated() -> bytes:
+    """A JPEG whose EXIF says that it lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(picture(4), "JPEG", exif=exif)
+
+
+def animated(kind: str) -> bytes:
+    """Three frames."""
+    frames = [picture(seed) for seed in range(3)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+CONVERTIBLE: dict[str, Callable[[], bytes]] = {
+    "plain.jpg": lambda: encoded(picture(1), "JPEG"),
+    "plain.png": lambda: encoded(picture(2), "PNG"),
+    "plain.webp": lambda: encoded(picture(5), "WEBP"),
+    "cmyk.jpg": lambda: encoded(picture(6).convert("CMYK"), "JPEG"),
+    "sixteen.png": sixteen_bit,
+    "palette.png": palette_with_alpha,
+    "rotated.jpg": rotated,
+    "grey.jpg": lambda: encoded(picture(7).convert("L"), "JPEG"),
+    "alpha.png": lambda: encoded(picture(8).convert("RGBA"), "PNG"),
+    "one-bit.png": lambda: encoded(picture(9).convert("1"), "PNG"),
+    "profile.jpg": lambda: encoded(picture(10), "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+    "progressive.jpg": lambda: encoded(picture(11), "JPEG", progressive=True),
+}
+
+REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "empty.jpg": ("empty", lambda: b""),
+    "text.jpg": ("not-an-image", lambda: b"this is a shopping list, not a picture\n"),
+    "truncated.jpg": ("truncated", lambda: encoded(picture(1, (400, 300)), "JPEG")[:2000]),
+    "truncated.png": ("truncated", lambda: encoded(picture(1, (400, 300)), "PNG")[:3000]),
+    "truncated.webp": ("truncated", lambda: encoded(picture(1, (400, 300)), "WEBP")[:500]),
+    "header-only.png": ("truncated", lambda: b"\x89PNG\r\n\x1a\n"),
+    "huge.png": ("too-many-pixels", huge_png),
+    "animated.png": ("animated", lambda: animated("PNG")),
+    "animated.webp": ("animated", lambda: animated("WEBP")),
+    "frames.gif": ("unsupported-format", lambda: animated("GIF")),
+    "bitmap.jpg": ("unsupported-format", lambda: encoded(picture(1), "BMP")),
+    "scan.tiff": ("unsupported-format", lambda: encoded(picture(1), "TIFF")),
+    "drawing.svg": ("unsupported-format", lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+    "paper.pdf": ("unsupported-format", lambda: b"%PDF-1.7\n"),
+    "photo.heic": ("unsupported-format", lambda: b"\x00\x00\x00\x18ftypheic" + bytes(40)),
+    "zeros.png": ("not-an-image", lambda: bytes(500)),
+    "noise.jpg": ("not-an-image", lambda: np.random.default_rng(0).bytes(500)),
+    "archive.jpg": ("not-an-image", lambda: b"PK\x03\x04" + bytes(100)),
+}
+
+
+def write_folder(folder: Path, good: int) -> tuple[int, dict[str, str]]:
+    """A folder with `good` images that can be indexed and every bad kind; returns how many are good, and codes by file name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in CONVERTIBLE.items():
+        (folder / name).write_bytes(make())
+    for number in range(max(0, good - len(CONVERTIBLE))):
+        (folder / f"more-{number}.jpg").write_bytes(encoded(picture(100 + number), "JPEG"))
+    codes = {}
+    for name, (code, make_bad) in REFUSED.items():
+        (folder / name).write_bytes(make_bad())
+        codes[name] = code
+    (folder / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    codes |= {"dangling.jpg": "unreadable", "loop.jpg": "unreadable"}
+    return max(good, len(CONVERTIBLE)), codes

@@ -1,0 +1,93 @@
+"""Following the database: commits out of order, deletions, and a restart lose nothing."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from schemas.identifiers import IdentifierShape
+from tests.integration.test_repository import SHAPE, accept, assignment
+from workers.repository import counters, generations, images, postings
+from workers.repository.connection import Connection, connect, transaction
+from workers.repository.follow import Changes, TrieFollower
+
+
+@pytest.fixture
+def generation(conn: Connection) -> int:
+    return generations.create_generation(conn, SHAPE)
+
+
+def keys_of(changes: Changes) -> set[int]:
+    assert set(changes.postings.image_keys.tolist()) == set(changes.embeddings.image_keys.tolist())
+    return set(changes.embeddings.image_keys.tolist())
+
+
+def test_commits_out_of_order_are_all_followed(conn: Connection, database: str, generation: int) -> None:
+    first, second, third = accept(conn, ["a", "b", "c"])
+    with connect(database) as slow, connect(database) as fast, connect(database) as own:
+        follower = TrieFollower(own, generation)
+        assert keys_of(follower.load()) == set()
+        with transaction(slow):
+            postings.append(slow, generation, SHAPE, [assignment(first, 1)])
+            # The later transaction commits first: a follower that remembers the highest number has passed the slow one.
+            postings.append(fast, generation, SHAPE, [assignment(second, 2)])
+            assert keys_of(follower.changes()) == {second}
+            postings.append(fast, generation, SHAPE, [assignment(third, 3)])
+            assert keys_of(follower.changes()) == {third}
+        assert keys_of(follower.changes()) == {first}
+        assert not follower.changes()
+
+
+def test_deletions_and_what_was_loaded_before_are_told_apart(conn: Connection, database: str, generation: int) -> None:
+    keys = accept(conn, ["a", "b"])
+    postings.append(conn, generation, SHAPE, [assignment(key, 1, 2) for key in keys])
+    with connect(database) as own:
+        follower = TrieFollower(own, generation)
+        loaded = follower.load()
+        assert keys_of(loaded) == set(keys)
+        assert sorted(loaded.postings.suffixes.tolist()) == [-1, -1, 0, 1]
+        images.delete_images(conn, ["a"])
+        changes = follower.changes()
+        assert changes.deleted.tolist() == [keys[0]]
+        assert len(changes.postings) == 0
+
+
+def test_a_commit_wakes_the_follower(conn: Connection, database: str, generation: int) -> None:
+    (key,) = accept(conn, ["a"])
+    with connect(database) as own:
+        follower = TrieFollower(own, generation)
+        follower.load()
+        assert not follower.wait(0.05)
+        postings.append(conn, generation, SHAPE, [assignment(key, 1)])
+        assert follower.wait(5)
+
+
+def test_many_writers_at_once_are_followed_completely(conn: Connection, database: str) -> None:
+    shape = IdentifierShape(codes=(4, 4, 4, 4), suffixes=50)
+    generation = generations.create_generation(conn, shape)
+    keys = accept(conn, [f"i{n}" for n in range(240)])
+    failures: list[BaseException] = []
+
+    def write(number: int) -> None:
+        generator = np.random.default_rng(number)
+        try:
+            with connect(database) as own:
+                for key in keys[number::6]:
+                    postings.append(own, generation, shape, [assignment(key, int(generator.integers(0, 256)))])
+        except BaseException as error:
+            failures.append(error)
+
+    with connect(database) as own:
+        follower = TrieFollower(own, generation)
+        found = keys_of(follower.load())
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            arrived = keys_of(follower.changes())
+            assert not arrived & found
+            found |= arrived
+        found |= keys_of(follower.changes())
+    assert not failures
+    assert found == set(keys)
+    assert counters.totals(conn, generation).images == 240
