@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
@@ -14,7 +14,7 @@ from model.encoder import SmallEncoder, TwoTower
 from model.profiles import TinySize
 from model.teacher import CrossHead, SmallTeacher
 from model.tokenizer import load_tokenizer
-from model.weights_io import restore, stored
+from model.weights_io import read_tensors, restore, stored
 from schemas.errors import RefuseToStartError
 
 SHIPPED = Path(__file__).resolve().parent / "weights" / "tiny"
@@ -74,7 +74,7 @@ class Base:
             limit=int(about["limit"]),
             about={name: value for name, value in about.items() if name not in ("size", "limit", "width")},
         )
-        tensors = load_file(folder / WEIGHTS)
+        tensors = read_tensors(folder / WEIGHTS)
         for part, module in base._parts():
             restore(
                 module, {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}, folder

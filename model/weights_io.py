@@ -40,9 +40,13 @@ def save_module(module: nn.Module, path: Path) -> None:
 
 
 def load_module(module: nn.Module, path: Path) -> None:
-    """Read what `save_module` wrote; one clear error when it is missing or damaged."""
+    """Read what `save_module` wrote."""
+    restore(module, read_tensors(path), path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file; one clear error when it is missing or damaged."""
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except Exception as error:  # safetensors raises a bare exception type of its own
         raise RefuseToStartError(f"weights {path} cannot be read ({error}); restore the file or train again") from error
-    restore(module, tensors, path)
