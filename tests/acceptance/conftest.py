@@ -1,0 +1,107 @@
+"""One small trained generation for all whole-flow tests, made by the real commands; each test works on a copy of its home."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ops.corpus import CorpusConfig, generate
+
+TRAINED, STREAMED = 240, 60
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Home:
+    """One installation's state and the command line working on it."""
+
+    folder: Path
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SIGMA_")}
+        return kept | {"SIGMA_HOME": str(self.folder)} | extra
+
+    def sigma(self, *arguments: str | Path, timeout: float = 240, **extra: str) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "ops.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=self.environment(**extra),
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def ok(self, *arguments: str | Path, **extra: str) -> Any:
+        done = self.sigma(*arguments, "--json", **extra)
+        assert done.code == 0, done.err[-2000:]
+        return done.json
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images to train on in `train`, images that arrive later in `stream`."""
+    folder = tmp_path_factory.mktemp("corpus")
+    generate(CorpusConfig(TRAINED, seed=11), folder / "train", "train", lambda _: None)
+    generate(CorpusConfig(STREAMED, seed=11, start=TRAINED), folder / "stream", "test", lambda _: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A home with one live generation, its database stopped."""
+    home = Home(tmp_path_factory.mktemp("trained") / "home")
+    done = home.ok("train", "--manifest", corpus / "train" / "manifest.jsonl", "--adapt", "never")
+    assert done["state"] == "live"
+    assert done["images"] == TRAINED
+    return home.folder
+
+
+@pytest.fixture
+def make_home(tmp_path: Path, trained: Path) -> Iterator[Callable[[], Home]]:
+    """Copies of the trained home; what runs in them is stopped at the end."""
+    made: list[Home] = []
+
+    def make() -> Home:
+        folder = tmp_path / f"home{len(made)}"
+        # Copied by `cp`, which keeps the owner that PostgreSQL insists on.
+        subprocess.run(["cp", "-a", str(trained), str(folder)], check=True)
+        made.append(Home(folder))
+        return made[-1]
+
+    yield make
+    for home in made:
+        home.sigma("down")
+        shutil.rmtree(home.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def home(make_home: Callable[[], Home]) -> Home:
+    """A copy of the trained home, nothing running."""
+    return make_home()
+
+
+@pytest.fixture
+def running(home: Home) -> Home:
+    """The same with all processes up."""
+    home.ok("up")
+    return home
