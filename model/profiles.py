@@ -100,7 +100,7 @@ PROFILES: dict[str, Profile] = {
             # look at images, and unseen ones are found half as often (docs/experiments.md).
             Stage("memorize", epochs=1, learning_rate=1e-3, batch=64),
             Stage("comprehend", epochs=0.5, learning_rate=1e-3, batch=64, replay=0.25),
-            Stage("align", epochs=3, learning_rate=1e-3, batch=64, replay=1.0, soft_label_weight=0.1),
+            Stage("align", epochs=4, learning_rate=1e-3, batch=64, replay=1.0, soft_label_weight=0.1),
         ),
         embedding_width=128,
         model=None,

@@ -23,6 +23,7 @@ from ops.processes import down, up
 from ops.progress import bar
 from ops.status import status
 from schemas.errors import UsageError, WorkFailedError
+from schemas.events import ImageArrived
 from schemas.records import ManifestEntry
 from schemas.settings import Settings
 from stream.manifest import read_manifest
@@ -35,6 +36,8 @@ MARK = "demo.json"
 LEAST_IMAGES = 64
 _SHOWN = 3
 _PATIENCE_S = 60.0
+_PAUSE_S = 0.04
+"""Between two arrivals: a steady stream of at most 25 images a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +168,11 @@ def stream(found: Services, address: str, unseen: Sequence[ManifestEntry], texts
     asker.start()
     log = found.log()
     with found.connect("demo stream") as conn, bar("stream", len(unseen)) as progress:
-        published = [ingest.publish(conn, log, [entry], None, lambda _: None) for entry in unseen]
-        events = ingest.Published(tuple(event for one in published for event in one.events), frozenset())
+        published: list[ImageArrived] = []
+        for entry in unseen:
+            published += ingest.publish(conn, log, [entry], None, lambda _: None).events
+            time.sleep(_PAUSE_S)
+        events = ingest.Published(tuple(published), frozenset())
         outcome = ingest.wait(conn, events, serving=True, timeout_s=_PATIENCE_S, tick=progress.update)
     log.close()
     return {"indexed": outcome.indexed, "rejected": list(outcome.rejected), "queries_meanwhile": asker.stop()}
