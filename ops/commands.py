@@ -19,6 +19,9 @@ from workers.repository.images import delete_images, images_by_id
 from workers.repository.postings import image_at, postings_of
 from workers.services import Services
 
+_SHOWN = 20
+"""Rejections that a person is shown at once; `--json` has all."""
+
 
 def emit(document: Any, as_json: bool, text: str) -> None:
     """Print the document, or what a person would rather read."""
@@ -146,7 +149,9 @@ def ingest(options: Namespace, settings: Settings) -> int:
     text = f"published {document['published']:,} images"
     if outcome is not None:
         text += f", {outcome.indexed:,} are searchable, {len(outcome.rejected):,} were rejected"
-        text += "".join(f"\n  {one['path']}: {one['reason']}" for one in outcome.rejected)
+        text += "".join(f"\n  {one['path']}: {one['reason']}" for one in outcome.rejected[:_SHOWN])
+        if len(outcome.rejected) > _SHOWN:
+            text += f"\n  … and {len(outcome.rejected) - _SHOWN:,} more; all of them: sigma dead-letters list"
     emit(document, options.json, text)
     return 2 if document["rejected"] else 0
 

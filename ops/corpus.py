@@ -109,7 +109,7 @@ def generate(config: CorpusConfig, folder: Path, split: str | None, tick: Callab
 
     Files get their final name when they are complete, the manifest comes last: an interrupted run leaves no manifest.
     """
-    images = folder / "images"
+    images = folder.absolute() / "images"
     images.mkdir(parents=True, exist_ok=True)
     entries: list[ManifestEntry] = []
     for sample in samples(config):

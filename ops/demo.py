@@ -23,7 +23,6 @@ from ops.processes import down, up
 from ops.progress import bar
 from ops.status import status
 from schemas.errors import UsageError, WorkFailedError
-from schemas.events import ImageArrived
 from schemas.records import ManifestEntry
 from schemas.settings import Settings
 from stream.manifest import read_manifest
@@ -168,12 +167,12 @@ def stream(found: Services, address: str, unseen: Sequence[ManifestEntry], texts
     asker.start()
     log = found.log()
     with found.connect("demo stream") as conn, bar("stream", len(unseen)) as progress:
-        published: list[ImageArrived] = []
+        published: list[ingest.Published] = []
         for entry in unseen:
-            published += ingest.publish(conn, log, [entry], None, lambda _: None).events
+            published.append(ingest.publish(conn, log, [entry], None, lambda _: None))
             time.sleep(_PAUSE_S)
-        events = ingest.Published(tuple(published), frozenset())
-        outcome = ingest.wait(conn, events, serving=True, timeout_s=_PATIENCE_S, tick=progress.update)
+        whole = ingest.Published(tuple(event for one in published for event in one.events), frozenset(), published[0].since)
+        outcome = ingest.wait(conn, whole, serving=True, timeout_s=_PATIENCE_S, tick=progress.update)
     log.close()
     return {"indexed": outcome.indexed, "rejected": list(outcome.rejected), "queries_meanwhile": asker.stop()}
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from schemas.events import ImageArrived
 from schemas.records import ManifestEntry
 from stream.log import EventLog, message
 from workers.repository.connection import Connection, rows
-from workers.repository.images import StoredImage, images_by_id, rejections
+from workers.repository.images import Rejection, StoredImage, images_by_id, rejections
 from workers.seeding import arrival
 
 _BATCH = 500
@@ -23,10 +24,11 @@ _WINDOW = 1000
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What was published: the events, and the ids that were indexed in the same version before."""
+    """What was published `since` when: the events, and the ids that were indexed in the same version before."""
 
     events: tuple[ImageArrived, ...]
     known: frozenset[str]
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ def publish(
     """
     events: list[ImageArrived] = []
     known: set[str] = set()
+    ((since,),) = rows(conn, "clock")
     for start in range(0, len(entries), _BATCH):
         part = entries[start : start + _BATCH]
         stored = images_by_id(conn, [entry.image_id for entry in part])
@@ -60,7 +63,7 @@ def publish(
         }
         events += made
         tick(len(part))
-    return Published(tuple(events), frozenset(known))
+    return Published(tuple(events), frozenset(known), since)
 
 
 def _version(stored: StoredImage | None) -> int:
@@ -86,7 +89,7 @@ def wait(
         # The oldest ones only: they are the next to be done, and looking at all would cost more with every image.
         window = dict(islice(left.items(), _WINDOW))
         found = _searchable(conn, window, serving)
-        refused = {one.image_id: one for one in rejections(conn, list(window)) if one.version >= window[one.image_id].version}
+        refused = {one.image_id: one for one in rejections(conn, list(window)) if _applies(one, window, published.since)}
         rejected += [{"path": path_of(left[i].uri), "reason": one.reason, "code": one.code} for i, one in refused.items() if i not in found]
         indexed += len(found)
         gone = found | refused.keys()
@@ -102,6 +105,11 @@ def wait(
         if left:
             time.sleep(_LOOK_S)
     return Outcome(indexed, tuple(sorted(rejected, key=lambda one: one["path"])))
+
+
+def _applies(found: Rejection, window: dict[str, ImageArrived], since: datetime) -> bool:
+    """Whether a rejection is of what was published now, not of an earlier attempt."""
+    return found.version >= window[found.image_id].version and found.rejected_at >= since
 
 
 def _searchable(conn: Connection, left: dict[str, ImageArrived], serving: bool) -> set[str]:

@@ -75,7 +75,7 @@ def write_manifest(path: Path, entries: Iterable[ManifestEntry]) -> None:
 
 
 def _document(entry: ManifestEntry, home: Path) -> dict[str, Any]:
-    path = Path(entry.path)
+    path = Path(entry.path).absolute()
     document: dict[str, Any] = {
         "image_id": entry.image_id,
         "path": path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path),

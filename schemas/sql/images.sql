@@ -27,10 +27,12 @@ DELETE FROM rejection r USING unnest(%(image_ids)s::text[], %(versions)s::int[])
 WHERE r.image_id = u.image_id AND r.version <= u.version;
 
 -- name: insert_rejection
--- Remembers why an image was refused; a replay finds it there.
+-- Remembers why an image was refused, and when last; tells whether it is new (xmax is 0).
 INSERT INTO rejection (image_id, version, uri, code, reason, stage)
 VALUES (%(image_id)s, %(version)s, %(uri)s, %(code)s, %(reason)s, %(stage)s)
-ON CONFLICT DO NOTHING RETURNING image_id;
+ON CONFLICT (image_id, version) DO UPDATE SET
+    uri = excluded.uri, code = excluded.code, reason = excluded.reason, stage = excluded.stage, rejected_at = clock_timestamp()
+RETURNING xmax = 0;
 
 -- name: rejections
 -- Refused images, newest first.
@@ -78,6 +80,10 @@ DELETE FROM visibility WHERE id < (SELECT id FROM visibility ORDER BY id DESC OF
 -- Seconds from publishing to searchable over the newest 1,000 images.
 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY s), percentile_cont(0.95) WITHIN GROUP (ORDER BY s)
 FROM (SELECT greatest(0, extract(epoch FROM searchable_at - published_at))::float8 AS s FROM visibility ORDER BY id DESC LIMIT 1000) recent;
+
+-- name: clock
+-- The database's own time, which rejections are compared with.
+SELECT clock_timestamp();
 
 -- name: visible_images
 -- Which of these images a query worker began to return.

@@ -14,7 +14,7 @@ import pytest
 
 from ops.corpus import CorpusConfig, generate
 
-TRAINED, STREAMED = 240, 60
+TRAINED, STREAMED = 240, 500
 
 
 @dataclass(frozen=True)

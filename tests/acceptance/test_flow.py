@@ -28,6 +28,15 @@ def pid_of(home: Home, role: str) -> int:
     raise AssertionError(f"no {role} worker runs in {home.folder}")
 
 
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process and its children ever held."""
+    total = 0
+    for one in [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]:
+        (line,) = [line for line in Path(f"/proc/{one}/status").read_text().splitlines() if line.startswith("VmHWM")]
+        total += int(line.split()[1]) * 1024
+    return total
+
+
 def settled(home: Home, indexed: int, timeout_s: float = 120) -> dict[str, Any]:
     """The status once that many images are indexed and nothing waits."""
     deadline = time.monotonic() + timeout_s
@@ -106,6 +115,7 @@ def test_a_folder_full_of_surprises(running: Home, tmp_path: Path) -> None:
     assert document["indexed"] == good
     assert {Path(one["path"]).name: one["code"] for one in document["rejected"]} == codes
     assert all(len(one["reason"]) > 20 for one in document["rejected"])
+    assert peak_bytes(pid_of(running, "intake")) < 1 << 30
     letters = running.ok("dead-letters")["dead_letters"]
     assert {one["image_id"] for one in letters} == set(codes)
     assert running.ok("status")["images"]["rejected"] == len(codes)

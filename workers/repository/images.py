@@ -84,19 +84,17 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[tup
 def reject_image(conn: Connection, rejected: ImageRejected) -> bool:
     """Remembers a refusal and counts it once, however often it is replayed. Returns whether it is new."""
     with transaction(conn):
-        fresh = (
-            row(
-                conn,
-                "insert_rejection",
-                image_id=rejected.image_id,
-                version=rejected.version,
-                uri=rejected.uri,
-                code=rejected.code,
-                reason=rejected.reason,
-                stage=rejected.stage,
-            )
-            is not None
+        found = row(
+            conn,
+            "insert_rejection",
+            image_id=rejected.image_id,
+            version=rejected.version,
+            uri=rejected.uri,
+            code=rejected.code,
+            reason=rejected.reason,
+            stage=rejected.stage,
         )
+        fresh = bool(found and found[0])
         count_up(conn, WHOLE_DATABASE, {"rejected": int(fresh)})
     return fresh
 
