@@ -12,7 +12,8 @@ StageName = Literal["memorize", "comprehend", "align"]
 @dataclass(frozen=True, slots=True)
 class Stage:
     """The numbers of one training stage (paper, appendix E). `replay` is the number of stage-one samples mixed in, as a
-    share of the training images; the paper replays in comprehension only.
+    share of the training images; `caption_replay` the same of stage-two samples. The paper replays stage one in
+    comprehension only.
 
     `soft_label_weight` is λ_ssp of equation 12. `warmup` is a share of the steps, `weight_decay`, `betas` and `clip`
     are AdamW's and the gradient norm's.
@@ -23,6 +24,7 @@ class Stage:
     learning_rate: float
     batch: int
     replay: float = 0.0
+    caption_replay: float = 0.0
     soft_label_weight: float = 0.0
     warmup: float = 0.06
     weight_decay: float = 0.05
@@ -97,10 +99,10 @@ PROFILES: dict[str, Profile] = {
         shape=IdentifierShape(codes=(16, 8, 8, 4), suffixes=64),
         stages=(
             # Memorisation sees each image once in each view. Replay in the alignment too: without it the model forgets how to
-            # look at images, and unseen ones are found half as often (docs/experiments.md).
+            # look at images, and unseen ones are found half as often (docs/experiments.md); and it forgets how to describe.
             Stage("memorize", epochs=1, learning_rate=1e-3, batch=64),
             Stage("comprehend", epochs=0.5, learning_rate=1e-3, batch=64, replay=0.25),
-            Stage("align", epochs=4, learning_rate=1e-3, batch=64, replay=1.0, soft_label_weight=0.1),
+            Stage("align", epochs=4, learning_rate=1e-3, batch=64, replay=1.0, caption_replay=0.5, soft_label_weight=0.1),
         ),
         embedding_width=128,
         model=None,

@@ -54,7 +54,7 @@ class Examples(Dataset[Example]):
 
 
 def examples(model: SigmaModel, data: TrainingSet, stage: Stage, seed: int) -> Examples:
-    """The sequences of one stage, in corpus order, with `stage.replay` of stage one's after them.
+    """The sequences of one stage, in corpus order, with the replay of earlier stages' after them.
 
     An example's `image` counts views first: image i in view v is v·N + i.
     """
@@ -73,6 +73,10 @@ def examples(model: SigmaModel, data: TrainingSet, stage: Stage, seed: int) -> E
         for i, texts in enumerate(data.captions)
         for k, caption in enumerate(texts)
     ]
+    if stage.caption_replay:
+        pairs = [(i, caption) for i, texts in enumerate(data.captions) for caption in texts]
+        chosen = np.random.default_rng((seed, 1)).permutation(len(pairs))[: round(stage.caption_replay * len(data))]
+        kept += [prompts.comprehend(data.identifiers[pairs[int(j)][0]], pairs[int(j)][1]) for j in chosen]
     return Examples([*rows, *kept])
 
 
