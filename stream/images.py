@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from schemas.errors import RejectInputError, RetryLaterError, UsageError
 
+_SCHEME = "store"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 
 
@@ -30,7 +31,10 @@ class ImageStore(Protocol):
 
 
 class LocalImageStore:
-    """A folder, two levels deep so that no folder grows large: `ab/cdef….png` for the SHA-256 `abcdef…`."""
+    """A folder, two levels deep so that no folder grows large: `store:///ab/cdef….png` for the SHA-256 `abcdef…`.
+
+    URIs are relative to the folder, so that it can be moved.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
@@ -47,7 +51,7 @@ class LocalImageStore:
                 _write_whole(target, data)
         except OSError as error:
             raise RetryLaterError(f"the image store cannot write {target}: {error.strerror}; make room or fix permissions") from error
-        return target.as_uri()
+        return f"{_SCHEME}:///{digest[:2]}/{digest[2:]}{suffix}"
 
     def get(self, uri: str) -> bytes:
         """See `ImageStore`."""
@@ -63,9 +67,9 @@ class LocalImageStore:
     def path(self, uri: str) -> Path:
         """See `ImageStore`. Refuses what leads out of the folder, links included."""
         parts = urlsplit(uri)
-        path = Path(unquote(parts.path)).resolve() if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
+        path = (self._root / unquote(parts.path).lstrip("/")).resolve() if parts.scheme == _SCHEME and not parts.netloc else None
         if path is None or not path.is_relative_to(self._root):
-            raise RejectInputError("outside-store", f"{uri} is not in the image store {self._root.as_uri()}; use a URI that the store gave")
+            raise RejectInputError("outside-store", f"{uri} is not in the image store {self._root}; use a URI that the store gave")
         return path
 
 
