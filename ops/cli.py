@@ -3,13 +3,15 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ops import commands as work
 from schemas.errors import SigmaError
 from schemas.settings import Settings
+
+Add = Callable[..., argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +43,14 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--json", action="store_true", help="print one JSON document on standard output")
         return command
 
+    _filling(add)
+    _looking(add)
+    _making(add)
+    return root
+
+
+def _filling(add: Add) -> None:
+    """Commands that start things and put images in."""
     demo = add("demo", work.demo, "the main job end to end on embedded defaults")
     demo.add_argument("--images", type=int, default=3500, help="images in all; a seventh is streamed unseen (default 3500)")
     demo.add_argument("--seed", type=int, default=0)
@@ -65,6 +75,10 @@ def parser() -> argparse.ArgumentParser:
     ingest.add_argument("--version", type=int, help="version of these images; a higher one replaces what is stored")
     ingest.add_argument("--wait", action="store_true", help="return when all are searchable or rejected")
     ingest.add_argument("--timeout", type=float, default=60.0, metavar="S", help="give up after so many seconds without progress")
+
+
+def _looking(add: Add) -> None:
+    """Commands that ask, measure and mend."""
     query = add("query", work.query, "find images by text")
     query.add_argument("text", metavar="TEXT")
     query.add_argument("-k", type=int, default=10, help="how many images (default 10)")
@@ -89,6 +103,10 @@ def parser() -> argparse.ArgumentParser:
     letters = add("dead-letters", work.dead_letters, "events that could not be used, and why")
     letters.add_argument("action", choices=("list", "replay"), nargs="?", default="list")
     letters.add_argument("--limit", type=int, default=100)
+
+
+def _making(add: Add) -> None:
+    """Commands that make material, and single processes."""
     corpus = add("corpus", work.corpus, "render a corpus of scenes with captions")
     corpus.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     corpus.add_argument("--images", type=int, default=1000)
@@ -101,7 +119,6 @@ def parser() -> argparse.ArgumentParser:
         base.add_argument(f"--{name}", type=int)
     worker = add("worker", work.worker, "run one worker process in the foreground", reads=False)
     worker.add_argument("role", choices=("intake", "index", "query"))
-    return root
 
 
 if __name__ == "__main__":
