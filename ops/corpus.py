@@ -1,6 +1,5 @@
 """The corpus generator: rendered scenes as image files with a manifest, seeded and deterministic."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -126,11 +125,3 @@ def generate(config: CorpusConfig, folder: Path, split: str | None, tick: Callab
     manifest = folder / "manifest.jsonl"
     write_manifest(manifest, entries)
     return manifest
-
-
-def manifest_digest(entries: list[ManifestEntry]) -> str:
-    """Fingerprint of a corpus' names and texts, first 16 hex digits of a SHA-256."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(repr((entry.image_id, entry.captions, entry.test_captions)).encode())
-    return digest.hexdigest()[:16]

@@ -63,7 +63,6 @@ class Assignment:
     confidence: float = 0.0
     spill: tuple[int, ...] = ()
     trained: bool = False
-    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
