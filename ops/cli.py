@@ -101,7 +101,8 @@ def _looking(add: Add) -> None:
     delete = add("delete", work.delete, "remove images from all answers at once")
     delete.add_argument("image_ids", nargs="+", metavar="IMAGE_ID")
     letters = add("dead-letters", work.dead_letters, "events that could not be used, and why")
-    letters.add_argument("action", choices=("list", "replay"), nargs="?", default="list")
+    letters.add_argument("action", choices=("list", "show", "replay"), nargs="?", default="list")
+    letters.add_argument("place", nargs="?", metavar="PARTITION:OFFSET", help="the dead letter to show")
     letters.add_argument("--limit", type=int, default=100)
 
 

@@ -29,9 +29,11 @@ def emit(document: Any, as_json: bool, text: str) -> None:
 
 
 def ready(found: Services, name: str) -> Connection:
-    """A connection to a database whose schema and topics are there: no command needs `sigma init` first."""
+    """A connection to a database whose schema, topics and bucket are there: no command needs `sigma init` first."""
     conn = found.connect(name)
     migrate(conn)
+    if found.s3 is not None:
+        found.s3.ensure()
     log = found.log()
     log.ensure_topics()
     log.close()
@@ -84,12 +86,9 @@ def down(options: Namespace, settings: Settings) -> int:
 
 def init(options: Namespace, settings: Settings) -> int:
     """`sigma init`"""
-    with services(settings) as found, found.connect("init") as conn:
+    with services(settings) as found, ready(found, "init") as conn:
         version = migrate(conn)
-        log = found.log()
-        log.ensure_topics()
-        log.close()
-    emit({"schema": version}, options.json, f"database at schema {version}, topics ready")
+    emit({"schema": version}, options.json, f"database at schema {version}, topics and image store ready")
     return 0
 
 
@@ -138,7 +137,7 @@ def ingest(options: Namespace, settings: Settings) -> int:
     with services(settings) as found, ready(found, "ingest") as conn:
         log = found.log()
         with bar("publish", len(entries)) as progress:
-            published = work.publish(conn, log, entries, options.version, progress.update)
+            published = work.publish(found, conn, log, entries, options.version, progress.update)
         outcome = None
         if options.wait:
             serving = running(settings) is not None and repository.live(conn) is not None
@@ -148,10 +147,10 @@ def ingest(options: Namespace, settings: Settings) -> int:
     document = work.summary(published, outcome)
     text = f"published {document['published']:,} images"
     if outcome is not None:
-        text += f", {outcome.indexed:,} are searchable, {len(outcome.rejected):,} were rejected"
-        text += "".join(f"\n  {one['path']}: {one['reason']}" for one in outcome.rejected[:_SHOWN])
-        if len(outcome.rejected) > _SHOWN:
-            text += f"\n  … and {len(outcome.rejected) - _SHOWN:,} more; all of them: sigma dead-letters list"
+        text += f", {outcome.indexed:,} are searchable, {len(document['rejected']):,} were rejected"
+    text += "".join(f"\n  {one['path']}: {one['reason']}" for one in document["rejected"][:_SHOWN])
+    if len(document["rejected"]) > _SHOWN:
+        text += f"\n  … and {len(document['rejected']) - _SHOWN:,} more; all of them: sigma dead-letters list"
     emit(document, options.json, text)
     return 2 if document["rejected"] else 0
 
@@ -232,7 +231,9 @@ def status(options: Namespace, settings: Settings) -> int:
     from ops.status import status as run
 
     with services(settings) as found, ready(found, "status") as conn:
-        document = run(conn)
+        log = found.log()
+        document = run(conn, log)
+        log.close()
     address = running(settings)
     document["url"] = address.url if address else None
     images, fresh = document["images"], document["freshness_s"]
@@ -292,22 +293,26 @@ def delete(options: Namespace, settings: Settings) -> int:
 
 def dead_letters(options: Namespace, settings: Settings) -> int:
     """`sigma dead-letters`"""
-    from stream.dead_letters import dead_letters as found_letters
-    from stream.dead_letters import replay
+    from stream import dead_letters as letters
 
+    if (options.action == "show") != (options.place is not None):
+        raise UsageError("name a dead letter to show, and only then: sigma dead-letters show PARTITION:OFFSET")
     with services(settings) as found, ready(found, "dead letters") as conn:
         log = found.log()
         if options.action == "replay":
-            count = replay(log)
-            emit({"replayed": count}, options.json, f"published {count} events again")
+            done = letters.replay(log, conn)
+            text = f"published {done.replayed} events again"
+            emit(asdict(done), options.json, text + (f"; {done.lost} are no longer in the log" if done.lost else ""))
+        elif options.action == "show":
+            shown = letters.show(log, options.place)
+            emit(shown, options.json, json.dumps(shown, ensure_ascii=False, indent=2))
         else:
-            letters = found_letters(conn, limit=options.limit)
-            document = {"dead_letters": [asdict(one) | {"published_at": one.published_at.isoformat()} for one in letters]}
-            emit(
-                document,
-                options.json,
-                "\n".join(f"{one.published_at:%Y-%m-%d %H:%M:%S}  {one.image_id}  [{one.code}] {one.reason}" for one in letters) or "none",
-            )
+            listed = letters.dead_letters(log, limit=options.limit)
+            document = {
+                "dead_letters": [asdict(one) | {"place": one.place, "published_at": one.published_at.isoformat()} for one in listed]
+            }
+            lines = [f"{one.place:>8}  {one.published_at:%Y-%m-%d %H:%M:%S}  {one.image_id}  [{one.code}] {one.reason}" for one in listed]
+            emit(document, options.json, "\n".join(lines) or "none")
         log.close()
     return 0
 
@@ -339,22 +344,30 @@ def base(options: Namespace, settings: Settings) -> int:
 def worker(options: Namespace, settings: Settings) -> int:
     """`sigma worker`: one process; a missing schema is created, so workers may start in any order."""
     from workers.logs import configure
+    from workers.metrics import IndexMetrics, IntakeMetrics, expose
+    from workers.relay import start_relay
     from workers.running import stop_on_signals
 
     configure(settings.log_level)
     stop = stop_on_signals()
     with services(settings) as found:
         ready(found, options.role).close()
+        if options.role != "query":
+            start_relay(found, stop)
         if options.role == "intake":
             from workers import intake
 
-            intake.run(found, stop)
+            taken = IntakeMetrics()
+            expose(settings, taken.registry)
+            intake.run(found, stop, taken)
             return 0
         threads(settings)
         if options.role == "index":
             from workers.index import IndexWorker
 
-            IndexWorker(found).run(stop)
+            indexed = IndexMetrics()
+            expose(settings, indexed.registry)
+            IndexWorker(found, indexed).run(stop)
         else:
             from workers import query as serving
 

@@ -94,7 +94,9 @@ def demo(settings: Settings, config: DemoConfig) -> dict[str, Any]:
             searcher = Searcher(found, live_generation(conn))
             figures = evaluate(searcher, [*seen, *unseen], limit=config.queries, seed=config.seed, ablate=config.ablate, progress=bar)
             searcher.close()
-            now = status(conn)
+            log = found.log()
+            now = status(conn, log)
+            log.close()
         examples = ask(address, [entry.test_captions[0] for entry in unseen[:_SHOWN]])
         down(own)
     return {
@@ -169,9 +171,10 @@ def stream(found: Services, address: str, unseen: Sequence[ManifestEntry], texts
     with found.connect("demo stream") as conn, bar("stream", len(unseen)) as progress:
         published: list[ingest.Published] = []
         for entry in unseen:
-            published.append(ingest.publish(conn, log, [entry], None, lambda _: None))
+            published.append(ingest.publish(found, conn, log, [entry], None, lambda _: None))
             time.sleep(_PAUSE_S)
-        whole = ingest.Published(tuple(event for one in published for event in one.events), frozenset(), published[0].since)
+        events = tuple(event for one in published for event in one.events)
+        whole = ingest.Published(events, frozenset(), published[0].since, {entry.image_id: entry.path for entry in unseen})
         outcome = ingest.wait(conn, whole, serving=True, timeout_s=_PATIENCE_S, tick=progress.update)
     log.close()
     return {"indexed": outcome.indexed, "rejected": list(outcome.rejected), "queries_meanwhile": asker.stop()}

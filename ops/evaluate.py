@@ -184,7 +184,7 @@ def _gallery(conn: Connection, generation: int) -> Iterator[GalleryRow]:
 
 def _float_gallery(searcher: Searcher, gallery: Sequence[GalleryRow], progress: Progress) -> FloatArray:
     """(N, D) float32: every image embedded again, in single precision, from its stored picture."""
-    pictures = StoredPictures(searcher.services.store(), [row.uri for row in gallery])
+    pictures = StoredPictures(searcher.services.store, [row.uri for row in gallery])
     parts = []
     with progress("two towers", len(gallery)) as bar:
         for start in range(0, len(pictures), 64):

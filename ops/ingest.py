@@ -1,34 +1,41 @@
 """Ingesting: publishing a manifest's images to the stream, and waiting until they are searchable."""
 
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from schemas.errors import WorkFailedError
+from schemas.errors import RejectInputError, WorkFailedError
 from schemas.events import ImageArrived
 from schemas.records import ManifestEntry
 from stream.log import EventLog, message
+from stream.sources import read_source
 from workers.repository.connection import Connection, rows
 from workers.repository.images import Rejection, StoredImage, images_by_id, rejections
 from workers.seeding import arrival
+from workers.services import Services
 
 _BATCH = 500
 _LOOK_S = 0.1
 _WINDOW = 1000
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What was published `since` when: the events, and the ids that were indexed in the same version before."""
+    """What was published `since` when: the events with their files' `paths`, the ids that were indexed in the same version
+    before, and files that could not even be read to be uploaded."""
 
     events: tuple[ImageArrived, ...]
     known: frozenset[str]
     since: datetime
+    paths: Mapping[str, str]
+    unreadable: tuple[dict[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,12 @@ class Outcome:
 
 
 def publish(
-    conn: Connection, log: EventLog, entries: Sequence[ManifestEntry], version: int | None, tick: Callable[[int], None]
+    services: Services,
+    conn: Connection,
+    log: EventLog,
+    entries: Sequence[ManifestEntry],
+    version: int | None,
+    tick: Callable[[int], None],
 ) -> Published:
     """Publish an `ImageArrived` for each entry.
 
@@ -49,12 +61,19 @@ def publish(
     a manifest twice changes nothing.
     """
     events: list[ImageArrived] = []
+    unreadable: list[dict[str, str]] = []
     known: set[str] = set()
     ((since,),) = rows(conn, "clock")
     for start in range(0, len(entries), _BATCH):
         part = entries[start : start + _BATCH]
         stored = images_by_id(conn, [entry.image_id for entry in part])
-        made = [replace(arrival(entry), version=version or _version(stored.get(entry.image_id))) for entry in part]
+        made = []
+        for entry in part:
+            event = replace(arrival(entry), version=version or _version(stored.get(entry.image_id)))
+            try:
+                made.append(_reachable(services, event))
+            except RejectInputError as error:
+                unreadable.append({"path": entry.path, "reason": str(error), "code": error.code})
         log.publish(None, [message(event, event.image_id) for event in made])
         known |= {
             e.image_id
@@ -63,7 +82,17 @@ def publish(
         }
         events += made
         tick(len(part))
-    return Published(tuple(events), frozenset(known), since)
+    paths = {entry.image_id: entry.path for entry in entries}
+    return Published(tuple(events), frozenset(known), since, paths, tuple(unreadable))
+
+
+def _reachable(services: Services, event: ImageArrived) -> ImageArrived:
+    """With an S3 store, files of this machine are uploaded first: the workers are elsewhere. Judging them stays the intake's."""
+    if services.s3 is None or not event.uri.startswith("file:"):
+        return event
+    data = read_source(event.uri, cap_bytes=services.settings.max_image_bytes)
+    suffix = Path(urlsplit(event.uri).path).suffix.lower()
+    return replace(event, uri=services.s3.keep(data, suffix if _SUFFIX.fullmatch(suffix) else ".bin"))
 
 
 def _version(stored: StoredImage | None) -> int:
@@ -90,7 +119,7 @@ def wait(
         window = dict(islice(left.items(), _WINDOW))
         found = _searchable(conn, window, serving)
         refused = {one.image_id: one for one in rejections(conn, list(window)) if _applies(one, window, published.since)}
-        rejected += [{"path": path_of(left[i].uri), "reason": one.reason, "code": one.code} for i, one in refused.items() if i not in found]
+        rejected += [{"path": published.paths[i], "reason": one.reason, "code": one.code} for i, one in refused.items() if i not in found]
         indexed += len(found)
         gone = found | refused.keys()
         left = {image_id: event for image_id, event in left.items() if image_id not in gone}
@@ -121,14 +150,8 @@ def _searchable(conn: Connection, left: dict[str, ImageArrived], serving: bool) 
     return set(done)
 
 
-def path_of(uri: str) -> str:
-    """A `file://` URI as a path, for people."""
-    parts = urlsplit(uri)
-    return str(Path(unquote(parts.path))) if parts.scheme == "file" else uri
-
-
 def summary(published: Published, outcome: Outcome | None) -> dict[str, Any]:
     """The JSON document of `sigma ingest`."""
-    if outcome is None:
-        return {"published": len(published.events), "indexed": len(published.known), "rejected": []}
-    return {"published": len(published.events), "indexed": outcome.indexed, "rejected": list(outcome.rejected)}
+    rejected = [*published.unreadable, *(outcome.rejected if outcome else ())]
+    indexed = outcome.indexed if outcome else len(published.known)
+    return {"published": len(published.events), "indexed": indexed, "rejected": rejected}

@@ -110,7 +110,7 @@ def supervise(settings: Settings) -> None:
     environment = os.environ | _environment(settings) | {"SIGMA_DATABASE_URL": url, "SIGMA_HTTP_PORT": str(port), "OMP_NUM_THREADS": "1"}
     logs = settings.home.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    children = [_Child(role, environment, logs) for role in ROLES]
+    children = [_Child(role, environment | _metrics_port(settings, role), logs) for role in ROLES]
     note = _note(settings)
     note.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -174,6 +174,11 @@ def _note(settings: Settings) -> Path:
 
 def _environment(settings: Settings) -> dict[str, str]:
     return {"SIGMA_HOME": str(settings.home.absolute())}
+
+
+def _metrics_port(settings: Settings, role: str) -> dict[str, str]:
+    """Workers of one home share a machine, so each has its own port: the configured one for the first, the next for the second."""
+    return {} if settings.metrics_port is None else {"SIGMA_METRICS_PORT": str(settings.metrics_port + ROLES.index(role))}
 
 
 def _free_port(settings: Settings) -> int:

@@ -3,7 +3,9 @@
 from typing import Any
 
 from schemas.events import ACCEPTED, ARRIVED
+from stream.log import EventLog
 from stream.offsets import lag
+from stream.outbox import waiting as outbox
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.counters import Totals, image_totals, totals
@@ -16,12 +18,12 @@ WAITING = 1000
 """Images in line above which status raises an alarm."""
 
 
-def status(conn: Connection) -> dict[str, Any]:
+def status(conn: Connection, log: EventLog) -> dict[str, Any]:
     """The JSON document of `sigma status`."""
     live = generations.live(conn)
     found = totals(conn, live.id) if live else Totals()
     gone = image_totals(conn)
-    waiting = {"intake": lag(conn, "intake", [ARRIVED]), "index": lag(conn, "index", [ACCEPTED])}
+    waiting = {"intake": lag(log, conn, "intake", [ARRIVED]), "outbox": outbox(conn), "index": lag(log, conn, "index", [ACCEPTED])}
     p50, p95 = freshness(conn)
     return {
         "generation": live.id if live else None,

@@ -1,6 +1,8 @@
 """The events on the topics: frozen records, their JSON form, and the JSON Schema of each version."""
 
 import json
+import re
+import secrets
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +23,8 @@ INDEXED = "sigma.images.indexed"
 DELETED = "sigma.images.deleted"
 SERVED = "sigma.queries.served"
 OPERATIONS = "sigma.ops.events"
+
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
 
 
 def now() -> datetime:
@@ -184,16 +188,34 @@ def decode(topic: str, payload: bytes) -> Record:
         raise _bad_event(kind, str(error)) from error
 
 
-def headers(event: Record, source: str = "sigma") -> dict[str, str]:
-    """CloudEvents attributes of an event, as message headers."""
+def headers(event: Record, key: str = "", cause: Mapping[str, str] | None = None, source: str = "sigma") -> dict[str, str]:
+    """CloudEvents attributes of an event in binary mode (Kafka protocol binding 1.0), and its W3C trace context.
+
+    An event that another one led to continues that one's trace: `cause` are its headers.
+    """
     return {
-        "specversion": "1.0",
-        "id": str(uuid.uuid4()),
-        "source": source,
-        "type": f"sigma.{event.NAME}.v1",
-        "time": now().isoformat(),
-        "datacontenttype": "application/json",
+        "ce_specversion": "1.0",
+        "ce_id": str(uuid.uuid4()),
+        "ce_source": source,
+        "ce_type": f"sigma.{event.NAME}.v1",
+        "ce_subject": key,
+        "ce_time": now().isoformat(),
+        "content-type": "application/json",
+        "traceparent": traceparent(cause or {}),
     }
+
+
+def traceparent(cause: Mapping[str, str]) -> str:
+    """A trace parent with a span id of its own, in the trace of the cause if that has a valid one."""
+    found = _TRACEPARENT.fullmatch(cause.get("traceparent", ""))
+    trace = found[1] if found and set(found[1]) != {"0"} else secrets.token_hex(16)
+    return f"00-{trace}-{secrets.token_hex(8)}-{found[2] if found else '01'}"
+
+
+def trace_of(found: Mapping[str, str]) -> str:
+    """The trace id in an event's headers, empty if there is none: what joins the log lines of one image."""
+    match = _TRACEPARENT.fullmatch(found.get("traceparent", ""))
+    return match[1] if match else ""
 
 
 @cache

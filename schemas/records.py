@@ -74,3 +74,5 @@ class Hit:
     uri: str
     identifier: tuple[int, ...]
     score: float
+    link: str
+    """Where the normalised picture can be fetched, for a while."""

@@ -1,14 +1,48 @@
 """The settings: every environment variable that the project reads, in one place, checked at the door."""
 
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from schemas.errors import RefuseToStartError, UsageError
+from schemas.errors import UsageError
 
 MEBIBYTE = 1 << 20
 LOG_LEVELS = ("debug", "info", "warning", "error")
+ENGINES = ("torch", "vllm")
+
+_BROKER = re.compile(r"[A-Za-z0-9._-]+:[0-9]{1,5}")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_HOST = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    """Where the brokers are. With a user name, the connection is encrypted and signs in by `mechanism`."""
+
+    bootstrap: tuple[str, ...]
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    mechanism: str = "SCRAM-SHA-512"
+    tls: bool = False
+    replication: int = -1
+    """Copies of each new topic; -1 leaves it to the broker."""
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """Where the image store is: `endpoint` is host:port."""
+
+    endpoint: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    secure: bool = True
+    bucket: str = "sigma-images"
+    region: str = "us-east-1"
+    link_s: int = 900
+    """Seconds that a link in an answer is good for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +51,17 @@ class Settings:
 
     home: Path = Path(".sigma")
     database_url: str | None = None
+    kafka: KafkaSettings | None = None
+    """None means the event log in Postgres."""
+    s3: S3Settings | None = None
+    """None means images in a folder of `home`."""
+    source_roots: tuple[Path, ...] | None = None
+    """Folders that `file://` arrivals may name; None allows any in the embedded mode, none with Kafka."""
+    https_hosts: tuple[str, ...] = ()
+    """Hosts that `https://` arrivals may name, such as `images.example.org` or `*.example.org`."""
+    engine: str = "torch"
+    metrics_port: int | None = None
+    """Port of a worker's Prometheus metrics; None for none. The query worker has them on its own port."""
     http_host: str = "127.0.0.1"
     http_port: int = 8631
     beams: int = 20
@@ -43,13 +88,16 @@ class Settings:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
         """Settings of an environment. `UsageError` names the variable, what was found, what is allowed and the cure."""
-        for name in ("SIGMA_KAFKA_BOOTSTRAP", "SIGMA_S3_ENDPOINT"):
-            if environ.get(name):
-                raise RefuseToStartError(f"{name} is set, which this version does not support yet; unset it to run embedded")
         default = cls()
         return cls(
             home=Path(environ.get("SIGMA_HOME") or default.home),
             database_url=_database_url(environ),
+            kafka=_kafka(environ),
+            s3=_s3(environ),
+            source_roots=_roots(environ),
+            https_hosts=_list(environ, "SIGMA_HTTPS_HOSTS", _HOST, "host names such as images.example.org or *.example.org"),
+            engine=_choice(environ, "SIGMA_ENGINE", default.engine, ENGINES),
+            metrics_port=_integer(environ, "SIGMA_METRICS_PORT", 0, low=1, high=65535) if environ.get("SIGMA_METRICS_PORT") else None,
             http_host=environ.get("SIGMA_HTTP_HOST") or default.http_host,
             http_port=_integer(environ, "SIGMA_HTTP_PORT", default.http_port, low=0, high=65535),
             beams=_integer(environ, "SIGMA_BEAMS", default.beams, low=1, high=1000),
@@ -79,6 +127,61 @@ def _database_url(environ: Mapping[str, str]) -> str | None:
         # The value is not shown: it may hold a password.
         raise UsageError("SIGMA_DATABASE_URL does not start with postgresql://; write postgresql://user:password@host:5432/database")
     return url or None
+
+
+def _kafka(environ: Mapping[str, str]) -> KafkaSettings | None:
+    brokers = _list(environ, "SIGMA_KAFKA_BOOTSTRAP", _BROKER, "host:port, several separated by commas")
+    if not brokers:
+        return None
+    username, password = environ.get("SIGMA_KAFKA_USERNAME") or None, environ.get("SIGMA_KAFKA_PASSWORD") or None
+    if (username is None) != (password is None):
+        raise UsageError("only one of SIGMA_KAFKA_USERNAME and SIGMA_KAFKA_PASSWORD is set; set both or none")
+    return KafkaSettings(
+        bootstrap=brokers,
+        username=username,
+        password=password,
+        mechanism=_choice(environ, "SIGMA_KAFKA_MECHANISM", "scram-sha-512", ("plain", "scram-sha-256", "scram-sha-512")).upper(),
+        tls=_choice(environ, "SIGMA_KAFKA_TLS", "yes" if username else "no", ("yes", "no")) == "yes",
+        replication=_integer(environ, "SIGMA_KAFKA_REPLICATION", -1, low=1, high=16),
+    )
+
+
+def _s3(environ: Mapping[str, str]) -> S3Settings | None:
+    endpoint = environ.get("SIGMA_S3_ENDPOINT")
+    if not endpoint:
+        return None
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.path not in ("", "/") or parts.query:
+        # The value is not shown: it may hold a password.
+        raise UsageError("SIGMA_S3_ENDPOINT is not an address; write https://host:port without user, path or query")
+    access, secret = environ.get("SIGMA_S3_ACCESS_KEY"), environ.get("SIGMA_S3_SECRET_KEY")
+    if not access or not secret:
+        raise UsageError("SIGMA_S3_ENDPOINT is set without its keys; set SIGMA_S3_ACCESS_KEY and SIGMA_S3_SECRET_KEY")
+    bucket = environ.get("SIGMA_S3_BUCKET") or "sigma-images"
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(f"SIGMA_S3_BUCKET is {bucket!r}, allowed are 3 to 63 small letters, digits, dots and hyphens; correct it")
+    return S3Settings(
+        endpoint=parts.netloc,
+        access_key=access,
+        secret_key=secret,
+        secure=parts.scheme == "https",
+        bucket=bucket,
+        region=environ.get("SIGMA_S3_REGION") or "us-east-1",
+        link_s=_integer(environ, "SIGMA_S3_LINK_SECONDS", 900, low=1, high=604_800),
+    )
+
+
+def _roots(environ: Mapping[str, str]) -> tuple[Path, ...] | None:
+    found = environ.get("SIGMA_SOURCE_ROOTS")
+    return tuple(Path(part).absolute() for part in found.split(os.pathsep) if part) if found else None
+
+
+def _list(environ: Mapping[str, str], name: str, allowed: re.Pattern[str], meant: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in (environ.get(name) or "").split(",") if part.strip())
+    for part in parts:
+        if not allowed.fullmatch(part):
+            raise UsageError(f"{name} holds {part!r}, allowed are {meant}; correct it or unset it")
+    return parts
 
 
 def _integer(environ: Mapping[str, str], name: str, default: int, *, low: int, high: int) -> int:

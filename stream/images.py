@@ -6,12 +6,13 @@ import re
 import tempfile
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from schemas.errors import RejectInputError, RetryLaterError, UsageError
 
 _SCHEME = "store"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}\.[a-z0-9]{1,8}")
 
 
 class ImageStore(Protocol):
@@ -26,8 +27,8 @@ class ImageStore(Protocol):
     def exists(self, uri: str) -> bool:
         """Whether there are bytes under the URI."""
 
-    def path(self, uri: str) -> Path:
-        """A local file with the bytes."""
+    def link(self, uri: str) -> str:
+        """An address where whoever asked can fetch the bytes."""
 
 
 class LocalImageStore:
@@ -41,17 +42,15 @@ class LocalImageStore:
 
     def put(self, data: bytes, suffix: str = ".png") -> str:
         """See `ImageStore`. Readers see the whole file or none: it is written aside, then renamed."""
-        if not _SUFFIX.fullmatch(suffix):
-            raise UsageError(f"suffix {suffix!r} is not a dot and up to eight small letters or digits, such as .png")
-        digest = hashlib.sha256(data).hexdigest()
-        target = self._root / digest[:2] / f"{digest[2:]}{suffix}"
+        name = content_name(data, suffix)
+        target = self._root / name
         try:
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write_whole(target, data)
         except OSError as error:
             raise RetryLaterError(f"the image store cannot write {target}: {error.strerror}; make room or fix permissions") from error
-        return f"{_SCHEME}:///{digest[:2]}/{digest[2:]}{suffix}"
+        return f"{_SCHEME}:///{name}"
 
     def get(self, uri: str) -> bytes:
         """See `ImageStore`."""
@@ -64,13 +63,33 @@ class LocalImageStore:
         """See `ImageStore`."""
         return self.path(uri).is_file()
 
+    def link(self, uri: str) -> str:
+        """See `ImageStore`: a `file://` address on this machine."""
+        return self.path(uri).as_uri()
+
     def path(self, uri: str) -> Path:
-        """See `ImageStore`. Refuses what leads out of the folder, links included."""
-        parts = urlsplit(uri)
-        path = (self._root / unquote(parts.path).lstrip("/")).resolve() if parts.scheme == _SCHEME and not parts.netloc else None
-        if path is None or not path.is_relative_to(self._root):
+        """The file of a URI. Refuses what leads out of the folder, links included."""
+        path = (self._root / parse_uri(uri)).resolve()
+        if not path.is_relative_to(self._root):
             raise RejectInputError("outside-store", f"{uri} is not in the image store {self._root}; use a URI that the store gave")
         return path
+
+
+def content_name(data: bytes, suffix: str) -> str:
+    """Where bytes are kept: their SHA-256, split so that no folder grows large."""
+    if not _SUFFIX.fullmatch(suffix):
+        raise UsageError(f"suffix {suffix!r} is not a dot and up to eight small letters or digits, such as .png")
+    digest = hashlib.sha256(data).hexdigest()
+    return f"{digest[:2]}/{digest[2:]}{suffix}"
+
+
+def parse_uri(uri: str) -> str:
+    """The name in a `store:///` URI; refuses anything that the store did not give."""
+    parts = urlsplit(uri)
+    name = parts.path.lstrip("/")
+    if parts.scheme != _SCHEME or parts.netloc or parts.query or not _NAME.fullmatch(name):
+        raise RejectInputError("outside-store", f"{uri[:200]} is no address of the image store; use a URI that the store gave")
+    return name
 
 
 def _write_whole(target: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The event log as workers see it: publish, poll, and the positions to commit. Postgres implements it, Kafka may."""
+"""The event log as workers see it: publish, poll, and the positions to commit. Postgres implements it, and Kafka."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -39,6 +39,11 @@ class Event:
     headers: Mapping[str, str]
     published_at: datetime
 
+    @property
+    def place(self) -> Partition:
+        """Topic and partition."""
+        return self.topic, self.partition
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -60,8 +65,8 @@ class Consumer(Protocol):
     def poll(self, *, max_events: int = 100, timeout_s: float = 1.0) -> Batch:
         """Waits for events of partitions that no other member works on. Empty when the time is over."""
 
-    def seek(self, partition: Partition, offset: int) -> None:
-        """Reads the partition from `offset` on from now on, whatever the group has committed."""
+    def hold(self) -> None:
+        """Stays a member while a batch takes long, without reading on. Call it every few seconds."""
 
     def close(self) -> None:
         """Gives the partitions back at once."""
@@ -78,7 +83,7 @@ class EventLog(Protocol):
         """Creates missing topics; those that exist keep their partition count."""
 
     def publish(self, conn: Connection | None, messages: Sequence[Message]) -> None:
-        """Appends messages; with a connection, in its transaction where the log can do that."""
+        """Appends all messages. With a connection: if its transaction commits, and only then."""
 
     def end_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
         """The offset that the next event of each partition will get."""
@@ -93,9 +98,10 @@ class EventLog(Protocol):
         """Closes the log's own connections."""
 
 
-def message(event: Record, key: str, *, extra_headers: Mapping[str, str] | None = None) -> Message:
-    """An event ready to publish, with its CloudEvents headers."""
-    return Message(topic=event.TOPIC, key=key, value=encode(event), headers=headers(event) | dict(extra_headers or {}))
+def message(event: Record, key: str, *, cause: Event | None = None, extra_headers: Mapping[str, str] | None = None) -> Message:
+    """An event ready to publish, with its CloudEvents headers; it continues the trace of the event that caused it."""
+    made = headers(event, key, cause.headers if cause else None)
+    return Message(topic=event.TOPIC, key=key, value=encode(event), headers=made | dict(extra_headers or {}))
 
 
 def partition_of(key: str, partitions: int) -> int:

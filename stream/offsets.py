@@ -1,8 +1,10 @@
 """Offsets: how far a consumer group has come. They live in Postgres beside the rows that the events led to."""
 
+from collections.abc import Sequence
+
 from schemas.errors import RetryLaterError
 from schemas.queries import queries
-from stream.log import Batch, Connection, Partition
+from stream.log import Batch, Connection, EventLog, Partition
 
 
 def store_offsets(conn: Connection, group: str, batch: Batch) -> None:
@@ -30,7 +32,7 @@ def rewind(conn: Connection, group: str, topic: str) -> None:
     conn.execute(queries()["rewind"], {"group": group, "topic": topic})
 
 
-def lag(conn: Connection, group: str, topics: list[str]) -> int:
-    """Events of the topics in the Postgres log that the group has not committed yet."""
-    found = conn.execute(queries()["lag"], {"group": group, "topics": topics}).fetchone()
-    return int(found[0]) if found else 0
+def lag(log: EventLog, conn: Connection, group: str, topics: Sequence[str]) -> int:
+    """Events of the topics that the group has not committed yet."""
+    done = committed(conn, group)
+    return sum(max(0, end - done.get(place, 0)) for place, end in log.end_offsets(topics).items())

@@ -122,7 +122,6 @@ class PostgresConsumer:
         self._group = group
         self._topics = list(topics)
         self._held: list[Partition] = []
-        self._sought: dict[Partition, int] = {}
         conn.execute(f"LISTEN {CHANNEL}")
 
     def poll(self, *, max_events: int = 100, timeout_s: float = 1.0) -> Batch:
@@ -141,9 +140,8 @@ class PostgresConsumer:
         except psycopg.OperationalError as error:
             raise RetryLaterError(f"the event log went away ({str(error).strip()[:300]}); open a new consumer") from error
 
-    def seek(self, partition: Partition, offset: int) -> None:
-        """See `Consumer`. Reading goes on from there poll by poll; a batch read so cannot be committed elsewhere."""
-        self._sought[partition] = offset
+    def hold(self) -> None:
+        """See `Consumer`. The session's locks are membership enough."""
 
     def close(self) -> None:
         """See `Consumer`."""
@@ -170,19 +168,14 @@ class PostgresConsumer:
             if found:
                 events += found
                 positions[place] = (first, found[-1].offset + 1)
-                if place in self._sought:
-                    self._sought[place] = found[-1].offset + 1
         return Batch(events=tuple(events), positions=positions), contended
 
     def _pending(self) -> list[Partition]:
         found = self._conn.execute(queries()["pending_partitions"], {"group": self._group, "topics": self._topics})
-        pending = [(topic, partition) for topic, partition in found]
-        return pending + [place for place in self._sought if place not in pending]
+        return [(topic, partition) for topic, partition in found]
 
     def _position(self, place: Partition) -> int:
         # Read after the lock was taken: before it, another member may still have been committing.
-        if place in self._sought:
-            return self._sought[place]
         found = self._conn.execute(queries()["committed_offset"], self._named(place)).fetchone()
         return int(found[0]) if found else 0
 

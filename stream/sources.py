@@ -1,51 +1,155 @@
-"""Sources: reading the bytes that an event's URI names. Only `file://` today; the path is hostile input."""
+"""Sources: reading the bytes that an event's URI names, from files, the S3 store or https. The URI is hostile input."""
 
 import os
+import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from schemas.errors import RejectInputError
+from stream.guard import HttpsReader, https_is_off, shown
+
+StoreReader = Callable[[str, str, int], bytes]
+"""From bucket, key and the most bytes allowed to the bytes of an object."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}):")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_LIKE_ADDRESS = re.compile(r"[0-9.]+")
+_KEY_BYTES = 1024
+_SEARCH = getattr(os, "O_PATH", os.O_RDONLY)
+
+
+class Sources:
+    """Where images may be read from; what was not given is refused.
+
+    `roots` None means files anywhere, for a single user's own machine; otherwise only files beneath one of them, links resolved.
+    """
+
+    def __init__(
+        self, cap_bytes: int, roots: Sequence[Path] | None, store_reader: StoreReader | None = None, https: HttpsReader | None = None
+    ) -> None:
+        self._cap_bytes = cap_bytes
+        self._roots = None if roots is None else tuple(Path(os.path.realpath(root)) for root in roots)
+        self._store_reader = store_reader
+        self._https = https
+
+    def read(self, uri: str) -> bytes:
+        """Bytes of a URI, at most `cap_bytes`. What passes by itself is a `RetryLaterError`.
+
+        `RejectInputError` codes: unsupported-source, outside-roots, unreadable, too-many-bytes, and those of `HttpsReader`.
+        """
+        found = _SCHEME.match(uri)
+        scheme = found[1].lower() if found else "none"
+        if scheme not in ("file", "s3", "https"):
+            message = f"the URI has scheme {scheme!r}, allowed are file, s3 and https; send an address with one of them"
+            raise RejectInputError("unsupported-source", message)
+        if _CONTROL.search(uri):
+            raise RejectInputError("unsupported-source", f"{shown(uri)} has control characters, which no URI may have; percent-encode them")
+        if scheme == "file":
+            return self._file(uri)
+        if scheme == "s3":
+            return self._object(uri)
+        if self._https is None:
+            raise https_is_off()
+        return self._https.read(uri, self._cap_bytes)
+
+    def _file(self, uri: str) -> bytes:
+        path = _local_path(uri)
+        try:
+            if self._roots is None:
+                handle = os.open(path, _READ)
+            else:
+                handle = _open_beneath(self._roots, path, uri)
+            return _read_regular(handle, path, self._cap_bytes)
+        except OSError as error:
+            message = f"{_printable(path)} cannot be read: {error.strerror}; check that it exists and may be read"
+            raise RejectInputError("unreadable", message) from error
+        except ValueError as error:
+            raise RejectInputError("unreadable", f"{shown(uri)} does not name a file: {error}; correct the URI") from error
+
+    def _object(self, uri: str) -> bytes:
+        if self._store_reader is None:
+            message = "the URI is an s3:// address and no S3 store is configured; set SIGMA_S3_ENDPOINT and its keys"
+            raise RejectInputError("unsupported-source", message)
+        bucket, key = _bucket_and_key(uri)
+        data = self._store_reader(bucket, key, self._cap_bytes)
+        if len(data) > self._cap_bytes:
+            raise _too_large(f"s3://{bucket}/{key}", len(data), self._cap_bytes)
+        return data
 
 
 def read_source(uri: str, *, cap_bytes: int, roots: Sequence[Path] | None = None) -> bytes:
-    """Bytes of a URI, at most `cap_bytes`. With `roots`, only files beneath one of them, links resolved.
+    """Bytes of a `file://` URI: `Sources` without an S3 store and without https."""
+    return Sources(cap_bytes, roots).read(uri)
 
-    `RejectInputError` codes: unsupported-source, outside-roots, unreadable, too-many-bytes.
-    """
-    path = _local_path(uri)
-    if roots is not None and not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
-        allowed = ", ".join(str(root) for root in roots) or "none"
-        raise RejectInputError("outside-roots", f"{uri} is outside the folders that may be read ({allowed}); move it there")
-    try:
-        return _read_regular(path, cap_bytes)
-    except OSError as error:
-        raise RejectInputError("unreadable", f"{path} cannot be read: {error.strerror}; check that it exists and may be read") from error
-    except ValueError as error:
-        raise RejectInputError("unreadable", f"{uri} does not name a file: {error}; correct the URI") from error
+
+# O_NONBLOCK: opening a FIFO without a writer would wait for ever.
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def _local_path(uri: str) -> Path:
     parts = urlsplit(uri)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise RejectInputError(
-            "unsupported-source", f"{uri[:200]} has scheme {parts.scheme or 'none'!r}; only file:// URIs of this machine can be read"
-        )
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        message = f"{shown(uri)} is no whole path on this machine, which alone is allowed; write file:///folder/image.jpg"
+        raise RejectInputError("unsupported-source", message)
     return Path(unquote(parts.path, errors="surrogateescape"))
 
 
-def _read_regular(path: Path, cap_bytes: int) -> bytes:
-    # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def _open_beneath(roots: Sequence[Path], path: Path, uri: str) -> int:
+    """Opens what `path` leads to, folder by folder and following no link: one put there in the meantime leads nowhere."""
+    real = Path(os.path.realpath(path))
+    root = next((root for root in roots if real.is_relative_to(root)), None)
+    if root is None:
+        allowed = ", ".join(map(_printable, roots)) or "none"
+        message = (
+            f"{shown(uri)} is outside the folders that may be read ({allowed}); move it there or name its folder in SIGMA_SOURCE_ROOTS"
+        )
+        raise RejectInputError("outside-roots", message)
+    *folders, name = real.relative_to(root).parts or (".",)
+    at = os.open(root, _SEARCH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for folder in folders:
+            below = os.open(folder, _SEARCH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = below
+        return os.open(name, _READ | os.O_NOFOLLOW, dir_fd=at)
+    finally:
+        os.close(at)
+
+
+def _read_regular(handle: int, path: Path, cap_bytes: int) -> bytes:
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        message = f"{_printable(path)} is a folder, a pipe or a device; only regular files can be ingested"
+        raise RejectInputError("unreadable", message)
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise RejectInputError("unreadable", f"{path} is a folder, a pipe or a device; only regular files can be ingested")
         data = file.read(cap_bytes + 1)
     if len(data) > cap_bytes:
-        size = max(found.st_size, len(data))
-        raise RejectInputError(
-            "too-many-bytes", f"{path} has {size:,} bytes, allowed are {cap_bytes:,}; shrink it or raise SIGMA_MAX_IMAGE_BYTES"
-        )
+        raise _too_large(_printable(path), max(found.st_size, len(data)), cap_bytes)
     return data
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    """The parts of an `s3://bucket/key`, the key as it is written: nothing in it is percent-decoded."""
+    bucket, _, key = uri[len("s3:") :].removeprefix("//").partition("/")
+    if not uri[len("s3:") :].startswith("//") or not _BUCKET.fullmatch(bucket) or ".." in bucket or _LIKE_ADDRESS.fullmatch(bucket):
+        message = "the s3:// address has no bucket name of 3 to 63 small letters, digits, dots and hyphens; write s3://bucket/key"
+        raise RejectInputError("unsupported-source", message)
+    odd = any(mark in key for mark in "?#\\") or any(unquote(part) in (".", "..") for part in re.split("/|%2[fF]", key))
+    if not key or odd or len(key.encode(errors="surrogatepass")) > _KEY_BYTES:
+        message = f"the key in bucket {bucket} is empty, too long, or has a query, a backslash or dots that climb; write s3://bucket/key"
+        raise RejectInputError("unsupported-source", message)
+    return bucket, key
+
+
+def _too_large(what: str, size: int, cap_bytes: int) -> RejectInputError:
+    message = f"{what} has {size:,} bytes, allowed are {cap_bytes:,}; shrink it or raise SIGMA_MAX_IMAGE_BYTES"
+    return RejectInputError("too-many-bytes", message)
+
+
+def _printable(path: Path) -> str:
+    """A path fit for a message: names need not be text."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(path)[:200])

@@ -2,6 +2,8 @@
 
 import importlib
 import itertools
+import os
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from kafka import KafkaAdminClient
 
+from schemas.settings import KafkaSettings, S3Settings, Settings
+from stream.kafka_log import KafkaLog
+from stream.topics import TOPICS
+from tests.services.servers import S3, Absent, Kafka
 from workers.repository.connection import Connection, connect, migrate
 
 _numbers = itertools.count(1)
@@ -51,3 +58,67 @@ def conn(database: str) -> Iterator[Connection]:
     """A connection to that database."""
     with connect(database) as connection:
         yield connection
+
+
+def absent(error: Absent) -> None:
+    """A service that cannot be started here: a skip on a laptop, a failure in CI."""
+    if os.environ.get("CI"):
+        raise error
+    pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """A real broker of this session."""
+    try:
+        server = Kafka(tmp_path_factory.mktemp("kafka"))
+    except Absent as error:
+        absent(error)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def bootstrap(request: pytest.FixtureRequest) -> str:
+    """Address of the broker: `SIGMA_TEST_KAFKA_BOOTSTRAP`, whose topics of this project are then deleted, or one of our own."""
+    given = os.environ.get("SIGMA_TEST_KAFKA_BOOTSTRAP")
+    return given or str(request.getfixturevalue("kafka_server").bootstrap)
+
+
+@pytest.fixture
+def kafka(bootstrap: str) -> KafkaSettings:
+    """The broker with empty topics."""
+    settings = KafkaSettings((bootstrap,))
+    names = [topic.name for topic in TOPICS]
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    there = [name for name in admin.list_topics() if name.startswith(("sigma.", "sigma-"))]
+    if there:
+        admin.delete_topics(there)
+    deadline = time.monotonic() + 30
+    while set(admin.list_topics()) & set(names) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    admin.close()
+    log = KafkaLog(settings, "")
+    log.ensure_topics()
+    log.close()
+    return settings
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server of this session."""
+    try:
+        server = S3(tmp_path_factory.mktemp("s3"))
+    except Absent as error:
+        absent(error)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3(request: pytest.FixtureRequest) -> S3Settings:
+    """The image store: `SIGMA_TEST_S3_ENDPOINT` with its keys, or a server of our own."""
+    given = {name.replace("SIGMA_TEST_", "SIGMA_"): value for name, value in os.environ.items() if name.startswith("SIGMA_TEST_S3_")}
+    found = Settings.from_environment(given or request.getfixturevalue("s3_server").environment).s3
+    assert found is not None
+    return found

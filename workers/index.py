@@ -1,21 +1,24 @@
 """The index worker: accepted → the model generates an identifier → postings in the trie, in one transaction with the offset."""
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import structlog
 
 from schemas.errors import RejectInputError
-from schemas.events import ACCEPTED, ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent, decode
+from schemas.events import ACCEPTED, ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent, decode, now
 from schemas.records import ByteArray
 from stream.dead_letters import dead_letter, rejection
-from stream.log import Batch, Event, EventLog, Message, message
-from stream.offsets import store_offsets
+from stream.log import Batch, Consumer, Event, EventLog, Message, message
+from stream.offsets import lag, store_offsets
 from workers.append import Appender, Inferred
+from workers.metrics import IndexMetrics
 from workers.pictures import read_picture
 from workers.repository.connection import Connection, rows, transaction
-from workers.repository.generations import receiving
+from workers.repository.generations import Generation, receiving
 from workers.repository.images import accept_images, images_by_id, reject_image
 from workers.repository.postings import Fate, Outcome, append
 from workers.running import keep_running
@@ -24,7 +27,9 @@ from workers.services import Services
 GROUP = "index"
 STAGE = "index"
 TOPICS = (ACCEPTED,)
-_POLL_S = 1.0
+_POLL_S, _HOLD_S, _WATCH_S = 1.0, 1.0, 5.0
+
+Loader = Callable[[Services, Generation], Appender]
 
 log = structlog.get_logger()
 
@@ -41,11 +46,14 @@ class _Work:
 class IndexWorker:
     """One member of the group `index`. Batches are as large as the backlog allows, up to `batch`."""
 
-    def __init__(self, services: Services, *, batch: int = 32) -> None:
+    def __init__(self, services: Services, metrics: IndexMetrics, *, batch: int = 32, load: Loader | None = None) -> None:
         self._services = services
-        self._store = services.store()
+        self._metrics = metrics
+        self._load = load or Appender.load
+        self._store = services.store
         self._batch = batch
         self._appenders: dict[int, Appender] = {}
+        self._watched = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Consume until stopped."""
@@ -54,19 +62,40 @@ class IndexWorker:
     def _session(self, stop: threading.Event) -> None:
         events = self._services.log()
         events.ensure_topics()
-        with self._services.connect(GROUP) as conn, events.consumer(GROUP, TOPICS) as consumer:
-            self._refresh(conn)
+        with (
+            ThreadPoolExecutor(1, "model") as hands,
+            self._services.connect(GROUP) as conn,
+            # Joined only once the models are there: a member that cannot work yet would keep partitions waiting.
+            self._ready(conn, events) as consumer,
+        ):
             while not stop.is_set():
                 batch = consumer.poll(max_events=self._batch, timeout_s=_POLL_S)
                 self._refresh(conn)
                 if batch:
-                    self.handle(conn, events, batch)
+                    work = hands.submit(self.handle, conn, events, batch)
+                    while not wait([work], _HOLD_S).done:
+                        consumer.hold()
+                    work.result()
+                self._watch(conn, events)
         events.close()
+
+    def _ready(self, conn: Connection, events: EventLog) -> Consumer:
+        self._refresh(conn)
+        return events.consumer(GROUP, TOPICS)
+
+    def _watch(self, conn: Connection, events: EventLog) -> None:
+        """Measure the group's lag every few seconds."""
+        if time.monotonic() - self._watched > _WATCH_S:
+            self._watched = time.monotonic()
+            self._metrics.lag.set(lag(events, conn, GROUP, TOPICS))
 
     def handle(self, conn: Connection, events: EventLog, batch: Batch) -> None:
         """Assign and append one batch, and move the group's offsets, all in one transaction."""
+        began = time.perf_counter()
         work, refused = self._read(conn, batch.events)
+        read = time.perf_counter()
         inferred = {number: appender.infer([one.picture for one in work]) for number, appender in self._appenders.items()}
+        modelled = time.perf_counter()
         with transaction(conn):
             keys = [key for key, _ in accept_images(conn, [one.image for one in work])]
             messages: list[Message] = []
@@ -78,6 +107,9 @@ class IndexWorker:
             if messages:
                 events.publish(conn, messages)
             store_offsets(conn, GROUP, batch)
+        self._metrics.done(len(batch), model_s=modelled - read, other_s=time.perf_counter() - modelled + read - began)
+        for one in work:
+            self._metrics.age.observe(max(0.0, (now() - (one.image.published_at or one.image.arrived_at)).total_seconds()))
 
     def _read(self, conn: Connection, events: Sequence[Event]) -> tuple[list[_Work], list[tuple[Event, ImageRejected]]]:
         """Pictures of the events that need work. Replays of what stands in every generation are dropped before the model."""
@@ -127,7 +159,7 @@ class IndexWorker:
             if outcome.fate is Fate.NO_ROOM:
                 log.error("no leaf has room", image_id=one.image.image_id, generation=number)
                 note = OperationsEvent("no-room", f"image {one.image.image_id} found no leaf with room in generation {number}")
-                messages.append(message(note, one.image.image_id))
+                messages.append(message(note, one.image.image_id, cause=one.event))
             if outcome.leaf is not None and outcome.suffix is not None:
                 messages.append(_indexed_event(one, number, shape.identifier(outcome.leaf, outcome.suffix), outcome, found))
         return messages
@@ -138,7 +170,7 @@ class IndexWorker:
         for number in self._appenders.keys() - wanted.keys():
             del self._appenders[number]
         for number in sorted(wanted.keys() - self._appenders.keys()):
-            self._appenders[number] = Appender.load(self._services, wanted[number])
+            self._appenders[number] = self._load(self._services, wanted[number])
             log.info("model loaded", generation=number)
 
 
@@ -152,4 +184,4 @@ def _indexed_event(one: _Work, number: int, identifier: list[int], outcome: Outc
         confidence=found.leaves.confidence,
         arrived_at=one.image.arrived_at,
     )
-    return message(event, one.image.image_id)
+    return message(event, one.image.image_id, cause=one.event)

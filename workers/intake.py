@@ -1,20 +1,24 @@
-"""The intake worker: arrived → accepted or rejected, and deletions. Needs no model; offsets commit with what they led to."""
+"""The intake worker: arrived → accepted or rejected, and deletions. Needs no model; offsets commit with what they led to.
+
+With Kafka the faust app brings the events, otherwise a poll loop; from there on both are the same.
+"""
 
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 
 import structlog
 
-from schemas.errors import RejectInputError
-from schemas.events import ARRIVED, DELETED, ImageAccepted, ImageArrived, ImageDeleted, ImageRejected, decode
+from schemas.errors import RejectInputError, RetryLaterError
+from schemas.events import ARRIVED, DELETED, ImageAccepted, ImageArrived, ImageDeleted, ImageRejected, decode, trace_of
 from stream.dead_letters import dead_letter, rejection
 from stream.decoding import DecodePool
 from stream.intake import STAGE, accept
-from stream.log import Event, EventLog, Message, message
-from stream.offsets import store_offsets
-from stream.sources import read_source
+from stream.log import Batch, Event, EventLog, Message, Partition, message
+from stream.offsets import committed, store_offsets
+from workers.metrics import IntakeMetrics
 from workers.repository.connection import Connection, transaction
 from workers.repository.images import delete_images, reject_image
 from workers.running import keep_running
@@ -22,45 +26,114 @@ from workers.services import Services
 
 GROUP = "intake"
 TOPICS = (ARRIVED, DELETED)
-_BATCH, _POLL_S, _PROCESSES = 32, 1.0, 2
+_BATCH, _POLL_S, _PROCESSES, _PAUSE_S, _GAP = 32, 1.0, 2, 0.5, 10_000
 
 log = structlog.get_logger()
 
 Verdict = tuple[Event, ImageAccepted | ImageRejected | ImageDeleted]
 
 
-def run(services: Services, stop: threading.Event) -> None:
+def run(services: Services, stop: threading.Event, metrics: IntakeMetrics) -> None:
     """Consume until stopped."""
     with DecodePool(services.limits, processes=_PROCESSES) as pool, ThreadPoolExecutor(_PROCESSES) as threads:
-        keep_running(lambda stop: _session(services, pool, threads, stop), stop, GROUP)
+        intake = Intake(services, pool, threads, metrics)
+        if services.settings.kafka is None:
+            keep_running(lambda stop: _session(intake, stop), stop, GROUP)
+            return
+        from stream import faust_app
+
+        events = Delivered(intake, stop)
+        folder = services.home / "faust"
+        faust_app.run(faust_app.application(services.settings.kafka, folder, events.handle, metrics.counted), stop)
 
 
-def _session(services: Services, pool: DecodePool, threads: ThreadPoolExecutor, stop: threading.Event) -> None:
-    events = services.log()
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Judges events and writes what they come to."""
+
+    services: Services
+    pool: DecodePool
+    threads: ThreadPoolExecutor
+    metrics: IntakeMetrics
+
+    def process(self, conn: Connection, events: EventLog, batch: Batch) -> None:
+        """Judge a batch and commit it with the group's offsets, in one transaction."""
+        verdicts = list(self.threads.map(self.judge, batch.events))
+        with transaction(conn):
+            commit(conn, events, verdicts)
+            store_offsets(conn, GROUP, batch)
+        self.metrics.batch.observe(len(batch))
+        for _, verdict in verdicts:
+            self.metrics.verdict(verdict)
+
+    def judge(self, event: Event) -> Verdict:
+        """What one event comes to. Reads and stores bytes, touches no table."""
+        try:
+            record = decode(event.topic, event.value)
+        except RejectInputError as error:
+            return event, rejection(event, error, stage=STAGE)
+        if isinstance(record, ImageArrived):
+            return event, accept(record, self.services.store, self.pool, self.services.sources.read, event.published_at)
+        if isinstance(record, ImageDeleted):
+            return event, record
+        raise AssertionError(f"topic {event.topic} is not one of the intake's")
+
+
+class Delivered:
+    """Takes events that faust brings. They may come again, or too early after a gap: the offsets in Postgres decide."""
+
+    def __init__(self, intake: Intake, stop: threading.Event) -> None:
+        self._intake = intake
+        self._stop = stop
+        self._log = intake.services.log()
+        self._conn: Connection | None = None
+
+    def handle(self, events: Sequence[Event]) -> None:
+        """Work until the events are committed, by this member or another. Services that are away make it wait, not lose."""
+        while True:
+            try:
+                if self._conn is None or self._conn.closed:
+                    self._conn = self._intake.services.connect(GROUP)
+                batch = pending(self._log, committed(self._conn, GROUP), events)
+                if batch:
+                    self._intake.process(self._conn, self._log, batch)
+                return
+            except RetryLaterError as error:
+                log.warning("events wait", worker=GROUP, count=len(events), reason=str(error))
+                if self._stop.wait(_PAUSE_S):
+                    raise
+
+
+def pending(events: EventLog, done: dict[Partition, int], brought: Sequence[Event]) -> Batch:
+    """The part of what was brought that the group has not committed, and whatever lies between the two in the log."""
+    by_place: dict[Partition, list[Event]] = defaultdict(list)
+    for event in brought:
+        by_place[event.place].append(event)
+    fresh: list[Event] = []
+    positions: dict[Partition, tuple[int, int]] = {}
+    for place, group in by_place.items():
+        begin = done.get(place, 0)
+        kept = [event for event in group if event.offset >= begin]
+        if not kept:
+            continue
+        if kept[0].offset > begin:
+            # Faust stood further than our own offset: read what it passed over. Nothing there means the topic forgot it.
+            missing = events.read(*place, first=begin, limit=min(_GAP, kept[0].offset - begin))
+            kept = [event for event in missing if event.offset < kept[0].offset] + kept
+        fresh += kept
+        positions[place] = (begin, kept[-1].offset + 1)
+    return Batch(tuple(fresh), positions)
+
+
+def _session(intake: Intake, stop: threading.Event) -> None:
+    events = intake.services.log()
     events.ensure_topics()
-    with services.connect(GROUP) as conn, events.consumer(GROUP, TOPICS) as consumer:
+    with intake.services.connect(GROUP) as conn, events.consumer(GROUP, TOPICS) as consumer:
         while not stop.is_set():
             batch = consumer.poll(max_events=_BATCH, timeout_s=_POLL_S)
             if batch:
-                verdicts = list(threads.map(partial(judge, services=services, pool=pool), batch.events))
-                with transaction(conn):
-                    commit(conn, events, verdicts)
-                    store_offsets(conn, GROUP, batch)
+                intake.process(conn, events, batch)
     events.close()
-
-
-def judge(event: Event, services: Services, pool: DecodePool) -> Verdict:
-    """What one event comes to. Reads and stores bytes, touches no table."""
-    try:
-        record = decode(event.topic, event.value)
-    except RejectInputError as error:
-        return event, rejection(event, error, stage=STAGE)
-    if isinstance(record, ImageArrived):
-        source = partial(read_source, cap_bytes=services.settings.max_image_bytes)
-        return event, accept(record, services.store(), pool, source, event.published_at)
-    if isinstance(record, ImageDeleted):
-        return event, record
-    raise AssertionError(f"topic {event.topic} is not one of the intake's")
 
 
 def commit(conn: Connection, events: EventLog, verdicts: Sequence[Verdict]) -> None:
@@ -71,10 +144,12 @@ def commit(conn: Connection, events: EventLog, verdicts: Sequence[Verdict]) -> N
     messages: list[Message] = []
     for event, verdict in verdicts:
         if isinstance(verdict, ImageAccepted):
-            messages.append(message(verdict, verdict.image_id))
+            messages.append(message(verdict, verdict.image_id, cause=event))
         elif isinstance(verdict, ImageRejected):
             reject_image(conn, verdict)
             messages.append(dead_letter(event, verdict))
-            log.info("image rejected", image_id=verdict.image_id, code=verdict.code, reason=verdict.reason)
+            log.info(
+                "image rejected", image_id=verdict.image_id, code=verdict.code, reason=verdict.reason, trace_id=trace_of(event.headers)
+            )
     if messages:
         events.publish(conn, messages)

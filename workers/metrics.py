@@ -1,8 +1,58 @@
-"""Metrics of a query worker, in Prometheus form. Each worker has its own registry, so that tests and reloads do not collide."""
+"""Metrics of the workers, in Prometheus form. Each worker has its own registry, so that tests and reloads do not collide."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
+from schemas.settings import Settings
 
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_AGE_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def expose(settings: Settings, registry: CollectorRegistry) -> None:
+    """Serve a registry on `SIGMA_METRICS_PORT`, if that is set. The query worker has its own address for it."""
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port, addr=settings.http_host, registry=registry)
+
+
+class IntakeMetrics:
+    """What the person on call watches of one intake worker."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.batch = Histogram("sigma_intake_batch", "Events taken in together", buckets=_BATCHES, registry=self.registry)
+        self.verdicts = Counter("sigma_intake_verdicts", "Events by what they came to", ["verdict"], registry=self.registry)
+        self.window = Gauge(
+            "sigma_intake_last_minute", "Verdicts of the running minute, by faust's tables", ["verdict"], registry=self.registry
+        )
+
+    def verdict(self, found: ImageAccepted | ImageRejected | ImageDeleted) -> None:
+        """Count one verdict; rejections by their code."""
+        name = {ImageAccepted: "accepted", ImageDeleted: "deleted"}.get(type(found)) or getattr(found, "code", "rejected")
+        self.verdicts.labels(name).inc()
+
+    def counted(self, verdict: str, count: int) -> None:
+        """Take over a windowed count."""
+        self.window.labels(verdict).set(count)
+
+
+class IndexMetrics:
+    """What the person on call watches of one index worker."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.batch = Histogram("sigma_index_batch", "Images assigned together", buckets=_BATCHES, registry=self.registry)
+        self.age = Histogram("sigma_index_age_seconds", "Seconds from arrival to appended", buckets=_AGE_S, registry=self.registry)
+        self.model = Counter("sigma_index_model_seconds", "Seconds inside the model", registry=self.registry)
+        self.other = Counter("sigma_index_other_seconds", "Seconds of batches outside the model", registry=self.registry)
+        self.lag = Gauge("sigma_index_lag", "Accepted images that the group has not appended yet", registry=self.registry)
+
+    def done(self, size: int, *, model_s: float, other_s: float) -> None:
+        """Count one batch and where its time went."""
+        self.batch.observe(size)
+        self.model.inc(model_s)
+        self.other.inc(other_s)
 
 
 class Metrics:
@@ -17,6 +67,9 @@ class Metrics:
         self.batch = Histogram("sigma_query_batch", "Queries decoded together", buckets=(1, 2, 4, 8, 16), registry=self.registry)
         self.candidates = Histogram(
             "sigma_query_candidates", "Images scored for one query", buckets=(10, 30, 100, 300, 1000, 3000), registry=self.registry
+        )
+        self.freshness = Histogram(
+            "sigma_searchable_seconds", "Seconds from appended to searchable", buckets=_AGE_S, registry=self.registry
         )
         self.images = Gauge("sigma_trie_images", "Images that can be found", registry=self.registry)
         self.leaves = Gauge("sigma_trie_leaves", "Occupied leaves", registry=self.registry)

@@ -38,6 +38,7 @@ class QueryResult(BaseModel):
     rank: int
     image_id: str
     uri: str
+    link: Annotated[str, Field(description="where the normalised picture can be fetched, for a while")]
     identifier: list[int]
     score: float
     captions: list[str]

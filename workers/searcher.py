@@ -7,6 +7,7 @@ from typing import Any, Literal
 from model.checkpoint import Checkpoint
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import Hit
+from stream.images import ImageStore
 from workers.append import checkpoint_of
 from workers.engine import Answer, Engine, Retrieval
 from workers.repository.connection import Connection
@@ -41,6 +42,7 @@ class Result:
                 "rank": hit.rank,
                 "image_id": hit.image_id,
                 "uri": hit.uri,
+                "link": hit.link,
                 "identifier": list(hit.identifier),
                 "score": hit.score,
                 "captions": list(texts),
@@ -100,7 +102,7 @@ class Searcher:
             answers = self.engine.answer_paper(texts, count + _SPARE, how.beams)
         else:
             answers = self.engine.answer(texts, count + _SPARE, how)
-        return results_of(self.conn, self.engine, texts, answers, count)
+        return results_of(self.conn, self.engine, self.services.store, texts, answers, count)
 
     def refresh(self) -> None:
         """Take over what changed in the database."""
@@ -113,7 +115,9 @@ class Searcher:
         self.conn.close()
 
 
-def results_of(conn: Connection, engine: Engine, texts: Sequence[str], answers: Sequence[Answer], count: int) -> list[Result]:
+def results_of(
+    conn: Connection, engine: Engine, store: ImageStore, texts: Sequence[str], answers: Sequence[Answer], count: int
+) -> list[Result]:
     """Answers with image ids, addresses and identifiers. Images deleted this very moment are left out: the database decides."""
     keys = sorted({int(key) for answer in answers for key in answer.image_keys})
     stored = images_by_key(conn, keys)
@@ -126,7 +130,7 @@ def results_of(conn: Connection, engine: Engine, texts: Sequence[str], answers: 
             if key in stored and key in identifiers and stored[key].state == "indexed"
         ][:count]
         hits = tuple(
-            Hit(rank, image.image_id, image.uri, tuple(identifier), round(float(score), 6))
+            Hit(rank, image.image_id, image.uri, tuple(identifier), round(float(score), 6), store.link(image.normalized_uri))
             for rank, (image, identifier, score) in enumerate(found, start=1)
         )
         captions = tuple(image.captions or image.test_captions for image, _, _ in found)

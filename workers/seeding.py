@@ -48,7 +48,7 @@ def arrival(entry: ManifestEntry, version: int = 1) -> ImageArrived:
 
 def seed_images(services: Services, conn: Connection, entries: Sequence[ManifestEntry], progress: Progress) -> Seeded:
     """Validate, normalise and store the images of a training set. Bad ones are left out, with their reasons."""
-    store = services.store()
+    store = services.store
     source = partial(read_source, cap_bytes=services.settings.max_image_bytes)
     rows: list[int] = []
     keys: list[int] = []

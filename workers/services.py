@@ -1,17 +1,22 @@
-"""The services that every process uses: database, event log, image store. Built once, from settings, by whoever starts."""
+"""The services that every process uses: database, event log, image store, sources. Built once, from settings, by whoever starts."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from schemas.settings import Settings
 from stream.decoding import DecodeLimits
+from stream.guard import HttpsReader
 from stream.images import ImageStore, LocalImageStore
+from stream.kafka_log import KafkaLog
 from stream.log import EventLog
 from stream.postgres_log import PostgresLog
+from stream.s3_images import S3ImageStore
+from stream.sources import Sources
 from workers.repository.connection import Connection, connect
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Services:
     """Where things are. `home` holds the embedded mode's state."""
 
@@ -44,9 +49,27 @@ class Services:
         return connect(self.database_url, name=f"sigma {name}")
 
     def log(self) -> EventLog:
-        """The event log."""
+        """The event log: Kafka where brokers are configured, Postgres otherwise."""
+        if self.settings.kafka is not None:
+            return KafkaLog(self.settings.kafka, self.database_url)
         return PostgresLog(self.database_url)
 
+    @cached_property
+    def s3(self) -> S3ImageStore | None:
+        """The S3 store, if one is configured."""
+        return S3ImageStore(self.settings.s3) if self.settings.s3 is not None else None
+
+    @cached_property
     def store(self) -> ImageStore:
-        """The image store."""
-        return LocalImageStore(self.home / "images")
+        """The image store: S3 where it is configured, a folder of `home` otherwise."""
+        return self.s3 or LocalImageStore(self.home / "images")
+
+    @cached_property
+    def sources(self) -> Sources:
+        """Where arrivals may be read from. With Kafka, producers are elsewhere: then no folder of this machine unless named."""
+        settings = self.settings
+        roots = settings.source_roots
+        if roots is None and settings.kafka is not None:
+            roots = ()
+        https = HttpsReader(settings.https_hosts) if settings.https_hosts else None
+        return Sources(settings.max_image_bytes, roots, self.s3.read if self.s3 else None, https)

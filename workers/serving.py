@@ -259,4 +259,5 @@ class Server:
                         self._note(conn, report)
 
     def _note(self, conn: Connection, seen: _Seen) -> None:
-        record_visibility(conn, self._name, seen.keys.tolist(), seen.since)
+        for seconds in record_visibility(conn, self._name, seen.keys.tolist(), seen.since):
+            self._metrics.freshness.observe(seconds)

@@ -176,7 +176,7 @@ def publish(services: Services, conn: Connection, generation: int, appender: App
 
 def catch_up(services: Services, conn: Connection, appender: Appender, progress: Progress) -> int:
     """Assign every image of the database that the generation lacks; returns how many."""
-    store, after, done = services.store(), 0, 0
+    store, after, done = services.store, 0, 0
     while missing := missing_images(conn, appender.generation, after=after, limit=_BATCH):
         after = missing[-1].image_key
         inferred = appender.infer(StoredPictures(store, [image.normalized_uri for image in missing])[:])
@@ -191,7 +191,7 @@ def _material(services: Services, conn: Connection, entries: Sequence[ManifestEn
     seeded = seed_images(services, conn, chosen, progress)
     kept = [chosen[row] for row in seeded.rows]
     side = profile.tiny.image_px if profile.tiny else 0
-    pictures = StoredPictures(services.store(), seeded.uris, (lambda image: resize(image, side)) if side else None)
+    pictures = StoredPictures(services.store, seeded.uris, (lambda image: resize(image, side)) if side else None)
     return _Material(seeded, pictures, [tuple(c for c in entry.captions if c.strip()) for entry in kept], digest)
 
 

@@ -70,16 +70,18 @@ ORDER BY i.image_key LIMIT %(amount)s;
 -- When a query worker began to return these images.
 INSERT INTO visibility (worker, image_key, published_at, indexed_at, searchable_at)
 SELECT %(worker)s, image_key, published_at, indexed_at, %(searchable_at)s
-FROM image WHERE image_key = ANY(%(image_keys)s) AND indexed_at IS NOT NULL;
+FROM image WHERE image_key = ANY(%(image_keys)s) AND indexed_at IS NOT NULL
+RETURNING greatest(0, extract(epoch FROM searchable_at - indexed_at))::float8;
 
 -- name: prune_visibility
 -- Keeps the newest rows only.
 DELETE FROM visibility WHERE id < (SELECT id FROM visibility ORDER BY id DESC OFFSET %(keep)s LIMIT 1);
 
 -- name: freshness
--- Seconds from publishing to searchable over the newest 1,000 images.
+-- Seconds from publishing to searchable over the newest 1,000 images of the last hour.
 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY s), percentile_cont(0.95) WITHIN GROUP (ORDER BY s)
-FROM (SELECT greatest(0, extract(epoch FROM searchable_at - published_at))::float8 AS s FROM visibility ORDER BY id DESC LIMIT 1000) recent;
+FROM (SELECT greatest(0, extract(epoch FROM searchable_at - published_at))::float8 AS s FROM visibility
+      WHERE searchable_at > now() - interval '1 hour' ORDER BY id DESC LIMIT 1000) recent;
 
 -- name: clock
 -- The database's own time, which rejections are compared with.

@@ -78,14 +78,32 @@ RETURNING next_offset;
 -- Sends a group back to the start of a topic.
 UPDATE consumer_offset SET next_offset = 0 WHERE consumer_group = %(group)s AND topic = %(topic)s;
 
--- name: lag
--- Events of the topics that a group has not committed yet.
-SELECT coalesce(sum(p.next_offset - coalesce(o.next_offset, 0)), 0)::bigint
-FROM log_partition p
-LEFT JOIN consumer_offset o ON o.consumer_group = %(group)s AND o.topic = p.topic AND o.partition = p.partition
-WHERE p.topic = ANY(%(topics)s);
+-- name: still_rejected
+-- Which of these images are rejected to this day.
+SELECT DISTINCT image_id FROM rejection WHERE image_id = ANY(%(image_ids)s);
 
--- name: dead_letters
--- Rejected events, newest first, with where they came from.
-SELECT partition, "offset", image_id, code, reason, stage, origin_topic, origin_partition, origin_offset, published_at
-FROM dead_letter ORDER BY published_at DESC, "offset" DESC LIMIT %(amount)s;
+-- name: outbox_add
+-- Events to forward once this transaction has committed.
+INSERT INTO outbox (topic, key, value, headers)
+SELECT u.topic, u.key, u.value, u.headers::jsonb
+FROM unnest(%(topics)s::text[], %(keys)s::text[], %(values)s::bytea[], %(headers)s::text[]) AS u (topic, key, value, headers);
+
+-- name: outbox_notify
+-- Wakes the relay when this transaction commits.
+SELECT pg_notify('sigma_outbox', '');
+
+-- name: outbox_lead
+-- One relay at a time, so that events of one image keep their order. A session lock: a relay that dies loses it at once.
+SELECT pg_try_advisory_lock(hashtextextended('sigma outbox', 0));
+
+-- name: outbox_oldest
+-- The next events to forward.
+SELECT id, topic, key, value, headers FROM outbox ORDER BY id LIMIT %(amount)s;
+
+-- name: outbox_drop
+-- Events that were forwarded.
+DELETE FROM outbox WHERE id = ANY(%(ids)s);
+
+-- name: outbox_size
+-- Events that wait to be forwarded.
+SELECT count(*) FROM outbox;

@@ -1,22 +1,26 @@
-"""The event log in Postgres: order, groups, offsets that commit with the work, dead letters."""
+"""The event log, in Postgres and in Kafka alike: order, groups, offsets that commit with the work, dead letters."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from schemas.errors import RetryLaterError, UsageError
-from schemas.events import ARRIVED, REJECTED, ImageArrived, ImageRejected
-from stream.dead_letters import dead_letter, dead_letters, replay
-from stream.log import Message, message
+from schemas.events import ARRIVED, REJECTED, ImageArrived, ImageRejected, trace_of
+from stream.dead_letters import Replay, dead_letter, dead_letters, replay, show
+from stream.kafka_log import KafkaLog
+from stream.log import Batch, Consumer, EventLog, Message, message
 from stream.offsets import lag, rewind, store_offsets
+from stream.outbox import forward
 from stream.postgres_log import PostgresLog
 from workers.repository.connection import Connection, connect, transaction
+from workers.repository.images import reject_image
 
 
-@pytest.fixture
-def log(database: str) -> Iterator[PostgresLog]:
-    made = PostgresLog(database)
+@pytest.fixture(params=["postgres", "kafka"])
+def log(request: pytest.FixtureRequest, database: str) -> Iterator[EventLog]:
+    made: EventLog = PostgresLog(database) if request.param == "postgres" else KafkaLog(request.getfixturevalue("kafka"), database)
     made.ensure_topics()
     yield made
     made.close()
@@ -32,71 +36,176 @@ def failing(conn: Connection, work: Callable[[], None]) -> None:
         raise Interrupted
 
 
-def send(log: PostgresLog, names: list[str]) -> None:
+def send(log: EventLog, names: list[str]) -> None:
     log.publish(None, [Message(ARRIVED, name, name.encode()) for name in names])
 
 
-def test_events_of_a_key_keep_their_order_and_every_group_sees_all(log: PostgresLog) -> None:
+def polled(consumer: Consumer, count: int, timeout_s: float = 20) -> Batch:
+    """One batch of `count` events. A member that has just joined waits for its partitions; several partitions, several polls."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        batch = consumer.poll(max_events=100, timeout_s=0.5)
+        if len(batch) == count:
+            return batch
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.1)
+
+
+def drained(log: EventLog, conn: Connection, group: str, count: int) -> list[str]:
+    """Values of `count` events, each batch committed."""
+    values: list[str] = []
+    with log.consumer(group, [ARRIVED]) as consumer:
+        deadline = time.monotonic() + 20
+        while len(values) < count and time.monotonic() < deadline:
+            batch = consumer.poll(max_events=7, timeout_s=0.5)
+            with transaction(conn):
+                store_offsets(conn, group, batch)
+            values += [event.value.decode() for event in batch.events]
+    return values
+
+
+def test_events_of_a_key_keep_their_order_and_every_group_sees_all(log: EventLog, conn: Connection) -> None:
     names = [f"{key}" for _ in range(5) for key in "abcdef"]
-    log.publish(None, [Message(ARRIVED, key, str(number).encode()) for number, key in enumerate(names)])
+    log.publish(None, [Message(ARRIVED, key, f"{key}{number:02}".encode()) for number, key in enumerate(names)])
     for group in ("one", "two"):
-        with log.consumer(group, [ARRIVED]) as consumer:
-            batch = consumer.poll(max_events=100)
-        assert len(batch) == 30
+        values = drained(log, conn, group, 30)
+        assert len(values) == 30
         for key in "abcdef":
-            values = [int(event.value) for event in batch.events if event.key == key]
-            assert values == sorted(values)
+            mine = [value for value in values if value.startswith(key)]
+            assert mine == sorted(mine)
+            assert len(mine) == 5
 
 
-def test_without_a_commit_events_come_again_and_with_one_they_do_not(log: PostgresLog, conn: Connection) -> None:
-    send(log, ["a", "b", "c"])
+def test_without_a_commit_events_come_again_and_with_one_they_do_not(log: EventLog, conn: Connection) -> None:
+    send(log, ["same"] * 3)
     with log.consumer("g", [ARRIVED]) as consumer:
-        first = consumer.poll()
-        assert consumer.poll().events == first.events
+        first = polled(consumer, 3)
+        assert polled(consumer, 3).events == first.events
         with transaction(conn):
             store_offsets(conn, "g", first)
-        assert not consumer.poll(timeout_s=0.05)
-    assert lag(conn, "g", [ARRIVED]) == 0
-    rewind(conn, "g", ARRIVED)
+        assert not consumer.poll(timeout_s=0.3)
+        assert lag(log, conn, "g", [ARRIVED]) == 0
+        rewind(conn, "g", ARRIVED)
+        assert lag(log, conn, "g", [ARRIVED]) == 3
+        assert polled(consumer, 3).events == first.events
+
+
+def test_a_restarted_member_goes_on_where_postgres_says(log: EventLog, conn: Connection) -> None:
+    send(log, ["same"] * 4)
     with log.consumer("g", [ARRIVED]) as consumer:
-        assert consumer.poll().events == first.events
+        batch = polled(consumer, 4)
+        ((place, (begin, _)),) = batch.positions.items()
+        with transaction(conn):
+            store_offsets(conn, "g", Batch(batch.events[:3], {place: (begin, begin + 3)}))
+    with log.consumer("g", [ARRIVED]) as consumer:
+        assert polled(consumer, 1).events == batch.events[3:]
 
 
-def test_offsets_vanish_with_the_transaction_that_failed(log: PostgresLog, conn: Connection) -> None:
+def test_offsets_vanish_with_the_transaction_that_failed(log: EventLog, conn: Connection) -> None:
     send(log, ["a"])
     with log.consumer("g", [ARRIVED]) as consumer:
-        batch = consumer.poll()
+        batch = polled(consumer, 1)
         with pytest.raises(Interrupted):
             failing(conn, lambda: store_offsets(conn, "g", batch))
-        assert consumer.poll().events == batch.events
+        assert polled(consumer, 1).events == batch.events
 
 
-def test_two_members_never_work_on_one_partition_and_a_late_commit_is_refused(log: PostgresLog, conn: Connection) -> None:
+def test_a_member_that_holds_reads_nothing_and_misses_nothing(log: EventLog, conn: Connection) -> None:
+    send(log, ["same"] * 2)
+    with log.consumer("g", [ARRIVED]) as consumer:
+        batch = polled(consumer, 2)
+        send(log, ["same"] * 2)
+        for _ in range(5):
+            consumer.hold()
+            time.sleep(0.1)
+        with transaction(conn):
+            store_offsets(conn, "g", batch)
+        assert [event.offset for event in polled(consumer, 2).events] == [2, 3]
+
+
+def test_two_members_never_commit_the_same_twice(log: EventLog, conn: Connection) -> None:
     send(log, ["same"] * 4)
     with log.consumer("g", [ARRIVED]) as one, log.consumer("g", [ARRIVED]) as two:
-        batch = one.poll(max_events=2)
-        assert not two.poll(timeout_s=0.05)
-        one.close()
-        again = two.poll(max_events=2, timeout_s=5)
-        assert again.events == batch.events
+        # A group that rebalances needs both members to poll.
+        deadline = time.monotonic() + 20
+        batch = Batch()
+        while not batch and time.monotonic() < deadline:
+            batch = one.poll(max_events=2, timeout_s=0.2) or two.poll(max_events=2, timeout_s=0.2)
         with transaction(conn):
-            store_offsets(conn, "g", again)
+            store_offsets(conn, "g", batch)
         with pytest.raises(RetryLaterError, match="committed first"), transaction(conn):
             store_offsets(conn, "g", batch)
+        one.close()
+        left = polled(two, 2)
+        assert [event.offset for event in left.events] == [2, 3]
 
 
-def test_publishing_wakes_a_waiting_consumer_and_joins_the_callers_transaction(log: PostgresLog, conn: Connection) -> None:
+def test_publishing_wakes_a_waiting_consumer(log: EventLog) -> None:
     with log.consumer("g", [ARRIVED]) as consumer:
         timer = threading.Timer(0.2, send, (log, ["a"]))
         timer.start()
-        assert len(consumer.poll(timeout_s=5)) == 1
+        assert len(polled(consumer, 1)) == 1
         timer.join()
-        with pytest.raises(Interrupted):
-            failing(conn, lambda: log.publish(conn, [Message(ARRIVED, "b", b"b")]))
-    assert sum(log.end_offsets([ARRIVED]).values()) == 1
 
 
-def test_writers_at_once_leave_no_gap(log: PostgresLog, database: str) -> None:
+def test_an_event_exists_only_if_the_transaction_that_published_it_committed(log: EventLog, conn: Connection) -> None:
+    with pytest.raises(Interrupted):
+        failing(conn, lambda: log.publish(conn, [Message(ARRIVED, "b", b"b")]))
+    with transaction(conn):
+        log.publish(conn, [Message(ARRIVED, "c", b"c", {"h": "1"})])
+    if isinstance(log, KafkaLog):
+        assert sum(log.end_offsets([ARRIVED]).values()) == 0
+        assert forward(log, conn) == 1
+        assert forward(log, conn) == 0
+    (place,) = [place for place, end in log.end_offsets([ARRIVED]).items() if end]
+    (event,) = log.read(*place)
+    assert (event.key, event.value, dict(event.headers)) == ("c", b"c", {"h": "1"})
+
+
+def test_an_unknown_topic_is_refused(log: EventLog) -> None:
+    with pytest.raises(UsageError, match="sigma init"):
+        log.publish(None, [Message("nowhere", "k", b"")])
+
+
+def rejected(log: EventLog, conn: Connection, image_id: str) -> None:
+    """An arrival of an image, and its dead letter."""
+    arrived = ImageArrived(image_id, f"file:///{image_id}.jpg")
+    log.publish(None, [message(arrived, image_id)])
+    (event,) = [event for place, end in log.end_offsets([ARRIVED]).items() if end for event in log.read(*place) if event.key == image_id]
+    refused = ImageRejected(image_id, f"file:///{image_id}.jpg", "truncated", "it is cut short", "intake")
+    with transaction(conn):
+        reject_image(conn, refused)
+    log.publish(None, [dead_letter(event, refused), dead_letter(event, refused)])
+    assert trace_of(dead_letter(event, refused).headers) == trace_of(event.headers) != ""
+
+
+def test_a_dead_letter_names_its_origin_and_replays_do_not_multiply(log: EventLog, conn: Connection) -> None:
+    rejected(log, conn, "a")
+    letters = dead_letters(log)
+    assert {(one.image_id, one.code, one.stage, one.origin_topic, one.origin_offset) for one in letters} == {
+        ("a", "truncated", "intake", ARRIVED, 0)
+    }
+    shown = show(log, letters[0].place)
+    assert shown["headers"]["__connect.errors.exception.message"] == "it is cut short"
+    assert '"image_id":"a"' in shown["origin"]["value"]
+    for wrong in ("0:99", "7:0", "x"):
+        with pytest.raises(UsageError, match="dead letter"):
+            show(log, wrong)
+    assert replay(log, conn) == Replay(1, 0)
+    assert sum(log.end_offsets([ARRIVED]).values()) == 2
+    # The copy fails again: one original still.
+    copy = [event for place, end in log.end_offsets([ARRIVED]).items() if end for event in log.read(*place)][-1]
+    log.publish(None, [dead_letter(copy, ImageRejected("a", "", "truncated", "still", "intake"))])
+    assert replay(log, conn) == Replay(1, 0)
+    conn.execute("DELETE FROM rejection")
+    assert replay(log, conn) == Replay(0, 0)
+    assert sum(log.end_offsets([REJECTED]).values()) == 3
+
+
+def test_writers_at_once_leave_no_gap_in_postgres(database: str) -> None:
+    log = PostgresLog(database)
+    log.ensure_topics()
+
     def write() -> None:
         with connect(database) as own:
             for _ in range(20):
@@ -109,24 +218,4 @@ def test_writers_at_once_leave_no_gap(log: PostgresLog, database: str) -> None:
         thread.join(30)
     ((topic, partition),) = [place for place, end in log.end_offsets([ARRIVED]).items() if end]
     assert [event.offset for event in log.read(topic, partition, limit=1000)] == list(range(100))
-
-
-def test_an_unknown_topic_is_refused(log: PostgresLog) -> None:
-    with pytest.raises(UsageError, match="sigma init"):
-        log.publish(None, [Message("nowhere", "k", b"")])
-
-
-def test_a_dead_letter_names_its_origin_and_replays_it_once(log: PostgresLog, conn: Connection) -> None:
-    arrived = ImageArrived("a", "file:///a.jpg")
-    log.publish(None, [message(arrived, "a")])
-    with log.consumer("g", [ARRIVED]) as consumer:
-        (event,) = consumer.poll().events
-    refused = ImageRejected("a", "file:///a.jpg", "truncated", "it is cut short", "intake")
-    log.publish(None, [dead_letter(event, refused), dead_letter(event, refused)])
-    letters = dead_letters(conn)
-    assert {(one.image_id, one.code, one.stage, one.origin_topic, one.origin_offset) for one in letters} == {
-        ("a", "truncated", "intake", ARRIVED, 0)
-    }
-    assert replay(log) == 1
-    assert sum(log.end_offsets([ARRIVED]).values()) == 2
-    assert sum(log.end_offsets([REJECTED]).values()) == 2
+    log.close()

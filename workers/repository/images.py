@@ -138,16 +138,17 @@ def missing_images(conn: Connection, generation: int, *, after: int = 0, limit: 
     return [_stored(found) for found in rows(conn, "missing_images", generation=generation, after=after, amount=limit)]
 
 
-def record_visibility(conn: Connection, worker: str, image_keys: Sequence[int], searchable_at: datetime | None = None) -> None:
-    """Notes when a query worker began to return these images; keeps the newest rows only."""
+def record_visibility(conn: Connection, worker: str, image_keys: Sequence[int], searchable_at: datetime | None = None) -> list[float]:
+    """Notes when a query worker began to return these images; keeps the newest rows only. Returns seconds since they were appended."""
     with transaction(conn):
         keys = [int(key) for key in image_keys]
-        run(conn, "record_visibility", worker=worker, image_keys=keys, searchable_at=searchable_at or now())
+        found = rows(conn, "record_visibility", worker=worker, image_keys=keys, searchable_at=searchable_at or now())
         run(conn, "prune_visibility", keep=VISIBILITY_KEPT)
+    return [float(seconds) for (seconds,) in found]
 
 
 def freshness(conn: Connection) -> tuple[float | None, float | None]:
-    """p50 and p95 of seconds from publishing to searchable, over the newest 1,000 images; None before the first."""
+    """p50 and p95 of seconds from publishing to searchable, over the newest 1,000 images of the last hour; None if there was none."""
     found = row(conn, "freshness")
     return (None, None) if found is None else (found[0], found[1])
 

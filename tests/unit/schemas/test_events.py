@@ -21,6 +21,7 @@ from schemas.events import (
     decode,
     encode,
     headers,
+    trace_of,
     validator,
 )
 
@@ -80,7 +81,20 @@ def test_a_naive_time_is_refused() -> None:
         ImageArrived("a", "file:///a", arrived_at=datetime(2026, 1, 31))
 
 
-def test_headers_carry_the_cloudevents_attributes() -> None:
-    found = headers(EXAMPLES[0])
-    assert found["type"] == "sigma.image_arrived.v1"
-    assert {"specversion", "id", "source", "time"} <= found.keys()
+def test_headers_are_cloudevents_in_binary_mode_and_carry_the_trace_on() -> None:
+    found = headers(EXAMPLES[0], "ü 1")
+    assert (found["ce_specversion"], found["ce_type"], found["ce_subject"]) == ("1.0", "sigma.image_arrived.v1", "ü 1")
+    assert found["content-type"] == "application/json"
+    assert datetime.fromisoformat(found["ce_time"]).tzinfo is not None
+    assert len(trace_of(found)) == 32
+    after = headers(EXAMPLES[1], "ü 1", found)
+    assert trace_of(after) == trace_of(found)
+    assert after["traceparent"] != found["traceparent"]
+    assert after["ce_id"] != found["ce_id"]
+
+
+@pytest.mark.parametrize("broken", ["", "00-abc", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "ff-" + "a" * 32 + "-" + "1" * 16 + "-01\r\n"])
+def test_a_broken_trace_parent_begins_a_new_trace(broken: str) -> None:
+    found = trace_of(headers(EXAMPLES[1], cause={"traceparent": broken}))
+    assert len(found) == 32
+    assert found not in broken

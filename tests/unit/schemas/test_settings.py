@@ -1,8 +1,10 @@
 """Settings: read once, checked at the door, never shown with a password."""
 
+import re
+
 import pytest
 
-from schemas.errors import RefuseToStartError, UsageError
+from schemas.errors import UsageError
 from schemas.settings import Settings
 
 
@@ -38,6 +40,37 @@ def test_a_password_is_shown_nowhere() -> None:
     assert "hunter2" not in str(refused.value)
 
 
-def test_services_that_this_version_lacks_are_refused_not_ignored() -> None:
-    with pytest.raises(RefuseToStartError, match="SIGMA_KAFKA_BOOTSTRAP"):
-        Settings.from_environment({"SIGMA_KAFKA_BOOTSTRAP": "broker:9092"})
+def test_real_services_are_read_whole_and_their_secrets_stay_hidden() -> None:
+    environ = {
+        "SIGMA_KAFKA_BOOTSTRAP": "one:9092, two:9092",
+        "SIGMA_KAFKA_USERNAME": "me",
+        "SIGMA_KAFKA_PASSWORD": "hunter2",
+        "SIGMA_S3_ENDPOINT": "http://127.0.0.1:9000",
+        "SIGMA_S3_ACCESS_KEY": "hunter3",
+        "SIGMA_S3_SECRET_KEY": "hunter4",
+        "SIGMA_HTTPS_HOSTS": "images.example.org,*.example.net",
+    }
+    found = Settings.from_environment(environ)
+    assert found.kafka is not None
+    assert found.s3 is not None
+    assert (found.kafka.bootstrap, found.kafka.tls, found.kafka.password) == (("one:9092", "two:9092"), True, "hunter2")
+    assert (found.s3.endpoint, found.s3.secure, found.s3.secret_key) == ("127.0.0.1:9000", False, "hunter4")
+    assert found.https_hosts == ("images.example.org", "*.example.net")
+    assert "hunter" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("environ", "found"),
+    [
+        ({"SIGMA_KAFKA_BOOTSTRAP": "broker"}, "SIGMA_KAFKA_BOOTSTRAP holds 'broker'"),
+        ({"SIGMA_KAFKA_BOOTSTRAP": "a:1", "SIGMA_KAFKA_USERNAME": "me"}, "set both or none"),
+        ({"SIGMA_S3_ENDPOINT": "127.0.0.1:9000"}, "write https://host:port"),
+        ({"SIGMA_S3_ENDPOINT": "http://hunter2@host"}, "write https://host:port"),
+        ({"SIGMA_S3_ENDPOINT": "http://host:9000"}, "SIGMA_S3_ACCESS_KEY"),
+        ({"SIGMA_HTTPS_HOSTS": "https://x"}, "SIGMA_HTTPS_HOSTS"),
+        ({"SIGMA_ENGINE": "jax"}, "allowed are torch, vllm"),
+    ],
+)
+def test_half_configured_services_are_refused_with_the_cure(environ: dict[str, str], found: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(found)):
+        Settings.from_environment(environ)

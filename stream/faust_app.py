@@ -1,0 +1,133 @@
+"""The faust application: takes arrivals and deletions from Kafka event by event, hands them over, keeps windowed counts.
+
+Traps of faust that are stepped around here, each with a test (tests/integration/test_faust.py): `take` acknowledges a batch
+that raised, so `noack_take` and an acknowledgement after the work; a codec that meets a bad payload ends the agent, so raw
+bytes; more than one task an agent commits past what is in flight, so one; and its offsets are only a hint, ours are in Postgres.
+"""
+
+import asyncio
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import faust
+from faust.types.auth import SASLMechanism
+
+from schemas.errors import RetryLaterError
+from schemas.events import ACCEPTED, ARRIVED, DELETED, REJECTED
+from schemas.settings import KafkaSettings
+from stream.kafka_log import SESSION_S
+from stream.log import Event
+from stream.topics import TOPICS
+
+WINDOW_S = 60.0
+"""Length of the windows of the counts; an hour of them is kept."""
+
+_BATCH, _LINGER_S, _LOOK_S, _KEPT_S = 32, 0.01, 0.1, 3600.0
+
+Count = Callable[[str, int], None]
+"""Is told a verdict (`accepted`, or the code of a rejection) and how many there were in the window so far."""
+
+
+def application(settings: KafkaSettings, folder: Path, handle: Callable[[Sequence[Event]], None], count: Count) -> Any:
+    """An app whose agent passes events of the topics `arrived` and `deleted` to `handle`, in a thread, in their order.
+
+    `handle` must be harmless when called again with the same events and raise only when the process is to end.
+    """
+    app = faust.App(
+        "sigma-intake",
+        broker=[f"kafka://{address}" for address in settings.bootstrap],
+        broker_credentials=_credentials(settings),
+        broker_session_timeout=SESSION_S,
+        broker_heartbeat_interval=1.5,
+        broker_rebalance_timeout=10.0,
+        broker_request_timeout=20.0,
+        broker_commit_interval=1.0,
+        consumer_auto_offset_reset="earliest",
+        stream_wait_empty=False,
+        stream_ack_exceptions=False,
+        stream_ack_cancelled_tasks=False,
+        topic_disable_leader=True,
+        topic_replication_factor=max(1, settings.replication),
+        table_standby_replicas=0,
+        store="memory://",
+        datadir=str(folder),
+        web_enabled=False,
+    )
+    hands = ThreadPoolExecutor(1, "intake")
+    raw: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+
+    async def intake(stream: Any) -> None:
+        loop = asyncio.get_running_loop()
+        async for events in stream.noack_take(_BATCH, within=_LINGER_S):
+            await loop.run_in_executor(hands, handle, [event_of(event.message) for event in events])
+            for event in events:
+                await stream.ack(event)
+
+    app.agent(app.topic(ARRIVED, DELETED, **raw), name="intake")(intake)
+    _count(app, ACCEPTED, raw, lambda _: "accepted", count)
+    _count(app, REJECTED, raw, lambda headers: headers.get("sigma_code", "unknown"), count)
+    return app
+
+
+def run(app: Any, stop: threading.Event) -> None:
+    """Run the app until `stop` is set. `RetryLaterError` when it ended by itself: it cannot be started twice in a process."""
+    asyncio.run(_run(app, stop))
+    if not stop.is_set():
+        raise RetryLaterError("the faust app ended by itself; the log tells why, start the process again")
+
+
+def event_of(message: Any) -> Event:
+    """A faust message as an event."""
+    return Event(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        key=(message.key or b"").decode("utf-8", "replace").replace("\x00", "\ufffd"),
+        value=message.value or b"",
+        headers=_headers(message),
+        published_at=datetime.fromtimestamp(message.timestamp, UTC),
+    )
+
+
+async def _run(app: Any, stop: threading.Event) -> None:
+    # Not by faust's own worker: it would take over the signals, and its stop leaves tasks that never end.
+    await app.start()
+    while not (stop.is_set() or app.should_stop or app.crashed):
+        await asyncio.sleep(_LOOK_S)
+    await app.stop()
+
+
+def _count(app: Any, name: str, raw: dict[str, Any], verdict: Callable[[dict[str, str]], str], count: Count) -> None:
+    """Counts the events of a topic by verdict in a windowed table. The partition is part of the key: tables move with it."""
+    partitions = {topic.name: topic.partitions for topic in TOPICS}[name]
+    short = name.rsplit(".", 1)[1]
+    table = app.Table(f"{short}-per-minute", default=int, partitions=partitions).tumbling(WINDOW_S, expires=_KEPT_S)
+
+    async def counted(stream: Any) -> None:
+        async for event in stream.events():
+            found = verdict(_headers(event.message))
+            key = f"{event.message.partition}/{found}"
+            table[key] += 1
+            count(found, table[key].current())
+
+    app.agent(app.topic(name, **raw), name=f"count-{short}")(counted)
+
+
+def _headers(message: Any) -> dict[str, str]:
+    found = message.headers or {}
+    pairs = found.items() if isinstance(found, dict) else found
+    return {name: (value or b"").decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for name, value in pairs}
+
+
+def _credentials(settings: KafkaSettings) -> Any:
+    context = ssl.create_default_context() if settings.tls else None
+    if settings.username is None:
+        return faust.SSLCredentials(context) if context else None
+    return faust.SASLCredentials(
+        username=settings.username, password=settings.password, ssl_context=context, mechanism=SASLMechanism(settings.mechanism)
+    )
