@@ -48,11 +48,11 @@ class KafkaLog:
         """Guards `_producer` and `_reader`, which are made when first used."""
         self._producer: Any = None
         self._reader: Any = None
+        self._scopes: dict[str, str] = {}
 
     def ensure_topics(self, topics: Sequence[Topic] = TOPICS) -> None:
         """See `EventLog`."""
-        with _retry("create topics"):
-            admin = KafkaAdminClient(**connection(self._settings), request_timeout_ms=_REQUEST_MS)
+        with _retry("create topics"), self._admin() as admin:
             try:
                 there = set(admin.list_topics())
                 missing = {
@@ -69,8 +69,6 @@ class KafkaLog:
             except TopicAlreadyExistsError:
                 # Another process was faster with one of them; the rest comes with its own call.
                 return
-            finally:
-                admin.close()
 
     def publish(self, conn: Connection | None, messages: Sequence[Message]) -> None:
         """See `EventLog`. Without a connection, returns when every broker in sync has all of them."""
@@ -98,6 +96,17 @@ class KafkaLog:
             ]
             for one in sent:
                 one.get(timeout=_DELIVERY_MS / 1000)
+
+    def scope(self, topic: str) -> str:
+        """See `EventLog`. With the topic's id, which changes when it is deleted and created again or the cluster is another."""
+        if topic not in self._scopes:
+            with _retry("describe topics"), self._admin() as admin:
+                for found in admin.describe_topics([topic.name for topic in TOPICS]):
+                    if found["topic_id"]:
+                        self._scopes[found["name"]] = f"{found['name']}#{found['topic_id']}"
+        if topic not in self._scopes:
+            raise RetryLaterError(f"Kafka has no topic {topic} yet; create it with: sigma init")
+        return self._scopes[topic]
 
     def end_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
         """See `EventLog`."""
@@ -129,7 +138,7 @@ class KafkaLog:
         with _retry("join the group"):
             conn = psycopg.connect(self._url, autocommit=True, application_name=f"sigma consumer {group}")
             try:
-                return KafkaGroupConsumer(self._settings, conn, group, topics)
+                return KafkaGroupConsumer(self, self._settings, conn, group, topics)
             except BaseException:
                 conn.close()
                 raise
@@ -141,6 +150,14 @@ class KafkaLog:
                 if one is not None:
                     one.close()
             self._producer = self._reader = None
+
+    @contextmanager
+    def _admin(self) -> Iterator[Any]:
+        admin = KafkaAdminClient(**connection(self._settings), request_timeout_ms=_REQUEST_MS)
+        try:
+            yield admin
+        finally:
+            admin.close()
 
     def _publisher(self) -> Any:
         with self._lock:
@@ -173,7 +190,9 @@ class KafkaGroupConsumer:
     which would keep its partitions waiting for it, brings nothing.
     """
 
-    def __init__(self, settings: KafkaSettings, conn: Connection, group: str, topics: Sequence[str]) -> None:
+    def __init__(self, log: KafkaLog, settings: KafkaSettings, conn: Connection, group: str, topics: Sequence[str]) -> None:
+        self._log = log
+        self._topics = list(topics)
         self._conn = conn
         self._group = group
         self._at: dict[TopicPartition, int] = {}
@@ -238,7 +257,7 @@ class KafkaGroupConsumer:
 
     def align(self, places: set[TopicPartition]) -> None:
         """Seek every partition that does not stand where Postgres says."""
-        stored = committed(self._conn, self._group) if places else {}
+        stored = committed(self._log, self._conn, self._group, self._topics) if places else {}
         for place in places:
             wanted = stored.get((place.topic, place.partition), 0)
             if self._at.get(place) != wanted:

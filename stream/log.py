@@ -85,6 +85,9 @@ class EventLog(Protocol):
     def publish(self, conn: Connection | None, messages: Sequence[Message]) -> None:
         """Appends all messages. With a connection: if its transaction commits, and only then."""
 
+    def scope(self, topic: str) -> str:
+        """The name under which a topic's offsets are stored: a topic of the same name in another log is another topic."""
+
     def end_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
         """The offset that the next event of each partition will get."""
 

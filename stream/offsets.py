@@ -7,14 +7,14 @@ from schemas.queries import queries
 from stream.log import Batch, Connection, EventLog, Partition
 
 
-def store_offsets(conn: Connection, group: str, batch: Batch) -> None:
+def store_offsets(log: EventLog, conn: Connection, group: str, batch: Batch) -> None:
     """Commits a batch inside the worker's transaction, by compare-and-set: from where the batch began to where it ends.
 
     `RetryLaterError` when another member was faster; the transaction must then be rolled back, for the work is done.
     Call it last, so that its row locks are held briefly.
     """
     for (topic, partition), (begin, end) in sorted(batch.positions.items()):
-        place = {"group": group, "topic": topic, "partition": partition, "from": begin, "to": end}
+        place = {"group": group, "topic": log.scope(topic), "partition": partition, "from": begin, "to": end}
         if conn.execute(queries()["store_offset"], place).fetchone() is None:
             raise RetryLaterError(
                 f"group {group} no longer stands at offset {begin} of {topic}/{partition}: another worker committed first; "
@@ -22,17 +22,19 @@ def store_offsets(conn: Connection, group: str, batch: Batch) -> None:
             )
 
 
-def committed(conn: Connection, group: str) -> dict[Partition, int]:
-    """Where the group goes on, for every partition it has committed."""
-    return {(topic, partition): offset for topic, partition, offset in conn.execute(queries()["committed_offsets"], {"group": group})}
+def committed(log: EventLog, conn: Connection, group: str, topics: Sequence[str]) -> dict[Partition, int]:
+    """Where the group goes on, for every partition of the topics that it has committed."""
+    names = {log.scope(topic): topic for topic in topics}
+    found = conn.execute(queries()["committed_offsets"], {"group": group})
+    return {(names[scope], partition): offset for scope, partition, offset in found if scope in names}
 
 
-def rewind(conn: Connection, group: str, topic: str) -> None:
+def rewind(log: EventLog, conn: Connection, group: str, topic: str) -> None:
     """Sends a group back to the oldest event of a topic, to replay it."""
-    conn.execute(queries()["rewind"], {"group": group, "topic": topic})
+    conn.execute(queries()["rewind"], {"group": group, "topic": log.scope(topic)})
 
 
 def lag(log: EventLog, conn: Connection, group: str, topics: Sequence[str]) -> int:
     """Events of the topics that the group has not committed yet."""
-    done = committed(conn, group)
+    done = committed(log, conn, group, topics)
     return sum(max(0, end - done.get(place, 0)) for place, end in log.end_offsets(topics).items())

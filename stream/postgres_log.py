@@ -56,6 +56,10 @@ class PostgresLog:
             with conn.transaction():
                 self._append(conn, messages)
 
+    def scope(self, topic: str) -> str:
+        """See `EventLog`. The offsets stand in the same database as the topic."""
+        return topic
+
     def end_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
         """See `EventLog`."""
         with self._lock:

@@ -106,7 +106,7 @@ class IndexWorker:
                 messages.append(dead_letter(event, reason))
             if messages:
                 events.publish(conn, messages)
-            store_offsets(conn, GROUP, batch)
+            store_offsets(events, conn, GROUP, batch)
         self._metrics.done(len(batch), model_s=modelled - read, other_s=time.perf_counter() - modelled + read - began)
         for one in work:
             self._metrics.age.observe(max(0.0, (now() - (one.image.published_at or one.image.arrived_at)).total_seconds()))

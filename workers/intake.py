@@ -61,7 +61,7 @@ class Intake:
         verdicts = list(self.threads.map(self.judge, batch.events))
         with transaction(conn):
             commit(conn, events, verdicts)
-            store_offsets(conn, GROUP, batch)
+            store_offsets(events, conn, GROUP, batch)
         self.metrics.batch.observe(len(batch))
         for _, verdict in verdicts:
             self.metrics.verdict(verdict)
@@ -94,7 +94,7 @@ class Delivered:
             try:
                 if self._conn is None or self._conn.closed:
                     self._conn = self._intake.services.connect(GROUP)
-                batch = pending(self._log, committed(self._conn, GROUP), events)
+                batch = pending(self._log, committed(self._log, self._conn, GROUP, TOPICS), events)
                 if batch:
                     self._intake.process(self._conn, self._log, batch)
                 return

@@ -8,6 +8,7 @@ import pytest
 
 from schemas.errors import RetryLaterError, UsageError
 from schemas.events import ARRIVED, REJECTED, ImageArrived, ImageRejected, trace_of
+from schemas.settings import KafkaSettings
 from stream.dead_letters import Replay, dead_letter, dead_letters, replay, show
 from stream.kafka_log import KafkaLog
 from stream.log import Batch, Consumer, EventLog, Message, message
@@ -59,7 +60,7 @@ def drained(log: EventLog, conn: Connection, group: str, count: int) -> list[str
         while len(values) < count and time.monotonic() < deadline:
             batch = consumer.poll(max_events=7, timeout_s=0.5)
             with transaction(conn):
-                store_offsets(conn, group, batch)
+                store_offsets(log, conn, group, batch)
             values += [event.value.decode() for event in batch.events]
     return values
 
@@ -82,10 +83,10 @@ def test_without_a_commit_events_come_again_and_with_one_they_do_not(log: EventL
         first = polled(consumer, 3)
         assert polled(consumer, 3).events == first.events
         with transaction(conn):
-            store_offsets(conn, "g", first)
+            store_offsets(log, conn, "g", first)
         assert not consumer.poll(timeout_s=0.3)
         assert lag(log, conn, "g", [ARRIVED]) == 0
-        rewind(conn, "g", ARRIVED)
+        rewind(log, conn, "g", ARRIVED)
         assert lag(log, conn, "g", [ARRIVED]) == 3
         assert polled(consumer, 3).events == first.events
 
@@ -96,7 +97,7 @@ def test_a_restarted_member_goes_on_where_postgres_says(log: EventLog, conn: Con
         batch = polled(consumer, 4)
         ((place, (begin, _)),) = batch.positions.items()
         with transaction(conn):
-            store_offsets(conn, "g", Batch(batch.events[:3], {place: (begin, begin + 3)}))
+            store_offsets(log, conn, "g", Batch(batch.events[:3], {place: (begin, begin + 3)}))
     with log.consumer("g", [ARRIVED]) as consumer:
         assert polled(consumer, 1).events == batch.events[3:]
 
@@ -106,7 +107,7 @@ def test_offsets_vanish_with_the_transaction_that_failed(log: EventLog, conn: Co
     with log.consumer("g", [ARRIVED]) as consumer:
         batch = polled(consumer, 1)
         with pytest.raises(Interrupted):
-            failing(conn, lambda: store_offsets(conn, "g", batch))
+            failing(conn, lambda: store_offsets(log, conn, "g", batch))
         assert polled(consumer, 1).events == batch.events
 
 
@@ -119,8 +120,22 @@ def test_a_member_that_holds_reads_nothing_and_misses_nothing(log: EventLog, con
             consumer.hold()
             time.sleep(0.1)
         with transaction(conn):
-            store_offsets(conn, "g", batch)
+            store_offsets(log, conn, "g", batch)
         assert [event.offset for event in polled(consumer, 2).events] == [2, 3]
+
+
+def test_a_topic_made_anew_is_read_from_its_start(database: str, kafka: KafkaSettings, conn: Connection) -> None:
+    for _ in range(2):
+        log = KafkaLog(kafka, database)
+        send(log, ["same"] * 2)
+        assert drained(log, conn, "g", 2) == ["same"] * 2
+        with log._admin() as admin:
+            admin.delete_topics([ARRIVED])
+            deadline = time.monotonic() + 20
+            while ARRIVED in admin.list_topics() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        log.ensure_topics()
+        log.close()
 
 
 def test_two_members_never_commit_the_same_twice(log: EventLog, conn: Connection) -> None:
@@ -132,9 +147,9 @@ def test_two_members_never_commit_the_same_twice(log: EventLog, conn: Connection
         while not batch and time.monotonic() < deadline:
             batch = one.poll(max_events=2, timeout_s=0.2) or two.poll(max_events=2, timeout_s=0.2)
         with transaction(conn):
-            store_offsets(conn, "g", batch)
+            store_offsets(log, conn, "g", batch)
         with pytest.raises(RetryLaterError, match="committed first"), transaction(conn):
-            store_offsets(conn, "g", batch)
+            store_offsets(log, conn, "g", batch)
         one.close()
         left = polled(two, 2)
         assert [event.offset for event in left.events] == [2, 3]
