@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urljoin
 
 from schemas.errors import RejectInputError, RetryLaterError, UsageError
@@ -32,12 +33,10 @@ _PLAIN = re.compile(r"[!#-;=?-\[\]_a-z~]*")
 
 # Listed in full, for what `ipaddress` calls global differs between Python versions. 168.63.129.16 is Azure's inner service.
 _NOT_PUBLIC = [
-    ipaddress.ip_network(text)
-    for text in (
-        "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 "
-        "192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 "
-        "2001::/23 2001:db8::/32 2002::/16 3fff::/20"
-    ).split()
+    *map(ipaddress.ip_network, ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16")),
+    *map(ipaddress.ip_network, ("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15")),
+    *map(ipaddress.ip_network, ("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4")),
+    *map(ipaddress.ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")),
 ]
 _UNICAST_V6 = ipaddress.ip_network("2000::/3")
 
@@ -149,6 +148,9 @@ class HttpsReader:
                 message = f"{target.shown} shows a certificate that does not hold ({error.verify_message}); correct the certificate"
                 raise RejectInputError("unreadable", message) from error
             except OSError as error:
+                if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                    message = f"{target.shown} does not speak TLS 1.2 or newer ({error.reason}); correct its server"
+                    raise RejectInputError("unreadable", message) from error
                 found = _reason(error)
         raise RetryLaterError(f"{target.shown} cannot be connected to ({found}); check that its server is up, then try again")
 
@@ -264,7 +266,7 @@ class _Reader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         self._sock.settimeout(self._deadline.left())
         return self._sock.recv_into(buffer)
 

@@ -5,7 +5,7 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from schemas.errors import RejectInputError
 from stream.guard import HttpsReader, https_is_off, shown
@@ -14,11 +14,14 @@ StoreReader = Callable[[str, str, int], bytes]
 """From bucket, key and the most bytes allowed to the bytes of an object."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}):")
+_FILE = re.compile(r"file:(//(localhost)?(?=/)|(?!//))(?P<path>/[^?#]*)([?#].*)?", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _LIKE_ADDRESS = re.compile(r"[0-9.]+")
 _KEY_BYTES = 1024
-_SEARCH = getattr(os, "O_PATH", os.O_RDONLY)
+# O_NONBLOCK: opening a FIFO without a writer would wait for ever.
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_PASS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Sources:
@@ -31,7 +34,7 @@ class Sources:
         self, cap_bytes: int, roots: Sequence[Path] | None, store_reader: StoreReader | None = None, https: HttpsReader | None = None
     ) -> None:
         self._cap_bytes = cap_bytes
-        self._roots = None if roots is None else tuple(Path(os.path.realpath(root)) for root in roots)
+        self._roots = roots
         self._store_reader = store_reader
         self._https = https
 
@@ -58,10 +61,7 @@ class Sources:
     def _file(self, uri: str) -> bytes:
         path = _local_path(uri)
         try:
-            if self._roots is None:
-                handle = os.open(path, _READ)
-            else:
-                handle = _open_beneath(self._roots, path, uri)
+            handle = os.open(path, _READ) if self._roots is None else _open_beneath(self._roots, path)
             return _read_regular(handle, path, self._cap_bytes)
         except OSError as error:
             message = f"{_printable(path)} cannot be read: {error.strerror}; check that it exists and may be read"
@@ -85,33 +85,27 @@ def read_source(uri: str, *, cap_bytes: int, roots: Sequence[Path] | None = None
     return Sources(cap_bytes, roots).read(uri)
 
 
-# O_NONBLOCK: opening a FIFO without a writer would wait for ever.
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-
-
 def _local_path(uri: str) -> Path:
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+    parts = _FILE.fullmatch(uri)
+    if parts is None:
         message = f"{shown(uri)} is no whole path on this machine, which alone is allowed; write file:///folder/image.jpg"
         raise RejectInputError("unsupported-source", message)
-    return Path(unquote(parts.path, errors="surrogateescape"))
+    return Path(unquote(parts["path"], errors="surrogateescape"))
 
 
-def _open_beneath(roots: Sequence[Path], path: Path, uri: str) -> int:
+def _open_beneath(roots: Sequence[Path], path: Path) -> int:
     """Opens what `path` leads to, folder by folder and following no link: one put there in the meantime leads nowhere."""
     real = Path(os.path.realpath(path))
-    root = next((root for root in roots if real.is_relative_to(root)), None)
+    root = next((root for root in map(Path, map(os.path.realpath, roots)) if real.is_relative_to(root)), None)
     if root is None:
         allowed = ", ".join(map(_printable, roots)) or "none"
-        message = (
-            f"{shown(uri)} is outside the folders that may be read ({allowed}); move it there or name its folder in SIGMA_SOURCE_ROOTS"
-        )
+        message = f"{_printable(path)} is outside the folders that may be read ({allowed}); move it or add to SIGMA_SOURCE_ROOTS"
         raise RejectInputError("outside-roots", message)
     *folders, name = real.relative_to(root).parts or (".",)
-    at = os.open(root, _SEARCH | os.O_DIRECTORY | os.O_CLOEXEC)
+    at = os.open(root, _PASS)
     try:
         for folder in folders:
-            below = os.open(folder, _SEARCH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            below = os.open(folder, _PASS | os.O_NOFOLLOW, dir_fd=at)
             os.close(at)
             at = below
         return os.open(name, _READ | os.O_NOFOLLOW, dir_fd=at)

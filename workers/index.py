@@ -27,7 +27,7 @@ from workers.services import Services
 GROUP = "index"
 STAGE = "index"
 TOPICS = (ACCEPTED,)
-_POLL_S, _HOLD_S, _WATCH_S = 1.0, 1.0, 5.0
+_POLL_S, _HOLD_S, _WATCH_S, _READERS = 1.0, 1.0, 5.0, 8
 
 Loader = Callable[[Services, Generation], Appender]
 
@@ -53,6 +53,7 @@ class IndexWorker:
         self._store = services.store
         self._batch = batch
         self._appenders: dict[int, Appender] = {}
+        self._readers = ThreadPoolExecutor(_READERS, "pictures")
         self._watched = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -125,14 +126,19 @@ class IndexWorker:
                 accepted.append((event, record))
         done = self._indexed(conn, [image for _, image in accepted])
         work: list[_Work] = []
-        for event, image in accepted:
-            if (image.image_id, image.version) in done:
-                continue
-            try:
-                work.append(_Work(event, image, read_picture(self._store, image.normalized_uri)))
-            except RejectInputError as error:
-                refused.append((event, ImageRejected(image.image_id, image.uri, error.code, str(error), STAGE, image.version)))
+        fresh = [(event, image) for event, image in accepted if (image.image_id, image.version) not in done]
+        for one in self._readers.map(self._picture, *zip(*fresh, strict=True)) if fresh else ():
+            if isinstance(one, _Work):
+                work.append(one)
+            else:
+                refused.append(one)
         return work, refused
+
+    def _picture(self, event: Event, image: ImageAccepted) -> "_Work | tuple[Event, ImageRejected]":
+        try:
+            return _Work(event, image, read_picture(self._store, image.normalized_uri))
+        except RejectInputError as error:
+            return event, ImageRejected(image.image_id, image.uri, error.code, str(error), STAGE, image.version)
 
     def _indexed(self, conn: Connection, images: Sequence[ImageAccepted]) -> set[tuple[str, int]]:
         """(id, version) of images that need nothing: newer or deleted there, or posted in every receiving generation."""

@@ -5,14 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ops.corpus import CorpusConfig, generate
+from schemas.settings import KafkaSettings, S3Settings
+from stream.s3_images import S3ImageStore
 
 TRAINED, STREAMED = 240, 500
 
@@ -35,10 +37,12 @@ class Home:
     """One installation's state and the command line working on it."""
 
     folder: Path
+    services: Mapping[str, str] = field(default_factory=dict)
+    """Settings that point at real services; none means embedded."""
 
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SIGMA_")}
-        return kept | {"SIGMA_HOME": str(self.folder)} | extra
+        return kept | {"SIGMA_HOME": str(self.folder)} | dict(self.services) | extra
 
     def sigma(self, *arguments: str | Path, timeout: float = 240, **extra: str) -> Result:
         done = subprocess.run(
@@ -76,16 +80,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return home.folder
 
 
+MakeHome = Callable[..., Home]
+
+
 @pytest.fixture
-def make_home(tmp_path: Path, trained: Path) -> Iterator[Callable[[], Home]]:
+def make_home(tmp_path: Path, trained: Path) -> Iterator[MakeHome]:
     """Copies of the trained home; what runs in them is stopped at the end."""
     made: list[Home] = []
 
-    def make() -> Home:
+    def make(services: Mapping[str, str] | None = None) -> Home:
         folder = tmp_path / f"home{len(made)}"
         # Copied by `cp`, which keeps the owner that PostgreSQL insists on.
         subprocess.run(["cp", "-a", str(trained), str(folder)], check=True)
-        made.append(Home(folder))
+        made.append(Home(folder, services or {}))
         return made[-1]
 
     yield make
@@ -95,7 +102,7 @@ def make_home(tmp_path: Path, trained: Path) -> Iterator[Callable[[], Home]]:
 
 
 @pytest.fixture
-def home(make_home: Callable[[], Home]) -> Home:
+def home(make_home: MakeHome) -> Home:
     """A copy of the trained home, nothing running."""
     return make_home()
 
@@ -103,5 +110,34 @@ def home(make_home: Callable[[], Home]) -> Home:
 @pytest.fixture
 def running(home: Home) -> Home:
     """The same with all processes up."""
+    home.ok("up")
+    return home
+
+
+def full_services(kafka: KafkaSettings, s3: S3Settings, trained: Path) -> dict[str, str]:
+    """Settings that point at the real broker and the real S3 store, which then holds the training images too."""
+    store = S3ImageStore(s3)
+    store.ensure()
+    for file in (trained / "images").rglob("*.png"):
+        store.put(file.read_bytes())
+    return {
+        "SIGMA_KAFKA_BOOTSTRAP": ",".join(kafka.bootstrap),
+        "SIGMA_S3_ENDPOINT": f"{'https' if s3.secure else 'http'}://{s3.endpoint}",
+        "SIGMA_S3_ACCESS_KEY": s3.access_key,
+        "SIGMA_S3_SECRET_KEY": s3.secret_key,
+        "SIGMA_S3_BUCKET": s3.bucket,
+    }
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest, trained: Path) -> dict[str, str]:
+    """Settings of the full mode: Kafka and S3, and the home's own PostgreSQL."""
+    return full_services(request.getfixturevalue("kafka"), request.getfixturevalue("s3"), trained)
+
+
+@pytest.fixture(params=["embedded", "full"])
+def anywhere(request: pytest.FixtureRequest, make_home: MakeHome) -> Home:
+    """All processes up, once on embedded defaults and once against real services."""
+    home = make_home(request.getfixturevalue("full") if request.param == "full" else None)
     home.ok("up")
     return home
