@@ -341,6 +341,15 @@ def base(options: Namespace, settings: Settings) -> int:
     return 0
 
 
+def bench(options: Namespace, settings: Settings) -> int:
+    """`sigma bench`"""
+    from ops.bench.run import bench as run
+
+    document, text = run(options)
+    emit(document, options.json, text)
+    return 0
+
+
 def worker(options: Namespace, settings: Settings) -> int:
     """`sigma worker`: one process; a missing schema is created, so workers may start in any order."""
     from workers.logs import configure

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from model.beam import NEVER, search_identifiers, search_leaves
+from model.beam import NEVER, TextScorer, search_identifiers, search_leaves
 from model.checkpoint import Checkpoint
-from model.decoder import Decoder, Prompt
+from model.decoder import Decoder
+from model.export import exported
 from model.ranking import rank
 from model.trie import Trie
+from model.vllm_engine import VllmScorer
 from schemas.records import FloatArray, IntArray
 from workers.gallery import Gallery
 from workers.repository.follow import Changes, EmbeddingRows, PostingRows
@@ -35,13 +38,16 @@ class Answer:
 
 
 class Engine:
-    """Answers queries of one generation."""
+    """Answers queries of one generation. `folder` is for files that may be lost."""
 
-    def __init__(self, generation: int, checkpoint: Checkpoint, folder: Path) -> None:
+    def __init__(self, generation: int, checkpoint: Checkpoint, folder: Path, *, engine: str = "torch") -> None:
+        """`engine` decodes queries, "torch" or "vllm"; vLLM reads an export of the checkpoint, made once."""
         self.generation = generation
         self.checkpoint = checkpoint
         self.encoder = checkpoint.encoder
         self.decoder = Decoder(checkpoint.sigma)
+        self._vllm = _vllm(self.decoder, generation, folder) if engine == "vllm" else None
+        self.scorer: TextScorer[Any] = self._vllm or self.decoder
         self.shape = checkpoint.sigma.profile.shape
         self.trie = Trie(self.shape, self.decoder.device)
         self.gallery = Gallery(folder)
@@ -62,14 +68,13 @@ class Engine:
 
     def answer(self, texts: Sequence[str], count: int, how: Retrieval) -> list[Answer]:
         """The `count` best images of each text: beams of leaves, their members, the fused score."""
-        prompt = self.decoder.read_texts(texts)
         queries = self.encoder.embed_texts(texts)
-        return self._ranked(prompt, queries, count, how)
+        return self._ranked(texts, queries, count, how)
 
     def answer_paper(self, texts: Sequence[str], count: int, beams: int) -> list[Answer]:
         """The paper's own mode: five tokens decoded over primary identifiers, ranked by their probability."""
         answers = []
-        for found in search_identifiers(self.decoder, self.decoder.read_texts(texts), self.trie, beams):
+        for found in search_identifiers(self.scorer, self.scorer.read_texts(texts), self.trie, beams):
             slots = np.array([one.slot for one in found[:count]], dtype=np.int64)
             scores = np.array([one.score for one in found[:count]], dtype=np.float32)
             leaves = np.array([one.leaf for one in found], dtype=np.int64)
@@ -93,11 +98,13 @@ class Engine:
         return np.unique(reached.slots)
 
     def close(self) -> None:
-        """Free the embeddings' file."""
+        """Free the embeddings' file and vLLM's memory."""
         self.gallery.close()
+        if self._vllm is not None:
+            self._vllm.close()
 
-    def _ranked(self, prompt: Prompt, queries: FloatArray, count: int, how: Retrieval) -> list[Answer]:
-        beams = search_leaves(self.decoder, prompt, self.shape, how.beams, self.trie.branches)
+    def _ranked(self, texts: Sequence[str], queries: FloatArray, count: int, how: Retrieval) -> list[Answer]:
+        beams = search_leaves(self.scorer, self.scorer.read_texts(texts), self.shape, how.beams, self.trie.branches)
         leaves, scores = beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
         answers = []
         for row, query in enumerate(queries):
@@ -113,3 +120,7 @@ class Engine:
         # A posting whose image was deleted in the same breath has an embedding no more.
         kept = (slots >= 0) & ~np.isin(postings.image_keys, deleted)
         self.trie.insert(postings.leaves[kept], slots[kept], postings.weights[kept], postings.suffixes[kept])
+
+
+def _vllm(decoder: Decoder, generation: int, folder: Path) -> VllmScorer:
+    return VllmScorer(decoder, exported(decoder.sigma, folder / "exports", f"generation-{generation}"))

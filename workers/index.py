@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
 from schemas.errors import RejectInputError
 from schemas.events import ACCEPTED, ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent, decode, now
+from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
 from stream.dead_letters import dead_letter, rejection
 from stream.log import Batch, Consumer, Event, EventLog, Message, message
@@ -29,7 +31,19 @@ STAGE = "index"
 TOPICS = (ACCEPTED,)
 _POLL_S, _HOLD_S, _WATCH_S, _READERS = 1.0, 1.0, 5.0, 8
 
-Loader = Callable[[Services, Generation], Appender]
+
+class Infers(Protocol):
+    """What the worker needs of a generation's model."""
+
+    @property
+    def shape(self) -> IdentifierShape:
+        """Codes of each level."""
+
+    def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
+        """Leaves and embeddings of a batch of pictures."""
+
+
+Loader = Callable[[Services, Generation], Infers]
 
 log = structlog.get_logger()
 
@@ -52,7 +66,7 @@ class IndexWorker:
         self._load = load or Appender.load
         self._store = services.store
         self._batch = batch
-        self._appenders: dict[int, Appender] = {}
+        self._appenders: dict[int, Infers] = {}
         self._readers = ThreadPoolExecutor(_READERS, "pictures")
         self._watched = 0.0
 

@@ -91,7 +91,8 @@ class Searcher:
         self.generation = generation
         self.services = services
         self.conn = services.connect(f"search {generation.id}")
-        self.engine = Engine(generation.id, checkpoint or checkpoint_of(services, generation), services.cache)
+        loaded = checkpoint or checkpoint_of(services, generation)
+        self.engine = Engine(generation.id, loaded, services.cache, engine=services.settings.engine)
         self.follower = TrieFollower(services.connect(f"follow {generation.id}"), generation.id)
         self.engine.apply(self.follower.load(sink=self.engine.sink))
 

@@ -1,0 +1,1 @@
+"""Benchmarks and endurance runs: each measures ours beside a peer in the same run, on services of its own."""

@@ -1,0 +1,181 @@
+"""The fleet: worker processes of a benchmark on services of its own, which live in a temporary folder and end with it."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from kafka import KafkaAdminClient
+from PIL import Image
+
+from ops.bench.stub import stub_generation
+from ops.embedded import server
+from schemas.events import ACCEPTED, ARRIVED, ImageArrived
+from schemas.settings import KafkaSettings, Settings
+from stream.kafka_log import connection
+from stream.log import EventLog, message
+from stream.offsets import lag
+from stream.outbox import waiting
+from stream.topics import TOPICS
+from workers.repository.connection import Connection, migrate
+from workers.repository.counters import totals
+from workers.services import Services
+
+ROLES = ("intake", "index")
+
+
+@dataclass(slots=True)
+class Member:
+    """One worker process."""
+
+    role: str
+    process: "subprocess.Popen[bytes]"
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Workers with the stub model on one set of services."""
+
+    services: Services
+    generation: int
+    folder: Path
+    members: list[Member] = field(default_factory=list)
+
+    def start(self, role: str) -> Member:
+        """One more worker."""
+        settings = self.services.settings
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SIGMA_")}
+        environment = kept | {
+            "SIGMA_HOME": str(settings.home),
+            "SIGMA_DATABASE_URL": self.services.database_url,
+            "SIGMA_SOURCE_ROOTS": str(self.folder),
+            "SIGMA_LOG_LEVEL": "warning",
+            "OMP_NUM_THREADS": "1",
+        }
+        if settings.kafka is not None:
+            environment["SIGMA_KAFKA_BOOTSTRAP"] = ",".join(settings.kafka.bootstrap)
+        with (self.folder / f"{role}.log").open("ab") as log:
+            command = [sys.executable, "-m", "ops.bench.stub", role]
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        self.members.append(Member(role, process))
+        return self.members[-1]
+
+    def end(self, member: Member, number: int) -> None:
+        """Send a signal, and wait when the process may take its time."""
+        member.process.send_signal(number)
+        if number == signal.SIGKILL:
+            member.process.wait()
+        self.members.remove(member)
+
+    def close(self) -> None:
+        """Kill all."""
+        for member in list(self.members):
+            self.end(member, signal.SIGKILL)
+
+    def left(self, log: EventLog, conn: Connection) -> int:
+        """Events on their way."""
+        return lag(log, conn, "intake", [ARRIVED]) + waiting(conn) + lag(log, conn, "index", [ACCEPTED])
+
+
+@contextmanager
+def fleet(kafka: str | None) -> Iterator[Fleet]:
+    """Services of a benchmark: PostgreSQL in a temporary folder, the event log there or at `kafka`, whose topics are made anew."""
+    with tempfile.TemporaryDirectory(prefix="sigma-bench-") as name:
+        folder = Path(name)
+        settings = Settings(home=folder / "home", source_roots=(folder,), kafka=KafkaSettings((kafka,)) if kafka else None)
+        database = server(replace(settings, kafka=None), keep=False)
+        services = Services(settings, database.get_uri())
+        if settings.kafka is not None:
+            empty_topics(settings.kafka)
+        log = services.log()
+        with services.connect("bench") as conn:
+            migrate(conn)
+            log.ensure_topics()
+            made = Fleet(services, stub_generation(conn), folder)
+        log.close()
+        try:
+            yield made
+        finally:
+            made.close()
+            database.cleanup()
+
+
+def empty_topics(settings: KafkaSettings) -> None:
+    """Delete the project's topics of a broker that is there for tests."""
+    admin = KafkaAdminClient(**connection(settings))
+    names = {topic.name for topic in TOPICS}
+    doomed = [name for name in admin.list_topics() if name in names or name.startswith("sigma-intake-")]
+    if doomed:
+        admin.delete_topics(doomed)
+    deadline = time.monotonic() + 30
+    while set(admin.list_topics()) & names and time.monotonic() < deadline:
+        time.sleep(0.05)
+    admin.close()
+
+
+def pictures(folder: Path, count: int, seed: int) -> list[ImageArrived]:
+    """Small images of noise, each unlike all others, as arrivals."""
+    noise = np.random.default_rng(seed)
+    (folder / "images").mkdir(exist_ok=True)
+    events = []
+    for number in range(count):
+        path = folder / "images" / f"{number}.png"
+        Image.fromarray(noise.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(path, compress_level=1)
+        events.append(ImageArrived(f"image-{number:06}", path.as_uri()))
+    return events
+
+
+class Publisher(threading.Thread):
+    """Publishes events evenly over some seconds."""
+
+    def __init__(self, log: EventLog, events: Sequence[ImageArrived], seconds: float) -> None:
+        super().__init__(daemon=True)
+        self._log, self._events, self._seconds = log, events, seconds
+
+    def run(self) -> None:
+        """Publish all, in slices of a tenth of a second."""
+        slices = max(1, int(self._seconds * 10))
+        began = time.monotonic()
+        for number in range(slices):
+            part = self._events[number * len(self._events) // slices : (number + 1) * len(self._events) // slices]
+            self._log.publish(None, [message(event, event.image_id) for event in part])
+            time.sleep(max(0.0, began + (number + 1) / 10 - time.monotonic()) if self._seconds else 0.0)
+
+
+class Gap:
+    """The longest time that the number of indexed images stood still while there was work."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self._count = -1
+        self._moved = time.monotonic()
+
+    def look(self, indexed: int, busy: bool) -> None:
+        """Take a reading."""
+        if indexed != self._count or not busy:
+            self._count, self._moved = indexed, time.monotonic()
+        self.longest_s = max(self.longest_s, time.monotonic() - self._moved)
+
+
+def settle(made: Fleet, log: EventLog, conn: Connection, count: int, timeout_s: float) -> bool:
+    """Wait until that many images are indexed and nothing is on its way."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if totals(conn, made.generation).images >= count and made.left(log, conn) == 0:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def chooser(seed: int) -> random.Random:
+    """Seeded chance."""
+    return random.Random(seed)
