@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ops.bench.fleet import ROLES, Fleet, Gap, Publisher, chooser, fleet, pictures, settle
+from ops.bench.fleet import ROLES, Fleet, Gap, Publisher, chooser, fleet, pictures, settle, warm_up
 from ops.progress import bar
 from schemas.errors import WorkFailedError
 from schemas.events import INDEXED
@@ -14,7 +14,7 @@ from stream.log import EventLog
 from workers.repository.connection import Connection
 from workers.repository.counters import recount, totals
 
-_TICK_S, _LOOK_S, _WORKERS = 1.0, 0.1, 2
+_TICK_S, _LOOK_S, _WORKERS, _WARM = 1.0, 0.1, 2, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ def chaos(config: ChaosConfig) -> dict[str, Any]:
         with made.services.connect("chaos") as conn, bar("strikes", config.strikes) as progress:
             for role in ROLES * _WORKERS:
                 made.start(role)
-            publisher = Publisher(log, events, seconds)
+            warm_up(made, log, conn, events[:_WARM])
+            publisher = Publisher(log, events[_WARM:], seconds)
             publisher.start()
             began, gap, struck = time.monotonic(), Gap(), Counter[str]()
             while struck.total() < config.strikes:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ops.bench.stub import stub_generation
 from ops.embedded import server
+from schemas.errors import WorkFailedError
 from schemas.events import ACCEPTED, ARRIVED, ImageArrived
 from schemas.settings import KafkaSettings, Settings
 from stream.kafka_log import connection
@@ -64,8 +65,8 @@ class Fleet:
         if settings.kafka is not None:
             environment["SIGMA_KAFKA_BOOTSTRAP"] = ",".join(settings.kafka.bootstrap)
         with (self.folder / f"{role}.log").open("ab") as log:
-            command = [sys.executable, "-m", "ops.bench.stub", role]
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            command = ["ops.cli", "worker", "intake"] if role == "intake" else ["ops.bench.stub"]
+            process = subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self.members.append(Member(role, process))
         return self.members[-1]
 
@@ -164,6 +165,13 @@ class Gap:
         if indexed != self._count or not busy:
             self._count, self._moved = indexed, time.monotonic()
         self.longest_s = max(self.longest_s, time.monotonic() - self._moved)
+
+
+def warm_up(made: Fleet, log: EventLog, conn: Connection, events: Sequence[ImageArrived]) -> None:
+    """Let some events through, so that everybody has started before anything is measured."""
+    log.publish(None, [message(event, event.image_id) for event in events])
+    if not settle(made, log, conn, len(events), 120):
+        raise WorkFailedError(f"the workers did not start; their logs: {[f.read_text()[-500:] for f in made.folder.glob('*.log')]}")
 
 
 def settle(made: Fleet, log: EventLog, conn: Connection, count: int, timeout_s: float) -> bool:

@@ -1,11 +1,10 @@
 """The stub model: identifiers from a hash of the pixels, in no time, so that everything around the model can be measured.
 
-`python -m ops.bench.stub ROLE` is a worker like `sigma worker ROLE`, the index worker with the stub in place of its model.
+`python -m ops.bench.stub` is an index worker like `sigma worker index`, with the stub in place of its model.
 """
 
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from schemas.settings import Settings
 from workers.append import Inferred
 from workers.index import IndexWorker
 from workers.logs import configure
-from workers.metrics import IndexMetrics, IntakeMetrics
+from workers.metrics import IndexMetrics
 from workers.relay import start_relay
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, create_generation, set_state
@@ -60,20 +59,15 @@ def stub_generation(conn: Connection) -> int:
     return number
 
 
-def main(role: str) -> None:
-    """One worker process, until a signal."""
+def main() -> None:
+    """One index worker process, until a signal."""
     settings = Settings.from_environment(os.environ)
     assert settings.database_url is not None
     configure(settings.log_level)
     services, stop = Services(settings, settings.database_url), stop_on_signals()
     start_relay(services, stop)
-    if role == "intake":
-        from workers import intake
-
-        intake.run(services, stop, IntakeMetrics())
-    else:
-        IndexWorker(services, IndexMetrics(), load=StubAppender.load).run(stop)
+    IndexWorker(services, IndexMetrics(), load=StubAppender.load).run(stop)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
