@@ -124,8 +124,7 @@ class Trie:
         if not len(doomed):
             return
         base = self._base
-        ordered = base.slots[base.by_slot]
-        begin, end = np.searchsorted(ordered, doomed), np.searchsorted(ordered, doomed, side="right")
+        begin, end = (np.searchsorted(base.slots, doomed, side=side, sorter=base.by_slot) for side in ("left", "right"))
         rows = base.by_slot[_ranges(begin, end - begin)]
         leaves = (np.searchsorted(base.offsets, rows, side="right") - 1).astype(np.int64)
         primary = base.suffixes[rows] != ALTERNATE

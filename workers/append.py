@@ -8,6 +8,8 @@ import numpy as np
 from model.assign import Assigner, Leaves
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import Decoder
+from model.encoder import Encoder
+from model.sigma import SigmaModel
 from schemas.identifiers import IdentifierShape
 from schemas.records import Assignment, ByteArray, HalfArray
 from workers.repository.generations import Generation
@@ -35,16 +37,17 @@ class Inferred:
 class Appender:
     """Assigns pictures in one generation."""
 
-    def __init__(self, generation: int, checkpoint: Checkpoint, postings: int) -> None:
+    def __init__(self, generation: int, sigma: SigmaModel, encoder: Encoder, postings: int) -> None:
         self.generation = generation
-        self.shape: IdentifierShape = checkpoint.sigma.profile.shape
-        self.encoder = checkpoint.encoder
-        self.assigner = Assigner(Decoder(checkpoint.sigma), postings)
+        self.shape: IdentifierShape = sigma.profile.shape
+        self.encoder = encoder
+        self.assigner = Assigner(Decoder(sigma), postings)
 
     @classmethod
     def load(cls, services: Services, generation: Generation) -> "Appender":
         """The appender of a generation; refuses a checkpoint that does not belong to it."""
-        return cls(generation.id, checkpoint_of(services, generation), services.settings.postings)
+        checkpoint = checkpoint_of(services, generation)
+        return cls(generation.id, checkpoint.sigma, checkpoint.encoder, services.settings.postings)
 
     def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
         """Leaves and embeddings of a batch of pictures."""

@@ -104,7 +104,12 @@ def train(services: Services, entries: Sequence[ManifestEntry], request: TrainRe
             )
             bulk_append(conn, generation, load)
             state = publish(
-                services, conn, generation, Appender(generation, checkpoint, services.settings.postings), request.promote, progress
+                services,
+                conn,
+                generation,
+                Appender(generation, checkpoint.sigma, checkpoint.encoder, services.settings.postings),
+                request.promote,
+                progress,
             )
     return TrainResult(generation, state, len(material.pictures), material.seeded.rejected, figures)
 
