@@ -69,7 +69,7 @@ class Settings:
     fusion_weight: float = 0.3
     max_image_bytes: int = 20 * MEBIBYTE
     max_image_pixels: int = 50_000_000
-    decode_memory_bytes: int = 512 * MEBIBYTE
+    decode_memory_bytes: int = 256 * MEBIBYTE
     """Address space of the decode process beyond what it has at its start."""
     log_level: str = "info"
     threads: int | None = None

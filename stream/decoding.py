@@ -32,7 +32,7 @@ class DecodeLimits:
 
     max_bytes: int = 20 * MEBIBYTE
     max_pixels: int = 50_000_000
-    memory_bytes: int = 512 * MEBIBYTE
+    memory_bytes: int = 256 * MEBIBYTE
     timeout_s: float = 10.0
 
 
@@ -52,7 +52,7 @@ class DecodePool:
 
     def decode(self, data: bytes) -> Normalized:
         """The picture in the bytes. `RejectInputError` codes: empty, too-many-bytes, not-an-image, unsupported-format,
-        truncated, too-many-pixels, animated, decode-failed, out-of-memory, timeout."""
+        truncated, too-many-parts, too-many-pixels, animated, decode-failed, out-of-memory, timeout."""
         if len(data) > self.limits.max_bytes:
             raise RejectInputError(
                 "too-many-bytes",

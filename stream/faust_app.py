@@ -1,8 +1,8 @@
 """The faust application: takes arrivals and deletions from Kafka event by event, hands them over, keeps windowed counts.
 
 Traps of faust that are stepped around here, each with a test (tests/integration/test_faust.py): `take` acknowledges a batch
-that raised, so `noack_take` and an acknowledgement after the work; a codec that meets a bad payload ends the agent, so raw
-bytes; more than one task an agent commits past what is in flight, so one; and its offsets are only a hint, ours are in Postgres.
+that raised and goes on, so its offsets are only a hint, ours are in Postgres, and a sweep compares the two; a codec that meets a
+bad payload ends the agent, so raw bytes; more than one task an agent commits past what is in flight, so one.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import faust
+import structlog
 from faust.types.auth import SASLMechanism
 
 from schemas.errors import RetryLaterError
@@ -27,17 +28,26 @@ from stream.topics import TOPICS
 WINDOW_S = 60.0
 """Length of the windows of the counts; an hour of them is kept."""
 
-_BATCH, _LINGER_S, _LOOK_S, _KEPT_S = 32, 0.01, 0.1, 3600.0
+_BATCH, _LINGER_S, _LOOK_S, _KEPT_S, _SWEEP_S = 32, 0.01, 0.1, 3600.0, 3.0
+
+log = structlog.get_logger()
 
 Count = Callable[[str, int], None]
 """Is told a verdict (`accepted`, or the code of a rejection) and how many there were in the window so far."""
 
 
-def application(settings: KafkaSettings, folder: Path, handle: Callable[[Sequence[Event]], None], count: Count) -> Any:
-    """An app whose agent passes events of the topics `arrived` and `deleted` to `handle`, in a thread, in their order.
+class Handler(Protocol):
+    """Who works on the events. Called from one thread, never twice at once."""
 
-    `handle` must be harmless when called again with the same events and raise only when the process is to end.
-    """
+    def handle(self, events: Sequence[Event]) -> None:
+        """Work on events in their order; harmless when called again with the same ones."""
+
+    def sweep(self) -> None:
+        """Work on what is in the log and was never brought: what faust acknowledged although the work on it failed."""
+
+
+def application(settings: KafkaSettings, folder: Path, handler: Handler, count: Count) -> Any:
+    """An app whose agent passes events of the topics `arrived` and `deleted` to a handler, and has it sweep every few seconds."""
     app = faust.App(
         "sigma-intake",
         broker=[f"kafka://{address}" for address in settings.bootstrap],
@@ -64,11 +74,22 @@ def application(settings: KafkaSettings, folder: Path, handle: Callable[[Sequenc
     async def intake(stream: Any) -> None:
         loop = asyncio.get_running_loop()
         async for events in stream.noack_take(_BATCH, within=_LINGER_S):
-            await loop.run_in_executor(hands, handle, [event_of(event.message) for event in events])
+            try:
+                await loop.run_in_executor(hands, handler.handle, [event_of(event.message) for event in events])
+            except Exception:
+                # The agent must not end by it, and need not wait: the sweep finds what is not committed.
+                log.exception("events failed, a sweep will try them again", count=len(events))
             for event in events:
                 await stream.ack(event)
 
+    async def sweep() -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(hands, handler.sweep)
+        except Exception:
+            log.exception("the sweep failed, the next one tries again")
+
     app.agent(app.topic(ARRIVED, DELETED, **raw), name="intake")(intake)
+    app.timer(_SWEEP_S)(sweep)
     _count(app, ACCEPTED, raw, lambda _: "accepted", count)
     _count(app, REJECTED, raw, lambda headers: headers.get("sigma_code", "unknown"), count)
     return app

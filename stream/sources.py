@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from schemas.errors import RejectInputError
+from schemas.errors import RejectInputError, RetryLaterError
 from stream.guard import HttpsReader, https_is_off, shown
 
 StoreReader = Callable[[str, str, int], bytes]
@@ -39,9 +39,9 @@ class Sources:
         self._https = https
 
     def read(self, uri: str) -> bytes:
-        """Bytes of a URI, at most `cap_bytes`. What passes by itself is a `RetryLaterError`.
+        """Bytes of a URI, at most `cap_bytes`. `RetryLaterError` when our own store is away.
 
-        `RejectInputError` codes: unsupported-source, outside-roots, unreadable, too-many-bytes, and those of `HttpsReader`.
+        `RejectInputError` codes: unsupported-source, outside-roots, unreadable, too-many-bytes, unavailable, and those of `HttpsReader`.
         """
         found = _SCHEME.match(uri)
         scheme = found[1].lower() if found else "none"
@@ -56,7 +56,11 @@ class Sources:
             return self._object(uri)
         if self._https is None:
             raise https_is_off()
-        return self._https.read(uri, self._cap_bytes)
+        try:
+            return self._https.read(uri, self._cap_bytes)
+        except RetryLaterError as error:
+            # One producer's host must not hold up the stream: its images go to the dead letters, which can be replayed.
+            raise RejectInputError("unavailable", str(error).replace("try again", "replay its dead letter")) from error
 
     def _file(self, uri: str) -> bytes:
         path = _local_path(uri)

@@ -27,10 +27,56 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
+def png(width: int, height: int, pixels: bytes, extra: bytes = b"", after: bytes = b"") -> bytes:
+    """An 8-bit RGB PNG with packed `pixels`, and more chunks before and after them."""
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + _chunk(b"IDAT", zlib.compress(pixels)) + after + _chunk(b"IEND", b"")
+
+
 def huge_png() -> bytes:
     """A PNG that declares 60,000 x 60,000 pixels in a few bytes."""
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(1000))) + _chunk(b"IEND", b"")
+    return png(60_000, 60_000, bytes(1000))
+
+
+def bomb(name: bytes) -> bytes:
+    """A PNG chunk of 100 KB that unpacks to 100 MB."""
+    return _chunk(name, b"x\0\0" + zlib.compress(bytes(100_000_000)))
+
+
+def bad_checksum() -> bytes:
+    """A PNG whose header does not match its checksum."""
+    good = encoded(picture(12), "PNG")
+    return good[:29] + b"\0\0\0\0" + good[33:]
+
+
+def wide_jpeg() -> bytes:
+    """A JPEG that declares 65,500 x 65,500 pixels."""
+    good = encoded(picture(13), "JPEG")
+    at = good.index(b"\xff\xc0") + 5
+    return good[:at] + struct.pack(">HH", 65_500, 65_500) + good[at + 4 :]
+
+
+def many_scans() -> bytes:
+    """A small progressive JPEG that paints its nine million pixels a thousand times."""
+    good = encoded(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
+    return good[:-2] + good[good.rindex(b"\xff\xda") : -2] * 1000 + b"\xff\xd9"
+
+
+def filled_jpeg() -> bytes:
+    """A JPEG with four million filling bytes."""
+    good = encoded(picture(14), "JPEG")
+    return good[:2] + b"\xff" * 4_000_000 + good[2:]
+
+
+def webp(kind: bytes, head: bytes) -> bytes:
+    """A WebP of one chunk."""
+    return b"RIFF" + struct.pack("<I", 12 + len(head)) + b"WEBP" + kind + struct.pack("<I", len(head)) + head
+
+
+def deep_xml() -> bytes:
+    """An SVG whose entities unfold to a billion letters."""
+    entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 10))
+    return f'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY e0 "a">{entities}]><svg>&e9;</svg>'.encode()
 
 
 def sixteen_bit() -> bytes:
@@ -68,6 +114,8 @@ CONVERTIBLE: dict[str, Callable[[], bytes]] = {
     "alpha.png": lambda: encoded(picture(8).convert("RGBA"), "PNG"),
     "one-bit.png": lambda: encoded(picture(9).convert("1"), "PNG"),
     "profile.jpg": lambda: encoded(picture(10), "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+    # Also an archive and a page: only the picture is kept.
+    "polyglot.jpg": lambda: encoded(picture(12), "JPEG", comment=b"<script>alert(1)</script>") + b"PK\x03\x04" + bytes(100),
     "progressive.jpg": lambda: encoded(picture(11), "JPEG", progressive=True),
 }
 
@@ -89,6 +137,26 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "photo.heic": ("unsupported-format", lambda: b"\x00\x00\x00\x18ftypheic" + bytes(40)),
     "zeros.png": ("not-an-image", lambda: bytes(500)),
     "noise.jpg": ("not-an-image", lambda: np.random.default_rng(0).bytes(500)),
+    "tall.png": ("too-many-pixels", lambda: png(1, 49_000_000, bytes(4000))),
+    "wide.jpg": ("too-many-pixels", wide_jpeg),
+    "canvas.webp": ("too-many-pixels", lambda: webp(b"VP8X", bytes(4) + b"\xfe\x3f\0\xfe\x3f\0")),
+    "lossy.webp": ("too-many-pixels", lambda: webp(b"VP8 ", b"\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f")),
+    "lossless.webp": ("too-many-pixels", lambda: webp(b"VP8L", b"\x2f\xff\xff\xff\x0f")),
+    "header-only.webp": ("truncated", lambda: webp(b"VP8X", b"")),
+    "text-bomb.png": ("decode-failed", lambda: png(1, 1, bytes(4), extra=bomb(b"zTXt"))),
+    "late-text-bomb.png": ("decode-failed", lambda: png(1, 1, bytes(4), after=bomb(b"zTXt"))),
+    "profile-bomb.png": ("decode-failed", lambda: png(1, 1, bytes(4), extra=bomb(b"iCCP"))),
+    "pixel-bomb.png": ("truncated", lambda: png(7000, 7000, bytes(140_000_000))),
+    "checksum.png": ("truncated", bad_checksum),
+    "nothing.png": ("truncated", lambda: png(0, 0, b"")),
+    "chunks.png": ("too-many-parts", lambda: png(1, 1, bytes(4), extra=_chunk(b"prVt", b"") * 200_000)),
+    "segments.jpg": ("too-many-parts", lambda: b"\xff\xd8" + b"\xff\xe5\0\2" * 500_000),
+    "filled.jpg": ("too-many-parts", filled_jpeg),
+    "scans.jpg": ("too-many-parts", many_scans),
+    "entities.svg": ("unsupported-format", deep_xml),
+    "icon.png": ("unsupported-format", lambda: encoded(picture(1, (32, 32)), "ICO")),
+    "layers.jpg": ("unsupported-format", lambda: b"8BPS\0\1" + bytes(60)),
+    "both.jpg": ("unsupported-format", lambda: b"GIF89a/*" + encoded(picture(1), "JPEG") + b"*/=1;alert(1)"),
     "archive.jpg": ("not-an-image", lambda: b"PK\x03\x04" + bytes(100)),
 }
 

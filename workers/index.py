@@ -140,7 +140,9 @@ class IndexWorker:
                 accepted.append((event, record))
         done = self._indexed(conn, [image for _, image in accepted])
         work: list[_Work] = []
-        fresh = [(event, image) for event, image in accepted if (image.image_id, image.version) not in done]
+        # A relay that died sends an event again, often into the same batch.
+        unlike = {(image.image_id, image.version): (event, image) for event, image in accepted}
+        fresh = [pair for name, pair in unlike.items() if name not in done]
         for one in self._readers.map(self._picture, *zip(*fresh, strict=True)) if fresh else ():
             if isinstance(one, _Work):
                 work.append(one)

@@ -44,7 +44,10 @@ def run(services: Services, stop: threading.Event, metrics: IntakeMetrics) -> No
 
         events = Delivered(intake, stop)
         folder = services.home / "faust"
-        faust_app.run(faust_app.application(services.settings.kafka, folder, events.handle, metrics.counted), stop)
+        try:
+            faust_app.run(faust_app.application(services.settings.kafka, folder, events, metrics.counted), stop)
+        finally:
+            events.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +83,50 @@ class Intake:
 
 
 class Delivered:
-    """Takes events that faust brings. They may come again, or too early after a gap: the offsets in Postgres decide."""
+    """Takes events that faust brings. They may come again, or too early after a gap, or never: the offsets in Postgres decide."""
 
     def __init__(self, intake: Intake, stop: threading.Event) -> None:
         self._intake = intake
         self._stop = stop
         self._log = intake.services.log()
         self._conn: Connection | None = None
+        self._stood: dict[Partition, int] = {}
 
     def handle(self, events: Sequence[Event]) -> None:
         """Work until the events are committed, by this member or another. Services that are away make it wait, not lose."""
-        while True:
+        while not self._stop.is_set():
             try:
-                if self._conn is None or self._conn.closed:
-                    self._conn = self._intake.services.connect(GROUP)
-                batch = pending(self._log, committed(self._log, self._conn, GROUP, TOPICS), events)
+                conn = self._connected()
+                batch = pending(self._log, committed(self._log, conn, GROUP, TOPICS), events)
                 if batch:
-                    self._intake.process(self._conn, self._log, batch)
+                    self._intake.process(conn, self._log, batch)
                 return
             except RetryLaterError as error:
                 log.warning("events wait", worker=GROUP, count=len(events), reason=str(error))
-                if self._stop.wait(_PAUSE_S):
-                    raise
+                self._stop.wait(_PAUSE_S)
+
+    def sweep(self) -> None:
+        """Work on partitions that stand where they stood at the last sweep although the log goes on."""
+        try:
+            ends = self._log.end_offsets(TOPICS)
+            done = committed(self._log, self._connected(), GROUP, TOPICS)
+            stuck = [place for place, end in ends.items() if done.get(place, 0) < end and done.get(place, 0) == self._stood.get(place)]
+            self._stood = {place: done.get(place, 0) for place in ends}
+            for place in stuck:
+                self.handle(self._log.read(*place, first=done.get(place, 0), limit=_BATCH))
+        except RetryLaterError as error:
+            log.warning("no sweep", worker=GROUP, reason=str(error))
+
+    def close(self) -> None:
+        """Close connections."""
+        self._log.close()
+        if self._conn is not None:
+            self._conn.close()
+
+    def _connected(self) -> Connection:
+        if self._conn is None or self._conn.closed:
+            self._conn = self._intake.services.connect(GROUP)
+        return self._conn
 
 
 def pending(events: EventLog, done: dict[Partition, int], brought: Sequence[Event]) -> Batch:

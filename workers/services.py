@@ -16,6 +16,10 @@ from stream.sources import Sources
 from workers.repository.connection import Connection, connect
 
 
+_HTTPS_S = 4.0
+"""Seconds that one `https://` source may take: the others of its batch wait for it."""
+
+
 @dataclass(frozen=True)
 class Services:
     """Where things are. `home` holds the embedded mode's state."""
@@ -71,5 +75,5 @@ class Services:
         roots = settings.source_roots
         if roots is None and settings.kafka is not None:
             roots = ()
-        https = HttpsReader(settings.https_hosts) if settings.https_hosts else None
+        https = HttpsReader(settings.https_hosts, timeout_s=_HTTPS_S, connect_timeout_s=_HTTPS_S / 2) if settings.https_hosts else None
         return Sources(settings.max_image_bytes, roots, self.s3.read if self.s3 else None, https)

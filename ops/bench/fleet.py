@@ -21,7 +21,7 @@ from ops.bench.stub import stub_generation
 from ops.embedded import server
 from schemas.errors import WorkFailedError
 from schemas.events import ACCEPTED, ARRIVED, ImageArrived
-from schemas.settings import KafkaSettings, Settings
+from schemas.settings import KafkaSettings, S3Settings, Settings
 from stream.kafka_log import connection
 from stream.log import EventLog, message
 from stream.offsets import lag
@@ -64,6 +64,13 @@ class Fleet:
         }
         if settings.kafka is not None:
             environment["SIGMA_KAFKA_BOOTSTRAP"] = ",".join(settings.kafka.bootstrap)
+        if settings.s3 is not None:
+            environment |= {
+                "SIGMA_S3_ENDPOINT": f"{'https' if settings.s3.secure else 'http'}://{settings.s3.endpoint}",
+                "SIGMA_S3_ACCESS_KEY": settings.s3.access_key,
+                "SIGMA_S3_SECRET_KEY": settings.s3.secret_key,
+                "SIGMA_S3_BUCKET": settings.s3.bucket,
+            }
         with (self.folder / f"{role}.log").open("ab") as log:
             command = ["ops.cli", "worker", "intake"] if role == "intake" else ["ops.bench.stub"]
             process = subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -88,13 +95,16 @@ class Fleet:
 
 
 @contextmanager
-def fleet(kafka: str | None) -> Iterator[Fleet]:
-    """Services of a benchmark: PostgreSQL in a temporary folder, the event log there or at `kafka`, whose topics are made anew."""
+def fleet(kafka: str | None, s3: S3Settings | None = None) -> Iterator[Fleet]:
+    """Services of a benchmark: PostgreSQL in a temporary folder, the event log there or at `kafka`, whose topics are made anew,
+    images in the same folder or in S3."""
     with tempfile.TemporaryDirectory(prefix="sigma-bench-") as name:
         folder = Path(name)
-        settings = Settings(home=folder / "home", source_roots=(folder,), kafka=KafkaSettings((kafka,)) if kafka else None)
+        settings = Settings(home=folder / "home", source_roots=(folder,), kafka=KafkaSettings((kafka,)) if kafka else None, s3=s3)
         database = server(replace(settings, kafka=None), keep=False)
         services = Services(settings, database.get_uri())
+        if services.s3 is not None:
+            services.s3.ensure()
         if settings.kafka is not None:
             empty_topics(settings.kafka)
         log = services.log()
