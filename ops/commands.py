@@ -345,6 +345,7 @@ def bench(options: Namespace, settings: Settings) -> int:
     """`sigma bench`"""
     from ops.bench.run import bench as run
 
+    threads(settings)
     document, text = run(options)
     emit(document, options.json, text)
     return 0

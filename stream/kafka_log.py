@@ -293,7 +293,8 @@ class _Listener(ConsumerRebalanceListener):
 
 def connection(settings: KafkaSettings) -> dict[str, Any]:
     """What every client is told about the brokers."""
-    found: dict[str, Any] = {"bootstrap_servers": list(settings.bootstrap), "client_id": "sigma"}
+    # The client's own patience between two tries grows to 30 seconds, long after a broker is back.
+    found: dict[str, Any] = {"bootstrap_servers": list(settings.bootstrap), "client_id": "sigma", "reconnect_backoff_max_ms": 1000}
     if settings.username is not None:
         found |= {
             "sasl_mechanism": settings.mechanism,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from schemas.errors import RejectInputError, RetryLaterError
+from schemas.errors import RejectInputError
 from schemas.events import ARRIVED, DELETED, ImageAccepted, ImageArrived, ImageDeleted, ImageRejected, decode, trace_of
 from stream.dead_letters import dead_letter, rejection
 from stream.decoding import DecodePool
@@ -21,7 +21,7 @@ from stream.offsets import committed, store_offsets
 from workers.metrics import IntakeMetrics
 from workers.repository.connection import Connection, transaction
 from workers.repository.images import delete_images, reject_image
-from workers.running import keep_running
+from workers.running import AWAY, keep_running
 from workers.services import Services
 
 GROUP = "intake"
@@ -101,7 +101,7 @@ class Delivered:
                 if batch:
                     self._intake.process(conn, self._log, batch)
                 return
-            except RetryLaterError as error:
+            except AWAY as error:
                 log.warning("events wait", worker=GROUP, count=len(events), reason=str(error))
                 self._stop.wait(_PAUSE_S)
 
@@ -114,7 +114,7 @@ class Delivered:
             self._stood = {place: done.get(place, 0) for place in ends}
             for place in stuck:
                 self.handle(self._log.read(*place, first=done.get(place, 0), limit=_BATCH))
-        except RetryLaterError as error:
+        except AWAY as error:
             log.warning("no sweep", worker=GROUP, reason=str(error))
 
     def close(self) -> None:

@@ -5,9 +5,13 @@ import socket
 import threading
 from collections.abc import Callable
 
+import psycopg
 import structlog
 
 from schemas.errors import RefuseToStartError, RetryLaterError
+
+AWAY = (RetryLaterError, psycopg.OperationalError)
+"""What a service that went away raises; the work is tried again on a new connection."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
@@ -23,7 +27,7 @@ def stop_on_signals() -> threading.Event:
 
 
 def keep_running(session: Callable[[threading.Event], None], stop: threading.Event, name: str) -> None:
-    """Run a session until `stop` is set; a `RetryLaterError` opens a new one after a pause that grows to 5 seconds.
+    """Run a session until `stop` is set; a service that went away ends it, and a new one begins after a pause that grows to 5 seconds.
 
     Nothing is lost by it: a session commits its rows and its offsets together or not at all.
     """
@@ -32,7 +36,7 @@ def keep_running(session: Callable[[threading.Event], None], stop: threading.Eve
         try:
             session(stop)
             pause = _FIRST_PAUSE_S
-        except RetryLaterError as error:
+        except AWAY as error:
             log.warning("session ended, trying again", worker=name, reason=str(error), pause_s=pause)
             stop.wait(pause)
             pause = min(_LONGEST_PAUSE_S, pause * 2)

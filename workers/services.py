@@ -15,7 +15,6 @@ from stream.s3_images import S3ImageStore
 from stream.sources import Sources
 from workers.repository.connection import Connection, connect
 
-
 _HTTPS_S = 4.0
 """Seconds that one `https://` source may take: the others of its batch wait for it."""
 

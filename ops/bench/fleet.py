@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from kafka import KafkaAdminClient
@@ -19,11 +20,11 @@ from PIL import Image
 
 from ops.bench.stub import stub_generation
 from ops.embedded import server
-from schemas.errors import WorkFailedError
+from schemas.errors import RetryLaterError, WorkFailedError
 from schemas.events import ACCEPTED, ARRIVED, ImageArrived
 from schemas.settings import KafkaSettings, S3Settings, Settings
 from stream.kafka_log import connection
-from stream.log import EventLog, message
+from stream.log import EventLog, Message, message
 from stream.offsets import lag
 from stream.outbox import waiting
 from stream.topics import TOPICS
@@ -32,6 +33,7 @@ from workers.repository.counters import totals
 from workers.services import Services
 
 ROLES = ("intake", "index")
+_TRIES = 60
 
 
 @dataclass(slots=True)
@@ -49,6 +51,8 @@ class Fleet:
     services: Services
     generation: int
     folder: Path
+    database: Any
+    """The embedded server's handle."""
     members: list[Member] = field(default_factory=list)
 
     def start(self, role: str) -> Member:
@@ -89,6 +93,12 @@ class Fleet:
         for member in list(self.members):
             self.end(member, signal.SIGKILL)
 
+    def restart_database(self, away_s: float) -> None:
+        """Stop PostgreSQL as a crash would, and start it again after some seconds."""
+        self.database.stop()
+        time.sleep(away_s)
+        self.database.start()
+
     def left(self, log: EventLog, conn: Connection) -> int:
         """Events on their way."""
         return lag(log, conn, "intake", [ARRIVED]) + waiting(conn) + lag(log, conn, "index", [ACCEPTED])
@@ -111,13 +121,13 @@ def fleet(kafka: str | None, s3: S3Settings | None = None) -> Iterator[Fleet]:
         with services.connect("bench") as conn:
             migrate(conn)
             log.ensure_topics()
-            made = Fleet(services, stub_generation(conn), folder)
+            made = Fleet(services, stub_generation(conn), folder, database)
         log.close()
         try:
             yield made
         finally:
             made.close()
-            database.cleanup()
+            made.database.cleanup()
 
 
 def empty_topics(settings: KafkaSettings) -> None:
@@ -146,11 +156,12 @@ def pictures(folder: Path, count: int, seed: int) -> list[ImageArrived]:
 
 
 class Publisher(threading.Thread):
-    """Publishes events evenly over some seconds."""
+    """Publishes events evenly over some seconds, and again what a log that was away did not take."""
 
     def __init__(self, log: EventLog, events: Sequence[ImageArrived], seconds: float) -> None:
         super().__init__(daemon=True)
         self._log, self._events, self._seconds = log, events, seconds
+        self.failed = 0
 
     def run(self) -> None:
         """Publish all, in slices of a tenth of a second."""
@@ -158,8 +169,17 @@ class Publisher(threading.Thread):
         began = time.monotonic()
         for number in range(slices):
             part = self._events[number * len(self._events) // slices : (number + 1) * len(self._events) // slices]
-            self._log.publish(None, [message(event, event.image_id) for event in part])
+            self._publish([message(event, event.image_id) for event in part])
             time.sleep(max(0.0, began + (number + 1) / 10 - time.monotonic()) if self._seconds else 0.0)
+
+    def _publish(self, messages: Sequence[Message]) -> None:
+        for _ in range(_TRIES):
+            try:
+                self._log.publish(None, messages)
+                return
+            except RetryLaterError:
+                time.sleep(0.5)
+        self.failed += len(messages)
 
 
 class Gap:
