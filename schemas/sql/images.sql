@@ -6,20 +6,25 @@ SELECT image_key, image_id, version, state::text FROM image WHERE image_id = ANY
 -- The same by key. Images that were deleted, or replaced by a newer version, are left out.
 SELECT image_key FROM image WHERE image_key = ANY(%(image_keys)s) AND state <> 'deleted' ORDER BY image_id FOR UPDATE;
 
--- name: upsert_image
--- Inserts an image, or replaces an older version under a new key; tells whether it inserted (xmax is 0).
+-- name: upsert_images
+-- Inserts images, or replaces older versions under new keys; tells of each whether it was inserted (xmax is 0).
 -- No row back: the same or a newer version is there.
 INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at,
                    published_at)
-VALUES (%(image_id)s, %(version)s, %(uri)s, %(normalized_uri)s, %(checksum)s, %(width)s, %(height)s,
-        %(captions)s, %(test_captions)s, %(split)s, %(arrived_at)s, coalesce(%(published_at)s, clock_timestamp()))
+SELECT u.image_id, u.version, u.uri, u.normalized_uri, u.checksum, u.width, u.height, u.captions::jsonb, u.test_captions::jsonb,
+       u.split, u.arrived_at, coalesce(u.published_at, clock_timestamp())
+FROM unnest(%(image_id)s::text[], %(version)s::int[], %(uri)s::text[], %(normalized_uri)s::text[], %(checksum)s::text[],
+            %(width)s::int[], %(height)s::int[], %(captions)s::text[], %(test_captions)s::text[], %(split)s::text[],
+            %(arrived_at)s::timestamptz[], %(published_at)s::timestamptz[])
+     AS u (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at, published_at)
+ORDER BY u.image_id COLLATE "C"
 ON CONFLICT (image_id) DO UPDATE SET
     image_key = DEFAULT, version = excluded.version, state = 'accepted', uri = excluded.uri,
     normalized_uri = excluded.normalized_uri, checksum = excluded.checksum, width = excluded.width, height = excluded.height,
     captions = excluded.captions, test_captions = excluded.test_captions, split = excluded.split,
     arrived_at = excluded.arrived_at, published_at = excluded.published_at, accepted_at = now(), indexed_at = NULL
 WHERE image.version < excluded.version
-RETURNING image_key, xmax = 0;
+RETURNING image_id, image_key, xmax = 0;
 
 -- name: delete_rejections
 -- An image that was accepted is no longer a rejected one.

@@ -1,11 +1,10 @@
 """Images: accepting, rejecting and deleting them, and what an answer shows of them."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-
-from psycopg.types.json import Jsonb
 
 from schemas.errors import RetryLaterError
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected, now
@@ -15,6 +14,9 @@ from workers.repository.removal import remove
 
 VISIBILITY_KEPT = 10_000
 """Rows of freshness measurements; status looks at the newest 1,000."""
+
+
+_COLUMNS = ("image_id", "version", "uri", "normalized_uri", "checksum", "width", "height", "split", "arrived_at", "published_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[tup
         fresh = [newest[i] for i in sorted(newest) if i not in stored or newest[i].version > stored[i][1]]
         remove(conn, [stored[image.image_id][0] for image in fresh if image.image_id in stored and stored[image.image_id][2] == "indexed"])
         keys = {image_id: key for image_id, (key, _, _) in stored.items()}
-        keys |= {image.image_id: _upsert(conn, image, known=image.image_id in stored) for image in fresh}
+        keys |= _upsert(conn, fresh, set(stored))
         _forget_rejections(conn, fresh)
     versions = {image.image_id: image.version for image in fresh}
     return [(keys[image.image_id], versions.get(image.image_id) == image.version) for image in images]
@@ -153,27 +155,17 @@ def freshness(conn: Connection) -> tuple[float | None, float | None]:
     return (None, None) if found is None else (found[0], found[1])
 
 
-def _upsert(conn: Connection, image: ImageAccepted, *, known: bool) -> int:
-    found = row(
-        conn,
-        "upsert_image",
-        image_id=image.image_id,
-        version=image.version,
-        uri=image.uri,
-        normalized_uri=image.normalized_uri,
-        checksum=image.checksum,
-        width=image.width,
-        height=image.height,
-        captions=Jsonb(image.captions),
-        test_captions=Jsonb(image.test_captions),
-        split=image.split,
-        arrived_at=image.arrived_at,
-        published_at=image.published_at,
-    )
-    if found is None or found[1] is known:
+def _upsert(conn: Connection, images: Sequence[ImageAccepted], known: set[str]) -> dict[str, int]:
+    """Keys of images that are new or newer, by their ids; `known` are those that our lock found."""
+    columns: dict[str, list[Any]] = {name: [getattr(image, name) for image in images] for name in _COLUMNS}
+    columns |= {name: [json.dumps(getattr(image, name), ensure_ascii=False) for image in images] for name in ("captions", "test_captions")}
+    written = rows(conn, "upsert_images", **columns) if images else []
+    keys = {image_id: int(key) for image_id, key, inserted in written if inserted is not (image_id in known)}
+    if len(keys) < len(images):
         # Somebody inserted it between our lock, which found nothing, and our write: its postings were not removed.
-        raise RetryLaterError(f"image {image.image_id} was accepted by another worker at the same moment; try again")
-    return int(found[0])
+        missed = ", ".join(image.image_id for image in images if image.image_id not in keys)
+        raise RetryLaterError(f"image {missed} was accepted by another worker at the same moment; try again")
+    return keys
 
 
 def _forget_rejections(conn: Connection, images: Sequence[ImageAccepted]) -> None:
