@@ -204,12 +204,15 @@ def warm_up(made: Fleet, log: EventLog, conn: Connection, events: Sequence[Image
         raise WorkFailedError(f"the workers did not start; their logs: {[f.read_text()[-500:] for f in made.folder.glob('*.log')]}")
 
 
-def settle(made: Fleet, log: EventLog, conn: Connection, count: int, timeout_s: float) -> bool:
-    """Wait until that many images are indexed and nothing is on its way."""
+def settle(made: Fleet, log: EventLog, conn: Connection, count: int, timeout_s: float, gap: Gap | None = None) -> bool:
+    """Wait until that many images are indexed and nothing is on its way; `gap` watches how steadily."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if totals(conn, made.generation).images >= count and made.left(log, conn) == 0:
+        indexed, left = totals(conn, made.generation).images, made.left(log, conn)
+        if indexed >= count and left == 0:
             return True
+        if gap is not None:
+            gap.look(indexed, left > 0)
         time.sleep(0.05)
     return False
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ops.bench.chaos import ChaosConfig, chaos
-from ops.bench.fleet import Fleet, Publisher, fleet, pictures, settle, warm_up
+from ops.bench.fleet import Fleet, Gap, Publisher, fleet, pictures, settle, warm_up
 from schemas.errors import RetryLaterError
 from schemas.events import ARRIVED, REJECTED, ImageArrived
 from schemas.settings import KafkaSettings, S3Settings
@@ -85,7 +85,9 @@ def test_poison_goes_to_the_dead_letters_and_comes_back_when_mended(kafka: Kafka
             for number, bad in enumerate(poison.messages.values()):
                 flow.insert(number * (step + 1), bad)
             log.publish(None, flow)
-            assert settle(made, log, conn, WARM + count, 120)
+            gap = Gap()
+            assert settle(made, log, conn, WARM + count, 120, gap)
+            print(f"longest time without an image indexed: {gap.longest_s:.2f} s")
             letters = dead_letters(log)
             assert sorted(one.image_id for one in letters) == sorted(poison.messages)
             for one in letters:
