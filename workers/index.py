@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import structlog
@@ -29,7 +30,7 @@ from workers.services import Services
 GROUP = "index"
 STAGE = "index"
 TOPICS = (ACCEPTED,)
-_POLL_S, _HOLD_S, _WATCH_S, _READERS = 1.0, 1.0, 5.0, 8
+_POLL_S, _HOLD_S, _WATCH_S, _READERS, _SLICE = 1.0, 1.0, 5.0, 4, 16
 
 
 class Infers(Protocol):
@@ -106,11 +107,20 @@ class IndexWorker:
 
     def handle(self, conn: Connection, events: EventLog, batch: Batch) -> None:
         """Assign and append one batch, and move the group's offsets, all in one transaction."""
-        began = time.perf_counter()
-        work, refused = self._read(conn, batch.events)
-        read = time.perf_counter()
-        inferred = {number: appender.infer([one.picture for one in work]) for number, appender in self._appenders.items()}
-        modelled = time.perf_counter()
+        began, model_s = time.perf_counter(), 0.0
+        fresh, refused = self._fresh(conn, batch.events)
+        work: list[_Work] = []
+        inferred: dict[int, list[Inferred]] = {number: [] for number in self._appenders}
+        # All pictures are asked for at once; those of the next slice are read while the model looks at this one.
+        pictures = self._readers.map(self._picture, *zip(*fresh, strict=True)) if fresh else iter(())
+        while part := list(islice(pictures, _SLICE)):
+            seen = [one for one in part if isinstance(one, _Work)]
+            refused += [one for one in part if not isinstance(one, _Work)]
+            work += seen
+            started = time.perf_counter()
+            for number, appender in self._appenders.items():
+                inferred[number] += appender.infer([one.picture for one in seen])
+            model_s += time.perf_counter() - started
         with transaction(conn):
             keys = [key for key, _ in accept_images(conn, [one.image for one in work])]
             messages: list[Message] = []
@@ -122,12 +132,14 @@ class IndexWorker:
             if messages:
                 events.publish(conn, messages)
             store_offsets(events, conn, GROUP, batch)
-        self._metrics.done(len(batch), model_s=modelled - read, other_s=time.perf_counter() - modelled + read - began)
+        self._metrics.done(len(batch), model_s=model_s, other_s=time.perf_counter() - began - model_s)
         for one in work:
             self._metrics.age.observe(max(0.0, (now() - (one.image.published_at or one.image.arrived_at)).total_seconds()))
 
-    def _read(self, conn: Connection, events: Sequence[Event]) -> tuple[list[_Work], list[tuple[Event, ImageRejected]]]:
-        """Pictures of the events that need work. Replays of what stands in every generation are dropped before the model."""
+    def _fresh(
+        self, conn: Connection, events: Sequence[Event]
+    ) -> tuple[list[tuple[Event, ImageAccepted]], list[tuple[Event, ImageRejected]]]:
+        """Events that need work, and unreadable ones. Replays of what stands in every generation are dropped before the model."""
         accepted: list[tuple[Event, ImageAccepted]] = []
         refused: list[tuple[Event, ImageRejected]] = []
         for event in events:
@@ -139,16 +151,9 @@ class IndexWorker:
             if isinstance(record, ImageAccepted):
                 accepted.append((event, record))
         done = self._indexed(conn, [image for _, image in accepted])
-        work: list[_Work] = []
         # A relay that died sends an event again, often into the same batch.
         unlike = {(image.image_id, image.version): (event, image) for event, image in accepted}
-        fresh = [pair for name, pair in unlike.items() if name not in done]
-        for one in self._readers.map(self._picture, *zip(*fresh, strict=True)) if fresh else ():
-            if isinstance(one, _Work):
-                work.append(one)
-            else:
-                refused.append(one)
-        return work, refused
+        return [pair for name, pair in unlike.items() if name not in done], refused
 
     def _picture(self, event: Event, image: ImageAccepted) -> "_Work | tuple[Event, ImageRejected]":
         try:
