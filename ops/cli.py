@@ -98,6 +98,9 @@ def _looking(add: Add) -> None:
     switch = add("generations", work.generations, "list generations, promote one, or roll back")
     switch.add_argument("action", choices=("list", "promote", "rollback"), nargs="?", default="list")
     switch.add_argument("generation", type=int, nargs="?", metavar="G")
+    jobs = add("jobs", work.jobs, "scheduled jobs and their runs, or run one now")
+    jobs.add_argument("action", choices=("list", "run"), nargs="?", default="list")
+    jobs.add_argument("name", nargs="?", metavar="NAME")
     delete = add("delete", work.delete, "remove images from all answers at once")
     delete.add_argument("image_ids", nargs="+", metavar="IMAGE_ID")
     letters = add("dead-letters", work.dead_letters, "events that could not be used, and why")
@@ -127,7 +130,7 @@ def _making(add: Add) -> None:
     bench.add_argument("--churn", action="store_true", help="chaos: workers join and leave instead of being killed")
     bench.add_argument("--seed", type=int, default=0)
     worker = add("worker", work.worker, "run one worker process in the foreground", reads=False)
-    worker.add_argument("role", choices=("intake", "index", "query"))
+    worker.add_argument("role", choices=("intake", "index", "query", "scheduler"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ops.embedded import services
-from schemas.errors import UsageError
+from schemas.errors import RetryLaterError, UsageError
 from schemas.events import ImageDeleted
 from schemas.records import ManifestEntry
 from schemas.settings import Settings
@@ -276,6 +276,35 @@ def generations(options: Namespace, settings: Settings) -> int:
     return 0
 
 
+def jobs(options: Namespace, settings: Settings) -> int:
+    """`sigma jobs`"""
+    from ops.jobs import JOBS, job, perform
+    from workers.repository import jobs as runs
+
+    if (options.action == "run") != (options.name is not None):
+        raise UsageError("name a job to run, and only then: sigma jobs run NAME")
+    threads(settings)
+    with services(settings) as found, ready(found, "jobs") as conn:
+        if options.action == "run":
+            wanted = job(options.name)
+            if not runs.hold(conn, wanted.name):
+                raise RetryLaterError(f"{wanted.name} is running elsewhere; wait for its end")
+            listed = [perform(found, conn, wanted, runs.begin_by_hand(conn, wanted.name))]
+        else:
+            listed = runs.job_runs(conn)
+    document = {
+        "jobs": [{"name": one.name, "every_s": one.every_s, "about": one.about} for one in JOBS.values()],
+        "runs": [
+            asdict(one) | {"started_at": one.started_at.isoformat(), "ended_at": one.ended_at.isoformat() if one.ended_at else None}
+            for one in listed
+        ],
+    }
+    lines = [f"{one.name:<14} every {one.every_s:>7g} s  {one.about}" for one in JOBS.values()]
+    lines += [f"{one.started_at:%Y-%m-%d %H:%M:%S}  {one.job:<14} {one.outcome:<8} {json.dumps(one.figures)}" for one in listed]
+    emit(document, options.json, "\n".join(lines))
+    return 0
+
+
 def delete(options: Namespace, settings: Settings) -> int:
     """`sigma delete`: gone from the answers when the command returns; the event tells everybody else."""
     with services(settings) as found, ready(found, "delete") as conn:
@@ -362,7 +391,7 @@ def worker(options: Namespace, settings: Settings) -> int:
     stop = stop_on_signals()
     with services(settings) as found:
         ready(found, options.role).close()
-        if options.role != "query":
+        if options.role in ("intake", "index"):
             start_relay(found, stop)
         if options.role == "intake":
             from workers import intake
@@ -370,6 +399,11 @@ def worker(options: Namespace, settings: Settings) -> int:
             taken = IntakeMetrics()
             expose(settings, taken.registry)
             intake.run(found, stop, taken)
+            return 0
+        if options.role == "scheduler":
+            from ops import scheduler
+
+            scheduler.run(found, stop)
             return 0
         threads(settings)
         if options.role == "index":

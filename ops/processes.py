@@ -22,7 +22,7 @@ from workers.repository.connection import connect, migrate
 from workers.running import bind, stop_on_signals
 from workers.services import Services
 
-ROLES = ("intake", "index", "query")
+ROLES = ("intake", "index", "query", "scheduler")
 _START_S = 90.0
 _STOP_S = 20.0
 _PAUSE_S = 1.0

@@ -13,7 +13,7 @@ from workers.metrics import IndexMetrics, IntakeMetrics, Metrics
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
-OURS = ("init", "intake", "index", "query")
+OURS = ("init", "intake", "index", "scheduler", "query")
 
 
 def test_every_command_of_ours_is_one_that_the_command_line_knows() -> None:

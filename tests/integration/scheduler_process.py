@@ -1,0 +1,28 @@
+"""One scheduler process of the tests: a job every two seconds that notes when it ran."""
+
+import os
+import sys
+from collections.abc import Mapping
+
+from ops import scheduler
+from ops.jobs import Figures, Job
+from schemas.settings import Settings
+from workers.logs import configure
+from workers.repository.connection import Connection
+from workers.running import stop_on_signals
+from workers.services import Services
+
+EVERY_S = 2.0
+
+
+def note(services: Services, conn: Connection) -> Figures:
+    """The job's work: a row of its own, so that running twice shows."""
+    conn.execute("INSERT INTO noted (process) VALUES (%s)", (os.getpid(),))
+    return {"process": os.getpid()}
+
+
+JOBS: Mapping[str, Job] = {"note": Job("note", EVERY_S, "note a row", note)}
+
+if __name__ == "__main__":
+    configure("info")
+    scheduler.run(Services(Settings(), sys.argv[1]), stop_on_signals(), JOBS)
