@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ops import commands as work
+from ops import operating as operate
 from schemas.errors import SigmaError
 from schemas.settings import Settings
 
@@ -95,15 +96,15 @@ def _looking(add: Add) -> None:
     explain.add_argument("what", nargs="+", metavar="IMAGE_ID|IDENTIFIER", help="an image id, or one to five codes such as 3,1,4,2")
     explain.add_argument("--generation", type=int, metavar="G")
     add("status", work.status, "lag, freshness, generation, sizes, alarms")
-    switch = add("generations", work.generations, "list generations, promote one, or roll back")
+    switch = add("generations", operate.generations, "list generations, promote one, or roll back")
     switch.add_argument("action", choices=("list", "promote", "rollback"), nargs="?", default="list")
     switch.add_argument("generation", type=int, nargs="?", metavar="G")
-    jobs = add("jobs", work.jobs, "scheduled jobs and their runs, or run one now")
+    jobs = add("jobs", operate.jobs, "scheduled jobs and their runs, or run one now")
     jobs.add_argument("action", choices=("list", "run"), nargs="?", default="list")
     jobs.add_argument("name", nargs="?", metavar="NAME")
-    delete = add("delete", work.delete, "remove images from all answers at once")
+    delete = add("delete", operate.delete, "remove images from all answers at once")
     delete.add_argument("image_ids", nargs="+", metavar="IMAGE_ID")
-    letters = add("dead-letters", work.dead_letters, "events that could not be used, and why")
+    letters = add("dead-letters", operate.dead_letters, "events that could not be used, and why")
     letters.add_argument("action", choices=("list", "show", "replay"), nargs="?", default="list")
     letters.add_argument("place", nargs="?", metavar="PARTITION:OFFSET", help="the dead letter to show")
     letters.add_argument("--limit", type=int, default=100)
@@ -121,7 +122,7 @@ def _making(add: Add) -> None:
     base.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     for name in ("images", "captions", "seed", "contrastive-epochs", "teacher-epochs", "pretrain-epochs", "probe"):
         base.add_argument(f"--{name}", type=int)
-    bench = add("bench", work.bench, "measure ours beside a peer, or an endurance run, on temporary services of its own")
+    bench = add("bench", operate.bench, "measure ours beside a peer, or an endurance run, on temporary services of its own")
     bench.add_argument("what", choices=("trie", "decode", "ingest", "query", "chaos", "steady"))
     bench.add_argument("--kafka", metavar="HOST:PORT", help="a broker for tests, whose topics of this project are deleted first")
     bench.add_argument("--events", type=int, metavar="N", help="how many images flow")

@@ -1,0 +1,118 @@
+"""What the operating commands do: generations, jobs, deletions, dead letters, benchmarks."""
+
+import json
+from argparse import Namespace
+from dataclasses import asdict
+
+from ops.commands import emit, ready, threads
+from ops.embedded import services
+from schemas.errors import RetryLaterError, UsageError
+from schemas.events import ImageDeleted
+from schemas.settings import Settings
+from stream.log import message
+from workers.repository import generations as repository
+from workers.repository.connection import transaction
+from workers.repository.images import delete_images, images_by_id
+
+
+def generations(options: Namespace, settings: Settings) -> int:
+    """`sigma generations`"""
+    with services(settings) as found, ready(found, "generations") as conn:
+        if options.action == "promote":
+            if options.generation is None:
+                raise UsageError("name the generation to promote: sigma generations promote G")
+            repository.promote(conn, options.generation)
+        elif options.action == "rollback":
+            repository.rollback(conn)
+        listed = repository.generations(conn)
+    document = {
+        "generations": [
+            {"id": g.id, "state": g.state, "codebook": g.codebook_version, "created_at": g.created_at.isoformat()} for g in listed
+        ]
+    }
+    emit(
+        document,
+        options.json,
+        "\n".join(f"{g.id:>4}  {g.state:<9} {g.created_at:%Y-%m-%d %H:%M}  codebook {g.codebook_version}" for g in listed) or "none yet",
+    )
+    return 0
+
+
+def jobs(options: Namespace, settings: Settings) -> int:
+    """`sigma jobs`"""
+    from ops.jobs import JOBS, job, perform
+    from workers.repository import jobs as runs
+
+    if (options.action == "run") != (options.name is not None):
+        raise UsageError("name a job to run, and only then: sigma jobs run NAME")
+    threads(settings)
+    with services(settings) as found, ready(found, "jobs") as conn:
+        if options.action == "run":
+            wanted = job(options.name)
+            if not runs.hold(conn, wanted.name):
+                raise RetryLaterError(f"{wanted.name} is running elsewhere; wait for its end")
+            listed = [perform(found, conn, wanted, runs.begin_by_hand(conn, wanted.name))]
+        else:
+            listed = runs.job_runs(conn)
+    document = {
+        "jobs": [{"name": one.name, "every_s": one.every_s, "about": one.about} for one in JOBS.values()],
+        "runs": [
+            asdict(one) | {"started_at": one.started_at.isoformat(), "ended_at": one.ended_at.isoformat() if one.ended_at else None}
+            for one in listed
+        ],
+    }
+    lines = [f"{one.name:<14} every {one.every_s:>7g} s  {one.about}" for one in JOBS.values()]
+    lines += [f"{one.started_at:%Y-%m-%d %H:%M:%S}  {one.job:<14} {one.outcome:<8} {json.dumps(one.figures)}" for one in listed]
+    emit(document, options.json, "\n".join(lines))
+    return 0
+
+
+def delete(options: Namespace, settings: Settings) -> int:
+    """`sigma delete`: gone from the answers when the command returns; the event tells everybody else."""
+    with services(settings) as found, ready(found, "delete") as conn:
+        log = found.log()
+        with transaction(conn):
+            done = delete_images(conn, options.image_ids)
+            stored = images_by_id(conn, list(done.deleted))
+            events = [ImageDeleted(image_id, stored[image_id].version) for image_id in done.deleted]
+            log.publish(conn, [message(event, event.image_id) for event in events])
+        log.close()
+    text = f"deleted {len(done.deleted)}" + (f"; unknown or deleted before: {', '.join(done.untouched)}" if done.untouched else "")
+    emit({"deleted": list(done.deleted), "untouched": list(done.untouched)}, options.json, text)
+    return 2 if done.untouched else 0
+
+
+def dead_letters(options: Namespace, settings: Settings) -> int:
+    """`sigma dead-letters`"""
+    from stream import dead_letters as letters
+
+    if (options.action == "show") != (options.place is not None):
+        raise UsageError("name a dead letter to show, and only then: sigma dead-letters show PARTITION:OFFSET")
+    with services(settings) as found, ready(found, "dead letters") as conn:
+        log = found.log()
+        if options.action == "replay":
+            done = letters.replay(log, conn)
+            text = f"published {done.replayed} events again"
+            emit(asdict(done), options.json, text + (f"; {done.lost} are no longer in the log" if done.lost else ""))
+        elif options.action == "show":
+            shown = letters.show(log, options.place)
+            emit(shown, options.json, json.dumps(shown, ensure_ascii=False, indent=2))
+        else:
+            listed = letters.dead_letters(log, limit=options.limit)
+            document = {
+                "dead_letters": [asdict(one) | {"place": one.place, "published_at": one.published_at.isoformat()} for one in listed]
+            }
+            lines = [f"{one.place:>8}  {one.published_at:%Y-%m-%d %H:%M:%S}  {one.image_id}  [{one.code}] {one.reason}" for one in listed]
+            emit(document, options.json, "\n".join(lines) or "none")
+        log.close()
+    return 0
+
+
+def bench(options: Namespace, settings: Settings) -> int:
+    """`sigma bench`"""
+    from ops.bench.run import bench as run
+
+    threads(settings)
+    document, text = run(options)
+    emit(document, options.json, text)
+    return 0
