@@ -4,6 +4,7 @@ With Kafka the faust app brings the events, otherwise a poll loop; from there on
 """
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from stream.dead_letters import dead_letter, rejection
 from stream.decoding import DecodePool
 from stream.intake import STAGE, accept
 from stream.log import Batch, Event, EventLog, Message, Partition, message
-from stream.offsets import committed, store_offsets
+from stream.offsets import committed, lag, store_offsets
 from workers.metrics import IntakeMetrics
 from workers.repository.connection import Connection, transaction
 from workers.repository.images import delete_images, reject_image
@@ -26,7 +27,7 @@ from workers.services import Services
 
 GROUP = "intake"
 TOPICS = (ARRIVED, DELETED)
-_BATCH, _POLL_S, _PROCESSES, _PAUSE_S, _GAP = 32, 1.0, 2, 0.5, 10_000
+_BATCH, _POLL_S, _PROCESSES, _PAUSE_S, _WATCH_S, _GAP = 32, 1.0, 2, 0.5, 5.0, 10_000
 
 log = structlog.get_logger()
 
@@ -110,6 +111,7 @@ class Delivered:
         try:
             ends = self._log.end_offsets(TOPICS)
             done = committed(self._log, self._connected(), GROUP, TOPICS)
+            self._intake.metrics.lag.set(sum(max(0, end - done.get(place, 0)) for place, end in ends.items()))
             stuck = [place for place, end in ends.items() if done.get(place, 0) < end and done.get(place, 0) == self._stood.get(place)]
             self._stood = {place: done.get(place, 0) for place in ends}
             for place in stuck:
@@ -154,10 +156,14 @@ def _session(intake: Intake, stop: threading.Event) -> None:
     events = intake.services.log()
     events.ensure_topics()
     with intake.services.connect(GROUP) as conn, events.consumer(GROUP, TOPICS) as consumer:
+        watched = 0.0
         while not stop.is_set():
             batch = consumer.poll(max_events=_BATCH, timeout_s=_POLL_S)
             if batch:
                 intake.process(conn, events, batch)
+            if time.monotonic() - watched > _WATCH_S:
+                watched = time.monotonic()
+                intake.metrics.lag.set(lag(events, conn, GROUP, TOPICS))
     events.close()
 
 

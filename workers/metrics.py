@@ -23,6 +23,7 @@ class IntakeMetrics:
         self.registry = CollectorRegistry()
         self.batch = Histogram("sigma_intake_batch", "Events taken in together", buckets=_BATCHES, registry=self.registry)
         self.verdicts = Counter("sigma_intake_verdicts", "Events by what they came to", ["verdict"], registry=self.registry)
+        self.lag = Gauge("sigma_intake_lag", "Arrivals and deletions that the group has not committed yet", registry=self.registry)
         self.window = Gauge(
             "sigma_intake_last_minute", "Verdicts of the running minute, by faust's tables", ["verdict"], registry=self.registry
         )

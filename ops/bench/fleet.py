@@ -54,6 +54,7 @@ class Fleet:
     database: Any
     """The embedded server's handle."""
     members: list[Member] = field(default_factory=list)
+    _leaving: list[Member] = field(default_factory=list)
 
     def start(self, role: str) -> Member:
         """One more worker."""
@@ -82,16 +83,20 @@ class Fleet:
         return self.members[-1]
 
     def end(self, member: Member, number: int) -> None:
-        """Send a signal, and wait when the process may take its time."""
+        """Send a signal. A process that was killed is gone afterwards, any other one may take its time."""
         member.process.send_signal(number)
+        self.members.remove(member)
         if number == signal.SIGKILL:
             member.process.wait()
-        self.members.remove(member)
+        else:
+            self._leaving.append(member)
 
     def close(self) -> None:
         """Kill all."""
-        for member in list(self.members):
-            self.end(member, signal.SIGKILL)
+        for member in [*self.members, *self._leaving]:
+            member.process.kill()
+            member.process.wait()
+        self.members, self._leaving = [], []
 
     def restart_database(self, away_s: float) -> None:
         """Stop PostgreSQL as a crash would, and start it again after some seconds."""

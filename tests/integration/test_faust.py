@@ -15,6 +15,7 @@ from stream.kafka_log import KafkaLog
 from stream.log import Batch, Event, EventLog, Message
 from stream.offsets import store_offsets
 from workers.intake import GROUP, Delivered, Intake, pending
+from workers.metrics import IntakeMetrics
 from workers.repository.connection import Connection, transaction
 from workers.services import Services
 
@@ -29,6 +30,7 @@ class Collector:
     def __init__(self, kafka: KafkaSettings, database: str) -> None:
         self.services = Services(Settings(kafka=kafka), database)
         self.seen: list[Event] = []
+        self.metrics = IntakeMetrics()
         self.failures = 0
         self.began, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
