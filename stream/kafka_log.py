@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -94,8 +94,16 @@ class KafkaLog:
                 producer.send(m.topic, key=m.key.encode(), value=m.value, headers=[(k, v.encode()) for k, v in m.headers.items()])
                 for m in messages
             ]
+            errors = []
             for one in sent:
-                one.get(timeout=_DELIVERY_MS / 1000)
+                try:
+                    one.get(timeout=_DELIVERY_MS / 1000)
+                except KafkaError as error:
+                    errors.append(error)
+            if errors:
+                # An idempotent producer that gave up on a batch accepts no further one in its place: begin with a new one.
+                self._forget_publisher(producer)
+                raise errors[0]
 
     def scope(self, topic: str) -> str:
         """See `EventLog`. With the topic's id, which changes when it is deleted and created again or the cluster is another."""
@@ -173,6 +181,13 @@ class KafkaLog:
                     allow_auto_create_topics=False,
                 )
             return self._producer
+
+    def _forget_publisher(self, producer: Any) -> None:
+        with self._lock:
+            if self._producer is producer:
+                self._producer = None
+        with suppress(KafkaError):
+            producer.close(timeout=2)
 
     def _own_reader(self) -> Any:
         if self._reader is None:

@@ -91,6 +91,12 @@ class Fleet:
         else:
             self._leaving.append(member)
 
+    def revive(self) -> None:
+        """Start workers again whose process ended, as `sigma up` and a container's restart policy do."""
+        for member in [member for member in self.members if member.process.poll() is not None]:
+            self.members.remove(member)
+            self.start(member.role)
+
     def close(self) -> None:
         """Kill all."""
         for member in [*self.members, *self._leaving]:
@@ -216,6 +222,7 @@ def settle(made: Fleet, log: EventLog, conn: Connection, count: int, timeout_s: 
         indexed, left = totals(conn, made.generation).images, made.left(log, conn)
         if indexed >= count and left == 0:
             return True
+        made.revive()
         if gap is not None:
             gap.look(indexed, left > 0)
         time.sleep(0.05)

@@ -27,7 +27,10 @@ OUTAGE_S = float(os.environ.get("SIGMA_TEST_OUTAGE_S", "6"))
 WARM = 64
 
 # kafka-python does not close the sockets of connections that a broker refused; they are collected here, within their test.
-pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+# Nor does a producer that gave up end without a complaint when it is collected.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <(socket|function KafkaProducer.__del__):pytest.PytestUnraisableExceptionWarning"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +173,7 @@ def test_a_service_that_goes_away_loses_nothing_and_needs_no_hand(
 def settled(made: Fleet, count: int) -> bool:
     """Whether that many images are indexed in the end; looking may fail while services come back."""
     deadline = time.monotonic() + 90
+    print("workers that ended:", [member.role for member in made.members if member.process.poll() is not None])
     while time.monotonic() < deadline:
         log = made.services.log()
         try:
