@@ -31,7 +31,7 @@ OUTBOX_CHANNEL = "sigma_outbox"
 SESSION_S = 6.0
 """A member that was killed loses its partitions after so many seconds: the least that a broker allows by default."""
 
-_REQUEST_MS, _DELIVERY_MS, _READ_S, _TELL_S = 10_000, 20_000, 15.0, 2.0
+_REQUEST_MS, _DELIVERY_MS, _READ_S, _TELL_S = 5_000, 8_000, 15.0, 2.0
 
 
 class KafkaLog:
@@ -95,9 +95,10 @@ class KafkaLog:
                 for m in messages
             ]
             errors = []
+            deadline = time.monotonic() + _DELIVERY_MS / 1000
             for one in sent:
                 try:
-                    one.get(timeout=_DELIVERY_MS / 1000)
+                    one.get(timeout=max(0.0, deadline - time.monotonic()))
                 except KafkaError as error:
                     errors.append(error)
             if errors:

@@ -1,10 +1,9 @@
 """Real services, and what happens to them: poison among the events, services that go away, workers that are killed."""
 
-import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,18 +24,6 @@ OUTAGE_S = float(os.environ.get("SIGMA_TEST_OUTAGE_S", "6"))
 """How long a service is away; 30 for the full measure."""
 
 WARM = 64
-
-# kafka-python does not close the sockets of connections that a broker refused; they are collected here, within their test.
-# Nor does a producer that gave up end without a complaint when it is collected.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <(socket|function KafkaProducer.__del__):pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def _collected() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 @pytest.mark.timeout(600)
