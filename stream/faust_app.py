@@ -10,7 +10,6 @@ import ssl
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +20,7 @@ from faust.types.auth import SASLMechanism
 from schemas.errors import RetryLaterError
 from schemas.events import ACCEPTED, ARRIVED, DELETED, REJECTED
 from schemas.settings import KafkaSettings
-from stream.kafka_log import SESSION_S
+from stream.kafka_log import SESSION_S, event_of, headers_of
 from stream.log import Event
 from stream.topics import TOPICS
 
@@ -75,7 +74,7 @@ def application(settings: KafkaSettings, folder: Path, handler: Handler, count: 
         loop = asyncio.get_running_loop()
         async for events in stream.noack_take(_BATCH, within=_LINGER_S):
             try:
-                await loop.run_in_executor(hands, handler.handle, [event_of(event.message) for event in events])
+                await loop.run_in_executor(hands, handler.handle, [event_of(event.message, event.message.timestamp) for event in events])
             except Exception:
                 # The agent must not end by it, and need not wait: the sweep finds what is not committed.
                 log.exception("events failed, a sweep will try them again", count=len(events))
@@ -102,19 +101,6 @@ def run(app: Any, stop: threading.Event) -> None:
         raise RetryLaterError("the faust app ended by itself; the log tells why, start the process again")
 
 
-def event_of(message: Any) -> Event:
-    """A faust message as an event."""
-    return Event(
-        topic=message.topic,
-        partition=message.partition,
-        offset=message.offset,
-        key=(message.key or b"").decode("utf-8", "replace").replace("\x00", "\ufffd"),
-        value=message.value or b"",
-        headers=_headers(message),
-        published_at=datetime.fromtimestamp(message.timestamp, UTC),
-    )
-
-
 async def _run(app: Any, stop: threading.Event) -> None:
     # Not by faust's own worker: it would take over the signals, and its stop leaves tasks that never end.
     await app.start()
@@ -131,18 +117,12 @@ def _count(app: Any, name: str, raw: dict[str, Any], verdict: Callable[[dict[str
 
     async def counted(stream: Any) -> None:
         async for event in stream.events():
-            found = verdict(_headers(event.message))
+            found = verdict(headers_of(event.message))
             key = f"{event.message.partition}/{found}"
             table[key] += 1
             count(found, table[key].current())
 
     app.agent(app.topic(name, **raw), name=f"count-{short}")(counted)
-
-
-def _headers(message: Any) -> dict[str, str]:
-    found = message.headers or {}
-    pairs = found.items() if isinstance(found, dict) else found
-    return {name: (value or b"").decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for name, value in pairs}
 
 
 def _credentials(settings: KafkaSettings) -> Any:

@@ -138,7 +138,7 @@ class KafkaLog:
                 if time.monotonic() > deadline:
                     raise RetryLaterError(f"{topic}/{partition} was not read up to offset {end} within {_READ_S:g} seconds; try again")
                 records = reader.poll(timeout_ms=500, max_records=limit - len(found)).get(place, [])
-                found += [event_of(record) for record in records]
+                found += [event_of(record, record.timestamp / 1000) for record in records]
                 at = reader.position(place)
             return found
 
@@ -239,7 +239,7 @@ class KafkaGroupConsumer:
                 begin = self._at.get(place)
                 if begin is None or not records:
                     continue
-                fresh = [event_of(record) for record in records if record.offset >= begin]
+                fresh = [event_of(record, record.timestamp / 1000) for record in records if record.offset >= begin]
                 # Offsets have gaps where Kafka keeps its own records; a position covers them.
                 self._at[place] = records[-1].offset + 1
                 events += fresh
@@ -321,18 +321,27 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
     return found | {"security_protocol": secured[settings.tls, settings.username is not None]}
 
 
-def event_of(record: Any) -> Event:
-    """A Kafka record as an event. A foreign producer may leave out key, value and headers, or write them in any bytes."""
-    headers: Mapping[str, str] = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers or ()}
+def event_of(record: Any, seconds: float) -> Event:
+    """A record of kafka-python, or a message of faust, as an event; `seconds` is its time since 1970.
+
+    A foreign producer may leave out key, value and headers, or write them in any bytes.
+    """
     return Event(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
         key=(record.key or b"").decode("utf-8", "replace").replace("\x00", "\ufffd"),
         value=record.value or b"",
-        headers=headers,
-        published_at=datetime.fromtimestamp(record.timestamp / 1000, UTC),
+        headers=headers_of(record),
+        published_at=datetime.fromtimestamp(seconds, UTC),
     )
+
+
+def headers_of(record: Any) -> dict[str, str]:
+    """Headers as text; they come as pairs or as a mapping."""
+    found = record.headers or {}
+    pairs = found.items() if isinstance(found, Mapping) else found
+    return {name: (value or b"").decode("utf-8", "replace") for name, value in pairs}
 
 
 @contextmanager
