@@ -1,4 +1,4 @@
-"""Retraining: the jobs that make a candidate generation. The trainer is a process of its own; the job starts it, waits, and tells what came of it."""
+"""Retraining: the jobs that make a candidate generation. The trainer is a process of its own, which a job starts and waits for."""
 
 import os
 import subprocess

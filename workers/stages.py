@@ -39,6 +39,7 @@ class Order:
     captions: tuple[tuple[str, ...], ...]
     identifiers: IntArray
     labels: list[FloatArray] | None
+    views: int
     seed: int
     resume: bool
 
@@ -53,9 +54,8 @@ class Trainee:
     def learn(self, order: Order, progress: Progress) -> tuple[float, float]:
         """Train one stage in place, together with the other ranks; returns the last loss and the CPU seconds of all ranks."""
         begun = time.process_time()
-        views = self.sigma.profile.views
-        if views and self._visual is None:
-            self._visual = visual_tokens(self.sigma, np.stack(self.pictures[:]), views, order.seed, progress)
+        if order.views and self._visual is None:
+            self._visual = visual_tokens(self.sigma, np.stack(self.pictures[:]), order.views, order.seed, progress)
         data = TrainingSet(self.pictures, order.identifiers, order.captions, order.labels, self._visual)
         loss = run_stage(self.sigma, data, order.stage, order.folder / "training", seed=order.seed, resume=order.resume, progress=progress)
         spent = all_sum(torch.tensor([time.process_time() - begun], dtype=torch.float64))
@@ -77,6 +77,7 @@ class Course:
     teacher: Callable[[], Teacher]
     parent: Mapping[str, Mapping[str, float]]
     gates: Gates
+    views: int
     seed: int
     resume: bool
     done: Callable[[], None]
@@ -101,6 +102,7 @@ def run_course(course: Course, until: str, progress: Progress) -> list[str]:
                 course.material.captions,
                 course.probe.data.identifiers,
                 labels,
+                course.views,
                 course.seed,
                 course.resume,
             )

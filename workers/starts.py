@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from model.adapt import ENOUGH, AdaptConfig, adapt, base_recall
 from model.base import SHIPPED, Base
@@ -122,6 +123,8 @@ def _common(material: Material, plan: Plan, embeddings: FloatArray) -> tuple[Mat
 
 def _parts(run: Run, material: Material, progress: Progress) -> Parts:
     """Model, encoder and teacher: from the checkpoint so far, or fresh from the (adapted) base or the pretrained weights."""
+    # New layers, such as the soft-label head, draw their first weights.
+    torch.manual_seed(run.request.seed)
     fresh = pretrained_parts(run.profile) if run.profile.tiny is None else parts_of(_base(run, material, progress), run.profile)
     if not run.has_codebook:
         return fresh

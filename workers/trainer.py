@@ -10,7 +10,7 @@ from model.gates import Probe
 from model.identifiers.quality import identifier_quality
 from model.progress import Progress
 from model.training import TrainingSet
-from schemas.errors import UsageError, WorkFailedError
+from schemas.errors import RefuseToStartError, UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from workers.append import Appender
 from workers.initial import InitialLoader
@@ -85,10 +85,10 @@ def catch_up(services: Services, conn: Connection, appender: Appender, progress:
 
 
 def _started(services: Services, conn: Connection, run: Run, progress: Progress) -> Start:
-    """The start; when the images turn out to be of no use, no generation is left unfinished."""
+    """The start; when images or checkpoints turn out to be of no use, no generation is left unfinished."""
     try:
         return start(services, conn, run, progress)
-    except UsageError as error:
+    except (UsageError, RefuseToStartError) as error:
         if not run.has_codebook:
             _end(conn, run, [str(error)])
         raise
@@ -108,6 +108,7 @@ def _learn(conn: Connection, run: Run, begun: Start, progress: Progress) -> list
         teacher=begun.teacher,
         parent=_parent_evaluations(conn, run),
         gates=run.request.gates,
+        views=run.profile.views,
         seed=run.request.seed,
         resume=run.request.resume,
         done=lambda: _tell(conn, run, begun),

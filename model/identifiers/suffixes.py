@@ -51,17 +51,23 @@ def keep_suffixes(leaves: IntArray, suffixes: IntArray, shape: IdentifierShape) 
         taken.setdefault(leaf, set()).add(suffix)
     used = {leaf: len(some) for leaf, some in taken.items()}
     lowest: dict[int, int] = {}
-    spilled = 0
-    for row in np.flatnonzero(given < 0).tolist():
-        leaf = int(placed[row])
-        if used.get(leaf, 0) >= shape.suffixes:
-            leaf, spilled = _relative_with_room(leaf, used, shape), spilled + 1
-        suffix, there = lowest.get(leaf, 0), taken.get(leaf, set())
-        while suffix in there:
+    waiting: list[int] = []
+
+    def stand(row: int, leaf: int) -> None:
+        suffix = lowest.get(leaf, 0)
+        while suffix in taken.get(leaf, ()):
             suffix += 1
         placed[row], given[row] = leaf, suffix
         lowest[leaf], used[leaf] = suffix + 1, used.get(leaf, 0) + 1
-    return Suffixed(leaves=placed, suffixes=given, spilled=spilled)
+
+    for row in np.flatnonzero(given < 0).tolist():
+        if used.get(int(placed[row]), 0) < shape.suffixes:
+            stand(row, int(placed[row]))
+        else:
+            waiting.append(row)
+    for row in waiting:
+        stand(row, _relative_with_room(int(placed[row]), used, shape))
+    return Suffixed(leaves=placed, suffixes=given, spilled=len(waiting))
 
 
 def relatives(leaf: int, shape: IdentifierShape, limit: int) -> list[int]:

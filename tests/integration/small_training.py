@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from model.gates import Gates
-from model.profiles import Profile, Stage
+from model.profiles import Profile, Stage, profile
 from model.progress import Bar, Progress, quiet
 from schemas.events import ImageAccepted
 from schemas.settings import Settings
@@ -42,7 +42,8 @@ def profile_of_tests(vision: bool = False) -> Profile:
     """Three short stages, and shorter ones for a refresh; `vision` trains the vision tower too."""
     small = small_profile()
     short: tuple[Stage, ...] = tuple(replace(stage, epochs=1.0) for stage in small.stages)
-    return replace(small.with_refresh(short), views=0 if vision else 1)
+    # A checkpoint does not carry these two: what is loaded has the text limit of the profile of that name.
+    return replace(small.with_refresh(short), views=0 if vision else 1, max_text_tokens=profile("tiny").max_text_tokens)
 
 
 def request(services: Services, **changes: Any) -> TrainRequest:
@@ -106,17 +107,29 @@ def states(folder: Path) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in load_checkpoint(folder).sigma.state_dict().items()}
 
 
-if __name__ == "__main__":
-    # One rank of a torchrun: home, database.
+def rank_of_torchrun(home: Path, database: str) -> None:
+    """What every process of a torchrun does; each leaves the weights that it ended with."""
     from model.ranks import is_first, join, leave
-    from workers.stages import assist
+    from workers.stages import Trainee, assist
 
+    learn, ended = Trainee.learn, []
+
+    def noted(self: Trainee, *given: Any) -> tuple[float, float]:
+        ended.append(self.sigma)
+        return learn(self, *given)
+
+    Trainee.learn = noted  # type: ignore[method-assign]
     join()
-    home, database = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
+    rank = 0 if is_first() else 1
     if is_first():
-        tiny = tiny_services(home, database)
-        train(tiny, None, request(tiny, profile=profile_of_tests(vision=True)), quiet)
+        services = tiny_services(home, database)
+        train(services, None, request(services, profile=profile_of_tests(vision=True)), quiet)
     else:
         assist(Services(Settings(home=home), ""))
+    np.savez(home / f"rank{rank}.npz", **{name: value.numpy() for name, value in ended[-1].state_dict().items()})
     leave()
+
+
+if __name__ == "__main__":
+    rank_of_torchrun(Path(sys.argv[1]), sys.argv[2])

@@ -1,18 +1,33 @@
-"""Training from the store: full, refresh and re-clustering, gates, resuming after a kill, one at a time."""
+"""Training from the store: full, refresh and re-clustering, gates, resuming after a kill, one at a time, several processes."""
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
+from model.gates import Gates
+from model.identifiers.codebook import Codebook
 from model.progress import quiet
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
-from tests.integration.small_training import fill, request, tiny_services
-from workers.repository import counters, generations, postings
+from schemas.records import FloatArray, IntArray
+from tests.integration.small_training import fill, profile_of_tests, request, states, tiny_services, train_in
+from workers.append import Appender
+from workers.repository import counters, generations
 from workers.repository.connection import Connection, connect
+from workers.repository.images import delete_images
+from workers.repository.postings import identifiers_of, postings_of
 from workers.repository.training import claim_trainer, held_images
 from workers.services import Services
-from workers.trainer import train
+from workers.trainer import catch_up, train
 
 SEEN, LATER = 24, 8
 
@@ -22,27 +37,210 @@ def services(tmp_path: Path, database: str) -> Services:
     return tiny_services(tmp_path / "home", database)
 
 
-def test_smoke(services: Services, conn: Connection) -> None:
-    import time
+@pytest.fixture(scope="module")
+def forks() -> ForkServerContext:
+    """Processes of their own without the seconds that imports take."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.integration.small_training"])
+    return context
 
+
+def arrive(services: Services, conn: Connection, generation: int, count: int, captions: Any = ...) -> list[int]:
+    """Later images, assigned by the model in a generation."""
+    keys = fill(services, conn, count, SEEN) if captions is ... else fill(services, conn, count, SEEN, captions)
+    catch_up(services, conn, Appender.load(services, generations.get(conn, generation)), quiet)
+    return keys
+
+
+def counted_right(conn: Connection, generation: int) -> bool:
+    return replace(counters.totals(conn, generation), spilled=0) == counters.recount(conn, generation)
+
+
+def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(services: Services, conn: Connection) -> None:
+    old = fill(services, conn, SEEN)
+    first = train(services, None, request(services), quiet)
+    assert (first.state, first.images, first.figures["mode"]) == ("live", SEEN, "full")
+    new = arrive(services, conn, first.generation, LATER)
+    silent = fill(services, conn, 2, SEEN + LATER, captions=())
+    catch_up(services, conn, Appender.load(services, generations.get(conn, first.generation)), quiet)
+    delete_images(conn, ["image 003"])
+    before = identifiers_of(conn, first.generation, profile_of_tests().shape, [*old, *new])
+    second = train(services, None, request(services, mode="refresh"), quiet)
+    assert (second.state, second.images) == ("shadow", 2 * LATER)
+    assert identifiers_of(conn, second.generation, profile_of_tests().shape, [*old, *new]) == before
+    held = held_images(conn, second.generation)
+    assert dict(zip(held.image_keys.tolist(), held.trained.tolist(), strict=True)) == {
+        key: key not in silent for key in (*old, *new, *silent) if key != old[3]
+    }
+    assert counted_right(conn, second.generation)
+    config = generations.get(conn, second.generation).config
+    assert (config["mode"], config["parent"], config["images"]) == ("refresh", first.generation, 2 * LATER)
+    assert config["stages"] == ["codebook", "memorize", "comprehend", "align"]
+    assert config["evaluations"].keys() == {"memorize", "comprehend", "align"}
+    assert config["cpu_seconds"].keys() >= {"prepare", "memorize", "comprehend", "align", "load"}
+    one, other = (states(services.generations / f"g{number}") for number in (first.generation, second.generation))
+    assert any(not np.array_equal(one[name], other[name]) for name in one)
+    generations.promote(conn, second.generation)
+    with pytest.raises(UsageError, match="nothing to refresh"):
+        train(services, None, request(services, mode="refresh"), quiet)
+
+
+@pytest.fixture
+def recluster_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A re-clustering that moves the images of code 0 at the last level to code 1, and nothing else."""
+
+    @dataclass(frozen=True)
+    class ReclusterConfig:
+        seed: int = 0
+
+    @dataclass(frozen=True)
+    class Report:
+        def to_dict(self) -> dict[str, object]:
+            return {"kept": [1.0, 1.0, 1.0, 0.5]}
+
+    def recluster(old: Codebook, embeddings: FloatArray, config: ReclusterConfig) -> Codebook:
+        assert embeddings.dtype == np.float32
+        return replace(old, codewords=np.ascontiguousarray(old.codewords[:, ::-1]))
+
+    def keep_codes(codes: IntArray, embeddings: FloatArray, codebook: Codebook, config: ReclusterConfig) -> IntArray:
+        assert len(codes) == len(embeddings)
+        return np.column_stack([codes[:, :3], np.ones(len(codes), np.int64)])
+
+    module = ModuleType("recluster")
+    vars(module).update(ReclusterConfig=ReclusterConfig, recluster=recluster, keep_codes=keep_codes, recluster_report=lambda *_: Report())
+    monkeypatch.setitem(sys.modules, "model.identifiers.recluster", module)
+
+
+@pytest.mark.usefixtures("recluster_of_tests")
+def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weights(services: Services, conn: Connection) -> None:
     fill(services, conn, SEEN)
-    t = time.time()
-    done = train(services, None, request(services), quiet)
-    print(done, time.time() - t)
-    g = generations.get(conn, done.generation)
-    print(g)
-    assert counters.totals(conn, 1) == counters.recount(conn, 1)
-    held = held_images(conn, 1)
-    assert held.trained.all()
-    keys = fill(services, conn, LATER, SEEN)
-    from workers.append import Appender
-    from workers.trainer import catch_up
+    first = train(services, None, request(services), quiet).generation
+    arrive(services, conn, first, LATER)
+    before = held_images(conn, first)
+    done = train(services, None, request(services, mode="recluster"), quiet)
+    after = held_images(conn, done.generation)
+    moved = before.leaves % 2 == 0
+    assert 0 < moved.sum() < len(moved)
+    assert (done.state, done.images, done.figures["recluster"]["moved"]) == ("shadow", SEEN + LATER, moved.sum())
+    np.testing.assert_array_equal(after.image_keys, before.image_keys)
+    np.testing.assert_array_equal(after.leaves[~moved], before.leaves[~moved])
+    np.testing.assert_array_equal(after.suffixes[~moved], before.suffixes[~moved])
+    # Leaves hold eight images, so a few of those that moved may have had to spill.
+    assert (after.leaves[moved] != before.leaves[moved]).all()
+    np.testing.assert_array_equal(after.trained, before.trained & ~moved)
+    stay = before.image_keys[~moved].tolist()
+    assert postings_of(conn, done.generation, stay) == postings_of(conn, first, stay)
+    assert all(len(places) == 3 for places in postings_of(conn, done.generation, before.image_keys.tolist()).values())
+    assert counted_right(conn, done.generation)
+    one, other = (states(services.generations / f"g{number}") for number in (first, done.generation))
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    config = generations.get(conn, done.generation).config
+    assert (config["mode"], config["parent"], config["stages"]) == ("recluster", first, ["codebook"])
+    assert generations.get(conn, done.generation).codebook_version != generations.get(conn, first).codebook_version
+    generations.promote(conn, done.generation)
+    learnt = train(services, None, request(services, mode="refresh", profile=replace(profile_of_tests(), replay=0.0)), quiet)
+    assert learnt.images == (~after.trained).sum()
+    assert held_images(conn, learnt.generation).trained.all()
 
-    catch_up(services, conn, Appender.load(services, generations.get(conn, 1)), quiet)
-    t = time.time()
-    done = train(services, None, request(services, mode="refresh", seed=2), quiet)
-    print(done, time.time() - t)
-    print(generations.get(conn, 2))
-    assert counters.totals(conn, 2) == counters.recount(conn, 2)
-    a, b = held_images(conn, 1), held_images(conn, 2)
-    print(a.trained, b.trained, a.leaves - b.leaves)
+
+def test_more_images_than_the_setting_allows_are_sampled_and_the_rest_is_left_to_the_model(services: Services, conn: Connection) -> None:
+    fill(services, conn, SEEN)
+    narrow = Services(replace(services.settings, training_images=16), services.database_url)
+    done = train(narrow, None, request(services, until="align"), quiet)
+    held = held_images(conn, done.generation)
+    assert (done.images, len(held.image_keys), held.trained.sum()) == (16, SEEN, 16)
+    again = train(narrow, None, request(services, mode="refresh"), quiet)
+    # Eight are new, and as many of the known ones are replayed.
+    assert again.images == 16
+    assert held_images(conn, again.generation).trained.all()
+
+
+def test_a_stage_below_its_gate_fails_the_generation_and_frees_its_tables(services: Services, conn: Connection) -> None:
+    fill(services, conn, SEEN)
+    with pytest.raises(WorkFailedError, match=r"memorize: id1 is .* allowed is at least"):
+        train(services, None, request(services, gates=Gates(progress=1.0, z=0.0)), quiet)
+    (found,) = generations.generations(conn)
+    assert (found.state, found.config["stages"]) == ("failed", ["codebook"])
+    assert "id1" in found.config["failure"][0]
+    assert conn.execute("SELECT to_regclass(%s)", [f"posting_{found.id}"]).fetchone() == (None,)
+    wild = profile_of_tests().with_stages((replace(profile_of_tests().stage("memorize"), learning_rate=1e30, clip=0.0),))
+    with pytest.raises(WorkFailedError, match="loss is"):
+        train(services, None, request(services, profile=wild), quiet)
+    with pytest.raises(UsageError, match="nothing to resume"):
+        train(services, None, request(services, resume=True), quiet)
+
+
+def test_one_trainer_at_a_time_and_a_refresh_needs_a_live_generation(services: Services, conn: Connection, database: str) -> None:
+    with connect(database) as other:
+        assert claim_trainer(other)
+        with pytest.raises(RetryLaterError, match="another training"):
+            train(services, None, request(services), quiet)
+    with pytest.raises(RefuseToStartError, match="no generation is live"):
+        train(services, None, request(services, mode="refresh"), quiet)
+    with pytest.raises(UsageError, match="no image with a caption"):
+        train(services, None, request(services), quiet)
+    assert [found.state for found in generations.generations(conn)] == ["failed"]
+
+
+KILLS = (("1 memorisation", 4), ("2 comprehension", 9), ("3 alignment", 9), ("post images", 1))
+
+
+def test_a_training_killed_in_every_stage_ends_as_if_undisturbed(services: Services, conn: Connection, forks: ForkServerContext) -> None:
+    fill(services, conn, SEEN)
+    changes: dict[str, Any] = {"seed": 5}
+    for killed in KILLS:
+        process = forks.Process(target=train_in, args=(services.home, services.database_url, killed, changes))
+        process.start()
+        process.join(240)
+        assert process.exitcode == -signal.SIGKILL, killed
+        changes = {"resume": True}
+    late = fill(services, conn, 1, SEEN)
+    resumed = train(services, None, request(services, resume=True), quiet)
+    assert resumed.state == "live"
+    # What arrived after the training had begun is no part of it.
+    held = held_images(conn, resumed.generation)
+    assert held.image_keys[~held.trained].tolist() == late
+    delete_images(conn, [f"image {SEEN:03}"])
+    straight = train(services, None, request(services, seed=5), quiet)
+    one, other = (states(services.generations / f"g{number}") for number in (resumed.generation, straight.generation))
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert counters.totals(conn, resumed.generation) == counters.totals(conn, straight.generation)
+    assert counted_right(conn, resumed.generation)
+
+
+def test_two_processes_under_torchrun_learn_what_one_learns(services: Services, conn: Connection) -> None:
+    fill(services, conn, SEEN)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.integration.small_training"]
+    launched = subprocess.run(
+        [sys.executable, *launcher, str(services.home), services.database_url],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert launched.returncode == 0, launched.stderr[-3000:]
+    alone = train(services, None, request(services, profile=profile_of_tests(vision=True)), quiet)
+    first, second = (states_of_rank(services, rank) for rank in (0, 1))
+    single, begun = states(services.generations / f"g{alone.generation}"), states_of_base(services)
+    for name in single:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    # Sums in another order, and what Adam makes of that: little beside what training changed.
+    difference, change = (sum(float(((single[name] - other[name]) ** 2).sum()) for name in single) for other in (first, begun))
+    assert change > 1.0
+    assert difference < 1e-4 * change
+
+
+def states_of_rank(services: Services, rank: int) -> dict[str, Any]:
+    with np.load(services.home / f"rank{rank}.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def states_of_base(services: Services) -> dict[str, Any]:
+    from model.base import Base
+    from model.checkpoint import parts_of
+
+    parts = parts_of(Base.load(services.home / "base"), profile_of_tests())
+    return {name: value.numpy() for name, value in parts.sigma.state_dict().items()}

@@ -1,0 +1,48 @@
+"""The jobs that retrain, with the real trainer process on the small trained home."""
+
+from pathlib import Path
+
+import pytest
+
+from model.progress import quiet
+from ops import retraining
+from ops.embedded import services
+from schemas.errors import WorkFailedError
+from schemas.settings import Settings
+from stream.manifest import read_manifest
+from tests.acceptance.conftest import TRAINED, Home
+from workers.append import Appender
+from workers.repository import generations
+from workers.repository.training import held_images
+from workers.seeding import seed_images
+from workers.trainer import catch_up
+
+NEW = 40
+
+
+def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(home: Home, corpus: Path) -> None:
+    settings = Settings(home=home.folder)
+    with services(settings) as found, found.connect("test") as conn:
+        assert retraining.retrain(found, conn)["generation"] is None
+        seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:NEW], quiet)
+        catch_up(found, conn, Appender.load(found, generations.get(conn, 1)), quiet)
+        left = home.ok("train", "--refresh", "--stage", "codebook")
+        assert (left["generation"], left["state"], left["images"]) == (2, "building", 2 * NEW)
+        figures = retraining.retrain(found, conn)
+        assert (figures["generation"], figures["state"], figures["mode"], figures["resumed"]) == (2, "shadow", "refresh", True)
+        assert figures["evaluations"].keys() == {"memorize", "comprehend", "align"}
+        assert figures["cpu_seconds"]["align"] > 0
+        assert held_images(conn, 2).trained.sum() == TRAINED + NEW
+        assert (home.folder / "logs" / "retrain.log").is_file()
+        assert "waits for its gate" in retraining.retrain(found, conn)["why"]
+        generations.set_state(conn, 2, "failed")
+        wrong = home.sigma("train", "--manifest", corpus / "train" / "manifest.jsonl", "--resume")
+        assert (wrong.code, "nothing to resume" in wrong.err) == (2, True)
+
+
+def test_a_job_whose_trainer_fails_says_why(home: Home) -> None:
+    with services(Settings(home=home.folder)) as found, found.connect("test") as conn:
+        for file in (home.folder / "generations" / "g1").glob("*.safetensors"):
+            file.write_bytes(b"damaged")
+        with pytest.raises(WorkFailedError, match=r"exit code 2: .*cannot be read"):
+            retraining.recluster(found, conn)
