@@ -46,13 +46,13 @@ def known_items(services: Services, conn: Connection, generation: Generation, ke
 
     It loads the generation, so it is done for a reference and for windows with an alarm only.
     """
-    from workers.searcher import Searcher, retrieval_of
-
     stored = images_by_key(conn, list(keys))
     asked = [(key, texts[0]) for key, image in sorted(stored.items()) if (texts := image.test_captions or image.captions)]
     asked = [asked[at] for at in np.unique(np.linspace(0, len(asked) - 1, KNOWN_ITEMS).astype(int))] if asked else []
     if len(asked) < _LEAST_KNOWN:
         return None
+    from workers.searcher import Searcher, retrieval_of
+
     with closing(Searcher(services, generation)) as searcher:
         hits = 0
         for start in range(0, len(asked), _BATCH):
