@@ -56,7 +56,7 @@ def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
     splits = [_split(found.ordinary, config.seed + at) for at in range(config.seeds)]
     peer = _start(config, splits[0], found) if config.peer is not None and config.peer.is_file() else None
     months = [_month(split, at) for at, split in enumerate(splits[: config.months])]
-    rates = {hour: _rate(splits[: config.months], hour) for hour in (1_000, 100_000)}
+    rates = {hour: _rate(splits[: config.months // 2], hour) for hour in (1_000, 100_000)}
     topics = {name: _noticed(splits, window) for name, window in found.topics.items()}
     rows = _rows(config, months, topics, rates, None if peer is None else _finish(peer))
     seconds = {"pool": round(made, 1), "whole": round(time.perf_counter() - began, 1)}
@@ -93,9 +93,9 @@ def _month(split: _Split, seed: int) -> int:
 
 
 def _rate(splits: Sequence[_Split], images: int) -> float:
-    """Share of drift-free windows in which some chance is too small for a false alarm in ten: often enough to be compared."""
+    """Share of drift-free windows in which some chance is too small for a false alarm in four: often enough to be compared."""
     found = [
-        any(one.p <= one.p_limit for one in examine(replace(split.reference, expected_run=10.0), window))
+        any(one.p <= one.p_limit for one in examine(replace(split.reference, expected_run=4.0), window))
         for at, split in enumerate(splits)
         for window in _hours(split, 100 + at, images)
     ]
@@ -170,7 +170,7 @@ def _rows(
 ) -> list[Row]:
     alarms = sum(months) / len(months)
     few, many = rates.values()
-    rows = [Row("significant windows, 100k images an hour (peer: 1k)", many, few, "ours at 1k", "share", len(months) * DAYS * HOURS)]
+    rows = [Row("significant windows, 100k images an hour (peer: 1k)", many, few, "ours at 1k", "share", len(months) // 2 * DAYS * HOURS)]
     if peer is None:
         return rows
     noticed = topics[next(iter(TOPICS))]["noticed"] / config.seeds

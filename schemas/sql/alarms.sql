@@ -69,7 +69,7 @@ WHERE e.generation = %(generation)s AND e.image_key = ANY(%(keys)s) ORDER BY e.i
 SELECT figures FROM job_run
 WHERE job = %(job)s AND outcome = 'done' AND jsonb_array_length(coalesce(figures -> 'monitors', '[]')) > 0
   AND (%(generation)s::int IS NULL OR (figures ->> 'generation')::int = %(generation)s)
-ORDER BY ended_at DESC LIMIT %(amount)s;
+ORDER BY id DESC LIMIT %(amount)s;
 
 -- name: job_totals
 -- How often each job ended in which way, and when it last did its work (seconds since 1970).
@@ -78,4 +78,4 @@ GROUP BY job, outcome ORDER BY job, outcome;
 
 -- name: newest_figures
 -- Figures of the newest run of a job that did its work.
-SELECT figures FROM job_run WHERE job = %(job)s AND outcome = 'done' ORDER BY ended_at DESC LIMIT 1;
+SELECT figures FROM job_run WHERE job = %(job)s AND outcome = 'done' ORDER BY id DESC LIMIT 1;
