@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install vllm demo test check clean
+.PHONY: install vllm peers demo test check clean
 
 install: .venv/.installed
 
@@ -22,6 +22,15 @@ install: .venv/.installed
 
 vllm: .venv/.vllm
 
+# What benchmarks compare with and nothing else needs: an environment of its own, for its requirements differ from ours.
+.venv-peers/.installed: constraints-peers.txt
+	@echo "── create .venv-peers and install Evidently"
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-peers.txt
+	@touch $@
+
+peers: .venv-peers/.installed
+
 demo: install
 	$(BIN)/sigma demo
 
@@ -36,4 +45,4 @@ check: install
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .sigma
+	rm -rf .venv .venv-peers .sigma

@@ -18,6 +18,10 @@ def bench(options: Namespace) -> tuple[dict[str, Any], str]:
         )
         found = chaos(config)
         return found, json.dumps(found, indent=2)
+    if options.what == "drift":
+        from ops.bench.drift import DriftConfig, drift
+
+        return drift(DriftConfig(seed=options.seed, peer=options.peer))
     rows = _rows(options)()
     return document(rows), table(rows)
 

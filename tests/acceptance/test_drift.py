@@ -1,0 +1,23 @@
+"""The drift report with a real model: it waits for its reference, and asks known items of the generation that answers."""
+
+from ops.commands import ready
+from ops.drift import KNOWN_ITEMS, known_items
+from ops.embedded import services
+from schemas.settings import Settings
+from tests.acceptance.conftest import TRAINED, Home
+from workers.repository.connection import rows
+from workers.repository.generations import live
+
+
+def test_known_items_are_asked_of_the_live_generation(home: Home) -> None:
+    (run,) = home.ok("jobs", "run", "drift-report")["runs"]
+    assert (run["outcome"], run["figures"]["why"]) == ("done", "calibrating: 0 of 2000 reference images have arrived")
+    with services(Settings(home=home.folder)) as found, ready(found, "test") as conn:
+        generation = live(conn)
+        assert generation is not None
+        keys = [key for key, *_ in rows(conn, "image_page", generation=generation.id, after=0, amount=TRAINED)]
+        recall = known_items(found, conn, generation, keys)
+    assert recall is not None
+    # Held-out captions of images that the model was trained on.
+    assert recall.queries == KNOWN_ITEMS
+    assert recall.hits > KNOWN_ITEMS / 2
