@@ -74,3 +74,27 @@ def test_real_services_are_read_whole_and_their_secrets_stay_hidden() -> None:
 def test_half_configured_services_are_refused_with_the_cure(environ: dict[str, str], found: str) -> None:
     with pytest.raises(UsageError, match=re.escape(found)):
         Settings.from_environment(environ)
+
+
+def test_schedules_of_jobs_are_read_by_name() -> None:
+    found = Settings.from_environment({"SIGMA_SCHEDULE": "retrain=0 3 * * 0; recall-probe = */30 * * * *;prune=off;"})
+    assert {name: schedule.text for name, schedule in found.schedules} == {
+        "retrain": "0 3 * * 0",
+        "recall-probe": "*/30 * * * *",
+        "prune": "off",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("retrain", "no schedule in 'retrain'; write JOB=SCHEDULE"),
+        ("=off", "write JOB=SCHEDULE"),
+        ("prune=off; prune=off", "a job twice in 'prune=off'"),
+        ("retrain=61 * * * *", "SIGMA_SCHEDULE for retrain: '61 * * * *' is no schedule"),
+        ("retrain=", "SIGMA_SCHEDULE for retrain: '' is no schedule"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused_at_the_door(value: str, found: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(found)):
+        Settings.from_environment({"SIGMA_SCHEDULE": value})
