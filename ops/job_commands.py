@@ -24,7 +24,10 @@ def run_job(services: Services, conn: Connection, name: str) -> tuple[dict[str, 
     wanted = job(name)
     if not repository.hold(conn, wanted.name):
         raise RetryLaterError(f"{wanted.name} is running elsewhere; wait for its end")
-    done = perform(services, conn, wanted, repository.begin_by_hand(conn, wanted.name))
+    try:
+        done = perform(services, conn, wanted, repository.begin_by_hand(conn, wanted.name))
+    finally:
+        repository.release(conn, wanted.name)
     return {"jobs": timetable(conn, services.settings), "runs": [run_entry(done)]}, _line(done)
 
 

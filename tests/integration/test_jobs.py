@@ -188,7 +188,7 @@ def test_the_list_shows_schedules_next_windows_and_results(conn: Connection, dat
     adopt(conn, "recall-probe", Schedule.parse("every 3600"))
     document, text = run_job(services, conn, "prune")
     assert (document["runs"][0]["outcome"], document["runs"][0]["cause"]) == ("done", {"by": "hand"})
-    release(conn, "prune")
+    assert not held(conn, "prune")
     document, text = list_jobs(services, conn)
     found = {one["name"]: one for one in document["jobs"]}
     assert set(found) == set(JOBS)
