@@ -109,7 +109,7 @@ def work(name: str) -> None:
     try:
         with _Running.services.connect(f"job {name}") as conn:
             if not repository.hold(conn, name):
-                log.info("the job runs elsewhere", job=name)
+                log.debug("the job runs elsewhere", job=name)
                 return
             while _Running.leads.is_set() and (number := _begin(conn, plan)) is not None:
                 _perform(conn, plan.job, number)

@@ -1,4 +1,4 @@
-"""One scheduler process of the tests: a job every two seconds that notes when it ran, and one that takes longer than its period."""
+"""One scheduler process of the tests: a job every two seconds that notes when it ran, and one that takes as long as that."""
 
 import os
 import sys
@@ -23,12 +23,12 @@ def note(services: Services, conn: Connection) -> Figures:
 
 
 def dawdle(services: Services, conn: Connection) -> Figures:
-    """Longer than a period, so that a leader always dies in the middle of it."""
-    time.sleep(1.5 * EVERY_S)
+    """Longer than the other job's period, which it must not hold up; leaders are killed in the middle of it."""
+    time.sleep(EVERY_S)
     return {"process": os.getpid()}
 
 
-JOBS: Mapping[str, Job] = {"note": Job("note", EVERY_S, "note a row", note), "dawdle": Job("dawdle", EVERY_S, "take long", dawdle)}
+JOBS: Mapping[str, Job] = {"note": Job("note", EVERY_S, "note a row", note), "dawdle": Job("dawdle", 2 * EVERY_S, "take long", dawdle)}
 
 if __name__ == "__main__":
     configure("info")
