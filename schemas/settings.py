@@ -43,6 +43,8 @@ class S3Settings:
     secure: bool = True
     bucket: str = "sigma-images"
     region: str = "us-east-1"
+    source_buckets: tuple[str, ...] = ()
+    """Buckets that `s3://` arrivals may name beside `bucket`."""
     link_s: int = 900
     """Seconds that a link in an answer is good for."""
 
@@ -172,6 +174,7 @@ def _s3(environ: Mapping[str, str]) -> S3Settings | None:
         secure=parts.scheme == "https",
         bucket=bucket,
         region=environ.get("SIGMA_S3_REGION") or "us-east-1",
+        source_buckets=_list(environ, "SIGMA_S3_SOURCE_BUCKETS", _BUCKET, "names of buckets, several separated by commas"),
         link_s=_integer(environ, "SIGMA_S3_LINK_SECONDS", 900, low=1, high=604_800),
     )
 

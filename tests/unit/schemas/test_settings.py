@@ -48,6 +48,7 @@ def test_real_services_are_read_whole_and_their_secrets_stay_hidden() -> None:
         "SIGMA_S3_ENDPOINT": "http://127.0.0.1:9000",
         "SIGMA_S3_ACCESS_KEY": "hunter3",
         "SIGMA_S3_SECRET_KEY": "hunter4",
+        "SIGMA_S3_SOURCE_BUCKETS": "their-images, more-images",
         "SIGMA_HTTPS_HOSTS": "images.example.org,*.example.net",
     }
     found = Settings.from_environment(environ)
@@ -55,6 +56,7 @@ def test_real_services_are_read_whole_and_their_secrets_stay_hidden() -> None:
     assert found.s3 is not None
     assert (found.kafka.bootstrap, found.kafka.tls, found.kafka.password) == (("one:9092", "two:9092"), True, "hunter2")
     assert (found.s3.endpoint, found.s3.secure, found.s3.secret_key) == ("127.0.0.1:9000", False, "hunter4")
+    assert found.s3.source_buckets == ("their-images", "more-images")
     assert found.https_hosts == ("images.example.org", "*.example.net")
     assert "hunter" not in repr(found)
 
