@@ -1,26 +1,19 @@
 """Inductive assignment: the model generates the identifier of an image that it was never trained on (paper, section 3.3)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from model.beam import Beams, search_leaves
 from model.decoder import Decoder
+from model.leaves import Leaves
 from model.pixels import Pixels
 from schemas.records import FloatArray, IntArray, Posting
 
+__all__ = ["BEAMS", "Assigner", "Leaves", "leaves_of", "with_primary"]
+
 BEAMS = 8
 """Beams of an assignment: enough for the alternates, and further leaves to spill into."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leaves:
-    """Where the model would put one image: `postings[0]` is the primary; `spill` are further leaves, best first."""
-
-    postings: tuple[Posting, ...]
-    spill: tuple[int, ...]
-    confidence: float
 
 
 class Assigner:

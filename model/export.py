@@ -5,8 +5,11 @@ one, so its language half with the output layer is Qwen2 to the letter.
 """
 
 import hashlib
+import re
 import shutil
 import tempfile
+import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from model.sigma import SigmaModel
 from schemas.errors import WorkFailedError
 
 WEIGHTS = "model.safetensors"
+
+_DIGEST = re.compile("[0-9a-f]{12}")
 
 _COPIED = (
     "vocab_size",
@@ -82,6 +87,20 @@ def exported(sigma: SigmaModel, cache: Path, name: str) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def forget_exports(cache: Path, keep: Collection[str], *, older_than_s: float = 3600.0) -> list[str]:
+    """Delete the exports below `cache` that are called by no name in `keep`; what is young may be about to be read by another process.
+
+    Returns the names of the folders that are gone.
+    """
+    gone = []
+    for folder in sorted(cache.iterdir()) if cache.is_dir() else []:
+        name, _, digest = folder.name.lstrip(".").partition(".")[0].rpartition("-")
+        if _DIGEST.fullmatch(digest) and name not in keep and time.time() - folder.stat().st_mtime > older_than_s:
+            shutil.rmtree(folder, ignore_errors=True)
+            gone.append(folder.name)
+    return gone
 
 
 def _digest(sigma: SigmaModel) -> str:

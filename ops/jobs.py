@@ -8,7 +8,8 @@ from typing import Any
 
 from model.recall import recall_at, wilson
 from ops.drift import drift_report
-from schemas.errors import SigmaError, UsageError
+from schemas.errors import SigmaError, UsageError, WorkFailedError
+from schemas.schedules import Schedule
 from stream.topics import TOPICS
 from workers.repository import jobs as repository
 from workers.repository.connection import Connection, row, run
@@ -17,18 +18,34 @@ from workers.services import Services
 Figures = dict[str, Any]
 
 _PROBES, _DEPTH, _BATCH = 200, 10, 16
+_REASON = 500
+"""Letters of a failure's reason that are kept."""
+
 _AGES = (("hour", 3600.0), ("day", 86_400.0), ("week", 604_800.0), ("older", float("inf")))
 _CONSUMED = ("sigma.images.arrived", "sigma.images.accepted", "sigma.images.deleted")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A named piece of work and how often it is due."""
+    """A named piece of work and when it is due: every so many seconds, at cron's times (UTC), at an alarm, or when a person asks."""
 
     name: str
-    every_s: float
+    every_s: float | None
     about: str
     work: Callable[[Services, Connection], Figures]
+    cron: str | None = None
+    on_alarm: frozenset[str] = frozenset()
+    """Names of monitors, or the levels `page` and `ticket`: an open alarm of one of these is answered by one run."""
+    cooldown_s: float = 6 * 3600.0
+    """Seconds from the end of any run of the job to the next one by alarm, so that a flood of alarms does not retrain for ever: six hourly
+    drift reports judge what a run changed before it may be changed again. Alarms wait meanwhile, and call only if they are still open."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """When it is due unless a setting says otherwise."""
+        if self.cron is not None:
+            return Schedule.parse(self.cron)
+        return Schedule() if self.every_s is None else Schedule(f"every {int(self.every_s)}")
 
 
 def recall_probe(services: Services, conn: Connection) -> Figures:
@@ -83,11 +100,15 @@ def perform(services: Services, conn: Connection, wanted: Job, number: int) -> r
     """Do the work of a run that was begun, and record what came of it. A failure is recorded too, then raised."""
     try:
         figures = wanted.work(services, conn)
-    except Exception as error:
-        repository.end(conn, number, "failed", {"error": str(error)[:500] if isinstance(error, SigmaError) else type(error).__name__})
+    except SigmaError as error:
+        repository.end(conn, number, "failed", {"error": str(error)[:_REASON]})
         raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:_REASON]
+        repository.end(conn, number, "failed", {"error": reason})
+        raise WorkFailedError(f"job {wanted.name} failed: {reason}") from error
     repository.end(conn, number, "done", figures)
-    return repository.job_runs(conn, wanted.name, limit=1)[0]
+    return repository.job_run(conn, number)
 
 
 def _sample(conn: Connection, generation: int) -> list[tuple[str, int, str]]:

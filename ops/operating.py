@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from ops.commands import emit, ready, threads
 from ops.embedded import services
-from schemas.errors import RetryLaterError, UsageError
+from schemas.errors import UsageError
 from schemas.events import ImageDeleted
 from schemas.settings import Settings
 from stream.log import message
@@ -40,30 +40,14 @@ def generations(options: Namespace, settings: Settings) -> int:
 
 def jobs(options: Namespace, settings: Settings) -> int:
     """`sigma jobs`"""
-    from ops.jobs import JOBS, job, perform
-    from workers.repository import jobs as runs
+    from ops.job_commands import list_jobs, run_job
 
     if (options.action == "run") != (options.name is not None):
         raise UsageError("name a job to run, and only then: sigma jobs run NAME")
     threads(settings)
     with services(settings) as found, ready(found, "jobs") as conn:
-        if options.action == "run":
-            wanted = job(options.name)
-            if not runs.hold(conn, wanted.name):
-                raise RetryLaterError(f"{wanted.name} is running elsewhere; wait for its end")
-            listed = [perform(found, conn, wanted, runs.begin_by_hand(conn, wanted.name))]
-        else:
-            listed = runs.job_runs(conn)
-    document = {
-        "jobs": [{"name": one.name, "every_s": one.every_s, "about": one.about} for one in JOBS.values()],
-        "runs": [
-            asdict(one) | {"started_at": one.started_at.isoformat(), "ended_at": one.ended_at.isoformat() if one.ended_at else None}
-            for one in listed
-        ],
-    }
-    lines = [f"{one.name:<14} every {one.every_s:>7g} s  {one.about}" for one in JOBS.values()]
-    lines += [f"{one.started_at:%Y-%m-%d %H:%M:%S}  {one.job:<14} {one.outcome:<8} {json.dumps(one.figures)}" for one in listed]
-    emit(document, options.json, "\n".join(lines))
+        document, text = run_job(found, conn, options.name) if options.action == "run" else list_jobs(found, conn)
+    emit(document, options.json, text)
     return 0
 
 

@@ -56,9 +56,13 @@ def running(settings: Settings) -> Running | None:
 
 def up(settings: Settings) -> Running:
     """Start the supervisor in the background and return when the query worker answers (ready, or waiting for a model)."""
+    from ops.timetable import plans
+
     before = running(settings)
     if before is not None:
         return before
+    # A schedule that cannot be followed is told to the person here, not to the log of a process that starts again and again.
+    plans(settings)
     logs = settings.home.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with (logs / "supervisor.log").open("ab") as file:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ops.timetable import job_alarms
 from schemas.events import ACCEPTED, ARRIVED
 from stream.log import EventLog
 from stream.offsets import lag
@@ -34,8 +35,11 @@ def status(conn: Connection, log: EventLog) -> dict[str, Any]:
         "trie": {"images": found.images, "leaves": found.leaves, "postings": found.postings, "checksum": found.checksum},
         "spilled": found.spilled,
         "freshness_s": {"p50": _rounded(p50), "p95": _rounded(p95)},
-        "alarms": alarms(live is not None, found, sum(waiting.values()), p95)
-        + [f"{one}: see sigma report drift" for one in open_alarms(conn)],
+        "alarms": [
+            *alarms(live is not None, found, sum(waiting.values()), p95),
+            *(f"{one}: see sigma report drift" for one in open_alarms(conn)),
+            *job_alarms(conn),
+        ],
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from schemas.errors import UsageError
+from schemas.schedules import MEANT, Schedule
 
 MEBIBYTE = 1 << 20
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -16,6 +17,7 @@ RETRAININGS = ("refresh", "full")
 
 _BROKER = re.compile(r"[A-Za-z0-9._-]+:[0-9]{1,5}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_JOB = re.compile(r"[a-z][a-z0-9-]*")
 _HOST = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
 
@@ -42,6 +44,8 @@ class S3Settings:
     secure: bool = True
     bucket: str = "sigma-images"
     region: str = "us-east-1"
+    source_buckets: tuple[str, ...] = ()
+    """Buckets that `s3://` arrivals may name beside `bucket`."""
     link_s: int = 900
     """Seconds that a link in an answer is good for."""
 
@@ -81,6 +85,8 @@ class Settings:
     log_level: str = "info"
     threads: int | None = None
     """CPU threads of one process; None leaves the choice to torch."""
+    schedules: tuple[tuple[str, Schedule], ...] = ()
+    """(job, schedule) where a job is to be run at other times than its own, or not at all."""
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__slots__}
@@ -120,6 +126,7 @@ class Settings:
             retrain=_choice(environ, "SIGMA_RETRAIN", default.retrain, RETRAININGS),
             log_level=_choice(environ, "SIGMA_LOG_LEVEL", default.log_level, LOG_LEVELS),
             threads=_integer(environ, "SIGMA_THREADS", 0, low=1, high=1024) if environ.get("SIGMA_THREADS") else None,
+            schedules=_schedules(environ),
         )
 
 
@@ -177,6 +184,7 @@ def _s3(environ: Mapping[str, str]) -> S3Settings | None:
         secure=parts.scheme == "https",
         bucket=bucket,
         region=environ.get("SIGMA_S3_REGION") or "us-east-1",
+        source_buckets=_list(environ, "SIGMA_S3_SOURCE_BUCKETS", _BUCKET, "names of buckets, several separated by commas"),
         link_s=_integer(environ, "SIGMA_S3_LINK_SECONDS", 900, low=1, high=604_800),
     )
 
@@ -192,6 +200,25 @@ def _list(environ: Mapping[str, str], name: str, allowed: re.Pattern[str], meant
         if not allowed.fullmatch(part):
             raise UsageError(f"{name} holds {part!r}, allowed are {meant}; correct it or unset it")
     return parts
+
+
+def _schedules(environ: Mapping[str, str]) -> tuple[tuple[str, Schedule], ...]:
+    """`recall-probe=*/30 * * * *; prune=off`: names are compared with those there are by whoever knows the jobs."""
+    found: dict[str, Schedule] = {}
+    for part in (environ.get("SIGMA_SCHEDULE") or "").split(";"):
+        name, is_set, text = (piece.strip() for piece in part.partition("="))
+        if not part.strip():
+            continue
+        if not is_set or not _JOB.fullmatch(name) or name in found:
+            problem = "a job twice" if name in found else "no schedule"
+            raise UsageError(
+                f"SIGMA_SCHEDULE holds {problem} in {part.strip()!r}; write JOB=SCHEDULE, several separated by semicolons: {MEANT}"
+            )
+        try:
+            found[name] = Schedule.parse(text)
+        except UsageError as error:
+            raise UsageError(f"SIGMA_SCHEDULE for {name}: {error}") from error
+    return tuple(found.items())
 
 
 def _integer(environ: Mapping[str, str], name: str, default: int, *, low: int, high: int) -> int:

@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from schemas.errors import RejectInputError, UsageError
-from schemas.events import REJECTED, ImageRejected
+from schemas.events import REJECTED, ImageAccepted, ImageArrived, ImageRejected
 from schemas.queries import queries
 from stream.log import Connection, Event, EventLog, Message, Partition, message
+from stream.redaction import harmless, harmless_text
 
 _PREFIX = "__connect.errors."
 _TOPIC, _PARTITION, _OFFSET = _PREFIX + "topic", _PREFIX + "partition", _PREFIX + "offset"
@@ -63,6 +64,14 @@ def dead_letter(origin: Event, rejected: ImageRejected) -> Message:
     return message(rejected, rejected.image_id, cause=origin, extra_headers=why)
 
 
+def refusal(image: ImageArrived | ImageAccepted, error: RejectInputError, *, stage: str) -> ImageRejected:
+    """Why an image is refused. An address may hold a password or a signature, and everybody may read dead letters: the letter says
+    where the event stands that has it whole, and a replay takes that one."""
+    return ImageRejected(
+        image_id=image.image_id, uri=harmless(image.uri), code=error.code, reason=str(error), stage=stage, version=image.version
+    )
+
+
 def rejection(origin: Event, error: RejectInputError, *, stage: str) -> ImageRejected:
     """The refusal of an event that could not even be parsed: its key stands for the image id."""
     return ImageRejected(image_id=origin.key, uri="", code=error.code, reason=str(error), stage=stage)
@@ -77,7 +86,7 @@ def dead_letters(log: EventLog, *, limit: int = 1000) -> list[DeadLetter]:
 
 
 def show(log: EventLog, place: str) -> dict[str, Any]:
-    """One dead letter with all its headers, and its original as it arrived. `place` is `partition:offset`."""
+    """One dead letter with all its headers, and its original but for secrets in addresses. `place` is `partition:offset`."""
     try:
         partition, offset = map(int, place.split(":"))
     except ValueError:
@@ -90,11 +99,15 @@ def show(log: EventLog, place: str) -> dict[str, Any]:
     origin = _origin(log, found[0])
     return {
         "place": place,
-        "headers": dict(found[0].headers),
-        "value": found[0].value.decode("utf-8", "replace"),
-        "origin": None
-        if origin is None
-        else {"key": origin.key, "headers": dict(origin.headers), "value": origin.value.decode("utf-8", "replace")},
+        **_shown(found[0]),
+        "origin": None if origin is None else {"key": origin.key, **_shown(origin)},
+    }
+
+
+def _shown(event: Event) -> dict[str, Any]:
+    return {
+        "headers": {name: harmless_text(value) for name, value in event.headers.items()},
+        "value": harmless_text(event.value.decode("utf-8", "replace")),
     }
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from schemas.errors import RejectInputError
 from schemas.events import ImageAccepted, ImageArrived, ImageRejected
+from stream.dead_letters import refusal
 from stream.decoding import DecodePool
 from stream.images import ImageStore
 
@@ -20,9 +21,7 @@ def accept(
         data = source(arrived.uri)
         picture = decoder.decode(data)
     except RejectInputError as error:
-        return ImageRejected(
-            image_id=arrived.image_id, uri=arrived.uri, code=error.code, reason=str(error), stage=STAGE, version=arrived.version
-        )
+        return refusal(arrived, error, stage=STAGE)
     return ImageAccepted(
         image_id=arrived.image_id,
         uri=arrived.uri,

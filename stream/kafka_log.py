@@ -21,7 +21,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from schemas.errors import RetryLaterError, UsageError
 from schemas.queries import queries
 from schemas.settings import KafkaSettings
-from stream.log import Batch, Connection, Event, Message, Partition
+from stream.log import Batch, Connection, Event, Message, Partition, joining
 from stream.offsets import committed
 from stream.topics import TOPICS, Topic
 
@@ -81,7 +81,7 @@ class KafkaLog:
                 "values": [m.value for m in messages],
                 "headers": [json.dumps(dict(m.headers)) for m in messages],
             }
-            with conn.transaction():
+            with joining(conn):
                 conn.execute(queries()["outbox_add"], columns)
                 conn.execute(queries()["outbox_notify"])
             return

@@ -1,13 +1,15 @@
 """The event log as workers see it: publish, poll, and the positions to commit. Postgres implements it, and Kafka."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from schemas.events import Record, encode, headers
 from stream.topics import TOPICS, Topic
@@ -99,6 +101,17 @@ class EventLog(Protocol):
 
     def close(self) -> None:
         """Closes the log's own connections."""
+
+
+@contextmanager
+def joining(conn: Connection) -> Iterator[None]:
+    """The caller's transaction if there is one, else one of its own. A savepoint would cost two round trips, and a caller whose
+    publishing failed undoes everything anyway."""
+    if conn.info.transaction_status == TransactionStatus.INTRANS:
+        yield
+        return
+    with conn.transaction():
+        yield
 
 
 def message(event: Record, key: str, *, cause: Event | None = None, extra_headers: Mapping[str, str] | None = None) -> Message:

@@ -12,7 +12,7 @@ import psycopg
 
 from schemas.errors import RetryLaterError, UsageError
 from schemas.queries import queries
-from stream.log import Batch, Connection, Event, Message, Partition, partition_of
+from stream.log import Batch, Connection, Event, Message, Partition, joining, partition_of
 from stream.topics import TOPICS, Topic
 
 CHANNEL = "sigma_log"
@@ -53,7 +53,7 @@ class PostgresLog:
                 with own.transaction():
                     self._append(own, messages)
         else:
-            with conn.transaction():
+            with joining(conn):
                 self._append(conn, messages)
 
     def scope(self, topic: str) -> str:

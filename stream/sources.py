@@ -28,20 +28,28 @@ class Sources:
     """Where images may be read from; what was not given is refused.
 
     `roots` None means files anywhere, for a single user's own machine; otherwise only files beneath one of them, links resolved.
+    `buckets` are those that may be read: the store's keys may open others, which are nobody's business.
     """
 
     def __init__(
-        self, cap_bytes: int, roots: Sequence[Path] | None, store_reader: StoreReader | None = None, https: HttpsReader | None = None
+        self,
+        cap_bytes: int,
+        roots: Sequence[Path] | None,
+        store_reader: StoreReader | None = None,
+        https: HttpsReader | None = None,
+        buckets: Sequence[str] = (),
     ) -> None:
         self._cap_bytes = cap_bytes
         self._roots = roots
         self._store_reader = store_reader
         self._https = https
+        self._buckets = buckets
 
     def read(self, uri: str) -> bytes:
         """Bytes of a URI, at most `cap_bytes`. `RetryLaterError` when our own store is away.
 
-        `RejectInputError` codes: unsupported-source, outside-roots, unreadable, too-many-bytes, unavailable, and those of `HttpsReader`.
+        `RejectInputError` codes: unsupported-source, outside-roots, outside-buckets, unreadable, too-many-bytes, unavailable, and those
+        of `HttpsReader`.
         """
         found = _SCHEME.match(uri)
         scheme = found[1].lower() if found else "none"
@@ -78,6 +86,9 @@ class Sources:
             message = "the URI is an s3:// address and no S3 store is configured; set SIGMA_S3_ENDPOINT and its keys"
             raise RejectInputError("unsupported-source", message)
         bucket, key = _bucket_and_key(uri)
+        if bucket not in self._buckets:
+            message = f"bucket {bucket} is none of those that may be read ({', '.join(self._buckets)}); add it to SIGMA_S3_SOURCE_BUCKETS"
+            raise RejectInputError("outside-buckets", message)
         data = self._store_reader(bucket, key, self._cap_bytes)
         if len(data) > self._cap_bytes:
             raise _too_large(f"s3://{bucket}/{key}", len(data), self._cap_bytes)

@@ -1,37 +1,21 @@
 """Appending: from pictures to postings of one generation. The index worker and the trainer's catch-up share it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from model.assign import Assigner, Leaves
+from model.assign import Assigner
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.decoder import Decoder
 from model.encoder import Encoder
 from model.sigma import SigmaModel
 from schemas.identifiers import IdentifierShape
-from schemas.records import Assignment, ByteArray, HalfArray
+from schemas.records import ByteArray
+from workers.inferred import Inferred
 from workers.repository.generations import Generation
 from workers.services import Services
 
-
-@dataclass(frozen=True, slots=True)
-class Inferred:
-    """What the model says about one picture: its leaves and its (D,) float16 ranking embedding."""
-
-    leaves: Leaves
-    embedding: HalfArray
-
-    def assignment(self, image_key: int) -> Assignment:
-        """The same for the image stored under a key."""
-        return Assignment(
-            image_key=image_key,
-            postings=self.leaves.postings,
-            embedding=self.embedding,
-            confidence=self.leaves.confidence,
-            spill=self.leaves.spill,
-        )
+__all__ = ["Appender", "Inferred", "checkpoint_of"]
 
 
 class Appender:

@@ -18,6 +18,14 @@ from schemas.records import FloatArray, IntArray
 from workers.gallery import Gallery
 from workers.repository.follow import Changes, EmbeddingRows, PostingRows
 
+EXPORTS = "exports"
+"""The folder of vLLM's exports, below an engine's folder."""
+
+
+def export_name(generation: int) -> str:
+    """What the export of a generation is called."""
+    return f"generation-{generation}"
+
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
@@ -123,4 +131,4 @@ class Engine:
 
 
 def _vllm(decoder: Decoder, generation: int, folder: Path) -> VllmScorer:
-    return VllmScorer(decoder, exported(decoder.sigma, folder / "exports", f"generation-{generation}"))
+    return VllmScorer(decoder, exported(decoder.sigma, folder / EXPORTS, export_name(generation)))

@@ -14,17 +14,17 @@ from schemas.errors import RejectInputError
 from schemas.events import ACCEPTED, ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent, decode, now
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
-from stream.dead_letters import dead_letter, rejection
+from stream.dead_letters import dead_letter, refusal, rejection
 from stream.log import Batch, Consumer, Event, EventLog, Message, message
 from stream.offsets import lag, store_offsets
-from workers.append import Appender, Inferred
+from workers.inferred import Inferred
 from workers.metrics import IndexMetrics
 from workers.pictures import read_picture
 from workers.repository.connection import Connection, rows, transaction
 from workers.repository.generations import Generation, receiving
 from workers.repository.images import accept_images, images_by_id, reject_image
 from workers.repository.postings import Fate, Outcome, append
-from workers.running import keep_running
+from workers.running import keep_running, settle_memory
 from workers.services import Services
 
 GROUP = "index"
@@ -64,7 +64,7 @@ class IndexWorker:
     def __init__(self, services: Services, metrics: IndexMetrics, *, batch: int = 32, load: Loader | None = None) -> None:
         self._services = services
         self._metrics = metrics
-        self._load = load or Appender.load
+        self._load = load or _load
         self._store = services.store
         self._batch = batch
         self._appenders: dict[int, Infers] = {}
@@ -159,7 +159,7 @@ class IndexWorker:
         try:
             return _Work(event, image, read_picture(self._store, image.normalized_uri))
         except RejectInputError as error:
-            return event, ImageRejected(image.image_id, image.uri, error.code, str(error), STAGE, image.version)
+            return event, refusal(image, error, stage=STAGE)
 
     def _indexed(self, conn: Connection, images: Sequence[ImageAccepted]) -> set[tuple[str, int]]:
         """(id, version) of images that need nothing: newer or deleted there, or posted in every receiving generation."""
@@ -194,11 +194,21 @@ class IndexWorker:
     def _refresh(self, conn: Connection) -> None:
         """Load the models of generations that began to receive arrivals, forget the others."""
         wanted = {generation.id: generation for generation in receiving(conn)}
+        if wanted.keys() == self._appenders.keys():
+            return
         for number in self._appenders.keys() - wanted.keys():
             del self._appenders[number]
         for number in sorted(wanted.keys() - self._appenders.keys()):
             self._appenders[number] = self._load(self._services, wanted[number])
             log.info("model loaded", generation=number)
+        settle_memory()
+
+
+def _load(services: Services, generation: Generation) -> Infers:
+    # Imported here, for torch and transformers take seconds that a worker with another model need not spend.
+    from workers.append import Appender
+
+    return Appender.load(services, generation)
 
 
 def _indexed_event(one: _Work, number: int, identifier: list[int], outcome: Outcome, found: Inferred) -> Message:

@@ -1,5 +1,6 @@
 """Running: how every worker process stops on a signal, outlives a service that goes away for a while, and takes its port."""
 
+import gc
 import signal
 import socket
 import threading
@@ -40,6 +41,14 @@ def keep_running(session: Callable[[threading.Event], None], stop: threading.Eve
             log.warning("session ended, trying again", worker=name, reason=str(error), pause_s=pause)
             stop.wait(pause)
             pause = min(_LONGEST_PAUSE_S, pause * 2)
+
+
+def settle_memory() -> None:
+    """Call it when models were loaded or forgotten: what is there now stays, so the garbage collector need not look through the hundred
+    thousand objects of a model's libraries again, which stops the process for a quarter of a second."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from model.checkpoint import Checkpoint
+from model.export import forget_exports
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import Hit
 from stream.images import ImageStore
 from workers.append import checkpoint_of
-from workers.engine import Answer, Engine, Retrieval
+from workers.engine import EXPORTS, Answer, Engine, Retrieval, export_name
 from workers.repository.connection import Connection
 from workers.repository.follow import TrieFollower
-from workers.repository.generations import Generation, get, live
+from workers.repository.generations import Generation, get, live, receiving
 from workers.repository.images import images_by_key
 from workers.repository.postings import identifiers_of
 from workers.services import Services
@@ -92,6 +93,9 @@ class Searcher:
         self.services = services
         self.conn = services.connect(f"search {generation.id}")
         loaded = checkpoint or checkpoint_of(services, generation)
+        if services.settings.engine == "vllm":
+            serving = {generation.id, *(one.id for one in receiving(self.conn))}
+            forget_exports(services.cache / EXPORTS, {export_name(number) for number in serving})
         self.engine = Engine(generation.id, loaded, services.cache, engine=services.settings.engine)
         self.follower = TrieFollower(services.connect(f"follow {generation.id}"), generation.id)
         self.engine.apply(self.follower.load(sink=self.engine.sink))

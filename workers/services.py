@@ -75,4 +75,5 @@ class Services:
         if roots is None and settings.kafka is not None:
             roots = ()
         https = HttpsReader(settings.https_hosts, timeout_s=_HTTPS_S, connect_timeout_s=_HTTPS_S / 2) if settings.https_hosts else None
-        return Sources(settings.max_image_bytes, roots, self.s3.read if self.s3 else None, https)
+        buckets = (settings.s3.bucket, *settings.s3.source_buckets) if settings.s3 else ()
+        return Sources(settings.max_image_bytes, roots, self.s3.read if self.s3 else None, https, buckets)

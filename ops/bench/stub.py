@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.assign import Leaves
+from model.leaves import Leaves
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray, Posting
 from schemas.settings import Settings
-from workers.append import Inferred
 from workers.index import IndexWorker
+from workers.inferred import Inferred
 from workers.logs import configure
 from workers.metrics import IndexMetrics
 from workers.relay import start_relay

@@ -10,21 +10,57 @@ SELECT pg_try_advisory_lock(hashtextextended('sigma job ' || %(job)s, 0));
 -- Gives the job back.
 SELECT pg_advisory_unlock(hashtextextended('sigma job ' || %(job)s, 0));
 
--- name: job_last
--- The newest window of a job, and the oldest one that was begun and never ended.
-SELECT max(time_window), min(time_window) FILTER (WHERE outcome = 'running') FROM job_run WHERE job = %(job)s AND time_window >= 0;
+-- name: job_held
+-- Whether somebody runs a job now: whoever does holds its lock.
+SELECT EXISTS (
+    SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND (classid::bigint << 32) | objid::bigint = hashtextextended('sigma job ' || %(job)s, 0)
+);
+
+-- name: job_watchful
+-- A process whose machine vanished must lose its locks soon: the server asks after it (no effect on a local socket).
+SELECT set_config('tcp_keepalives_idle', '4', false), set_config('tcp_keepalives_interval', '2', false),
+       set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '10000', false);
+
+-- name: job_schedule
+-- The schedule by which a job was run until now.
+SELECT schedule, after_window FROM job_schedule WHERE job = %(job)s;
+
+-- name: job_reschedule
+-- The schedule by which a job is run from now on.
+INSERT INTO job_schedule (job, schedule, after_window) VALUES (%(job)s, %(schedule)s, %(after)s)
+ON CONFLICT (job) DO UPDATE SET schedule = excluded.schedule, after_window = excluded.after_window, seen_at = clock_timestamp();
+
+-- name: job_newest_window
+-- The newest window of a job that has a row.
+SELECT max(time_window) FROM job_run WHERE job = %(job)s AND time_window >= 0;
+
+-- name: job_open
+-- The oldest run that was begun and never ended. If nobody else holds the job, its process died.
+SELECT id, attempt, cause FROM job_run WHERE job = %(job)s AND outcome = 'running' ORDER BY id LIMIT 1;
+
+-- name: job_again
+-- Begins once more a run whose process died.
+UPDATE job_run SET attempt = attempt + 1, started_at = clock_timestamp() WHERE id = %(id)s;
 
 -- name: job_begin
--- Begins a window, or once more one whose process died. No row back: it is done.
-INSERT INTO job_run (job, time_window) VALUES (%(job)s, %(time_window)s)
-ON CONFLICT (job, time_window) DO UPDATE SET attempt = job_run.attempt + 1, started_at = clock_timestamp()
-WHERE job_run.outcome = 'running'
-RETURNING id;
+-- Begins a window. No row back: it was begun before.
+INSERT INTO job_run (job, time_window, cause) VALUES (%(job)s, %(time_window)s, %(cause)s)
+ON CONFLICT (job, time_window) DO NOTHING RETURNING id;
+
+-- name: job_unanswered
+-- Of these alarms, those that no run of the job was begun for, once its newest run is over for long enough.
+SELECT a FROM unnest(%(alarms)s::bigint[]) AS a
+WHERE NOT EXISTS (SELECT FROM job_run WHERE job = %(job)s AND cause ? 'alarms' AND cause -> 'alarms' @> to_jsonb(a))
+  AND NOT EXISTS (SELECT FROM job_run WHERE job = %(job)s AND outcome IN ('done', 'failed')
+                     AND ended_at > clock_timestamp() - make_interval(secs => %(cooldown_s)s))
+ORDER BY a;
 
 -- name: job_skip
 -- Records windows that nobody ran, so that they do not vanish.
-INSERT INTO job_run (job, time_window, outcome, ended_at)
-SELECT %(job)s, w, 'skipped', clock_timestamp() FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS w
+INSERT INTO job_run (job, time_window, outcome, figures, ended_at)
+SELECT %(job)s, w, 'skipped', %(figures)s, clock_timestamp() FROM unnest(%(windows)s::bigint[]) AS w
 ON CONFLICT DO NOTHING;
 
 -- name: job_end
@@ -33,11 +69,20 @@ UPDATE job_run SET outcome = %(outcome)s, figures = %(figures)s, ended_at = cloc
 
 -- name: job_runs
 -- Runs, newest first.
-SELECT job, time_window, attempt, outcome, figures, started_at, ended_at FROM job_run
+SELECT job, time_window, attempt, outcome, figures, started_at, ended_at, cause FROM job_run
 WHERE %(job)s::text IS NULL OR job = %(job)s ORDER BY started_at DESC LIMIT %(amount)s;
 
+-- name: job_run
+-- One run.
+SELECT job, time_window, attempt, outcome, figures, started_at, ended_at, cause FROM job_run WHERE id = %(id)s;
+
+-- name: job_newest_result
+-- The newest run of a job that came to something.
+SELECT job, time_window, attempt, outcome, figures, started_at, ended_at, cause FROM job_run
+WHERE job = %(job)s AND outcome IN ('done', 'failed') ORDER BY started_at DESC LIMIT 1;
+
 -- name: job_manual_window
--- A window for a run that a person asked for.
+-- A window for a run that a person or an alarm asked for.
 SELECT coalesce(min(time_window), 0) - 1 FROM job_run WHERE job = %(job)s AND time_window < 0;
 
 -- name: prune_events

@@ -1,7 +1,8 @@
-"""One scheduler process of the tests: a job every two seconds that notes when it ran."""
+"""One scheduler process of the tests: a job every two seconds that notes when it ran, and one that takes as long as that."""
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 
 from ops import scheduler
@@ -21,7 +22,13 @@ def note(services: Services, conn: Connection) -> Figures:
     return {"process": os.getpid()}
 
 
-JOBS: Mapping[str, Job] = {"note": Job("note", EVERY_S, "note a row", note)}
+def dawdle(services: Services, conn: Connection) -> Figures:
+    """Longer than the other job's period, which it must not hold up; leaders are killed in the middle of it."""
+    time.sleep(EVERY_S)
+    return {"process": os.getpid()}
+
+
+JOBS: Mapping[str, Job] = {"note": Job("note", EVERY_S, "note a row", note), "dawdle": Job("dawdle", 2 * EVERY_S, "take long", dawdle)}
 
 if __name__ == "__main__":
     configure("info")

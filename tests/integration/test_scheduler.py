@@ -1,74 +1,30 @@
-"""Jobs: each window runs once, whoever leads and whoever dies; nothing that was missed vanishes."""
+"""The scheduler: each window runs once, whoever leads and whoever dies; a long job holds up nobody, an alarm starts its job."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ops.jobs import JOBS, Job, job, perform
-from schemas.errors import UsageError, WorkFailedError
+from ops import scheduler
+from ops.jobs import JOBS, Figures, Job
 from schemas.events import ARRIVED, INDEXED
 from schemas.settings import Settings
 from stream.log import Message
 from stream.postgres_log import PostgresLog
 from tests.integration.scheduler_process import EVERY_S
+from tests.integration.scheduler_process import JOBS as JOBS_HERE
 from workers.repository.connection import Connection, connect
-from workers.repository.jobs import BACKLOG, begin, begin_by_hand, end, hold, job_runs, lead, release
+from workers.repository.jobs import held, hold, job_runs, lead
 from workers.services import Services
 
 KILLS = int(os.environ.get("SIGMA_TEST_LEADER_KILLS", "3"))
-
-
-def test_a_window_is_begun_once_and_again_only_if_its_process_died(conn: Connection) -> None:
-    first = begin(conn, "j", 10.0, now=1005.0)
-    assert first is not None
-    # Still marked as running, and whoever asks holds the job: its process must be gone.
-    assert begin(conn, "j", 10.0, now=1006.0) == first
-    end(conn, first, "done", {"n": 1})
-    assert begin(conn, "j", 10.0, now=1009.0) is None
-    assert [(one.window, one.attempt, one.outcome) for one in job_runs(conn)] == [(100, 2, "done")]
-
-
-def test_missed_windows_are_made_up_for_in_order_and_older_ones_recorded_as_skipped(conn: Connection) -> None:
-    number = begin(conn, "j", 10.0, now=0.0)
-    assert number is not None
-    end(conn, number, "done", {})
-    now = (BACKLOG + 5) * 10.0
-    while (number := begin(conn, "j", 10.0, now=now)) is not None:
-        end(conn, number, "done", {})
-    found = {one.window: one.outcome for one in job_runs(conn, limit=1000)}
-    assert sorted(found) == list(range(BACKLOG + 6))
-    assert [window for window, outcome in found.items() if outcome == "skipped"] == sorted(
-        (window for window, outcome in found.items() if outcome == "skipped"), reverse=True
-    )
-    assert sum(outcome == "skipped" for outcome in found.values()) == 5
-
-
-def test_only_one_leads_and_only_one_holds_a_job(conn: Connection, database: str) -> None:
-    assert lead(conn)
-    assert hold(conn, "j")
-    with connect(database) as other:
-        assert not lead(other)
-        assert not hold(other, "j")
-        release(conn, "j")
-        assert hold(other, "j")
-
-
-def test_a_failure_is_recorded_with_its_reason(conn: Connection, database: str) -> None:
-    def fail(services: Services, conn: Connection) -> dict[str, object]:
-        raise WorkFailedError("no room")
-
-    broken = Job("broken", 10.0, "fails", fail)
-    with pytest.raises(WorkFailedError):
-        perform(Services(Settings(), database), conn, broken, begin_by_hand(conn, "broken"))
-    (found,) = job_runs(conn, "broken")
-    assert (found.outcome, found.figures, found.window) == ("failed", {"error": "no room"}, -1)
-    with pytest.raises(UsageError, match="recall-probe"):
-        job("nothing")
 
 
 def test_pruning_forgets_old_events_that_all_have_read(conn: Connection, database: str) -> None:
@@ -99,6 +55,7 @@ def test_leaders_that_are_killed_leave_every_window_run_once(conn: Connection, d
         for _ in range(KILLS):
             leader = _leader(conn, processes)
             time.sleep(1.5 * EVERY_S)
+            until(lambda: held(conn, "dawdle"))
             victim = processes.pop(leader)
             victim.kill()
             victim.wait(30)
@@ -113,16 +70,94 @@ def test_leaders_that_are_killed_leave_every_window_run_once(conn: Connection, d
             one.send_signal(signal.SIGKILL)
             one.wait(30)
     print("takeovers", [f"{gap:.1f} s" for gap in gaps])
-    runs = job_runs(conn, "note", limit=1000)
-    windows = sorted(one.window for one in runs)
-    assert windows == list(range(windows[0], windows[-1] + 1))
-    # The last kill may have met a run in the middle; all others are done, and each left one row.
-    unfinished = sum(one.outcome != "done" for one in runs)
-    assert unfinished <= 1
+    runs = {name: job_runs(conn, name, limit=1000) for name in ("note", "dawdle")}
+    for name, found in runs.items():
+        windows = sorted(one.window for one in found)
+        assert windows == list(range(windows[0], windows[-1] + 1, int(JOBS_HERE[name].every_s or 0)))
+        # The last kill may have met a run in the middle; all others are done, and each left one row.
+        assert sum(one.outcome != "done" for one in found) <= 1
+    # Leaders died in the middle of the long job; its runs were begun again.
+    assert any(one.attempt > 1 for one in runs["dawdle"])
     noted = conn.execute("SELECT count(*) FROM noted").fetchone()
     assert noted is not None
-    attempts = sum(one.attempt for one in runs)
-    assert len(runs) - unfinished <= noted[0] <= attempts
+    assert sum(one.outcome == "done" for one in runs["note"]) <= noted[0] <= sum(one.attempt for one in runs["note"])
+
+
+def test_a_long_job_does_not_hold_up_a_short_one_and_an_alarm_starts_its_job(conn: Connection, database: str) -> None:
+    release, stop, alarms = threading.Event(), threading.Event(), [Alarm(7, "confidence", "page"), Alarm(8, "leaf", "ticket")]
+
+    def wait(services: Services, conn: Connection) -> Figures:
+        return {"released": release.wait(60)}
+
+    def quick(services: Services, conn: Connection) -> Figures:
+        return {}
+
+    jobs = {
+        "slow": Job("slow", None, "", wait, on_alarm=frozenset({"page"})),
+        "quick": Job("quick", 1.0, "", quick),
+        "leaf": Job("leaf", None, "", quick, on_alarm=frozenset({"leaf"})),
+        "idle": Job("idle", None, "", quick, on_alarm=frozenset({"suffix"})),
+    }
+    services = Services(Settings(), database)
+    leader = threading.Thread(target=scheduler.run, args=(services, stop, jobs, lambda conn: alarms))
+    leader.start()
+    try:
+        until(lambda: [one.cause for one in job_runs(conn, "slow")] == [{"alarms": [7]}])
+        since = len(job_runs(conn, "quick"))
+        until(lambda: len(job_runs(conn, "quick")) >= since + 2)
+        assert [one.outcome for one in job_runs(conn, "slow")] == ["running"]
+        # The long job is at work, so nobody else may run it; any other may be run by hand beside the scheduler.
+        with connect(database) as other:
+            assert not hold(other, "slow")
+            assert hold(other, "leaf")
+        release.set()
+        until(lambda: [one.outcome for one in job_runs(conn, "slow")] == ["done"])
+    finally:
+        release.set()
+        stop.set()
+        leader.join(30)
+    assert not leader.is_alive()
+    assert [one.cause for one in job_runs(conn, "leaf")] == [{"alarms": [8]}]
+    assert job_runs(conn, "idle") == []
+    # What stops leading leaves the lead to others.
+    assert lead(conn)
+
+
+def test_what_is_no_job_any_more_leaves_the_store(conn: Connection, database: str) -> None:
+    def once(jobs: dict[str, Job]) -> list[str]:
+        stop = threading.Event()
+        leader = threading.Thread(target=scheduler.run, args=(Services(Settings(), database), stop, jobs))
+        leader.start()
+        until(lambda: all(any(one.outcome == "done" for one in job_runs(conn, name)) for name in jobs))
+        stop.set()
+        leader.join(30)
+        return sorted(name for (name,) in conn.execute("SELECT id FROM scheduler_job"))
+
+    def quick(services: Services, conn: Connection) -> Figures:
+        return {}
+
+    both = {name: Job(name, 3600.0, "", quick) for name in ("stays", "goes")}
+    assert once(both) == ["goes", "stays"]
+    conn.execute("DELETE FROM job_run")
+    conn.execute("UPDATE job_schedule SET after_window = after_window - 1")
+    assert once({"stays": both["stays"]}) == ["stays"]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """An open alarm, as monitors raise it."""
+
+    id: int
+    monitor: str
+    level: str
+
+
+def until(met: Callable[[], bool], timeout_s: float = 30) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not met():
+        assert time.monotonic() < deadline, "the condition was not met in time"
+        time.sleep(0.02)
 
 
 def _leader(conn: Connection, processes: "dict[int, subprocess.Popen[bytes]]", timeout_s: float = 60) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import psycopg
 from psycopg import errors
+from psycopg.pq import TransactionStatus
 
 from schemas.errors import RefuseToStartError, RetryLaterError
 from schemas.queries import migrations, queries
@@ -29,6 +30,17 @@ def transaction(conn: Connection) -> Iterator[None]:
             yield
     except (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, psycopg.OperationalError) as error:
         raise RetryLaterError(f"the transaction was undone ({str(error).strip()[:300]}); nothing was written, try it again") from error
+
+
+@contextmanager
+def joining(conn: Connection) -> Iterator[None]:
+    """The caller's transaction if there is one, else one of its own. For work that the caller undoes as a whole when it fails: the
+    savepoint of a nested `transaction` costs two round trips."""
+    if conn.info.transaction_status == TransactionStatus.INTRANS:
+        yield
+        return
+    with transaction(conn):
+        yield
 
 
 def rows(conn: Connection, query: str, **parameters: Any) -> list[tuple[Any, ...]]:

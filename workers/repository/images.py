@@ -8,7 +8,7 @@ from typing import Any
 
 from schemas.errors import RetryLaterError
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected, now
-from workers.repository.connection import Connection, row, rows, run, transaction
+from workers.repository.connection import Connection, joining, row, rows, run, transaction
 from workers.repository.counters import WHOLE_DATABASE, count_up
 from workers.repository.removal import remove
 
@@ -72,7 +72,7 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[tup
     for image in images:
         if image.image_id not in newest or image.version > newest[image.image_id].version:
             newest[image.image_id] = image
-    with transaction(conn):
+    with joining(conn):
         stored = {i: (key, version, state) for key, i, version, state in rows(conn, "lock_images_by_id", image_ids=sorted(newest))}
         fresh = [newest[i] for i in sorted(newest) if i not in stored or newest[i].version > stored[i][1]]
         remove(conn, [stored[image.image_id][0] for image in fresh if image.image_id in stored and stored[image.image_id][2] == "indexed"])
@@ -85,7 +85,7 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[tup
 
 def reject_image(conn: Connection, rejected: ImageRejected) -> bool:
     """Remembers a refusal and counts it once, however often it is replayed. Returns whether it is new."""
-    with transaction(conn):
+    with joining(conn):
         found = row(
             conn,
             "insert_rejection",

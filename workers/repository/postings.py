@@ -12,7 +12,7 @@ from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
 from schemas.records import Assignment, BoolArray, FloatArray, HalfArray, IntArray, Posting
 from workers.repository.binary import as_bytes, write_rows
-from workers.repository.connection import Connection, row, rows, run, transaction
+from workers.repository.connection import Connection, joining, row, rows, run, transaction
 from workers.repository.counters import count_up, totals
 from workers.repository.suffixes import Place, hand_out
 
@@ -53,7 +53,7 @@ def append(conn: Connection, generation: int, shape: IdentifierShape, assignment
     then stays an alternate itself, for that is where the model looks first. An image never gets more postings than asked.
     """
     work = {a.image_key: a for a in assignments}
-    with transaction(conn):
+    with joining(conn):
         outcomes = _standing(conn, generation, list(work))
         given = hand_out(conn, generation, shape, [a for key, a in work.items() if key not in outcomes])
         outcomes |= {key: _outcome(a, given.places.get(key)) for key, a in work.items() if key not in outcomes}

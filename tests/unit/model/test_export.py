@@ -12,7 +12,7 @@ from transformers import Qwen2ForCausalLM
 import model.export
 from model.checkpoint import Parts
 from model.decoder import Decoder
-from model.export import export_text_decoder, exported
+from model.export import export_text_decoder, exported, forget_exports
 from model.vllm_engine import ENVIRONMENT, VllmScorer
 from schemas.errors import RefuseToStartError, WorkFailedError
 from tests.unit.model.conftest import TEXTS
@@ -77,3 +77,14 @@ def test_without_vllm_its_engine_refuses_with_the_cure(parts: Parts, tmp_path: P
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(RefuseToStartError, match=r"constraints-vllm\.txt"):
         VllmScorer(Decoder(parts.sigma), tmp_path)
+
+
+def test_exports_of_generations_that_are_gone_are_deleted_unless_somebody_may_be_reading_them(parts: Parts, tmp_path: Path) -> None:
+    kept, gone = (exported(parts.sigma, tmp_path, name) for name in ("generation-11", "generation-1"))
+    half = tmp_path / f".{gone.name}.abc"
+    for folder in (half, tmp_path / "generation-1", tmp_path / "notes"):
+        folder.mkdir()
+    assert forget_exports(tmp_path, {"generation-11"}) == []
+    assert forget_exports(tmp_path, {"generation-11"}, older_than_s=-1) == [half.name, gone.name]
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["generation-1", kept.name, "notes"]
+    assert forget_exports(tmp_path / "nowhere", set()) == []

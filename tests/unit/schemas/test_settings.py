@@ -48,6 +48,7 @@ def test_real_services_are_read_whole_and_their_secrets_stay_hidden() -> None:
         "SIGMA_S3_ENDPOINT": "http://127.0.0.1:9000",
         "SIGMA_S3_ACCESS_KEY": "hunter3",
         "SIGMA_S3_SECRET_KEY": "hunter4",
+        "SIGMA_S3_SOURCE_BUCKETS": "their-images, more-images",
         "SIGMA_HTTPS_HOSTS": "images.example.org,*.example.net",
     }
     found = Settings.from_environment(environ)
@@ -55,6 +56,7 @@ def test_real_services_are_read_whole_and_their_secrets_stay_hidden() -> None:
     assert found.s3 is not None
     assert (found.kafka.bootstrap, found.kafka.tls, found.kafka.password) == (("one:9092", "two:9092"), True, "hunter2")
     assert (found.s3.endpoint, found.s3.secure, found.s3.secret_key) == ("127.0.0.1:9000", False, "hunter4")
+    assert found.s3.source_buckets == ("their-images", "more-images")
     assert found.https_hosts == ("images.example.org", "*.example.net")
     assert "hunter" not in repr(found)
 
@@ -74,3 +76,27 @@ def test_real_services_are_read_whole_and_their_secrets_stay_hidden() -> None:
 def test_half_configured_services_are_refused_with_the_cure(environ: dict[str, str], found: str) -> None:
     with pytest.raises(UsageError, match=re.escape(found)):
         Settings.from_environment(environ)
+
+
+def test_schedules_of_jobs_are_read_by_name() -> None:
+    found = Settings.from_environment({"SIGMA_SCHEDULE": "retrain=0 3 * * 0; recall-probe = */30 * * * *;prune=off;"})
+    assert {name: schedule.text for name, schedule in found.schedules} == {
+        "retrain": "0 3 * * 0",
+        "recall-probe": "*/30 * * * *",
+        "prune": "off",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("retrain", "no schedule in 'retrain'; write JOB=SCHEDULE"),
+        ("=off", "write JOB=SCHEDULE"),
+        ("prune=off; prune=off", "a job twice in 'prune=off'"),
+        ("retrain=61 * * * *", "SIGMA_SCHEDULE for retrain: '61 * * * *' is no schedule"),
+        ("retrain=", "SIGMA_SCHEDULE for retrain: '' is no schedule"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused_at_the_door(value: str, found: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(found)):
+        Settings.from_environment({"SIGMA_SCHEDULE": value})

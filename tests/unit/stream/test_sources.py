@@ -190,13 +190,19 @@ def test_objects_are_read_through_the_store() -> None:
         asked.append((bucket, key, cap_bytes))
         return bytes(101 if key == "large" else 3)
 
-    sources = Sources(100, None, read)
+    sources = Sources(100, None, read, buckets=("my-bucket.1",))
     assert sources.read("s3://my-bucket.1/folder/a b%20ü..jpg") == bytes(3)
     assert sources.read("S3://my-bucket.1//a") == bytes(3)
     assert asked == [("my-bucket.1", "folder/a b%20ü..jpg", 100), ("my-bucket.1", "/a", 100)]
     with pytest.raises(RejectInputError) as refused:
         sources.read("s3://my-bucket.1/large")
     assert refused.value.code == "too-many-bytes"
+    # Others may be open to the store's keys, but not to whoever sends an arrival.
+    for other in ("my-bucket.2", "my-bucket", "my-bucket.11"):
+        with pytest.raises(RejectInputError, match=r"none of those that may be read \(my-bucket\.1\)") as refused:
+            sources.read(f"s3://{other}/a.jpg")
+        assert refused.value.code == "outside-buckets"
+    assert len(asked) == 3
     with pytest.raises(RejectInputError, match="SIGMA_S3_ENDPOINT") as refused:
         Sources(100, None).read("s3://bucket/a.jpg")
     assert refused.value.code == "unsupported-source"

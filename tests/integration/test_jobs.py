@@ -1,0 +1,232 @@
+"""Jobs: each window and each alarm has one run, nothing that was missed vanishes, and what is wrong is told."""
+
+import json
+from argparse import Namespace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from ops.job_commands import list_jobs, run_job
+from ops.jobs import JOBS, Job, job, perform
+from ops.operating import jobs as jobs_command
+from ops.timetable import OVERDUE_S, job_alarms, plans
+from schemas.errors import RetryLaterError, UsageError, WorkFailedError
+from schemas.schedules import Schedule
+from schemas.settings import Settings
+from workers.repository.connection import Connection, connect
+from workers.repository.jobs import (
+    ATTEMPTS,
+    BACKLOG,
+    Calls,
+    adopt,
+    begin,
+    begin_by_hand,
+    end,
+    held,
+    hold,
+    job_run,
+    job_runs,
+    lead,
+    release,
+    waits,
+)
+from workers.services import Services
+
+TEN = Schedule.parse("every 10")
+NOW = int(datetime(2026, 11, 25, 12, 0, 5, tzinfo=UTC).timestamp())
+
+
+def nothing(services: Services, conn: Connection) -> dict[str, Any]:
+    """A job's work."""
+    return {}
+
+
+def work_off(conn: Connection, schedule: Schedule, now: int) -> list[int]:
+    """Run everything that is due; its windows."""
+    found = []
+    while (number := begin(conn, "j", schedule, now=now)) is not None:
+        end(conn, number, "done", {})
+        found.append(job_run(conn, number).window)
+    return found
+
+
+def test_a_window_is_begun_once_and_again_only_if_its_process_died(conn: Connection) -> None:
+    assert begin(conn, "j", TEN, now=NOW) is None
+    adopt(conn, "j", TEN, now=NOW)
+    first = begin(conn, "j", TEN, now=NOW)
+    assert first is not None
+    # Still marked as running, and whoever asks holds the job: its process must be gone.
+    assert begin(conn, "j", TEN, now=NOW + 1) == first
+    end(conn, first, "done", {"n": 1})
+    assert begin(conn, "j", TEN, now=NOW + 4) is None
+    assert [(one.window, one.attempt, one.outcome) for one in job_runs(conn)] == [(NOW // 10 * 10, 2, "done")]
+
+
+def test_missed_windows_are_made_up_for_in_order_and_older_ones_recorded_as_skipped(conn: Connection) -> None:
+    for schedule, step in ((TEN, 10), (Schedule.parse("* * * * *"), 60)):
+        conn.execute("TRUNCATE job_run, job_schedule")
+        adopt(conn, "j", schedule, now=NOW)
+        work_off(conn, schedule, NOW + step)
+        before = len(job_runs(conn))
+        made_up = work_off(conn, schedule, NOW + step * (BACKLOG + 6))
+        found = {one.window: one for one in job_runs(conn, limit=1000)}
+        assert sorted(found) == list(range(min(found), max(found) + 1, step))
+        assert len(found) == before + BACKLOG + 5
+        assert made_up == sorted(made_up)
+        skipped = sorted(window for window, one in found.items() if one.outcome == "skipped")
+        assert len(skipped) == 5
+        assert max(skipped) < made_up[0]
+        assert found[skipped[0]].figures == {"why": f"more than {BACKLOG} windows were missed"}
+
+
+def test_another_schedule_skips_what_the_old_one_still_had_and_counts_from_now(conn: Connection) -> None:
+    adopt(conn, "j", TEN, now=NOW)
+    assert len(work_off(conn, TEN, NOW)) == 1
+    daily = Schedule.parse("0 3 * * *")
+    adopt(conn, "j", daily, now=NOW + 30)
+    runs = job_runs(conn)
+    assert [one.outcome for one in runs].count("skipped") == 3
+    assert {"why": "its schedule was every 10 and became 0 3 * * *"} in [one.figures for one in runs]
+    # A leader that does not know yet finds nothing by the schedule that no longer holds.
+    assert begin(conn, "j", TEN, now=NOW + 100) is None
+    assert work_off(conn, daily, NOW + 86_400) == [NOW // 86_400 * 86_400 + 86_400 + 3 * 3600]
+    # While it is off there are no windows, and then they do not count as missed.
+    adopt(conn, "j", Schedule(), now=NOW + 90_000)
+    adopt(conn, "j", daily, now=NOW + 90_000 + 5 * 86_400)
+    assert work_off(conn, daily, NOW + 90_000 + 5 * 86_400) == []
+
+
+def test_a_run_that_takes_its_process_with_it_fails_at_last_and_one_by_hand_at_once(conn: Connection) -> None:
+    adopt(conn, "j", TEN, now=NOW)
+    numbers = [begin(conn, "j", TEN, now=NOW) for _ in range(ATTEMPTS + 1)]
+    assert len(set(numbers[:ATTEMPTS])) == 1
+    assert numbers[ATTEMPTS] is None
+    by_hand = begin_by_hand(conn, "j")
+    assert begin(conn, "j", TEN, now=NOW) is None
+    first, second = job_run(conn, numbers[0] or 0), job_run(conn, by_hand)
+    assert (first.outcome, first.attempt, first.figures) == ("failed", ATTEMPTS, {"error": f"its process died {ATTEMPTS} times"})
+    assert (second.outcome, second.window, second.cause, second.figures) == ("failed", -1, {"by": "hand"}, {"error": "its process died"})
+
+
+def test_an_alarm_calls_for_one_run_and_a_flood_waits_for_the_cool_down(conn: Connection) -> None:
+    off = Schedule()
+    adopt(conn, "j", off, now=NOW)
+    assert not waits(conn, "j", off)
+    assert waits(conn, "j", off, Calls([3, 4], 3600))
+    number = begin(conn, "j", off, Calls([3, 4], 3600))
+    assert number is not None
+    # Its process dies: it is begun again for the same alarms.
+    assert begin(conn, "j", off, Calls([3, 4, 5], 3600)) == number
+    end(conn, number, "failed", {})
+    assert job_run(conn, number).cause == {"alarms": [3, 4]}
+    assert begin(conn, "j", off, Calls([3, 4, 5], 3600)) is None
+    conn.execute("UPDATE job_run SET ended_at = ended_at - interval '1 hour'")
+    assert begin(conn, "j", off, Calls([3, 4], 3600)) is None
+    later = begin(conn, "j", off, Calls([3, 4, 5], 3600))
+    assert later is not None
+    assert job_run(conn, later).cause == {"alarms": [5]}
+
+
+def test_only_one_leads_and_only_one_holds_a_job(conn: Connection, database: str) -> None:
+    assert lead(conn)
+    assert hold(conn, "j")
+    with connect(database) as other:
+        assert not lead(other)
+        assert not hold(other, "j")
+        assert held(other, "j")
+        assert not held(other, "k")
+        release(conn, "j")
+        assert not held(other, "j")
+        assert hold(other, "j")
+
+
+@pytest.mark.parametrize("error", [WorkFailedError("no room"), ValueError("no room")])
+def test_a_failure_is_recorded_and_told_until_the_job_succeeds(conn: Connection, database: str, error: Exception) -> None:
+    def fail(services: Services, conn: Connection) -> dict[str, Any]:
+        raise error
+
+    jobs = {"broken": Job("broken", 10.0, "fails", fail)}
+    services = Services(Settings(), database)
+    adopt(conn, "broken", TEN, now=NOW)
+    with pytest.raises(WorkFailedError, match="no room"):
+        perform(services, conn, jobs["broken"], begin_by_hand(conn, "broken"))
+    (found,) = job_runs(conn, "broken")
+    assert (found.outcome, found.window) == ("failed", -1)
+    (alarm,) = job_alarms(conn, jobs, now=NOW)
+    assert alarm.startswith("job broken failed at 20")
+    assert "no room; it runs again at 2026-11-25 12:00:05 UTC, or now: sigma jobs run broken" in alarm
+    perform(services, conn, Job("broken", 10.0, "works", nothing), begin_by_hand(conn, "broken"))
+    assert job_alarms(conn, jobs, now=NOW) == []
+
+
+def test_a_window_that_nobody_runs_is_told_once_it_waited_too_long(conn: Connection) -> None:
+    jobs = {"j": Job("j", 10.0, "", nothing)}
+    assert job_alarms(conn, jobs, now=NOW) == []
+    adopt(conn, "j", TEN, now=NOW)
+    assert job_alarms(conn, jobs, now=NOW) == []
+    (alarm,) = job_alarms(conn, jobs, now=NOW + OVERDUE_S)
+    assert alarm.startswith("job j is due since 2026-11-25 12:00:00 UTC and nobody runs it")
+    assert begin(conn, "j", TEN, now=NOW) is not None
+    assert job_alarms(conn, jobs, now=NOW) == ["job j was left unfinished by a process that died: see that a scheduler runs (sigma up)"]
+    assert hold(conn, "j")
+    assert job_alarms(conn, jobs, now=NOW + OVERDUE_S) == []
+
+
+def test_settings_override_schedules_switch_jobs_off_and_must_name_jobs_that_exist() -> None:
+    jobs = {"a": Job("a", 10.0, "", nothing), "b": Job("b", None, "", nothing, on_alarm=frozenset({"page"}))}
+    found = plans(Settings.from_environment({"SIGMA_SCHEDULE": "a=0 3 * * 0"}), jobs)
+    assert (found["a"].schedule.text, found["b"].schedule.text, found["b"].on_alarm) == ("0 3 * * 0", "off", {"page"})
+    found = plans(Settings.from_environment({"SIGMA_SCHEDULE": "a=off; b=off"}), jobs)
+    assert (found["a"].schedule.off, found["b"].on_alarm) == (True, frozenset())
+    with pytest.raises(UsageError, match="SIGMA_SCHEDULE names the job 'c', known are a, b"):
+        plans(Settings.from_environment({"SIGMA_SCHEDULE": "c=off"}), jobs)
+
+
+def test_the_list_shows_schedules_next_windows_and_results(conn: Connection, database: str) -> None:
+    services = Services(Settings.from_environment({"SIGMA_SCHEDULE": "prune=0 3 * * 0"}), database)
+    adopt(conn, "recall-probe", Schedule.parse("every 3600"))
+    document, text = run_job(services, conn, "prune")
+    assert (document["runs"][0]["outcome"], document["runs"][0]["cause"]) == ("done", {"by": "hand"})
+    assert not held(conn, "prune")
+    document, text = list_jobs(services, conn)
+    found = {one["name"]: one for one in document["jobs"]}
+    assert set(found) == set(JOBS)
+    assert (found["prune"]["schedule"], found["prune"]["last"]["outcome"]) == ("0 3 * * 0", "done")
+    assert f"{datetime.fromisoformat(found['prune']['next']):%a %H:%M}" == "Sun 03:00"
+    assert found["recall-probe"]["every_s"] == 3600
+    assert datetime.fromisoformat(found["recall-probe"]["next"]) <= datetime.now(UTC)
+    assert "0 3 * * 0" in text
+    json.dumps(document)
+
+
+def test_a_job_that_runs_elsewhere_is_not_run_by_hand(conn: Connection, database: str) -> None:
+    services = Services(Settings(), database)
+    assert hold(conn, "prune")
+    with connect(database) as other, pytest.raises(RetryLaterError, match="prune is running elsewhere"):
+        run_job(services, other, "prune")
+    with pytest.raises(UsageError, match="recall-probe"):
+        job("nothing")
+
+
+def test_the_command_wants_a_name_to_run_and_only_then(database: str) -> None:
+    settings = Settings(database_url=database)
+    for action, name in (("run", None), ("list", "prune")):
+        with pytest.raises(UsageError, match="sigma jobs run NAME"):
+            jobs_command(Namespace(action=action, name=name, json=True), settings)
+
+
+def test_windows_of_an_older_schema_are_named_by_their_second(conn: Connection) -> None:
+    from schemas.queries import migrations
+
+    conn.execute("TRUNCATE job_run")
+    conn.execute("DROP TABLE job_schedule")
+    conn.execute("ALTER TABLE job_run DROP COLUMN cause")
+    conn.execute("DROP INDEX job_run_newest")
+    hour, day = NOW // 3600, NOW // 86_400
+    conn.execute("INSERT INTO job_run (job, time_window, outcome) VALUES ('recall-probe', %s, 'done'), ('prune', %s, 'done')", (hour, day))
+    conn.execute(next(step.sql for step in migrations() if step.version == 7))
+    assert {one.job: one.window for one in job_runs(conn)} == {"recall-probe": hour * 3600, "prune": day * 86_400}
+    adopt(conn, "recall-probe", Schedule.parse("every 3600"), now=NOW + 7200)
+    number = begin(conn, "recall-probe", Schedule.parse("every 3600"), now=NOW + 7200)
+    assert job_run(conn, number or 0).window == (hour + 1) * 3600
