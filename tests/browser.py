@@ -81,7 +81,8 @@ class Browser:
     def boxes(self, selector: str) -> dict[str, tuple[int, int, int, int]]:
         """(left, top, right, bottom) in pixels of the whole page, by the id of each element that is shown."""
         script = (
-            f"[...document.querySelectorAll({json.dumps(selector)})].map(e => [e.id, e.getBoundingClientRect()]).filter(([, r]) => r.width > 0)"
+            f"[...document.querySelectorAll({json.dumps(selector)})].map(e => [e.id, e.getBoundingClientRect()])"
+            ".filter(([, r]) => r.width > 0)"
             ".map(([id, r]) => [id, [r.left + scrollX, r.top + scrollY, r.right + scrollX, r.bottom + scrollY]])"
         )
         return {name: tuple(round(one) for one in box) for name, box in self.evaluate(script)}

@@ -17,7 +17,7 @@ from workers.repository.generations import create_generation, promote, set_state
 
 DAYS, EVERY = 14, timedelta(hours=4)
 SHAPE = IdentifierShape(codes=(24, 16, 8, 16), suffixes=64)
-MONITORS = ("codes-id1", "codes-id2", "codes-id3", "codes-id4", "embedding", "confidence", "agreement", "leaf-load", "query-score")
+MONITORS = ("id1", "id2", "id3", "id4", "embedding", "novelty", "confidence", "agreement", "leaf-load", "suffix-pressure", "query-score")
 HOSTILE = "</table><script>console.error('escaped')</script><img src=x onerror=alert(1)> \u202e\u0007 $\\frac{1}{"
 """A text that would break the page, its direction, an XML parser or a formula, wherever it is not escaped."""
 
@@ -88,9 +88,9 @@ def _run(conn: Connection, job: str, at: datetime, figures: dict[str, Any], outc
 
 def _alarms(conn: Connection, begin: datetime) -> None:
     for monitor, level, raised, cleared in (
-        ("codes-id1", "ticket", 0.44, 0.66),
+        ("id1", "page", 0.5, 0.66),
         ("embedding", "ticket", 0.46, 0.66),
-        ("recall", "page", 0.5, 0.66),
+        ("novelty", "page", 0.5, 0.66),
         ("query-score", "ticket", 0.97, None),
     ):
         times = [None if share is None else begin + timedelta(days=DAYS) * share for share in (raised, cleared)]
@@ -119,7 +119,7 @@ def _probe(share: float, chance: Random) -> dict[str, Any]:
 
 
 def _look(share: float, chance: Random) -> dict[str, Any]:
-    felt = {"codes-id1": 1.9, "codes-id2": 1.1, "codes-id3": 0.5, "codes-id4": 0.4, "embedding": 1.6, "confidence": 0.9, "query-score": 0.7}
+    felt = {"id1": 1.9, "id2": 1.1, "id3": 0.5, "id4": 0.4, "embedding": 1.6, "novelty": 2.2, "confidence": 0.9, "query-score": 0.7}
     monitors = []
     for name in MONITORS:
         effect = 0.2 * (0.25 + felt.get(name, 0.2) * strength(share) + 0.14 * chance.random())
@@ -135,7 +135,7 @@ def _look(share: float, chance: Random) -> dict[str, Any]:
         "monitors": monitors,
         "histograms": {f"id{level}": _codes(level, codes, strength(share)) for level, codes in enumerate(SHAPE.codes, start=1)},
         "leaf": {"gini": 0.41 + 0.2 * strength(share), "p99": 31 + 22 * strength(share), "max": 60 + 40 * strength(share)},
-        "suffix_pressure": 0.3 + 0.5 * strength(share),
+        "suffix_pressure": 0.02 + 0.2 * strength(share),
         "pages": int(0.5 <= share < 0.66),
         "tickets": sum(one["alarm"] for one in monitors),
     }

@@ -1,5 +1,6 @@
 """`sigma report`: reads the records, compares two generations where that is asked for, and writes a page, JSON or a few lines."""
 
+import logging
 from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,8 @@ def report(options: Namespace, settings: Settings) -> int:
     if options.out is not None:
         _check(options.out)
     threads(settings)
+    # It tells of caches that it builds or cannot keep, which is nobody's concern here.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with services(settings) as found, ready(found, "report") as conn:
         (_drift if options.what == "drift" else _recall)(options, found, conn)
     return 0

@@ -8,11 +8,12 @@ from typing import Any
 from ops.report.examples import Comparison
 from ops.report.figures import YOUNG, Look, Probe, Recall, look_of, pooled, probe_of
 from ops.report.timeline import Switch, Timeline, switches, timeline
+from ops.report.words import plain, span
 from workers.repository.connection import Connection
 from workers.repository.history import done_since, newest_done
 
 STALE = timedelta(hours=3)
-"""Age of the newest hourly record above which a report says that the scheduler may be gone."""
+"""Age of the newest run of an hourly job above which a report says that the scheduler may be gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def drift_report(conn: Connection, now: datetime, days: int) -> DriftReport:
     happened = timeline(conn, now - timedelta(days=days), now)
     runs = done_since(conn, "drift-report", happened.since, without=("histograms",))
     looks = [one for one in map(look_of, runs) if one is not None]
-    last = newest_done(conn, "drift-report", "histograms")
+    last = newest_done(conn, "drift-report", "monitors")
     newest = look_of(last) if last else looks[-1] if looks else None
     seen = [(one.at, one.generation) for one in looks]
     return DriftReport(happened, tuple(looks), newest, tuple(switches(happened.generations, seen, happened.since)))
@@ -111,10 +112,15 @@ def _head(kind: str, happened: Timeline, missing: Sequence[tuple[str, str]]) -> 
 def _missing(happened: Timeline, newest: datetime | None, job: str, words: str) -> list[tuple[str, str]]:
     if happened.live is None:
         return [("No generation is live yet, so there is nothing to measure.", "sigma train --manifest F --promote")]
-    if newest is None:
-        return [(f"There has been no {words} yet. The scheduler makes one every hour; this makes one now:", f"sigma jobs run {job}")]
-    if happened.until - newest > STALE:
-        hours = (happened.until - newest).total_seconds() / 3600
-        age = f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"
-        return [(f"The newest {words} is {age} old, though one is due every hour: is a scheduler running?", "sigma jobs list")]
-    return []
+    done = [one for one in happened.runs if one.job == job and one.outcome == "done"]
+    why = plain(done[-1].figures.get("why") or "", 160) if done else ""
+    found = []
+    if newest is None and why:
+        found.append((f"There is no {words} to show yet: {why}. The scheduler tries every hour; this tries now:", f"sigma jobs run {job}"))
+    elif newest is None:
+        found.append((f"There has been no {words} yet. The scheduler makes one every hour; this makes one now:", f"sigma jobs run {job}"))
+    last = max([one.started_at for one in done], default=newest)
+    if last is not None and happened.until - last > STALE:
+        age = span((happened.until - last).total_seconds())
+        found.append((f"{job} ran {age} ago, though it is due every hour: is a scheduler running?", "sigma jobs list"))
+    return found

@@ -7,7 +7,7 @@ from ops.report.html import Html, table
 from ops.report.job_plots import job_plot
 from ops.report.page import Card, notices, page, plots, section
 from ops.report.tables import alarm_card, generation_card, mark, shared
-from ops.report.words import count, figure, monitor_words, percent
+from ops.report.words import count, figure, monitor_meaning, monitor_words, percent
 
 
 def drift_page(report: DriftReport, again: str) -> str:
@@ -70,6 +70,7 @@ def _numbers(look: Look | None) -> Html:
     rows = [
         (
             monitor_words(one.monitor),
+            monitor_meaning(one.monitor),
             figure(one.effect),
             figure(one.limit),
             figure(one.p),
@@ -78,6 +79,6 @@ def _numbers(look: Look | None) -> Html:
         )
         for one in sorted(look.readings, key=lambda one: -one.ratio)
     ]
-    heads = ("Monitor", "Effect", "Its limit", "p", "Its limit", "")
+    heads = ("Monitor", "Watches", "Effect", "Its limit", "p", "Its limit", "")
     made = table("Monitors of the newest look, nearest to its limit first", heads, rows, "No monitor could be read.")
     return section("The newest look in numbers", made)

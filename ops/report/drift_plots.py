@@ -204,7 +204,9 @@ def _leaves(report: DriftReport) -> Plot:
     step = -(-len(looks) // _POINTS)
     shown = looks[::-1][::step][::-1]
     panels = [("Gini of the leaf loads", lambda one: one.leaf.get("gini")), ("Images in a leaf, p99", lambda one: one.leaf.get("p99"))]
-    panels += [("Suffix pressure", lambda one: one.suffix_pressure)] if any(one.suffix_pressure is not None for one in shown) else []
+    panels += (
+        [("Images in nearly full leaves", lambda one: one.suffix_pressure)] if any(one.suffix_pressure is not None for one in shown) else []
+    )
 
     def draw(sheet: Sheet) -> Figure:
         figure = sheet.figure(136 if sheet.wide else 118 * len(panels))
@@ -228,6 +230,6 @@ def _leaves(report: DriftReport) -> Plot:
         "How full the leaves are",
         f"Line charts of the leaf loads over time. Newest: {spoken}{pressure}.",
         "A rising Gini or p99 means that arrivals crowd into few leaves: queries that reach them rank more candidates and get slower. "
-        "Suffix pressure near 1 spills images to their second-best leaf. Re-clustering spreads them: `sigma jobs run recluster`.",
+        "Images whose leaf is full spill to their second-best one. Re-clustering spreads them: `sigma jobs run recluster`.",
         draw,
     )

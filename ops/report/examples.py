@@ -21,7 +21,7 @@ PROBES = 100
 DEPTH, TOP = 10, 3
 """How deep an answer is looked at, and how many of its images an example shows."""
 
-SHOWN = 4
+SHOWN = 6
 """Examples of each kind."""
 
 _BATCH = 16

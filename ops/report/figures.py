@@ -146,7 +146,7 @@ def probe_of(run: JobRun) -> Probe | None:
 
 
 def look_of(run: JobRun) -> Look | None:
-    """The look that a run recorded; None where nothing was examined."""
+    """The look that a run recorded; None where too little had arrived to look at."""
     figures = run.figures
     generation, monitors = _count(figures.get("generation")), figures.get("monitors")
     if generation is None or not isinstance(monitors, list):
@@ -154,11 +154,14 @@ def look_of(run: JobRun) -> Look | None:
     leaf, found = figures.get("leaf"), figures.get("histograms")
     loads = {name: number(leaf.get(name)) for name in ("gini", "p99", "max")} if isinstance(leaf, dict) else {}
     histograms = {name: _histogram(found[name]) for name in LEVELS if name in found} if isinstance(found, dict) else {}
+    readings = tuple(one for one in map(_reading, monitors) if one is not None)
+    if not readings:
+        return None
     return Look(
         at=run.started_at,
         generation=generation,
         images=_count(figures.get("images")) or 0,
-        readings=tuple(one for one in map(_reading, monitors) if one is not None),
+        readings=readings,
         leaf={name: value for name, value in loads.items() if value is not None},
         suffix_pressure=number(figures.get("suffix_pressure")),
         histograms={name: one for name, one in histograms.items() if one is not None},

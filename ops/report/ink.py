@@ -43,6 +43,7 @@ _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _LONG_NUMBER = re.compile(r"(\d+\.\d{2})\d+")
 _NUMBERS = {"clip-path", "d", "transform", "style", "x", "y", "width", "height", "viewBox"}
+_NOT_XML = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ufffe\\uffff]")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)px")
 
 STYLE: dict[Any, Any] = {
@@ -196,7 +197,7 @@ def _drawn(draw: Callable[[Sheet], Figure], sheet: Sheet, name: str) -> str:
 
 def inline(svg: str, name: str) -> str:
     """An SVG file as an element for a page: no style of its own, ids that are unique on the page, colours by variable."""
-    root = ElementTree.fromstring(svg)
+    root = ElementTree.fromstring(_NOT_XML.sub("", svg))
     for parent in root.iter():
         for child in [one for one in parent if one.tag in (f"{_SVG}metadata", f"{_SVG}style", f"{_SVG}title")]:
             parent.remove(child)

@@ -123,6 +123,8 @@ def _line(axes: Axes, part: Sequence[Point]) -> None:
         times, [point.low for point in part], [point.high for point in part], color=ink.OURS, alpha=0.16, linewidth=0, label="_interval"
     )
     alone = ink.marks_if_few(len(part))
+    if alone:
+        axes.vlines(times, [point.low for point in part], [point.high for point in part], color=ink.OURS, linewidth=1.4, alpha=0.6)
     axes.plot(times, [point.exact for point in part], color=ink.EXACT, linewidth=1.3, linestyle=(0, (4, 2)), label="exact search", **alone)
     axes.plot(times, [point.ours for point in part], color=ink.OURS, label="ours", **alone)
 

@@ -15,6 +15,21 @@ COHORT_WORDS = {
     "trained": "learned in training",
 }
 
+MONITORS = {
+    "id1": ("first codes", "which of the first codes images get"),
+    "id2": ("second codes", "which of the second codes images get"),
+    "id3": ("third codes", "which of the third codes images get"),
+    "id4": ("fourth codes", "which of the fourth codes images get"),
+    "embedding": ("embedding", "where the images lie, on average"),
+    "novelty": ("novelty", "how many images lie far from all that was there"),
+    "confidence": ("confidence", "how sure the model is of the identifiers it gives"),
+    "agreement": ("agreement", "how often the model and the codebook give the same first code"),
+    "leaf-load": ("leaf load", "how many images share a leaf"),
+    "suffix-pressure": ("suffix pressure", "how many images stand in leaves that are nearly full"),
+    "query-score": ("query score", "how good the best answers of real queries are"),
+}
+"""Names and meanings of the monitors there are; one that is not listed is shown by its own name."""
+
 GLOSSARY = {
     "R@10": (
         "Recall at ten. Each probe asks the caption of a known image; R@10 is the share of captions whose own image is among the first "
@@ -36,8 +51,8 @@ GLOSSARY = {
     "gate": "What a candidate must pass before it may answer: it may not lose recall on probes beyond a set bound, nor hold fewer images.",
     "effect": "How far what arrives now differs from what the generation learned from, in the monitor's own unit. 0 is no difference.",
     "limit": (
-        "What an effect stays below while nothing drifts, found by replaying drift-free arrivals. An alarm needs an effect above its "
-        "limit and a p-value below its own."
+        "The effect from which a difference matters. An alarm needs both: an effect at its limit or beyond, and a p-value at its own limit "
+        "or below, which was found by replaying drift-free arrivals."
     ),
     "p-value": "How often chance alone gives as large an effect while nothing drifts, corrected for the number of monitors.",
     "ticket, page": "A ticket can wait for working hours. A page cannot: recall itself has moved.",
@@ -48,8 +63,8 @@ GLOSSARY = {
         "and the load that 99 of 100 images' leaves stay below."
     ),
     "suffix pressure": (
-        "Images in one leaf are told apart by a suffix, of which there are only so many: how full the fullest leaves are, as a share. "
-        "At 1, arrivals spill to the next-best leaf."
+        "Images in one leaf are told apart by a suffix, of which there are only so many: the share of arrivals whose leaf is nearly "
+        "full. When a leaf is full, arrivals spill to their next-best one."
     ),
 }
 
@@ -101,4 +116,9 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
 def monitor_words(name: str) -> str:
     """A monitor's name as words."""
-    return plain(name.replace("_", " ").replace("-", " "), 40)
+    return MONITORS[name][0] if name in MONITORS else plain(name.replace("_", " ").replace("-", " "), 40)
+
+
+def monitor_meaning(name: str) -> str:
+    """What a monitor watches."""
+    return MONITORS[name][1] if name in MONITORS else "—"

@@ -4,11 +4,12 @@ SELECT job, time_window, attempt, outcome, figures - %(without)s::text[], starte
 WHERE job = %(job)s AND outcome = 'done' AND started_at >= %(since)s ORDER BY started_at DESC, id DESC LIMIT %(amount)s;
 
 -- name: job_newest
--- The newest run of a job that came to a good end and whose figures hold this key.
+-- The newest run of a job that came to a good end and whose figures hold something under this key.
 SELECT job, time_window, attempt, outcome, figures, started_at, ended_at FROM job_run
-WHERE job = %(job)s AND outcome = 'done' AND figures ? %(key)s ORDER BY started_at DESC, id DESC LIMIT 1;
+WHERE job = %(job)s AND outcome = 'done' AND coalesce(figures -> %(key)s, 'null') NOT IN ('null', '[]', '{}') ORDER BY started_at DESC, id DESC LIMIT 1;
 
 -- name: job_outcomes
--- How the runs of all jobs since then went, newest first, with nothing of their figures but the reason of a failure.
-SELECT job, time_window, attempt, outcome, jsonb_strip_nulls(jsonb_build_object('error', figures -> 'error')), started_at, ended_at
+-- How the runs of all jobs since then went, newest first; of their figures only why one failed, or had nothing to do.
+SELECT job, time_window, attempt, outcome, jsonb_strip_nulls(jsonb_build_object('error', figures -> 'error', 'why', figures -> 'why')),
+       started_at, ended_at
 FROM job_run WHERE started_at >= %(since)s ORDER BY started_at DESC, id DESC LIMIT %(amount)s;

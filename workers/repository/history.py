@@ -17,11 +17,11 @@ def done_since(conn: Connection, job: str, since: datetime, *, without: Sequence
 
 
 def newest_done(conn: Connection, job: str, key: str) -> JobRun | None:
-    """The newest run of a job that is done and whose figures hold `key`."""
+    """The newest run of a job that is done and whose figures hold something under `key`."""
     found = row(conn, "job_newest", job=job, key=key)
     return None if found is None else JobRun(*found)
 
 
 def outcomes_since(conn: Connection, since: datetime) -> list[JobRun]:
-    """All runs begun since then, oldest first; their figures hold at most the reason of a failure, under `error`."""
+    """All runs begun since then, oldest first; of their figures only `error` of those that failed and `why` of those idle."""
     return [JobRun(*one) for one in reversed(rows(conn, "job_outcomes", since=since, amount=MOST_RUNS))]
