@@ -28,7 +28,6 @@ def report(options: Namespace, settings: Settings) -> int:
         raise UsageError(f"--days is {options.days}, allowed are 1 to {_MOST_DAYS:,}")
     if options.out is not None:
         _check(options.out)
-    threads(settings)
     # It tells of caches that it builds or cannot keep, which is nobody's concern here.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with services(settings) as found, ready(found, "report") as conn:
@@ -43,6 +42,8 @@ def _recall(options: Namespace, found: Services, conn: Connection) -> None:
 
     # Two models are loaded for the examples: a short summary does without.
     short = options.out is None and not options.json
+    if not short:
+        threads(found.settings)
     comparison = Comparison(why="Not asked for.") if short else compare(found, conn)
     made = recall_report(conn, comparison, datetime.now(UTC), options.days)
     if options.out is not None:

@@ -122,7 +122,7 @@ def compare(services: Services, conn: Connection, probes: int = PROBES) -> Compa
     try:
         wanted = _sample(conn, before.id, after.id, probes)
         old, new = (_answers(services, one, wanted) for one in pair)
-    except SigmaError as error:
+    except (SigmaError, OSError) as error:
         return Comparison(before.id, after.id, why=f"Generations {before.id} and {after.id} could not be compared: {error}.")
     found = [Example(text, image_id, one, other) for (text, image_id), one, other in zip(wanted, old, new, strict=True)]
     why = None if found else f"No image with a caption is in both generation {before.id} and generation {after.id}."

@@ -37,7 +37,7 @@ _VARIABLES = {
     GRID: "--grid",
     PAPER: "--card",
 }
-_WIDE_PT, _NARROW_PT = 680, 340
+_WIDE_PT, _NARROW_PT = 680, 316
 _DOTS_PER_INCH = 72
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"

@@ -82,12 +82,11 @@ def _examples(found: Comparison, pictures: Mapping[str, str]) -> Html:
         return tag("p", found.why, class_="empty")
     better, worse = found.better, found.worse
     same = len(found.examples) - len(better) - len(worse)
-    chance = (
-        f"So lopsided a result comes about by chance in {percent(found.chance)} of cases: this is "
-        f"{'more than chance' if found.chance < _LIKELY else 'no proof of a difference'}."
-        if better or worse
-        else ""
-    )
+    chance = ""
+    if found.chance < _LIKELY:
+        chance = f"So lopsided a result is chance in {percent(found.chance)} of cases only: the generations differ."
+    elif better or worse:
+        chance = f"That is no more lopsided than chance makes it (sign test, p = {found.chance:.2f})."
     said = (
         f"{count(len(found.examples), 'caption')} of known images, asked of G{found.before} and of G{found.after}, over what they hold "
         f"now: {len(better)} better, {len(worse)} worse, {same} in the same place. {chance} The image that was meant is framed."

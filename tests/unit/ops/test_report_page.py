@@ -2,9 +2,11 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+from ops.cli import main
 from ops.report import ink
 from ops.report.html import Html, prose, table, tag, text
 from ops.report.page import Card, page
@@ -73,7 +75,7 @@ def test_a_drawing_takes_its_colours_from_the_page_and_its_ids_collide_with_no_o
         assert "var(--ours)" in svg
         assert not re.search(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]|<style|<script|<metadata|font-family|http://(?!www\.w3\.org/2000/svg)", svg)
     assert 'viewBox="0 0 680 120"' in one.wide
-    assert 'viewBox="0 0 340 120"' in one.narrow
+    assert 'viewBox="0 0 316 120"' in one.narrow
 
 
 def test_a_page_allows_no_script_and_no_network_and_says_how_to_make_it_again() -> None:
@@ -83,6 +85,17 @@ def test_a_page_allows_no_script_and_no_network_and_says_how_to_make_it_again() 
     assert not re.search(r"(?:src|href)=\"(?!data:)", made)
     assert "<code>sigma report recall --out r.html</code>" in made
     assert "<code>sigma report recall --json</code>" in made
+
+
+def test_bad_usage_is_refused_in_one_line_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SIGMA_HOME", str(tmp_path / "home"))
+    for wrong in (("--days", "0"), ("--days", "9999"), ("--out", str(tmp_path)), ("--out", str(tmp_path / "none" / "x.html"))):
+        assert main(["report", "recall", *wrong]) == 2
+        said = capsys.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1), wrong
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_page_beyond_its_cap_is_refused_with_the_cure() -> None:
