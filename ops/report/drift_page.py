@@ -41,7 +41,7 @@ def verdict(report: DriftReport) -> str:
     if pages:
         return f"{said} {count(pages, 'page')} {'is' if pages == 1 else 'are'} open: recall has moved. See `sigma report recall`."
     if beyond:
-        return f"{said} Recall has not moved beyond its bound, so this can wait for working hours: see the captions for what to do."
+        return f"{said} No page is open, so this can wait for working hours: the captions say what to do."
     return said
 
 
