@@ -10,6 +10,7 @@ from typing import Any
 from ops import commands as work
 from ops import operating as operate
 from ops import training
+from ops.report import command as reporting
 from schemas.errors import SigmaError
 from schemas.settings import Settings
 
@@ -107,6 +108,7 @@ def _looking(add: Add) -> None:
     jobs = add("jobs", operate.jobs, "scheduled jobs and their runs, or run one now")
     jobs.add_argument("action", choices=("list", "run"), nargs="?", default="list")
     jobs.add_argument("name", nargs="?", metavar="NAME")
+    reporting.add_options(add("report", reporting.report, "recall or drift over time, as a page with plots, JSON or a few lines"))
     delete = add("delete", operate.delete, "remove images from all answers at once")
     delete.add_argument("image_ids", nargs="+", metavar="IMAGE_ID")
     letters = add("dead-letters", operate.dead_letters, "events that could not be used, and why")
