@@ -105,11 +105,15 @@ def train(options: Namespace, settings: Settings) -> int:
         seed=options.seed,
         base=options.base or SHIPPED,
         adapt=options.adapt,
-        promote=options.promote,
     )
     entries = entries_of(options.manifest, None)
-    with services(settings) as found, ready(found, "train"):
+    with services(settings) as found, ready(found, "train") as conn:
         result = run(found, entries, request, bar)
+        if options.promote and result.state == "shadow":
+            from ops.gate import promote
+
+            promote(found, conn, result.generation)
+            result = replace(result, state="live")
     hint = {"building": "go on with --resume", "shadow": f"make it live with: sigma generations promote {result.generation}"}
     then = hint.get(result.state, "it answers queries")
     text = f"generation {result.generation} is {result.state}, trained on {result.images:,} images; {then}"

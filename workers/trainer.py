@@ -28,10 +28,10 @@ from workers.append import Appender
 from workers.pictures import StoredPictures
 from workers.repository import generations
 from workers.repository.connection import Connection
-from workers.repository.images import missing_images
-from workers.repository.postings import InitialLoad, append, bulk_append
+from workers.repository.postings import InitialLoad, bulk_append
 from workers.seeding import Seeded, seed_images
 from workers.services import Services
+from workers.switching import publish
 
 STAGES = ("codebook", "memorize", "comprehend", "align")
 _BATCH = 64
@@ -47,7 +47,6 @@ class TrainRequest:
     seed: int = 0
     base: Path = SHIPPED
     adapt: str = "auto"
-    promote: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +102,8 @@ def train(services: Services, entries: Sequence[ManifestEntry], request: TrainRe
                 progress,
             )
             bulk_append(conn, generation, load)
-            state = publish(
-                services,
-                conn,
-                generation,
-                Appender(generation, checkpoint.sigma, checkpoint.encoder, services.settings.postings),
-                request.promote,
-                progress,
-            )
+            appender = Appender(generation, checkpoint.sigma, checkpoint.encoder, services.settings.postings)
+            state = publish(services, conn, generation, appender, progress)
     return TrainResult(generation, state, len(material.pictures), material.seeded.rejected, figures)
 
 
@@ -166,28 +159,6 @@ def initial_load(
         embeddings=embeddings.astype(np.float16),
         confidences=confidences,
     )
-
-
-def publish(services: Services, conn: Connection, generation: int, appender: Appender, promote: bool, progress: Progress) -> str:
-    """Catch up with images that arrived meanwhile and let new ones in; promote if asked, or if nothing is live. Returns the state."""
-    catch_up(services, conn, appender, progress)
-    generations.set_state(conn, generation, "shadow")
-    # From here on the index workers assign every arrival in this generation too; what came in between is caught up.
-    catch_up(services, conn, appender, progress)
-    if promote or generations.live(conn) is None:
-        generations.promote(conn, generation)
-    return generations.get(conn, generation).state
-
-
-def catch_up(services: Services, conn: Connection, appender: Appender, progress: Progress) -> int:
-    """Assign every image of the database that the generation lacks; returns how many."""
-    store, after, done = services.store, 0, 0
-    while missing := missing_images(conn, appender.generation, after=after, limit=_BATCH):
-        after = missing[-1].image_key
-        inferred = appender.infer(StoredPictures(store, [image.normalized_uri for image in missing])[:])
-        work = [one.assignment(image.image_key) for one, image in zip(inferred, missing, strict=True)]
-        done += len(append(conn, appender.generation, appender.shape, work))
-    return done
 
 
 def _material(services: Services, conn: Connection, entries: Sequence[ManifestEntry], profile: Profile, progress: Progress) -> _Material:

@@ -77,7 +77,7 @@ class Fleet:
                 "SIGMA_S3_BUCKET": settings.s3.bucket,
             }
         with (self.folder / f"{role}.log").open("ab") as log:
-            command = ["ops.cli", "worker", "intake"] if role == "intake" else ["ops.bench.stub"]
+            command = ["ops.cli", "worker", "intake"] if role == "intake" else ["ops.bench.stub", role]
             process = subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self.members.append(Member(role, process))
         return self.members[-1]
