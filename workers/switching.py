@@ -72,13 +72,19 @@ class Sweep:
         self._services, self._conn = services, conn
         self._appender, self._load = appender, load
 
-    def run(self, after: int = 0, progress: Progress = quiet) -> int:
-        """Assign every missing image with a key above `after`; returns how many found a place."""
+    def run(self, after: int = 0, until: int | None = None, progress: Progress = quiet) -> int:
+        """Assign every missing image with a key above `after`, up to `until`; returns how many found a place.
+
+        Without `until` it ends when it has caught up with the arrivals.
+        """
         before = self.done
         with progress("catch up", 0) as bar:
             while missing := missing_images(self._conn, self.generation.id, after=after, limit=_BATCH):
                 after = missing[-1].image_key
-                bar.update(self.take([image for image in missing if image.image_key not in self.refused]))
+                due = [image for image in missing if until is None or image.image_key <= until]
+                bar.update(self.take([image for image in due if image.image_key not in self.refused]))
+                if len(due) < len(missing):
+                    break
         return self.done - before
 
     def missing(self, after: int = 0) -> list[StoredImage]:
@@ -161,7 +167,7 @@ def _switch(conn: Connection, sweep: Sweep, switch: Callable[[], int | None]) ->
         ceiling = newest_image(conn)
     floor = 0
     for attempt in range(TRIES):
-        sweep.run(after=floor)
+        sweep.run(after=floor, until=ceiling)
         # Every image up to here was there to be swept, so only newer ones can be missing.
         floor = ceiling
         with transaction(conn):
