@@ -203,4 +203,11 @@ class _Holder:
             keeper.hand(Hold(searcher))
             return searcher
         future.cancel()
+        future.add_done_callback(_unwanted)
         return None
+
+
+def _unwanted(future: "Future[Searcher]") -> None:
+    """Free what was loaded for nobody."""
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()

@@ -49,8 +49,7 @@ class Reporter:
         keep_running(self._session, self._stop, "report")
 
     def _session(self, stop: threading.Event) -> None:
-        events = self._services.log()
-        with self._services.connect("query report") as conn:
+        with contextlib.closing(self._services.log()) as events, self._services.connect("query report") as conn:
             while not stop.is_set():
                 try:
                     found = [self._reports.get(timeout=_LOOK_S)]

@@ -1,7 +1,7 @@
 -- name: insert_shadow_queries
 -- Queries that both generations answered.
 INSERT INTO shadow_query (candidate, live, query, live_ms, candidate_ms, overlap, live_recall, candidate_recall)
-SELECT * FROM unnest(%(candidate)s::int[], %(live)s::int[], %(query)s::text[], %(live_ms)s::float8[], %(candidate_ms)s::float8[],
+SELECT * FROM unnest(%(candidate)s::int[], %(live)s::int[], %(texts)s::text[], %(live_ms)s::float8[], %(candidate_ms)s::float8[],
                      %(overlap)s::float8[], %(live_recall)s::float8[], %(candidate_recall)s::float8[]);
 
 -- name: shadow_summary

@@ -15,7 +15,7 @@ from schemas.errors import RefuseToStartError, UsageError, WorkFailedError
 from schemas.records import ByteArray
 from stream.log import EventLog, message
 from stream.postgres_log import PostgresLog
-from tests.stubs import accepted, held_by, services_at
+from tests.stubs import accepted, held_by, leave_in, services_at
 from workers import switching
 from workers.append import Appender, Inferred
 from workers.index import GROUP, TOPICS, IndexWorker
@@ -23,8 +23,7 @@ from workers.metrics import IndexMetrics
 from workers.repository import generations
 from workers.repository.connection import Connection, connect, transaction
 from workers.repository.generations import Generation
-from workers.repository.images import accept_images, delete_images, missing_images
-from workers.repository.postings import append
+from workers.repository.images import delete_images, missing_images
 from workers.services import Services
 from workers.switching import promote, rollback
 
@@ -89,7 +88,8 @@ def worker_of(services: Services, log: EventLog, conn: Connection, meanwhile: Ca
 def blocked(conn: Connection) -> None:
     """Wait until somebody waits for the lock on the generations."""
     deadline = time.monotonic() + 30
-    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    query = """SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+               WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"""
     while conn.execute(query).fetchone() == (0,):
         assert time.monotonic() < deadline, "nobody waits"
         time.sleep(0.01)
@@ -153,7 +153,9 @@ def test_many_batches_and_switches_at_once_leave_every_image_in_every_generation
     names = [f"image {number}" for number in range(160)]
     log.publish(None, [message(event, event.image_id) for event in accepted(services.store, names)])
     stop = threading.Event()
-    workers = [threading.Thread(target=IndexWorker(services, IndexMetrics(), batch=4, load=StubAppender.load).run, args=(stop,)) for _ in "ab"]
+    workers = [
+        threading.Thread(target=IndexWorker(services, IndexMetrics(), batch=4, load=StubAppender.load).run, args=(stop,)) for _ in "ab"
+    ]
     for thread in workers:
         thread.start()
     with connect(database) as switcher:
@@ -201,7 +203,7 @@ def test_images_without_a_picture_or_deleted_do_not_hold_a_switch_up(services: S
     first, second = stub_generation(conn), shadow_generation(conn)
     events = accepted(services.store, ["kept", "lost", "deleted"])
     leave_in(conn, first, events)
-    services.store.path(events[1].normalized_uri).unlink()  # type: ignore[attr-defined]
+    services.store.path(events[1].normalized_uri).unlink()
     delete_images(conn, ["deleted"])
     done = promote(services, conn, second, load=load_appender)
     assert (done.caught_up, done.refused) == (1, 1)
@@ -246,22 +248,6 @@ def test_a_model_that_cannot_be_loaded_leaves_the_live_generation_working(servic
     with pytest.raises(RefuseToStartError):
         worker.worker._models.wait(generations.get(conn, second))
     assert metrics.registry.get_sample_value("sigma_index_load_failures_total") >= 1
-
-
-def leave_in(conn: Connection, generation: int, events: Sequence[object]) -> None:
-    """Accept images and post them in one generation only, as a worker does that has not loaded the others."""
-    images = list(events)
-    stub = StubAppender.load(cast(Services, None), generations.get(conn, generation))
-    with transaction(conn):
-        keys = [key for key, _ in accept_images(conn, images)]  # type: ignore[arg-type]
-        inferred = stub.infer([cast(ByteArray, _pixels(number)) for number in keys])
-        append(conn, generation, stub.shape, [one.assignment(key) for one, key in zip(inferred, keys, strict=True)])
-
-
-def _pixels(number: int) -> object:
-    import numpy as np
-
-    return np.full((2, 2, 3), number % 256, np.uint8)
 
 
 def missing_in_all(conn: Connection, names: Sequence[str], numbers: Sequence[int]) -> dict[int, int]:

@@ -48,7 +48,7 @@ def record_shadow_queries(conn: Connection, found: Sequence[ShadowQuery]) -> Non
     """Write comparisons."""
     if found:
         columns = {field.name: [getattr(one, field.name) for one in found] for field in fields(ShadowQuery)}
-        run(conn, "insert_shadow_queries", **columns)
+        run(conn, "insert_shadow_queries", texts=columns.pop("query"), **columns)
 
 
 def shadow_summary(conn: Connection, candidate: int, live: int) -> ShadowSummary:
