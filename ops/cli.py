@@ -124,10 +124,11 @@ def _making(add: Add) -> None:
     for name in ("images", "captions", "seed", "contrastive-epochs", "teacher-epochs", "pretrain-epochs", "probe"):
         base.add_argument(f"--{name}", type=int)
     bench = add("bench", operate.bench, "measure ours beside a peer, or an endurance run, on temporary services of its own")
-    bench.add_argument("what", choices=("trie", "decode", "ingest", "query", "chaos", "steady"))
+    bench.add_argument("what", choices=("trie", "decode", "ingest", "query", "chaos", "steady", "switch"))
     bench.add_argument("--kafka", metavar="HOST:PORT", help="a broker for tests, whose topics of this project are deleted first")
     bench.add_argument("--events", type=int, metavar="N", help="how many images flow")
-    bench.add_argument("--seconds", type=float, metavar="S", help="steady: how long")
+    bench.add_argument("--seconds", type=float, metavar="S", help="steady: how long; switch: how long each phase")
+    bench.add_argument("--stub", action="store_true", help="switch: with the stub model instead of the tiny one")
     bench.add_argument("--strikes", type=int, metavar="N", help="chaos: how often a worker is hit (default 100)")
     bench.add_argument("--churn", action="store_true", help="chaos: workers join and leave instead of being killed")
     bench.add_argument("--seed", type=int, default=0)

@@ -18,6 +18,11 @@ def bench(options: Namespace) -> tuple[dict[str, Any], str]:
         )
         found = chaos(config)
         return found, json.dumps(found, indent=2)
+    if options.what == "switch":
+        from ops.bench.switch import SwitchConfig, switch
+
+        found = switch(SwitchConfig(seconds=options.seconds or 60.0, stub=options.stub, seed=options.seed))
+        return found, json.dumps(found, indent=2)
     rows = _rows(options)()
     return document(rows), table(rows)
 
