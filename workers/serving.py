@@ -1,7 +1,7 @@
 """Serving: the threads behind the query API. One decodes, one keeps the generations (`workers.holding`), one reports.
 
-The decode thread alone owns the engines. Queries and changes reach it through one queue, so a change or a switch happens
-between two batches of queries, and every answer comes from one generation in one state.
+The decode thread alone owns the engines. What followers say is done between two batches of queries, so every answer comes from
+one generation in one state; and before queries that wait, so that a rollback does not stand in line behind them.
 """
 
 import contextlib
@@ -51,10 +51,12 @@ class Server:
     def __init__(self, services: Services, name: str, stop: threading.Event, metrics: Metrics, load: Load = load_searcher) -> None:
         self._stop = stop
         self._metrics = metrics
-        self._work: queue.SimpleQueue[Query | Hand | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Query | None] = queue.SimpleQueue()
+        """None wakes the decode thread."""
+        self._hands: queue.SimpleQueue[Hand] = queue.SimpleQueue()
         self._held: dict[int, Searcher] = {}
         self._live: Searcher | None = None
-        self._keeper = Keeper(services, stop, metrics, self._work.put, load)
+        self._keeper = Keeper(services, stop, metrics, self._hand, load)
         self._reporter = Reporter(services, name, stop, metrics)
         self._shadows = Shadows(services.settings.shadow_share, metrics, self._reporter.tell)
         self._threads = [
@@ -107,28 +109,28 @@ class Server:
 
     # ------------------------------------------------------------------ decode
 
+    def _hand(self, item: Hand) -> None:
+        self._hands.put(item)
+        self._work.put(None)
+
     def _decode(self) -> None:
         while not self._stop.is_set():
-            item = self._next()
-            waiting: list[Query] = []
-            while item is not None:
-                if isinstance(item, Query):
-                    waiting.append(item)
-                else:
-                    self._answer(waiting)
-                    waiting = []
-                    self._take(item)
-                if len(waiting) >= _BATCH:
-                    break
-                try:
-                    item = self._work.get_nowait()
-                except queue.Empty:
-                    break
+            waiting = self._waiting()
+            for _ in range(self._hands.qsize()):
+                self._take(self._hands.get())
             self._answer(waiting)
         self._refuse_the_rest()
 
-    def _next(self) -> Query | Hand | None:
-        """What to do next; while nobody waits, comparisons with a candidate go on."""
+    def _waiting(self) -> list[Query]:
+        """The next batch of queries, perhaps an empty one."""
+        found = [self._next()]
+        with contextlib.suppress(queue.Empty):
+            while len(found) < _BATCH:
+                found.append(self._work.get_nowait())
+        return [query for query in found if query is not None]
+
+    def _next(self) -> Query | None:
+        """The next query, or that something else is to be done; while nobody waits, comparisons with a candidate go on."""
         while self._shadows.waiting:
             try:
                 return self._work.get_nowait()

@@ -48,9 +48,9 @@ def serving(services: Services, load: Load = load_searcher) -> Iterator[tuple[Se
         server.close()
 
 
-def until(condition: Callable[[], object], what: str) -> None:
+def until(condition: Callable[[], object], what: str, within_s: float = PATIENCE_S) -> None:
     """Wait until something holds."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
