@@ -157,15 +157,6 @@ def promote(conn: Connection, generation: int) -> int | None:
     return None if before is None else before.id
 
 
-def rollback(conn: Connection) -> int:
-    """Makes the generation that was live before live again. Returns it; `UsageError` when there is none."""
-    with transaction(conn):
-        lock_set(conn)
-        previous = way_back(conn)
-        promote(conn, previous.id)
-    return previous.id
-
-
 def way_back(conn: Connection) -> Generation:
     """The generation that a rollback makes live again; `UsageError` when there is none."""
     previous = fallback(generations(conn))
