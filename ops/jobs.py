@@ -1,27 +1,25 @@
 """The jobs: what the scheduler runs, and what a person can run by name. Each is idempotent and returns figures for its record."""
 
-import random
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.recall import recall_at, wilson
 from ops.drift import drift_report
+from ops.retraining import recluster, retrain
 from schemas.errors import SigmaError, UsageError, WorkFailedError
 from schemas.schedules import Schedule
 from stream.topics import TOPICS
 from workers.repository import jobs as repository
-from workers.repository.connection import Connection, row, run
+from workers.repository.connection import Connection, run
+from workers.repository.shadow import prune_shadow_queries
 from workers.services import Services
 
 Figures = dict[str, Any]
 
-_PROBES, _DEPTH, _BATCH = 200, 10, 16
 _REASON = 500
 """Letters of a failure's reason that are kept."""
 
-_AGES = (("hour", 3600.0), ("day", 86_400.0), ("week", 604_800.0), ("older", float("inf")))
+_SHADOW_DAYS = 30
 _CONSUMED = ("sigma.images.arrived", "sigma.images.accepted", "sigma.images.deleted")
 
 
@@ -48,42 +46,34 @@ class Job:
         return Schedule() if self.every_s is None else Schedule(f"every {int(self.every_s)}")
 
 
-def recall_probe(services: Services, conn: Connection) -> Figures:
-    """Known-item queries sampled by the age of their image: our recall beside exact dense search, with intervals."""
-    from workers.repository.generations import live
-    from workers.searcher import Searcher, retrieval_of
-
-    generation = live(conn)
-    if generation is None:
-        return {"queries": 0, "why": "no generation is live"}
-    probes = _sample(conn, generation.id)
-    searcher = Searcher(services, generation)
-    ranks: dict[str, list[tuple[int | None, int | None]]] = defaultdict(list)
-    try:
-        for start in range(0, len(probes), _BATCH):
-            part = probes[start : start + _BATCH]
-            texts = [text for text, _, _ in part]
-            ours = searcher.engine.answer(texts, _DEPTH, retrieval_of(services))
-            exact = searcher.engine.answer_exact(searcher.engine.encoder.embed_texts(texts), _DEPTH)
-            for (_, key, cohort), mine, dense in zip(part, ours, exact, strict=True):
-                ranks[cohort].append((_rank(mine.image_keys.tolist(), key), _rank(dense.image_keys.tolist(), key)))
-    finally:
-        searcher.close()
-    return {"generation": generation.id, "queries": len(probes), "cohorts": {name: _figures(found) for name, found in ranks.items()}}
-
-
 def prune(services: Services, conn: Connection) -> Figures:
-    """Forget events of the log in Postgres that are past their retention and read by everybody. Kafka does that by itself."""
+    """Forget shadow queries, and events of the log in Postgres that are past their retention and read by all. Kafka does that itself."""
+    shadow = {"shadow_query": prune_shadow_queries(conn, _SHADOW_DAYS)}
     if services.settings.kafka is not None:
-        return {}
-    return {t.name: run(conn, "prune_events", topic=t.name, days=t.days, consumed=t.name in _CONSUMED) for t in TOPICS}
+        return shadow
+    return shadow | {t.name: run(conn, "prune_events", topic=t.name, days=t.days, consumed=t.name in _CONSUMED) for t in TOPICS}
+
+
+def _recall_probe(services: Services, conn: Connection) -> Figures:
+    from ops.probes import recall_probe
+
+    return recall_probe(services, conn)
+
+
+def _gate(services: Services, conn: Connection) -> Figures:
+    from ops.gate import gate_job
+
+    return gate_job(services, conn)
 
 
 JOBS: Mapping[str, Job] = {
     job.name: job
     for job in (
-        Job("recall-probe", 3600.0, "recall of known items by age, beside exact dense search", recall_probe),
+        Job("recall-probe", 3600.0, "recall of known items by age, beside exact dense search", _recall_probe),
         Job("drift-report", 3600.0, "whether what arrives is still what arrived at first, and alarms when not", drift_report),
+        Job("gate", 3600.0, "judge shadow generations beside the live one, and let the way back catch up", _gate),
+        Job("retrain", None, "a candidate with fresher weights; at a page, or when asked", retrain, on_alarm=frozenset({"page"})),
+        Job("recluster", None, "a candidate with a codebook fitted to what is in the store now, when asked", recluster),
         Job("prune", 86_400.0, "forget events of the embedded log that are past their retention", prune),
     )
 }
@@ -109,32 +99,3 @@ def perform(services: Services, conn: Connection, wanted: Job, number: int) -> r
         raise WorkFailedError(f"job {wanted.name} failed: {reason}") from error
     repository.end(conn, number, "done", figures)
     return repository.job_run(conn, number)
-
-
-def _sample(conn: Connection, generation: int) -> list[tuple[str, int, str]]:
-    """(caption, image key, cohort) of images at random keys, each image once."""
-    low, high = row(conn, "probe_range", generation=generation) or (0, 0)
-    chance = random.Random(f"{generation} {low} {high}")
-    found: dict[int, tuple[str, int, str]] = {}
-    for _ in range(_PROBES):
-        sampled = row(conn, "probe_sample", generation=generation, after=chance.randint(low, high))
-        if sampled is not None:
-            key, captions, test_captions, trained, age_s = sampled
-            cohort = "trained" if trained else next(name for name, limit in _AGES if age_s < limit)
-            found[key] = ((test_captions or captions)[0], key, cohort)
-    return list(found.values())
-
-
-def _rank(keys: list[int], key: int) -> int | None:
-    return keys.index(key) + 1 if key in keys else None
-
-
-def _figures(found: list[tuple[int | None, int | None]]) -> Figures:
-    ours, exact = ([pair[at] for pair in found] for at in (0, 1))
-    cutoffs = (1, 5, 10)
-    return {
-        "queries": len(found),
-        "ours": recall_at(ours, cutoffs),
-        "exact_dense": recall_at(exact, cutoffs),
-        "ours_R@10_95%": list(wilson(sum(rank is not None for rank in ours), len(ours))),
-    }

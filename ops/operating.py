@@ -21,13 +21,25 @@ def generations(options: Namespace, settings: Settings) -> int:
         if options.action == "promote":
             if options.generation is None:
                 raise UsageError("name the generation to promote: sigma generations promote G")
-            repository.promote(conn, options.generation)
+            from ops.gate import promote
+
+            threads(settings)
+            promote(found, conn, options.generation, force=options.force)
         elif options.action == "rollback":
-            repository.rollback(conn)
+            from workers.switching import rollback
+
+            rollback(found, conn)
         listed = repository.generations(conn)
     document = {
         "generations": [
-            {"id": g.id, "state": g.state, "codebook": g.codebook_version, "created_at": g.created_at.isoformat()} for g in listed
+            {
+                "id": g.id,
+                "state": g.state,
+                "codebook": g.codebook_version,
+                "created_at": g.created_at.isoformat(),
+                "gate": g.config.get("gate"),
+            }
+            for g in listed
         ]
     }
     emit(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg
 import structlog
@@ -29,6 +29,7 @@ from ops.timetable import Plan, plans
 from schemas.errors import RetryLaterError, SigmaError
 from schemas.schedules import Schedule
 from workers.repository import jobs as repository
+from workers.repository.alarms import Alarm, open_alarms
 from workers.repository.connection import Connection
 from workers.running import AWAY, keep_running
 from workers.services import Services
@@ -41,23 +42,7 @@ _SETTLE_S = 5.0
 log = structlog.get_logger()
 
 
-class OpenAlarm(Protocol):
-    """What the scheduler reads of an alarm."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def monitor(self) -> str: ...
-    @property
-    def level(self) -> str: ...
-
-
-Look = Callable[[Connection], Sequence[OpenAlarm]]
-
-
-def no_alarms(conn: Connection) -> Sequence[OpenAlarm]:
-    """For a scheduler without monitors."""
-    return ()
+Look = Callable[[Connection], Sequence[Alarm]]
 
 
 class _Threads(BaseExecutor):
@@ -97,7 +82,7 @@ class _Running:
     """Cleared when this process no longer leads: runs at work go on, for they hold their job, and no new one begins."""
 
 
-def run(services: Services, stop: threading.Event, jobs: Mapping[str, Job] = JOBS, look: Look = no_alarms) -> None:
+def run(services: Services, stop: threading.Event, jobs: Mapping[str, Job] = JOBS, look: Look = open_alarms) -> None:
     """Lead, or wait to lead, until stopped."""
     _Running.services, _Running.plans, _Running.look = services, plans(services.settings, jobs), look
     keep_running(_session, stop, "scheduler")
@@ -134,7 +119,7 @@ def _perform(conn: Connection, job: Job, number: int) -> None:
         log.info("job done", job=job.name, window=done.window, cause=done.cause, figures=done.figures)
 
 
-def _calls(plan: Plan, alarms: Sequence[OpenAlarm]) -> repository.Calls:
+def _calls(plan: Plan, alarms: Sequence[Alarm]) -> repository.Calls:
     meant = [one.id for one in alarms if one.level in plan.on_alarm or one.monitor in plan.on_alarm]
     return repository.Calls(meant, plan.job.cooldown_s)
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ops.commands import emit, entries_of, ready
@@ -63,13 +63,17 @@ def _first(options: Namespace, settings: Settings) -> int:
         seed=options.seed,
         base=options.base or SHIPPED,
         adapt=options.adapt,
-        promote=options.promote,
         mode=_mode(options),
         recluster=options.recluster and options.refresh,
     )
     entries = entries_of(options.manifest, None) if options.manifest else None
-    with services(settings) as found, ready(found, "train"):
+    with services(settings) as found, ready(found, "train") as conn:
         result = run(found, entries, request, bar)
+        if options.promote and result.state == "shadow":
+            from ops.gate import promote
+
+            promote(found, conn, result.generation)
+            result = replace(result, state="live")
     emit(asdict(result), options.json, told(result))
     return 0
 

@@ -72,6 +72,12 @@ class Settings:
     beams: int = 20
     postings: int = 3
     fusion_weight: float = 0.3
+    shadow_share: float = 0.1
+    """Share of the live queries that a shadow generation answers too."""
+    keep_fallback: bool = True
+    """Whether query workers keep the generation that a rollback would make live in memory, ready to answer."""
+    auto_promote: bool = False
+    """Whether a shadow generation that passes the gate goes live by itself."""
     max_image_bytes: int = 20 * MEBIBYTE
     max_image_pixels: int = 50_000_000
     decode_memory_bytes: int = 256 * MEBIBYTE
@@ -116,6 +122,9 @@ class Settings:
             beams=_integer(environ, "SIGMA_BEAMS", default.beams, low=1, high=1000),
             postings=_integer(environ, "SIGMA_POSTINGS", default.postings, low=1, high=20),
             fusion_weight=_number(environ, "SIGMA_FUSION_WEIGHT", default.fusion_weight, low=0.0, high=100.0),
+            shadow_share=_number(environ, "SIGMA_SHADOW_SHARE", default.shadow_share, low=0.0, high=1.0),
+            keep_fallback=_choice(environ, "SIGMA_KEEP_FALLBACK", "yes", ("yes", "no")) == "yes",
+            auto_promote=_choice(environ, "SIGMA_AUTO_PROMOTE", "no", ("yes", "no")) == "yes",
             max_image_bytes=_integer(environ, "SIGMA_MAX_IMAGE_BYTES", default.max_image_bytes, low=1, high=1 << 30),
             max_image_pixels=_integer(environ, "SIGMA_MAX_IMAGE_PIXELS", default.max_image_pixels, low=1, high=1 << 30),
             decode_memory_bytes=_integer(

@@ -105,6 +105,11 @@ class Engine:
         reached = self.trie.reached(np.flatnonzero(self.trie.branches.load))
         return np.unique(reached.slots)
 
+    @property
+    def accelerated(self) -> bool:
+        """Whether vLLM decodes."""
+        return self._vllm is not None and self._vllm.running
+
     def close(self) -> None:
         """Free the embeddings' file and vLLM's memory."""
         self.gallery.close()

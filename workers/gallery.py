@@ -63,6 +63,10 @@ class Gallery:
         """(N,) image keys of slots."""
         return self._keys[slots]
 
+    def newest(self, count: int) -> IntArray:
+        """Keys of the `count` images stored last."""
+        return self._keys[max(0, self.size - count) : self.size]
+
     def close(self) -> None:
         """Free the file."""
         self._rows = np.zeros((0, 0), dtype=np.float16)

@@ -53,6 +53,8 @@ class IndexMetrics:
         self.model = Counter("sigma_index_model_seconds", "Seconds inside the model", registry=self.registry)
         self.other = Counter("sigma_index_other_seconds", "Seconds of batches outside the model", registry=self.registry)
         self.lag = Gauge("sigma_index_lag", "Accepted images that the group has not appended yet", registry=self.registry)
+        self.generations = Gauge("sigma_index_generations", "Generations whose model is loaded", registry=self.registry)
+        self.load_failures = Counter("sigma_index_load_failures", "Models that could not be loaded", registry=self.registry)
 
     def done(self, size: int, *, model_s: float, other_s: float) -> None:
         """Count one batch and where its time went."""
@@ -80,6 +82,12 @@ class Metrics:
         self.images = Gauge("sigma_trie_images", "Images that can be found", registry=self.registry)
         self.leaves = Gauge("sigma_trie_leaves", "Occupied leaves", registry=self.registry)
         self.generation = Gauge("sigma_generation", "Generation that answers", registry=self.registry)
+        self.held = Gauge("sigma_generations_held", "Generations in memory or on their way there", registry=self.registry)
+        self.switches = Counter("sigma_switches", "Times that another generation began to answer", registry=self.registry)
+        self.load_failures = Counter("sigma_candidate_load_failures", "Generations that could not be loaded", registry=self.registry)
+        self.shadow_queries = Counter("sigma_shadow_queries", "Live queries that a candidate answered too", registry=self.registry)
+        self.shadow_dropped = Counter("sigma_shadow_dropped", "Comparisons dropped for want of an idle moment", registry=self.registry)
+        self.shadow_failures = Counter("sigma_shadow_failures", "Comparisons that failed", registry=self.registry)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 import threading
 import time
 from typing import Annotated, Any, Literal
@@ -14,13 +15,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
 from schemas.errors import RetryLaterError, SigmaError, WorkFailedError
+from workers.holding import Load, load_searcher
 from workers.metrics import Metrics
 from workers.running import bind
 from workers.searcher import MAX_QUERY_LETTERS, MAX_RESULTS, checked_query
 from workers.services import Services
 from workers.serving import Query, Server
 
-_PATIENCE_S = 30.0
+_PATIENCE_S, _SWITCH_S = 30.0, 0.0005
 
 
 class QueryRequest(BaseModel):
@@ -28,7 +30,7 @@ class QueryRequest(BaseModel):
 
     query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY_LETTERS, examples=["two small red circles on navy"])]
     k: Annotated[int, Field(ge=1, le=MAX_RESULTS, description="how many images")] = 10
-    generation: Annotated[int | None, Field(description="refuse to answer from another generation")] = None
+    generation: Annotated[int | None, Field(description="answer from this generation or not at all; the live one without")] = None
     mode: Annotated[Literal["fused", "paper"], Field(description="paper: five tokens decoded, primary identifiers only")] = "fused"
 
 
@@ -90,12 +92,14 @@ def application(server: Server, metrics: Metrics) -> FastAPI:
     return app
 
 
-def run(services: Services, stop: threading.Event) -> None:
+def run(services: Services, stop: threading.Event, load: Load = load_searcher) -> None:
     """Serve until stopped. Binds to loopback unless told otherwise; the port is taken before anything is loaded."""
     settings = services.settings
+    # The decode thread gives the interpreter's lock away with every tensor operation; a loading thread must not keep it for 5 ms.
+    sys.setswitchinterval(_SWITCH_S)
     listener = bind(settings.http_host, settings.http_port)
     metrics = Metrics()
-    server = Server(services, f"{socket.gethostname()}-{os.getpid()}", stop, metrics)
+    server = Server(services, f"{socket.gethostname()}-{os.getpid()}", stop, metrics, load)
     http = uvicorn.Server(uvicorn.Config(application(server, metrics), log_level="warning", access_log=False, lifespan="off"))
     # Not in the main thread: there uvicorn would take over the signals, which set `stop` already.
     thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)

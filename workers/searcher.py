@@ -88,15 +88,20 @@ def live_generation(conn: Connection, wanted: int | None = None) -> Generation:
 class Searcher:
     """One generation, loaded and followed. For one thread."""
 
-    def __init__(self, services: Services, generation: Generation, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(
+        self, services: Services, generation: Generation, checkpoint: Checkpoint | None = None, *, engine: Engine | str | None = None
+    ) -> None:
+        """`engine` decodes, the one of the settings by default. With a checkpoint, nothing is read from its folder."""
         self.generation = generation
         self.services = services
         self.conn = services.connect(f"search {generation.id}")
-        loaded = checkpoint or checkpoint_of(services, generation)
         if services.settings.engine == "vllm":
             serving = {generation.id, *(one.id for one in receiving(self.conn))}
             forget_exports(services.cache / EXPORTS, {export_name(number) for number in serving})
-        self.engine = Engine(generation.id, loaded, services.cache, engine=services.settings.engine)
+        if engine is None or isinstance(engine, str):
+            loaded = checkpoint or checkpoint_of(services, generation)
+            engine = Engine(generation.id, loaded, services.cache, engine=engine or services.settings.engine)
+        self.engine = engine
         self.follower = TrieFollower(services.connect(f"follow {generation.id}"), generation.id)
         self.engine.apply(self.follower.load(sink=self.engine.sink))
 
@@ -112,6 +117,10 @@ class Searcher:
     def refresh(self) -> None:
         """Take over what changed in the database."""
         self.engine.apply(self.follower.changes())
+
+    def listen(self, channel: str) -> None:
+        """Let notifications of a further channel wake the follower."""
+        self.follower.listen(channel)
 
     def close(self) -> None:
         """Close connections and files."""

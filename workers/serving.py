@@ -1,7 +1,7 @@
-"""Serving: the threads behind the query API. One decodes, one follows the database, one reports.
+"""Serving: the threads behind the query API. One decodes, one keeps the generations (`workers.holding`), one reports.
 
-The decode thread alone owns the engine. Queries and changes reach it through one queue, so a change is applied between two
-batches of queries and every answer comes from one generation in one state.
+The decode thread alone owns the engines. What followers say is done between two batches of queries, so every answer comes from
+one generation in one state; and before queries that wait, so that a rollback does not stand in line behind them.
 """
 
 import contextlib
@@ -11,27 +11,24 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import datetime
 
+import numpy as np
 import structlog
 
-from schemas.errors import RefuseToStartError, RetryLaterError, SigmaError, UsageError
+from schemas.errors import RetryLaterError, SigmaError, UsageError
 from schemas.events import QueryServed, now
-from schemas.records import IntArray
-from stream.log import Message, message
+from stream.log import message
 from workers.engine import Engine
+from workers.holding import Apply, Drop, Hand, Hold, Keeper, Lead, Load, load_searcher
 from workers.metrics import Metrics
-from workers.repository.connection import Connection
-from workers.repository.follow import Changes
-from workers.repository.generations import live
-from workers.repository.images import record_visibility
-from workers.running import keep_running
+from workers.reporting import Reporter, Seen
 from workers.searcher import Mode, Result, Searcher
 from workers.services import Services
+from workers.shadowing import Shadows
 
 _BATCH = 16
-_LOOK_S = 1.0
-_REPORTS = 10_000
+_NEWEST = 10_000
+"""Newest images that are compared at a switch."""
 
 log = structlog.get_logger()
 
@@ -48,41 +45,23 @@ class Query:
     asked: float = field(default_factory=time.monotonic)
 
 
-@dataclass(frozen=True, slots=True)
-class _Apply:
-    searcher: Searcher
-    changes: Changes
-
-
-@dataclass(frozen=True, slots=True)
-class _Switch:
-    searcher: Searcher
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """Image keys that answers may hold from a moment on."""
-
-    keys: IntArray
-    since: datetime
-
-
 class Server:
-    """Loads the live generation, follows it, and answers queries until closed."""
+    """Holds generations and answers queries until closed."""
 
-    def __init__(self, services: Services, name: str, stop: threading.Event, metrics: Metrics) -> None:
-        self._services = services
-        self._name = name
+    def __init__(self, services: Services, name: str, stop: threading.Event, metrics: Metrics, load: Load = load_searcher) -> None:
         self._stop = stop
         self._metrics = metrics
-        self._work: queue.SimpleQueue[Query | _Apply | _Switch | None] = queue.SimpleQueue()
-        self._reports: queue.Queue[_Seen | Message] = queue.Queue(_REPORTS)
-        self._searcher: Searcher | None = None
-        self.problem = "starting"
-        """Why this worker is not ready; empty when it is."""
+        self._work: queue.SimpleQueue[Query | None] = queue.SimpleQueue()
+        """None wakes the decode thread."""
+        self._hands: queue.SimpleQueue[Hand] = queue.SimpleQueue()
+        self._held: dict[int, Searcher] = {}
+        self._live: Searcher | None = None
+        self._keeper = Keeper(services, stop, metrics, self._hand, load)
+        self._reporter = Reporter(services, name, stop, metrics)
+        self._shadows = Shadows(services.settings.shadow_share, metrics, self._reporter.tell)
         self._threads = [
             threading.Thread(target=target, name=label, daemon=True)
-            for label, target in (("decode", self._decode), ("follow", self._follow), ("report", self._report))
+            for label, target in (("decode", self._decode), ("keep", self._keeper.run), ("report", self._reporter.run))
         ]
 
     def start(self) -> None:
@@ -96,54 +75,82 @@ class Server:
         self._work.put(None)
         for thread in self._threads:
             thread.join(10)
+        for searcher in self._held.values():
+            searcher.close()
 
     @property
     def alive(self) -> bool:
         """Whether all threads run."""
         return all(thread.is_alive() for thread in self._threads)
 
+    @property
+    def problem(self) -> str:
+        """Why this worker is not ready; empty when it is."""
+        return self._keeper.problem if self._live is None else ""
+
     def ask(self, query: Query) -> None:
         """Put a query in line; `RetryLaterError` while there is nothing to answer with."""
-        if self._searcher is None:
-            raise RetryLaterError(self.problem)
+        if self._live is None:
+            raise RetryLaterError(self.problem or "the query worker is starting; try again")
         self._work.put(query)
+
+    def served(self, query: Query, result: Result, took_ms: float) -> None:
+        """Report an answered query on `sigma.queries.served`, without making it wait."""
+        self._metrics.queries.inc()
+        self._metrics.latency.observe(took_ms / 1000)
+        event = QueryServed(
+            query=query.text,
+            generation=result.generation,
+            took_ms=took_ms,
+            image_ids=tuple(hit.image_id for hit in result.hits),
+            scores=tuple(hit.score for hit in result.hits),
+        )
+        self._reporter.tell(message(event, event.query_id))
 
     # ------------------------------------------------------------------ decode
 
+    def _hand(self, item: Hand) -> None:
+        self._hands.put(item)
+        self._work.put(None)
+
     def _decode(self) -> None:
         while not self._stop.is_set():
-            item = self._work.get()
-            waiting: list[Query] = []
-            while item is not None:
-                if isinstance(item, Query):
-                    waiting.append(item)
-                elif waiting:
-                    self._answer(waiting)
-                    waiting = []
-                if isinstance(item, _Apply):
-                    self._apply(item)
-                elif isinstance(item, _Switch):
-                    self._switch(item.searcher)
-                if len(waiting) >= _BATCH:
-                    break
-                try:
-                    item = self._work.get_nowait()
-                except queue.Empty:
-                    break
-            if waiting:
-                self._answer(waiting)
+            waiting = self._waiting()
+            for _ in range(self._hands.qsize()):
+                self._take(self._hands.get())
+            self._answer(waiting)
         self._refuse_the_rest()
 
-    def _answer(self, waiting: list[Query]) -> None:
-        searcher = self._searcher
-        for mode in ("fused", "paper"):
-            group = [query for query in waiting if query.mode == mode and not query.answer.cancelled()]
-            wrong = [query for query in group if searcher is None or query.generation not in (None, searcher.generation.id)]
-            for query in wrong:
+    def _waiting(self) -> list[Query]:
+        """The next batch of queries, perhaps an empty one."""
+        found = [self._next()]
+        with contextlib.suppress(queue.Empty):
+            while len(found) < _BATCH:
+                found.append(self._work.get_nowait())
+        return [query for query in found if query is not None]
+
+    def _next(self) -> Query | None:
+        """The next query, or that something else is to be done; while nobody waits, comparisons with a candidate go on."""
+        while self._shadows.waiting:
+            try:
+                return self._work.get_nowait()
+            except queue.Empty:
+                self._shadows.step()
+        return self._work.get()
+
+    def _answer(self, waiting: Sequence[Query]) -> None:
+        """Each query from the generation it names, or the live one; one generation from start to end."""
+        groups: dict[tuple[int, Mode], list[Query]] = {}
+        for query in waiting:
+            number = query.generation if query.generation is not None else self._live.generation.id if self._live else None
+            if query.answer.cancelled():
+                continue
+            if number in self._held:
+                groups.setdefault((number, query.mode), []).append(query)
+            else:
                 query.answer.set_exception(UsageError(f"generation {query.generation} is not served here; leave it out for the live one"))
-            group = [query for query in group if query not in wrong]
-            if group and searcher is not None:
-                self._answer_group(searcher, group, mode)
+        for (number, mode), group in groups.items():
+            self._answer_group(self._held[number], group, mode)
 
     def _answer_group(self, searcher: Searcher, group: Sequence[Query], mode: Mode) -> None:
         try:
@@ -159,21 +166,63 @@ class Server:
             cut = Result(result.query, result.generation, result.hits[: query.count], result.candidates, result.captions[: query.count])
             self._metrics.candidates.observe(result.candidates)
             query.answer.set_result(cut)
+            if mode == "fused" and searcher is self._live:
+                self._shadows.offer(query.text, searcher, [self._held[one] for one in self._keeper.shadows if one in self._held])
 
-    def _apply(self, item: _Apply) -> None:
-        if item.searcher is self._searcher:
-            keys = item.searcher.engine.apply(item.changes)
+    def _take(self, item: Hand) -> None:
+        """Do what a follower says. Messages of a searcher that was replaced come to nothing."""
+        if isinstance(item, Hold):
+            self._hold(item.searcher)
+        elif self._held.get(item.searcher.generation.id) is item.searcher:
+            if isinstance(item, Apply):
+                self._apply(item)
+            elif isinstance(item, Lead):
+                self._lead(item.searcher)
+            elif isinstance(item, Drop):
+                self._drop(item.searcher)
+
+    def _hold(self, searcher: Searcher) -> None:
+        before = self._held.get(searcher.generation.id)
+        self._held[searcher.generation.id] = searcher
+        log.info("generation is held", generation=searcher.generation.id, images=searcher.engine.trie.images)
+        if before is not None:
+            self._shadows.clear()
+            if before is self._live:
+                self._lead(searcher)
+            before.close()
+
+    def _lead(self, searcher: Searcher) -> None:
+        before, self._live = self._live, searcher
+        self._keeper.leading = searcher.generation.id
+        self._measure(searcher.engine)
+        if before is None or before is searcher:
+            log.info("generation is served", generation=searcher.generation.id, images=searcher.engine.trie.images)
+            return
+        self._shadows.clear()
+        # Its own follower brought these, perhaps before that of the other one did, and nobody said so yet.
+        fresh = np.setdiff1d(searcher.engine.gallery.newest(_NEWEST), before.engine.gallery.newest(2 * _NEWEST))
+        if len(fresh):
+            self._reporter.tell(Seen(fresh, now()))
+        if before.generation.id != searcher.generation.id:
+            self._metrics.switches.inc()
+            log.info("generation is served", generation=searcher.generation.id, before=before.generation.id)
+
+    def _apply(self, item: Apply) -> None:
+        keys = item.searcher.engine.apply(item.changes)
+        if item.searcher is self._live:
             if len(keys):
-                self._tell(_Seen(keys, now()))
+                self._reporter.tell(Seen(keys, now()))
             self._measure(item.searcher.engine)
 
-    def _switch(self, searcher: Searcher) -> None:
-        before, self._searcher = self._searcher, searcher
-        self.problem = ""
-        self._measure(searcher.engine)
-        log.info("generation is served", generation=searcher.generation.id, images=searcher.engine.trie.images)
-        if before is not None:
-            before.close()
+    def _drop(self, searcher: Searcher) -> None:
+        if searcher is self._live:
+            # It became live again in the very moment of its dismissal: it answers until the keeper, which sees it live too,
+            # has loaded it anew.
+            return
+        del self._held[searcher.generation.id]
+        self._shadows.clear()
+        searcher.close()
+        log.info("generation is freed", generation=searcher.generation.id)
 
     def _measure(self, engine: Engine) -> None:
         self._metrics.images.set(engine.trie.images)
@@ -186,78 +235,3 @@ class Server:
                 item = self._work.get_nowait()
                 if isinstance(item, Query):
                     item.answer.set_exception(RetryLaterError("the query worker is stopping; ask another one"))
-
-    # ------------------------------------------------------------------ follow
-
-    def _follow(self) -> None:
-        keep_running(self._follow_session, self._stop, "query")
-
-    def _follow_session(self, stop: threading.Event) -> None:
-        """Load the live generation, warm it up, hand it over, then pass on its changes; again when another one is live."""
-        with self._services.connect("query control") as conn:
-            generation = live(conn)
-            if generation is None:
-                self.problem = "no generation is live yet; train one with: sigma train --manifest F"
-                stop.wait(_LOOK_S)
-                return
-            try:
-                searcher = Searcher(self._services, generation)
-            except RefuseToStartError as error:
-                self.problem = str(error)
-                log.error("generation cannot be loaded", generation=generation.id, reason=str(error))
-                stop.wait(5 * _LOOK_S)
-                return
-            searcher.search(["warm up"], 1)
-            self._work.put(_Switch(searcher))
-            while not stop.is_set():
-                searcher.follower.wait(_LOOK_S)
-                changes = searcher.follower.changes()
-                if changes:
-                    self._work.put(_Apply(searcher, changes))
-                current = live(conn)
-                if current is not None and current.id != generation.id:
-                    return
-
-    # ------------------------------------------------------------------ report
-
-    def served(self, query: Query, result: Result, took_ms: float) -> None:
-        """Report an answered query on `sigma.queries.served`, without making it wait."""
-        self._metrics.queries.inc()
-        self._metrics.latency.observe(took_ms / 1000)
-        event = QueryServed(
-            query=query.text,
-            generation=result.generation,
-            took_ms=took_ms,
-            image_ids=tuple(hit.image_id for hit in result.hits),
-            scores=tuple(hit.score for hit in result.hits),
-        )
-        self._tell(message(event, event.query_id))
-
-    def _tell(self, report: "_Seen | Message") -> None:
-        try:
-            self._reports.put_nowait(report)
-        except queue.Full:
-            self._metrics.dropped.inc()
-
-    def _report(self) -> None:
-        keep_running(self._report_session, self._stop, "report")
-
-    def _report_session(self, stop: threading.Event) -> None:
-        events = self._services.log()
-        with self._services.connect("query report") as conn:
-            while not stop.is_set():
-                try:
-                    found = [self._reports.get(timeout=_LOOK_S)]
-                except queue.Empty:
-                    continue
-                with contextlib.suppress(queue.Empty):
-                    while len(found) < 500:
-                        found.append(self._reports.get_nowait())
-                events.publish(None, [report for report in found if isinstance(report, Message)])
-                for report in found:
-                    if isinstance(report, _Seen):
-                        self._note(conn, report)
-
-    def _note(self, conn: Connection, seen: _Seen) -> None:
-        for seconds in record_visibility(conn, self._name, seen.keys.tolist(), seen.since):
-            self._metrics.freshness.observe(seconds)

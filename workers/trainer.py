@@ -14,17 +14,15 @@ from schemas.errors import RefuseToStartError, UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from workers.append import Appender
 from workers.initial import InitialLoader
-from workers.pictures import StoredPictures
 from workers.repository import generations
 from workers.repository.connection import Connection
-from workers.repository.images import missing_images
-from workers.repository.postings import append
 from workers.services import Services
 from workers.stages import STAGES, Course, clocked, dismiss, run_course
 from workers.starts import Start, start
+from workers.switching import publish
 from workers.training_run import Run, TrainRequest, begin, sole_trainer
 
-__all__ = ["TrainRequest", "TrainResult", "catch_up", "publish", "train"]
+__all__ = ["TrainRequest", "TrainResult", "train"]
 
 _BATCH = 64
 _TOLD = ("mode", "parent", "seed", "images", "stages", "evaluations", "recluster", "base_recall", "seconds", "cpu_seconds")
@@ -60,28 +58,6 @@ def train(services: Services, entries: Sequence[ManifestEntry] | None, request: 
                 state = _publish(services, conn, run, begun, progress)
         _tell(conn, run, begun)
     return TrainResult(run.generation, state, run.about["images"], begun.material.rejected, _figures(run, begun))
-
-
-def publish(services: Services, conn: Connection, generation: int, appender: Appender, promote: bool, progress: Progress) -> str:
-    """Catch up with images that arrived meanwhile and let new ones in; promote if asked, or if nothing is live. Returns the state."""
-    catch_up(services, conn, appender, progress)
-    generations.set_state(conn, generation, "shadow")
-    # From here on the index workers assign every arrival in this generation too; what came in between is caught up.
-    catch_up(services, conn, appender, progress)
-    if promote or generations.live(conn) is None:
-        generations.promote(conn, generation)
-    return generations.get(conn, generation).state
-
-
-def catch_up(services: Services, conn: Connection, appender: Appender, progress: Progress) -> int:
-    """Assign every image of the database that the generation lacks; returns how many."""
-    store, after, done = services.store, 0, 0
-    while missing := missing_images(conn, appender.generation, after=after, limit=_BATCH):
-        after = missing[-1].image_key
-        inferred = appender.infer(StoredPictures(store, [image.normalized_uri for image in missing])[:])
-        work = [one.assignment(image.image_key) for one, image in zip(inferred, missing, strict=True)]
-        done += len(append(conn, appender.generation, appender.shape, work))
-    return done
 
 
 def _started(services: Services, conn: Connection, run: Run, progress: Progress) -> Start:
@@ -126,7 +102,7 @@ def _publish(services: Services, conn: Connection, run: Run, begun: Start, progr
     else:
         loader.load_after(begun.plan, run.parent.id, same_model=run.mode == "recluster", progress=progress)
     appender = Appender(run.generation, checkpoint.sigma, checkpoint.encoder, services.settings.postings)
-    return publish(services, conn, run.generation, appender, run.request.promote, progress)
+    return publish(services, conn, run.generation, appender, progress)
 
 
 def _tell(conn: Connection, run: Run, begun: Start) -> None:

@@ -37,7 +37,6 @@ class TrainRequest:
     seed: int = 0
     base: Path = SHIPPED
     adapt: str = "auto"
-    promote: bool = False
     mode: Mode | None = None
     recluster: bool = False
     gates: Gates = Gates()

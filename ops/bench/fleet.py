@@ -46,18 +46,19 @@ class Member:
 
 @dataclass(slots=True)
 class Fleet:
-    """Workers with the stub model on one set of services."""
+    """Workers on one set of services, with the stub model or their own."""
 
     services: Services
     generation: int
     folder: Path
     database: Any
     """The embedded server's handle."""
+    stub: bool = True
     members: list[Member] = field(default_factory=list)
     _leaving: list[Member] = field(default_factory=list)
 
-    def start(self, role: str) -> Member:
-        """One more worker."""
+    def start(self, role: str, **extra: str) -> Member:
+        """One more worker; `extra` are further settings."""
         settings = self.services.settings
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SIGMA_")}
         environment = kept | {
@@ -77,8 +78,10 @@ class Fleet:
                 "SIGMA_S3_BUCKET": settings.s3.bucket,
             }
         with (self.folder / f"{role}.log").open("ab") as log:
-            command = ["ops.cli", "worker", "intake"] if role == "intake" else ["ops.bench.stub"]
-            process = subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            command = ["ops.bench.stub", role] if self.stub and role != "intake" else ["ops.cli", "worker", role]
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], env=environment | extra, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
         self.members.append(Member(role, process))
         return self.members[-1]
 
@@ -116,9 +119,9 @@ class Fleet:
 
 
 @contextmanager
-def fleet(kafka: str | None, s3: S3Settings | None = None) -> Iterator[Fleet]:
+def fleet(kafka: str | None, s3: S3Settings | None = None, *, stub: bool = True) -> Iterator[Fleet]:
     """Services of a benchmark: PostgreSQL in a temporary folder, the event log there or at `kafka`, whose topics are made anew,
-    images in the same folder or in S3."""
+    images in the same folder or in S3. With `stub`, a generation of the stub is live."""
     with tempfile.TemporaryDirectory(prefix="sigma-bench-") as name:
         folder = Path(name)
         settings = Settings(home=folder / "home", source_roots=(folder,), kafka=KafkaSettings((kafka,)) if kafka else None, s3=s3)
@@ -132,7 +135,7 @@ def fleet(kafka: str | None, s3: S3Settings | None = None) -> Iterator[Fleet]:
         with services.connect("bench") as conn:
             migrate(conn)
             log.ensure_topics()
-            made = Fleet(services, stub_generation(conn), folder, database)
+            made = Fleet(services, stub_generation(conn) if stub else 0, folder, database, stub)
         log.close()
         try:
             yield made

@@ -22,6 +22,11 @@ def bench(options: Namespace) -> tuple[dict[str, Any], str]:
         from ops.bench.drift import DriftConfig, drift
 
         return drift(DriftConfig(seed=options.seed, peer=options.peer))
+    if options.what == "switch":
+        from ops.bench.switch import SwitchConfig, switch
+
+        found = switch(SwitchConfig(seconds=options.seconds or 60.0, stub=options.stub, seed=options.seed))
+        return found, json.dumps(found, indent=2)
     rows = _rows(options)()
     return document(rows), table(rows)
 

@@ -1,17 +1,19 @@
 """The stub model: identifiers from a hash of the pixels, in no time, so that everything around the model can be measured.
 
-`python -m ops.bench.stub` is an index worker like `sigma worker index`, with the stub in place of its model.
+`python -m ops.bench.stub index|query` is a worker like `sigma worker index|query`, with the stub in place of its model. Each
+generation has identifiers of its own.
 """
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from model.leaves import Leaves
 from schemas.identifiers import IdentifierShape
-from schemas.records import ByteArray, Posting
+from schemas.records import ByteArray, FloatArray, Posting
 from schemas.settings import Settings
 from workers.index import IndexWorker
 from workers.inferred import Inferred
@@ -24,50 +26,70 @@ from workers.running import stop_on_signals
 from workers.services import Services
 
 SHAPE = IdentifierShape((16, 8, 8, 4), 64)
-_WIDTH, _POSTINGS, _SPILL = 64, 3, 5
+WIDTH, _POSTINGS, _SPILL = 64, 3, 5
 
 
 class StubAppender:
     """Stands in for `workers.append.Appender`."""
 
-    def __init__(self, shape: IdentifierShape) -> None:
+    def __init__(self, shape: IdentifierShape, salt: int) -> None:
         self.shape = shape
+        self._salt = str(salt).encode()
 
     @classmethod
     def load(cls, services: Services, generation: Generation) -> "StubAppender":
         """The stub of a generation."""
-        return cls(generation.shape)
+        return cls(generation.shape, generation.id)
 
     def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
         """Leaves and embeddings of a batch of pictures: the same pixels always give the same."""
         return [self._infer(picture) for picture in pictures]
 
     def _infer(self, picture: ByteArray) -> Inferred:
-        seed = np.frombuffer(hashlib.sha256(picture.tobytes()).digest(), dtype=np.uint64)
-        noise = np.random.default_rng(seed)
+        noise = noise_of(self._salt + picture.tobytes())
         leaves = noise.choice(self.shape.leaves, _POSTINGS + _SPILL, replace=False).tolist()
-        vector = noise.standard_normal(_WIDTH)
         postings = tuple(Posting(leaf, -float(rank)) for rank, leaf in enumerate(leaves[:_POSTINGS]))
-        return Inferred(Leaves(postings, tuple(leaves[_POSTINGS:]), -1.0), (vector / np.linalg.norm(vector)).astype(np.float16))
+        return Inferred(Leaves(postings, tuple(leaves[_POSTINGS:]), -1.0), unit(noise).astype(np.float16))
+
+
+def noise_of(seed: bytes) -> np.random.Generator:
+    return np.random.default_rng(np.frombuffer(hashlib.sha256(seed).digest(), dtype=np.uint64))
+
+
+def unit(noise: np.random.Generator) -> FloatArray:
+    vector = noise.standard_normal(WIDTH)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 def stub_generation(conn: Connection) -> int:
     """A live generation that only the stub can serve."""
-    number = create_generation(conn, SHAPE, codebook_version="stub", checkpoint_path="stub")
-    set_state(conn, number, "shadow")
+    number = shadow_generation(conn)
     set_state(conn, number, "live")
     return number
 
 
-def main() -> None:
-    """One index worker process, until a signal."""
+def shadow_generation(conn: Connection) -> int:
+    """A candidate that only the stub can serve."""
+    number = create_generation(conn, SHAPE, codebook_version="stub", checkpoint_path="stub")
+    set_state(conn, number, "shadow")
+    return number
+
+
+def main(role: str) -> None:
+    """One worker process, until a signal."""
     settings = Settings.from_environment(os.environ)
     assert settings.database_url is not None
     configure(settings.log_level)
     services, stop = Services(settings, settings.database_url), stop_on_signals()
+    if role == "query":
+        # Imported here: an index worker with the stub starts without PyTorch.
+        from ops.bench.stub_query import serve
+
+        serve(services, stop)
+        return
     start_relay(services, stop)
     IndexWorker(services, IndexMetrics(), load=StubAppender.load).run(stop)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

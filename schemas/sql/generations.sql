@@ -33,8 +33,16 @@ SELECT id, state::text, codebook_version, checkpoint_path, shape, config, create
 FROM generation ORDER BY id;
 
 -- name: lock_generations
--- Serialises switches: two promotions at once would both retire the same generation.
+-- The set of generations and their states change alone: beside no other change, and beside no transaction that accepts images.
 SELECT pg_advisory_xact_lock(hashtextextended('sigma generations', 0));
+
+-- name: share_generations
+-- Whoever accepts images holds this from before it looks which generations receive them until its commit.
+SELECT pg_advisory_xact_lock_shared(hashtextextended('sigma generations', 0));
+
+-- name: live_generation
+-- The number of the live generation.
+SELECT id FROM generation WHERE state = 'live';
 
 -- name: set_generation_state
 -- One step of the state machine; the trigger refuses the others.
@@ -43,3 +51,9 @@ UPDATE generation SET state = %(state)s::generation_state WHERE id = %(generatio
 -- name: notify_generation
 -- Tells the query workers of a switch.
 SELECT pg_notify('sigma_generation', %(generation)s::text);
+
+-- name: lacking_images
+-- Images up to a key that the live generation holds and a candidate does not.
+SELECT count(*) FROM image_embedding l
+WHERE l.generation = %(live)s AND l.image_key <= %(ceiling)s
+  AND NOT EXISTS (SELECT FROM image_embedding c WHERE c.generation = %(candidate)s AND c.image_key = l.image_key);

@@ -71,6 +71,10 @@ WHERE i.state <> 'deleted' AND i.image_key > %(after)s
   AND NOT EXISTS (SELECT FROM image_embedding e WHERE e.generation = %(generation)s AND e.image_key = i.image_key)
 ORDER BY i.image_key LIMIT %(amount)s;
 
+-- name: newest_image
+-- The highest key there is. Under the lock on the generations, no lower one is still to be committed.
+SELECT coalesce(max(image_key), 0) FROM image;
+
 -- name: record_visibility
 -- When a query worker began to return these images.
 INSERT INTO visibility (worker, image_key, published_at, indexed_at, searchable_at)

@@ -17,6 +17,7 @@ from schemas.errors import RetryLaterError
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from workers.repository.binary import Rows, as_halves, read_rows, row_type
 from workers.repository.connection import Connection, row, rows
+from workers.repository.generations import live_number
 from workers.repository.postings import CHANNEL
 
 _POSTING = row_type({"leaf": ">i8", "image_key": ">i8", "weight": ">f4", "suffix": ">i4"})
@@ -75,7 +76,15 @@ class TrieFollower:
         self.generation = generation
         self._conn = conn
         self._seen: str | None = None
-        conn.execute(f"LISTEN {CHANNEL}")
+        self.listen(CHANNEL)
+
+    def listen(self, channel: str) -> None:
+        """Let notifications of this channel end a `wait` too."""
+        self._conn.execute(f"LISTEN {channel}".encode())
+
+    def live(self) -> bool:
+        """Whether this generation is the live one now."""
+        return live_number(self._conn) == self.generation
 
     def load(self, sink: Callable[[EmbeddingRows], None] | None = None) -> Changes:
         """Everything, in one snapshot. With a `sink`, embeddings go there in chunks and the result has none."""

@@ -1,5 +1,6 @@
 """Generations: one (codebook, model, trie) triple each, exactly one of them live."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -99,15 +100,40 @@ def receiving(conn: Connection) -> list[Generation]:
     The retired one goes on receiving so that a rollback loses nothing.
     """
     found = generations(conn)
-    retired = [g for g in found if g.state == "retired"]
-    fallback = max(retired, key=lambda g: (g.ended_at is not None, g.ended_at), default=None)
-    return [g for g in found if g.state in ("shadow", "live") or (fallback is not None and g.id == fallback.id)]
+    back = fallback(found)
+    return [g for g in found if g.state in ("shadow", "live") or g is back]
+
+
+def fallback(found: Sequence[Generation]) -> Generation | None:
+    """The newest retired one of these: what a rollback makes live again."""
+    retired = [g for g in found if g.state == "retired" and g.ended_at is not None]
+    return max(retired, key=lambda g: g.ended_at or g.created_at, default=None)
+
+
+def live_number(conn: Connection) -> int | None:
+    """The live generation's number, in one small query."""
+    found = row(conn, "live_generation")
+    return None if found is None else int(found[0])
+
+
+def lock_set(conn: Connection) -> None:
+    """Hold the set of generations and their states alone until the transaction ends. Comes before every other lock."""
+    rows(conn, "lock_generations")
+
+
+def share_set(conn: Connection) -> None:
+    """Keep the set of generations and their states as they are until the transaction ends. Comes before every other lock."""
+    rows(conn, "share_generations")
 
 
 def set_state(conn: Connection, generation: int, state: str) -> None:
-    """One step of the state machine; `UsageError` when it cannot be taken."""
+    """One step of the state machine; `UsageError` when it cannot be taken.
+
+    Waits for the transactions that accept images: those that begin after it see the new state.
+    """
     try:
         with transaction(conn):
+            lock_set(conn)
             if not run(conn, "set_generation_state", generation=generation, state=state):
                 raise _unknown(conn, generation)
             rows(conn, "notify_generation", generation=generation)
@@ -116,9 +142,12 @@ def set_state(conn: Connection, generation: int, state: str) -> None:
 
 
 def promote(conn: Connection, generation: int) -> int | None:
-    """Makes a shadow or retired generation live and retires the live one, in one transaction. Returns the one retired."""
+    """Makes a shadow or retired generation live and retires the live one, in one transaction. Returns the one retired.
+
+    Whether it holds every image is the caller's to know: `workers.switching`.
+    """
     with transaction(conn):
-        rows(conn, "lock_generations")
+        lock_set(conn)
         before = live(conn)
         if before is not None and before.id == generation:
             return None
@@ -128,16 +157,12 @@ def promote(conn: Connection, generation: int) -> int | None:
     return None if before is None else before.id
 
 
-def rollback(conn: Connection) -> int:
-    """Makes the generation that was live before live again. Returns it; `UsageError` when there is none."""
-    with transaction(conn):
-        rows(conn, "lock_generations")
-        retired = [g for g in generations(conn) if g.state == "retired" and g.ended_at is not None]
-        if not retired:
-            raise UsageError("no generation was live before this one, so there is no way back; list them with: sigma generations list")
-        previous = max(retired, key=lambda g: g.ended_at or g.created_at)
-        promote(conn, previous.id)
-    return previous.id
+def way_back(conn: Connection) -> Generation:
+    """The generation that a rollback makes live again; `UsageError` when there is none."""
+    previous = fallback(generations(conn))
+    if previous is None:
+        raise UsageError("no generation was live before this one, so there is no way back; list them with: sigma generations list")
+    return previous
 
 
 def drop_postings(conn: Connection, generation: int) -> None:

@@ -10,6 +10,7 @@ from schemas.errors import RetryLaterError
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected, now
 from workers.repository.connection import Connection, joining, row, rows, run, transaction
 from workers.repository.counters import WHOLE_DATABASE, count_up
+from workers.repository.generations import share_set
 from workers.repository.removal import remove
 
 VISIBILITY_KEPT = 10_000
@@ -73,6 +74,7 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[tup
         if image.image_id not in newest or image.version > newest[image.image_id].version:
             newest[image.image_id] = image
     with joining(conn):
+        share_set(conn)
         stored = {i: (key, version, state) for key, i, version, state in rows(conn, "lock_images_by_id", image_ids=sorted(newest))}
         fresh = [newest[i] for i in sorted(newest) if i not in stored or newest[i].version > stored[i][1]]
         remove(conn, [stored[image.image_id][0] for image in fresh if image.image_id in stored and stored[image.image_id][2] == "indexed"])
@@ -138,6 +140,12 @@ def images_by_id(conn: Connection, image_ids: Sequence[str]) -> dict[str, Stored
 def missing_images(conn: Connection, generation: int, *, after: int = 0, limit: int = 1000) -> list[StoredImage]:
     """Images that a generation does not hold yet, keys above `after` ascending: what it must catch up."""
     return [_stored(found) for found in rows(conn, "missing_images", generation=generation, after=after, amount=limit)]
+
+
+def newest_image(conn: Connection) -> int:
+    """The highest image key. Under `lock_set`, every image with a key up to it is there for all to see."""
+    found = row(conn, "newest_image")
+    return int(found[0]) if found else 0
 
 
 def record_visibility(conn: Connection, worker: str, image_keys: Sequence[int], searchable_at: datetime | None = None) -> list[float]:

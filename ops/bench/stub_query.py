@@ -1,0 +1,101 @@
+"""The stub's query side: a query worker whose trie, beam search and ranking are the real ones, and whose model is a hash."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint import Checkpoint
+from model.trie import Trie
+from ops.bench.stub import WIDTH, StubAppender, noise_of, unit
+from schemas.identifiers import LEVELS, IdentifierShape
+from schemas.records import ByteArray, FloatArray
+from workers import query
+from workers.append import Appender
+from workers.engine import Engine
+from workers.gallery import Gallery
+from workers.repository.generations import Generation
+from workers.searcher import Searcher
+from workers.services import Services
+
+
+def serve(services: Services, stop: threading.Event) -> None:
+    """One query worker process, until stopped."""
+    torch.set_num_threads(1)
+    query.run(services, stop, load_searcher)
+
+
+def load_appender(services: Services, generation: Generation) -> Appender:
+    """The stub where an appender is asked for: a switch's sweeps use no more than both have."""
+    return cast(Appender, StubAppender.load(services, generation))
+
+
+class StubEncoder:
+    """Stands in for an encoder of texts (`model.encoder.Encoder`)."""
+
+    width, scale = WIDTH, 1.0
+
+    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
+        """(B, D) float32 unit vectors: the same text always has the same."""
+        return np.stack([unit(noise_of(text.encode())) for text in texts]).astype(np.float32)
+
+    def embed_images(self, images: Sequence[ByteArray]) -> FloatArray:
+        """(N, D) float32 unit vectors."""
+        return np.stack([unit(noise_of(image.tobytes())) for image in images]).astype(np.float32)
+
+
+class StubScorer:
+    """Stands in for a decoding engine (`model.beam.TextScorer`): every code of a level is as likely as a hash says."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, shape: IdentifierShape) -> None:
+        self.shape = shape
+
+    def read_texts(self, texts: Sequence[str]) -> list[bytes]:
+        """Prompts of B queries."""
+        return [text.encode() for text in texts]
+
+    def walk(self, prompt: list[bytes]) -> "StubWalk":
+        """Begin a beam search."""
+        return StubWalk(self, prompt)
+
+
+class StubWalk:
+    """A beam search's way through prompts (`model.beam.Walk`)."""
+
+    def __init__(self, scorer: StubScorer, prompt: list[bytes]) -> None:
+        self.batch = len(prompt)
+        self.device = scorer.device
+        self._scorer, self._prompt = scorer, prompt
+
+    def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
+        """(B, W, K) float32 log-probabilities, the same behind every prefix."""
+        shape = self._scorer.shape
+        count = shape.suffixes if level == LEVELS else shape.codes[level]
+        drawn = [noise_of(text + bytes([level])).standard_normal(count) for text in self._prompt]
+        scores = torch.log_softmax(torch.from_numpy(np.stack(drawn)).float(), -1)
+        return scores.unsqueeze(1).expand(-1, prefixes.shape[1], -1)
+
+
+class StubEngine(Engine):
+    """An engine whose trie, beam search and ranking are the real ones."""
+
+    def __init__(self, generation: Generation, folder: Path) -> None:
+        self.generation = generation.id
+        self.shape = generation.shape
+        self.checkpoint = cast(Checkpoint, None)
+        self.encoder = StubEncoder()
+        self.scorer = StubScorer(generation.shape)
+        self.trie = Trie(generation.shape)
+        self.gallery = Gallery(folder)
+        self._vllm = None
+
+
+def load_searcher(services: Services, generation: Generation, before: Searcher | None, live: bool) -> Searcher:
+    """Stands in for `workers.holding.load_searcher`."""
+    return Searcher(services, generation, engine=StubEngine(generation, services.cache))

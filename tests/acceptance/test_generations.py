@@ -1,0 +1,91 @@
+"""Generations end to end, with the real model: what the gate refuses, and how a bad one that was forced is undone."""
+
+import time
+
+import numpy as np
+import pytest
+
+from model.base import SHIPPED, Base
+from model.checkpoint import Checkpoint, load_checkpoint, parts_of, save_checkpoint
+from model.profiles import profile
+from ops import gate
+from ops.bench.switch import SwitchConfig, copied, switch
+from ops.embedded import services
+from schemas.errors import WorkFailedError
+from schemas.settings import Settings
+from tests.acceptance.conftest import TRAINED, Home
+from tests.integration.test_serving import answers, asked, serving, until
+from tests.stubs import accepted, held_by
+from workers.holding import load_searcher
+from workers.repository import generations
+from workers.repository.connection import Connection, migrate
+from workers.repository.images import accept_images
+from workers.services import Services
+from workers.switching import Sweep, rollback
+
+ROLLBACK_S = 10.0
+
+
+def undertrained(found: Services, conn: Connection, source: generations.Generation) -> int:
+    """A candidate whose model never learnt the identifiers that its codebook gives."""
+    parts = parts_of(Base.load(SHIPPED), profile("tiny"))
+    book = load_checkpoint(found.generations / f"g{source.id}").codebook
+    save_checkpoint(Checkpoint(parts.sigma, book, parts.encoder, {"stages": ["codebook"]}), found.generations / "undertrained")
+    return generations.create_generation(conn, source.shape, codebook_version=book.version, checkpoint_path="undertrained")
+
+
+def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_rolled_back_at_once(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "PROBES", 160)
+    with services(Settings(home=home.folder)) as found, found.connect("test") as conn:
+        migrate(conn)
+        first = generations.live(conn)
+        assert first is not None
+        shuffled = copied(found, conn, first, np.random.default_rng(0).permutation(TRAINED).tolist())
+        for bad in (shuffled, undertrained(found, conn, first)):
+            generations.set_state(conn, bad, "shadow")
+            with pytest.raises(WorkFailedError, match=r"is refused and 1 stays live: .* --force"):
+                gate.promote(found, conn, bad)
+            verdict = generations.get(conn, bad).config["gate"]
+            print("gate", bad, verdict["reasons"])
+            assert not verdict["passed"]
+            assert verdict["missing"] == 0
+            assert generations.live_number(conn) == first.id
+        with serving(found, load_searcher) as (server, _):
+            until(lambda: answers(server, first.id) and answers(server, shuffled), "both are held")
+            gate.promote(found, conn, shuffled, force=True)
+            until(lambda: asked(server).generation == shuffled, "the bad one answers")
+            # Arrives at a worker that has not loaded the way back.
+            accept_images(conn, accepted(found.store, ["newcomer"]))
+            Sweep(found, conn, generations.get(conn, shuffled)).run()
+            began = time.monotonic()
+            assert rollback(found, conn).generation == first.id
+            until(lambda: asked(server).generation == first.id, "the good one answers again", ROLLBACK_S)
+            print("rolled back within", round(time.monotonic() - began, 2), "s")
+        assert len(held_by(conn, first.id)) == TRAINED + 1
+        assert held_by(conn, first.id) == held_by(conn, shuffled)
+
+
+def test_an_equal_candidate_passes_the_gate_and_the_job_promotes_it_where_that_is_allowed(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "PROBES", 60)
+    with services(Settings(home=home.folder, auto_promote=True)) as found, found.connect("test") as conn:
+        migrate(conn)
+        first = generations.live(conn)
+        assert first is not None
+        equal = copied(found, conn, first)
+        generations.set_state(conn, equal, "shadow")
+        figures = gate.gate_job(found, conn)
+        assert figures["promoted"] == equal
+        assert figures["judged"][str(equal)]["probes"]["all"]["loss"] == 0
+        assert generations.live_number(conn) == equal
+
+
+@pytest.mark.timeout(600)
+def test_switches_and_rollbacks_under_load_fail_mix_and_lose_nothing() -> None:
+    done = switch(SwitchConfig(seconds=2, switches=2, rollbacks=1, stub=True))
+    assert (done["failed"], done["mixed"], set(done["missing"].values())) == (0, 0, {0})
+    assert done["generations_that_answered"] == 3
+    assert done["empty"] == 0

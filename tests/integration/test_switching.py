@@ -1,0 +1,256 @@
+"""Switches and rollbacks lose nothing: whatever commits late, in whatever order, is in the generation that is live afterwards."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from ops.bench.stub import StubAppender, shadow_generation, stub_generation
+from ops.bench.stub_query import load_appender
+from schemas.errors import RefuseToStartError, UsageError, WorkFailedError
+from schemas.records import ByteArray
+from stream.log import EventLog, message
+from stream.postgres_log import PostgresLog
+from tests.stubs import accepted, held_by, leave_in, services_at
+from workers import switching
+from workers.append import Appender, Inferred
+from workers.index import GROUP, TOPICS, IndexWorker
+from workers.metrics import IndexMetrics
+from workers.repository import generations
+from workers.repository.connection import Connection, connect, transaction
+from workers.repository.generations import Generation
+from workers.repository.images import delete_images, missing_images
+from workers.services import Services
+from workers.switching import promote, rollback
+
+
+@pytest.fixture
+def services(database: str, tmp_path: Path) -> Services:
+    return services_at(database, tmp_path)
+
+
+@pytest.fixture
+def log(services: Services) -> Iterator[EventLog]:
+    made = PostgresLog(services.database_url)
+    made.ensure_topics()
+    yield made
+    made.close()
+
+
+class Interrupting(StubAppender):
+    """A stub that calls back while it looks at a batch."""
+
+    def __init__(self, generation: Generation, call: Callable[[], None]) -> None:
+        super().__init__(generation.shape, generation.id)
+        self._call = call
+
+    def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
+        self._call()
+        return super().infer(pictures)
+
+
+@dataclass
+class Worker:
+    """An index worker whose batches are handled one at a time, in this thread."""
+
+    services: Services
+    log: EventLog
+    conn: Connection
+    worker: IndexWorker
+
+    def handle(self, names: Sequence[str]) -> None:
+        """Publish images, and handle what is polled as one batch."""
+        events = accepted(self.services.store, names)
+        self.log.publish(None, [message(event, "same partition") for event in events])
+        with self.log.consumer(GROUP, TOPICS) as consumer:
+            batch = consumer.poll(max_events=100, timeout_s=5)
+        assert len(batch) == len(names)
+        self.worker.handle(self.conn, self.log, batch)
+
+
+def worker_of(services: Services, log: EventLog, conn: Connection, meanwhile: Callable[[], None] = lambda: None) -> Worker:
+    """A worker that has loaded what receives now; `meanwhile` happens while the first of them looks at a batch."""
+    first = generations.receiving(conn)[0].id
+
+    def load(_: Services, generation: Generation) -> StubAppender:
+        return Interrupting(generation, meanwhile if generation.id == first else lambda: None)
+
+    made = IndexWorker(services, IndexMetrics(), load=load)
+    for generation in generations.receiving(conn):
+        made._models.wait(generation)
+    return Worker(services, log, conn, made)
+
+
+def blocked(conn: Connection) -> None:
+    """Wait until somebody waits for the lock on the generations."""
+    deadline = time.monotonic() + 30
+    query = """SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+               WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"""
+    while conn.execute(query).fetchone() == (0,):
+        assert time.monotonic() < deadline, "nobody waits"
+        time.sleep(0.01)
+
+
+def test_a_batch_begun_before_a_switch_is_appended_to_the_generation_that_is_live_at_its_commit(
+    services: Services, log: EventLog, conn: Connection
+) -> None:
+    first = stub_generation(conn)
+    second: list[int] = []
+
+    def switch() -> None:
+        with services.connect("switch") as other:
+            if not second:
+                second.append(shadow_generation(other))
+                assert promote(services, other, second[0], load=load_appender).before == first
+
+    worker = worker_of(services, log, conn, switch)
+    worker.handle(["a", "b", "c"])
+    assert held_by(conn, second[0]) == {"a", "b", "c"}
+    # The one that was live goes on receiving, for the way back.
+    assert held_by(conn, first) == {"a", "b", "c"}
+
+
+def test_a_batch_that_commits_after_the_last_sweep_is_swept_before_the_switch(services: Services, conn: Connection, database: str) -> None:
+    first, second = stub_generation(conn), shadow_generation(conn)
+    one, two = accepted(services.store, ["early", "late"])
+    with connect(database) as writer, connect(database) as switcher, ThreadPoolExecutor(1) as hands:
+        # A worker that has not loaded the candidate: its images are in the live generation only.
+        leave_in(writer, first, [one])
+        with transaction(writer):
+            generations.share_set(writer)
+            leave_in(writer, first, [two])
+            switched = hands.submit(promote, services, switcher, second, load=load_appender)
+            blocked(conn)
+            assert generations.live_number(conn) == first
+        assert switched.result(30).caught_up == 2
+    assert generations.live_number(conn) == second
+    assert held_by(conn, second) == {"early", "late"}
+
+
+def test_a_generation_that_becomes_shadow_waits_for_batches_on_their_way(services: Services, conn: Connection, database: str) -> None:
+    first = stub_generation(conn)
+    second = generations.create_generation(conn, generations.get(conn, first).shape)
+    with connect(database) as writer, connect(database) as other, ThreadPoolExecutor(1) as hands:
+        with transaction(writer):
+            leave_in(writer, first, accepted(services.store, ["a"]))
+            changed = hands.submit(generations.set_state, other, second, "shadow")
+            blocked(conn)
+            assert generations.get(conn, second).state == "building"
+        changed.result(30)
+    # Whoever catches up from now on finds all that came before, and workers see it receive.
+    assert [image.image_id for image in missing_images(conn, second)] == ["a"]
+    assert [one.id for one in generations.receiving(conn)] == [first, second]
+
+
+def test_many_batches_and_switches_at_once_leave_every_image_in_every_generation(
+    services: Services, log: EventLog, conn: Connection, database: str
+) -> None:
+    numbers = [stub_generation(conn), shadow_generation(conn)]
+    names = [f"image {number}" for number in range(160)]
+    log.publish(None, [message(event, event.image_id) for event in accepted(services.store, names)])
+    stop = threading.Event()
+    workers = [
+        threading.Thread(target=IndexWorker(services, IndexMetrics(), batch=4, load=StubAppender.load).run, args=(stop,)) for _ in "ab"
+    ]
+    for thread in workers:
+        thread.start()
+    with connect(database) as switcher:
+        for turn in range(6):
+            promote(services, switcher, numbers[(turn + 1) % 2], load=load_appender)
+        rollback(services, switcher, load=load_appender)
+        deadline = time.monotonic() + 60
+        while missing_in_all(conn, names, numbers):
+            assert time.monotonic() < deadline, missing_in_all(conn, names, numbers)
+            time.sleep(0.05)
+    stop.set()
+    for thread in workers:
+        thread.join(30)
+
+
+def test_a_rollback_brings_along_what_the_way_back_lacked(services: Services, conn: Connection) -> None:
+    first, second = stub_generation(conn), shadow_generation(conn)
+    promote(services, conn, second, load=load_appender)
+    leave_in(conn, second, accepted(services.store, ["a", "b"]))
+    done = rollback(services, conn, load=load_appender)
+    assert (done.generation, done.before, done.caught_up) == (first, second, 2)
+    assert held_by(conn, first) == {"a", "b"}
+
+
+def test_a_promotion_completes_the_generation_that_it_replaces(services: Services, conn: Connection) -> None:
+    first, second = stub_generation(conn), shadow_generation(conn)
+    leave_in(conn, second, accepted(services.store, ["trained on, never posted"]))
+    promote(services, conn, second, load=load_appender)
+    assert held_by(conn, first) == {"trained on, never posted"}
+
+
+def test_a_rollback_that_lacks_nothing_needs_no_model(services: Services, conn: Connection) -> None:
+    first, second = stub_generation(conn), shadow_generation(conn)
+    promote(services, conn, second, load=load_appender)
+
+    def broken(_: Services, generation: Generation) -> Appender:
+        raise RefuseToStartError(f"generation {generation.id} is damaged")
+
+    assert rollback(services, conn, load=broken).generation == first
+    with pytest.raises(UsageError, match="building"):
+        promote(services, conn, generations.create_generation(conn, generations.get(conn, first).shape), load=broken)
+
+
+def test_images_without_a_picture_or_deleted_do_not_hold_a_switch_up(services: Services, conn: Connection) -> None:
+    first, second = stub_generation(conn), shadow_generation(conn)
+    events = accepted(services.store, ["kept", "lost", "deleted"])
+    leave_in(conn, first, events)
+    services.store.path(events[1].normalized_uri).unlink()
+    delete_images(conn, ["deleted"])
+    done = promote(services, conn, second, load=load_appender)
+    assert (done.caught_up, done.refused) == (1, 1)
+    assert held_by(conn, second) == {"kept"}
+
+
+def test_a_stream_that_outruns_the_model_is_named_as_the_reason(
+    services: Services, conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = stub_generation(conn), shadow_generation(conn)
+    monkeypatch.setattr(switching, "TRIES", 2)
+    waves = iter(range(1000))
+
+    def flood() -> None:
+        with services.connect("flood") as other:
+            wave = next(waves)
+            leave_in(other, first, accepted(services.store, [f"{wave} {number}" for number in range(70)]))
+
+    def load(_: Services, generation: Generation) -> Appender:
+        return cast(Appender, Interrupting(generation, flood if generation.id == second else lambda: None))
+
+    flood()
+    with pytest.raises(WorkFailedError, match="faster than they are assigned"):
+        promote(services, conn, second, load=load)
+    assert generations.live_number(conn) == first
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_live_generation_working(services: Services, log: EventLog, conn: Connection) -> None:
+    first, second = stub_generation(conn), shadow_generation(conn)
+
+    def load(_: Services, generation: Generation) -> StubAppender:
+        if generation.id == second:
+            raise RefuseToStartError("the folder is empty")
+        return StubAppender(generation.shape, generation.id)
+
+    metrics = IndexMetrics()
+    worker = Worker(services, log, conn, IndexWorker(services, metrics, load=load))
+    worker.worker._models.want(generations.receiving(conn))
+    worker.worker._models.wait(generations.get(conn, first))
+    worker.handle(["a"])
+    assert (held_by(conn, first), held_by(conn, second)) == ({"a"}, set())
+    with pytest.raises(RefuseToStartError):
+        worker.worker._models.wait(generations.get(conn, second))
+    assert metrics.registry.get_sample_value("sigma_index_load_failures_total") >= 1
+
+
+def missing_in_all(conn: Connection, names: Sequence[str], numbers: Sequence[int]) -> dict[int, int]:
+    """How many images each generation still lacks; generations that lack none are left out."""
+    return {number: lacking for number in numbers if (lacking := len(set(names) - held_by(conn, number)))}
