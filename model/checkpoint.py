@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
 
 ABOUT, FORMAT = "checkpoint.json", 1
+_WRITING, _WRITTEN = ".writing", ".written"
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -78,9 +80,32 @@ def pretrained_parts(chosen: Profile) -> Parts:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write everything; `checkpoint.json` comes last and is replaced whole, so an interrupted save is not loaded as new."""
+    """Write everything beside what is there, then put it in place: a save that is cut short leaves the old checkpoint, and one
+    that is cut short while moving is finished by `recover_checkpoint`."""
+    recover_checkpoint(folder)
+    aside = folder / _WRITING
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    _write(checkpoint, aside)
+    aside.replace(folder / _WRITTEN)
+    recover_checkpoint(folder)
+
+
+def recover_checkpoint(folder: Path) -> None:
+    """Finish a save whose process died after all was written. `checkpoint.json` moves last."""
+    written = folder / _WRITTEN
+    if not written.is_dir():
+        return
+    for part in sorted(written.iterdir(), key=lambda path: path.name == ABOUT):
+        place = folder / part.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        part.replace(place)
+    written.rmdir()
+
+
+def _write(checkpoint: Checkpoint, folder: Path) -> None:
     sigma = checkpoint.sigma
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint.codebook.save(folder)
     sigma.tokenizer.save_pretrained(str(folder / "tokenizer"))
     sigma.backbone.save_pretrained(str(folder / "backbone"))
@@ -98,9 +123,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         "encoder": {"kind": "small", "width": checkpoint.encoder.width} if small else {"kind": "jina", "source": chosen.encoder},
         "size": None if chosen.tiny is None else asdict(chosen.tiny),
     }
-    aside = folder / f".{ABOUT}.new"
-    aside.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    aside.replace(folder / ABOUT)
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def describe_checkpoint(folder: Path) -> dict[str, Any]:

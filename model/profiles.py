@@ -52,17 +52,22 @@ class TinySize:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One named size: model source, encoder, teacher, identifier shape and the three stages."""
+    """One named size: model source, encoder, teacher, identifier shape and the three stages, from the base and for a refresh.
+
+    `replay` is how many images that the parent was trained on a refresh mixes in, as a multiple of the new ones.
+    """
 
     name: str
     shape: IdentifierShape
     stages: tuple[Stage, Stage, Stage]
+    refresh: tuple[Stage, Stage, Stage]
     embedding_width: int
     model: str | None
     encoder: str | None
     teacher: str | None
     tiny: TinySize | None = None
     max_text_tokens: int = 128
+    replay: float = 1.0
     views: int = 0
     """Shifted views of each training image whose visual tokens are computed once, the vision tower frozen; 0 trains it."""
 
@@ -72,9 +77,17 @@ class Profile:
 
     def with_stages(self, stages: tuple[Stage, ...]) -> "Profile":
         """The same profile with other stage numbers (experiments, tests)."""
-        by_name = {stage.name: stage for stage in stages}
-        first, second, third = (by_name.get(stage.name, stage) for stage in self.stages)
-        return replace(self, stages=(first, second, third))
+        return replace(self, stages=_replaced(self.stages, stages))
+
+    def with_refresh(self, stages: tuple[Stage, ...]) -> "Profile":
+        """The same profile with other numbers of a refresh."""
+        return replace(self, refresh=_replaced(self.refresh, stages))
+
+
+def _replaced(stages: tuple[Stage, Stage, Stage], others: tuple[Stage, ...]) -> tuple[Stage, Stage, Stage]:
+    by_name = {stage.name: stage for stage in others}
+    first, second, third = (by_name.get(stage.name, stage) for stage in stages)
+    return first, second, third
 
 
 def _qwen(name: str, model: str) -> Profile:
@@ -85,6 +98,11 @@ def _qwen(name: str, model: str) -> Profile:
             Stage("memorize", epochs=5, learning_rate=5e-5, batch=64),
             Stage("comprehend", epochs=5, learning_rate=3e-5, batch=64, replay=0.25),
             Stage("align", epochs=5, learning_rate=2e-5, batch=10, soft_label_weight=0.1),
+        ),
+        refresh=(
+            Stage("memorize", epochs=1, learning_rate=2e-5, batch=64),
+            Stage("comprehend", epochs=1, learning_rate=1e-5, batch=64, replay=0.25),
+            Stage("align", epochs=2, learning_rate=1e-5, batch=10, soft_label_weight=0.1),
         ),
         embedding_width=2048,
         model=model,
@@ -103,6 +121,11 @@ PROFILES: dict[str, Profile] = {
             Stage("memorize", epochs=1, learning_rate=1e-3, batch=64),
             Stage("comprehend", epochs=0.5, learning_rate=1e-3, batch=64, replay=0.25),
             Stage("align", epochs=4, learning_rate=1e-3, batch=64, replay=1.0, caption_replay=0.5, soft_label_weight=0.1),
+        ),
+        refresh=(
+            Stage("memorize", epochs=1, learning_rate=5e-4, batch=64),
+            Stage("comprehend", epochs=0.5, learning_rate=5e-4, batch=64, replay=0.25),
+            Stage("align", epochs=2, learning_rate=5e-4, batch=64, replay=1.0, caption_replay=0.5, soft_label_weight=0.1),
         ),
         embedding_width=128,
         model=None,

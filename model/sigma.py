@@ -29,10 +29,14 @@ class SoftLabelHead(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """`generation` is equation 4, 6 or 10 (mean over tokens), `similarity` equation 11 (zero without soft labels)."""
+    """`generation` is equation 4, 6 or 10 (mean over tokens), `similarity` equation 11 (zero without soft labels).
+
+    `counts` (2,) float32: over how many tokens and over how many soft labels the two are means.
+    """
 
     generation: Tensor
     similarity: Tensor
+    counts: Tensor
 
 
 class SigmaModel(nn.Module):
@@ -72,6 +76,18 @@ class SigmaModel(nn.Module):
             embeds = embeds.masked_scatter((tokens == self.prompts.image).unsqueeze(-1), seen.to(embeds.dtype))
         return tokens, mask, embeds, rope_positions(tokens, mask, grid, self.prompts.image, self.merge)
 
+    def forward(
+        self, examples: Sequence[Example], given: ImageInput | None, seen: Tensor | None, grid: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The fields of `losses`; `given` are pictures that the vision tower is yet to look at.
+
+        Training has to come through here: what synchronises gradients between processes wraps this call.
+        """
+        if given is not None:
+            seen, grid = self.see(given), given.grid
+        found = self.losses(examples, seen, grid)
+        return found.generation, found.similarity, found.counts
+
     def losses(self, examples: Sequence[Example], seen: Tensor | None, grid: Tensor | None) -> Losses:
         """Losses of a batch. `seen` holds the visual tokens of the examples with an image, in order, `grid` their grids."""
         tokens, mask, embeds, positions = self.embed([e.tokens for e in examples], seen, grid)
@@ -82,12 +98,12 @@ class SigmaModel(nn.Module):
         wanted = (mask & (torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0) >= starts))[:, 1:]
         logits = self.backbone.lm_head(hidden[:, :-1][wanted])
         generation = F.cross_entropy(logits.float(), tokens[:, 1:][wanted])
-        return Losses(generation=generation, similarity=self._similarity(examples, hidden))
-
-    def _similarity(self, examples: Sequence[Example], hidden: Tensor) -> Tensor:
         labelled = [(row, e.identifier, e.soft_label) for row, e in enumerate(examples) if e.identifier and e.soft_label is not None]
-        if not labelled:
-            return hidden.new_zeros(())
+        similarity = self._similarity(labelled, hidden) if labelled else hidden.new_zeros(())
+        counts = torch.tensor([wanted.sum(), len(labelled)], dtype=torch.float32, device=hidden.device)
+        return Losses(generation=generation, similarity=similarity, counts=counts)
+
+    def _similarity(self, labelled: Sequence[tuple[int, tuple[int, int], float]], hidden: Tensor) -> Tensor:
         states = torch.stack([hidden[row, start:stop].mean(0) for row, (start, stop), _ in labelled])
         return F.mse_loss(self.head(states), hidden.new_tensor([label for _, _, label in labelled]))
 

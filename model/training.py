@@ -1,5 +1,6 @@
 """The three training stages of the paper (section 3.2) on the `transformers` Trainer: one dataset kind, one loss."""
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from model.backbone import ImageInput
 from model.profiles import Stage, StageName
 from model.progress import Bar, Progress, quiet
 from model.prompts import Example
+from model.ranks import all_sum, barrier, is_first, world
 from model.sigma import SigmaModel
 from model.weights_io import load_module, save_module
 from schemas.records import ByteArray, FloatArray, IntArray
@@ -137,27 +139,29 @@ class StageTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """L_gen + λ·L_ssp of a batch."""
+        """L_gen + λ·L_ssp of a batch. With several processes each one's means are weighted by what they are means over, so
+        that the average of their gradients is that of one process with the whole batch."""
         batch: list[Example] = inputs["examples"]
-        seen, grid = self._pictures([e.image for e in batch if e.image is not None])
-        losses = self.sigma.losses(batch, seen, grid)
-        loss = losses.generation + self.stage.soft_label_weight * losses.similarity
+        generation, similarity, counts = model(batch, *self._pictures([e.image for e in batch if e.image is not None]))
+        share = world() * counts / all_sum(counts).clamp(min=1.0)
+        loss: Tensor = share[0] * generation + self.stage.soft_label_weight * share[1] * similarity
         self.bar_callback.loss = float(loss.detach())
         return loss
 
-    def _pictures(self, rows: list[int]) -> tuple[Tensor | None, Tensor | None]:
+    def _pictures(self, rows: list[int]) -> tuple[ImageInput | None, Tensor | None, Tensor | None]:
+        """Pictures to look at, or their visual tokens and grid when they were looked at before."""
         if not rows:
-            return None, None
+            return None, None, None
         if self.data.visual is not None:
             _, _, count, hidden = self.data.visual.shape
             grid = self.sigma.inputs(self.data.images[:1]).grid.repeat(len(rows), 1)
-            return self.data.visual.view(-1, count, hidden)[rows].reshape(-1, hidden), grid
-        given: ImageInput = self.sigma.inputs([self.data.images[row] for row in rows])
-        return self.sigma.see(given), given.grid
+            return None, self.data.visual.view(-1, count, hidden)[rows].reshape(-1, hidden), grid
+        return self.sigma.inputs([self.data.images[row] for row in rows]), None, None
 
     def _get_train_sampler(self, train_dataset: Dataset[Example] | None = None) -> LengthBuckets:
         lengths = [len(example.tokens) for example in self.rows.rows]
-        return LengthBuckets(lengths, self.stage.batch, self.args.seed)
+        # The order of one process with the whole batch: accelerate deals each batch out to the processes in equal parts.
+        return LengthBuckets(lengths, per_process(self.stage) * world(), self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # The Trainer's own way refuses the tied embedding, which two names share.
@@ -173,11 +177,16 @@ def _gather(batch: list[Example]) -> dict[str, Any]:
     return {"examples": batch}
 
 
+def per_process(stage: Stage) -> int:
+    """Sequences of a batch that each process takes, so that all together have the stage's batch (rounded up)."""
+    return -(-stage.batch // world())
+
+
 def _arguments(folder: Path, stage: Stage, steps: int, seed: int, checkpoints: int) -> TrainingArguments:
     every = max(1, steps // max(1, checkpoints)) if checkpoints else steps + 1
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=stage.batch,
+        per_device_train_batch_size=per_process(stage),
         max_steps=steps,
         learning_rate=stage.learning_rate,
         weight_decay=stage.weight_decay,
@@ -196,7 +205,12 @@ def _arguments(folder: Path, stage: Stage, steps: int, seed: int, checkpoints: i
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        # The vision tower, or the soft-label head, has no part in some batches.
+        ddp_find_unused_parameters=True,
     )
+    # One process sees one GPU, others come with torchrun; left alone, the Trainer splits batches over all GPUs that it finds.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 @torch.no_grad()
@@ -239,15 +253,38 @@ def run_stage(
     rows = examples(model, data, stage, seed)
     if not len(rows):
         return 0.0
-    steps = max(1, round(stage.epochs * -(-len(rows) // stage.batch)))
-    resumable = resume and any(folder.glob("checkpoint-*"))
+    steps = max(1, round(stage.epochs * -(-len(rows) // (per_process(stage) * world()))))
+    newest = newest_checkpoint(folder) if resume else None
+    if newest is None:
+        _remove(folder)
     with progress(_LABELS[stage.name], steps) as bar:
         callback = _BarCallback(bar)
         trainer = StageTrainer(model, stage, data, rows, callback, _arguments(folder, stage, steps, seed, checkpoints))
-        trainer.train(resume_from_checkpoint=resumable or None)
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     model.eval()
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     return callback.loss
+
+
+def _remove(folder: Path) -> None:
+    barrier()
+    if is_first() and folder.is_dir():
+        # Moved first: a removal that is cut short must not leave half a checkpoint to resume from.
+        doomed = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(folder.rename(doomed), ignore_errors=True)
+    barrier()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of the Trainer: one whose saving was cut short lacks its state, which comes last."""
+    for found in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        try:
+            json.loads((found / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return found
+    return None
 
 
 _LABELS: dict[StageName, str] = {"memorize": "1 memorisation", "comprehend": "2 comprehension", "align": "3 alignment"}

@@ -9,6 +9,7 @@ from typing import Any
 
 from ops import commands as work
 from ops import operating as operate
+from ops import training
 from schemas.errors import SigmaError
 from schemas.settings import Settings
 
@@ -60,12 +61,16 @@ def _filling(add: Add) -> None:
     up.add_argument("--foreground", action="store_true", help="stay, and stop the processes on Ctrl-C")
     add("down", work.down, "stop all processes of this home")
     add("init", work.init, "create or upgrade the database and the topics")
-    train = add("train", work.train, "train a generation on a manifest")
-    train.add_argument("--manifest", type=Path, required=True, metavar="F", help="JSON Lines, Karpathy's JSON, or a folder")
-    train.add_argument("--profile", default="tiny", help="tiny, qwen-3b or qwen-7b")
+    train = add("train", training.train, "train a generation: on a manifest, on the store, or from the live one")
+    train.add_argument("--manifest", type=Path, metavar="F", help="JSON Lines, Karpathy's JSON, or a folder")
+    train.add_argument("--from-store", action="store_true", help="anew, on the captioned images that are stored")
+    train.add_argument("--refresh", action="store_true", help="from the live weights, on new images and a replay of old ones")
+    train.add_argument("--recluster", action="store_true", help="a new codebook that moves few identifiers; alone, nothing is trained")
+    train.add_argument("--profile", help="tiny (default), qwen-3b or qwen-7b")
     train.add_argument("--stage", default="all", choices=("codebook", "memorize", "comprehend", "align", "all"), help="last stage to run")
     train.add_argument("--resume", action="store_true", help="go on with the unfinished generation")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--stop-with-parent", action="store_true", help="end when standard input does; for those who start it as a job")
     train.add_argument("--base", type=Path, metavar="FOLDER", help="start from this base instead of the shipped one (tiny profile)")
     train.add_argument("--adapt", default="auto", choices=("auto", "always", "never"), help="train the base further on these images first")
     train.add_argument("--promote", action="store_true", help="make the new generation live at once")

@@ -3,7 +3,7 @@
 import json
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from ops.embedded import services
@@ -87,35 +87,6 @@ def init(options: Namespace, settings: Settings) -> int:
     with services(settings) as found, ready(found, "init") as conn:
         version = migrate(conn)
     emit({"schema": version}, options.json, f"database at schema {version}, topics and image store ready")
-    return 0
-
-
-def train(options: Namespace, settings: Settings) -> int:
-    """`sigma train`"""
-    from model.base import SHIPPED
-    from model.profiles import profile
-    from ops.progress import bar
-    from workers.trainer import TrainRequest
-    from workers.trainer import train as run
-
-    request = TrainRequest(
-        profile=profile(options.profile),
-        until="align" if options.stage == "all" else options.stage,
-        resume=options.resume,
-        seed=options.seed,
-        base=options.base or SHIPPED,
-        adapt=options.adapt,
-        promote=options.promote,
-    )
-    entries = entries_of(options.manifest, None)
-    with services(settings) as found, ready(found, "train"):
-        result = run(found, entries, request, bar)
-    hint = {"building": "go on with --resume", "shadow": f"make it live with: sigma generations promote {result.generation}"}
-    then = hint.get(result.state, "it answers queries")
-    text = f"generation {result.generation} is {result.state}, trained on {result.images:,} images; {then}"
-    for one in result.rejected:
-        text += f"\nleft out {one['path']}: {one['reason']}"
-    emit(asdict(result), options.json, text)
     return 0
 
 

@@ -12,6 +12,7 @@ from schemas.errors import UsageError
 MEBIBYTE = 1 << 20
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENGINES = ("torch", "vllm")
+RETRAININGS = ("refresh", "full")
 
 _BROKER = re.compile(r"[A-Za-z0-9._-]+:[0-9]{1,5}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -71,6 +72,12 @@ class Settings:
     max_image_pixels: int = 50_000_000
     decode_memory_bytes: int = 256 * MEBIBYTE
     """Address space of the decode process beyond what it has at its start."""
+    training_images: int = 50_000
+    """Most images of the store that one training learns from; of more, a sample."""
+    training_processes: int = 1
+    """Processes of a training that the scheduler starts: one for each GPU."""
+    retrain: str = "refresh"
+    """What the scheduled retraining does."""
     log_level: str = "info"
     threads: int | None = None
     """CPU threads of one process; None leaves the choice to torch."""
@@ -108,6 +115,9 @@ class Settings:
             decode_memory_bytes=_integer(
                 environ, "SIGMA_DECODE_MEMORY_BYTES", default.decode_memory_bytes, low=16 * MEBIBYTE, high=1 << 36
             ),
+            training_images=_integer(environ, "SIGMA_TRAINING_IMAGES", default.training_images, low=100, high=1 << 30),
+            training_processes=_integer(environ, "SIGMA_TRAINING_PROCESSES", default.training_processes, low=1, high=1024),
+            retrain=_choice(environ, "SIGMA_RETRAIN", default.retrain, RETRAININGS),
             log_level=_choice(environ, "SIGMA_LOG_LEVEL", default.log_level, LOG_LEVELS),
             threads=_integer(environ, "SIGMA_THREADS", 0, low=1, high=1024) if environ.get("SIGMA_THREADS") else None,
         )

@@ -37,6 +37,10 @@ class StoredPictures(Sequence[ByteArray]):
     def __len__(self) -> int:
         return len(self._uris)
 
+    def rows(self, kept: Sequence[int]) -> "StoredPictures":
+        """Some of the images, in that order."""
+        return StoredPictures(self._store, [self._uris[row] for row in kept], self._prepare)
+
     @overload
     def __getitem__(self, index: int) -> ByteArray: ...
 

@@ -1,53 +1,34 @@
-"""The trainer: from a manifest to a generation that answers. One stage after the other, each one leaves a checkpoint."""
+"""The trainer: from a manifest or the store to a generation that answers. One at a time, in a process of its own."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model.adapt import ENOUGH, AdaptConfig, adapt, base_recall
-from model.assign import Assigner, with_primary
-from model.base import SHIPPED, Base
-from model.checkpoint import Checkpoint, Parts, describe_checkpoint, load_checkpoint, parts_of, pretrained_parts, save_checkpoint
-from model.contrastive import CaptionedImages
-from model.decoder import Decoder
-from model.encoder import Encoder
-from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook, pack_all
+from model.gates import Probe
 from model.identifiers.quality import identifier_quality
-from model.identifiers.suffixes import assign_suffixes
-from model.pixels import Pixels, resize
-from model.profiles import Profile
 from model.progress import Progress
-from model.training import TrainingSet, run_stage, visual_tokens
-from schemas.errors import UsageError
-from schemas.records import FloatArray, IntArray, ManifestEntry
+from model.training import TrainingSet
+from schemas.errors import UsageError, WorkFailedError
+from schemas.records import ManifestEntry
 from workers.append import Appender
+from workers.initial import InitialLoader
 from workers.pictures import StoredPictures
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.images import missing_images
-from workers.repository.postings import InitialLoad, append, bulk_append
-from workers.seeding import Seeded, seed_images
+from workers.repository.postings import append
 from workers.services import Services
+from workers.stages import STAGES, Course, clocked, dismiss, run_course
+from workers.starts import Start, start
+from workers.training_run import Run, TrainRequest, begin, sole_trainer
 
-STAGES = ("codebook", "memorize", "comprehend", "align")
+__all__ = ["TrainRequest", "TrainResult", "catch_up", "publish", "train"]
+
 _BATCH = 64
-
-
-@dataclass(frozen=True, slots=True)
-class TrainRequest:
-    """What to train. `until` is the last stage to run; `resume` goes on with the newest unfinished generation."""
-
-    profile: Profile
-    until: str = "align"
-    resume: bool = False
-    seed: int = 0
-    base: Path = SHIPPED
-    adapt: str = "auto"
-    promote: bool = False
+_TOLD = ("mode", "parent", "seed", "images", "stages", "evaluations", "recluster", "base_recall", "seconds", "cpu_seconds")
+"""What of a checkpoint's `about` the generation's row says too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,111 +42,24 @@ class TrainResult:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Material:
-    """The training images: stored rows, pixels and captions, in manifest order."""
-
-    seeded: Seeded
-    pictures: Pixels
-    captions: list[tuple[str, ...]]
-    digest: str
-
-
-def train(services: Services, entries: Sequence[ManifestEntry], request: TrainRequest, progress: Progress) -> TrainResult:
+def train(services: Services, entries: Sequence[ManifestEntry] | None, request: TrainRequest, progress: Progress) -> TrainResult:
     """Run the stages that are still to do and, after the last one, load the trie and put the generation on its way.
 
-    The first generation goes live at once; later ones stay in shadow until they are promoted.
+    `entries` None trains on what is in the store. The first generation goes live at once; later ones stay in shadow until
+    they are promoted. A stage that does not pass its gate makes the generation a failed one: `WorkFailedError`.
     """
-    with services.connect("trainer") as conn:
-        material = _material(services, conn, entries, request.profile, progress)
-        generation, folder, about = _begin(services, conn, material, request)
-        parts, about = _parts(folder, about, material, request, progress)
-        embeddings = embed(parts.encoder, material.pictures, progress)
-        codebook, about = _codebook(folder, about, embeddings, request, progress)
-        suffixed = assign_suffixes(codebook.leaves(embeddings), codebook.config.shape)
-        identifiers = np.column_stack([_codes(suffixed.leaves, codebook), suffixed.suffixes])
-        figures: dict[str, Any] = {"identifiers": identifier_quality(identifiers[:, :4], embeddings, codebook).to_dict()}
-        checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder, about)
-        _run_stages(folder, checkpoint, parts, material, identifiers, request, progress)
-        generations.describe(
-            conn, generation, codebook_version=codebook.version, checkpoint_path=folder.name, config=_config(request, about)
-        )
+    with services.connect("trainer") as conn, sole_trainer(conn):
+        run = begin(services, conn, entries, request)
+        begun = _started(services, conn, run, progress)
+        _tell(conn, run, begun)
+        if wrong := _learn(conn, run, begun, progress):
+            _fail(conn, run, wrong)
         state = "building"
-        if request.until == STAGES[-1]:
-            load = initial_load(
-                checkpoint,
-                material.seeded.image_keys,
-                material.pictures,
-                suffixed.leaves,
-                suffixed.suffixes,
-                embeddings,
-                services.settings.postings,
-                progress,
-            )
-            bulk_append(conn, generation, load)
-            state = publish(
-                services,
-                conn,
-                generation,
-                Appender(generation, checkpoint.sigma, checkpoint.encoder, services.settings.postings),
-                request.promote,
-                progress,
-            )
-    return TrainResult(generation, state, len(material.pictures), material.seeded.rejected, figures)
-
-
-def trainable(entries: Sequence[ManifestEntry]) -> list[ManifestEntry]:
-    """Entries to train on: those of split `train` if the manifest has any, else all; each with a caption."""
-    split = [entry for entry in entries if entry.split == "train"] or list(entries)
-    captioned = [entry for entry in split if any(caption.strip() for caption in entry.captions)]
-    if not captioned:
-        raise UsageError(f"none of the {len(split)} training images has a caption, and the model learns from captions; add `captions`")
-    return captioned
-
-
-def embed(encoder: Encoder, pictures: Pixels, progress: Progress) -> FloatArray:
-    """(N, D) float32 image embeddings."""
-    parts = []
-    with progress("embed images", len(pictures)) as bar:
-        for start in range(0, len(pictures), _BATCH):
-            parts.append(encoder.embed_images(pictures[start : start + _BATCH]))
-            bar.update(len(parts[-1]))
-    return np.concatenate(parts)
-
-
-def initial_load(
-    checkpoint: Checkpoint,
-    image_keys: IntArray,
-    pictures: Pixels,
-    leaves: IntArray,
-    suffixes: IntArray,
-    embeddings: FloatArray,
-    postings: int,
-    progress: Progress,
-) -> InitialLoad:
-    """Postings of the training images: their identifiers, and the model's best other leaves as alternates."""
-    assigner = Assigner(Decoder(checkpoint.sigma), postings)
-    rows: list[tuple[int, int, float, int]] = []
-    confidences = np.zeros(len(image_keys), dtype=np.float32)
-    with progress("post images", len(image_keys)) as bar:
-        for start in range(0, len(image_keys), _BATCH):
-            found, scores = assigner.search(pictures[start : start + _BATCH])
-            for offset in range(len(found)):
-                at = start + offset
-                confidences[at] = scores[offset, 0]
-                for rank, posting in enumerate(with_primary(int(leaves[at]), found[offset], scores[offset], postings)):
-                    rows.append((posting.leaf, int(image_keys[at]), posting.weight, -1 if rank else int(suffixes[at])))
-            bar.update(len(found))
-    columns = list(zip(*rows, strict=True))
-    return InitialLoad(
-        leaves=np.array(columns[0], np.int64),
-        posted_keys=np.array(columns[1], np.int64),
-        weights=np.array(columns[2], np.float32),
-        suffixes=np.array(columns[3], np.int64),
-        image_keys=image_keys,
-        embeddings=embeddings.astype(np.float16),
-        confidences=confidences,
-    )
+        if request.until == STAGES[-1] or run.mode == "recluster":
+            with clocked(run.about, "load"):
+                state = _publish(services, conn, run, begun, progress)
+        _tell(conn, run, begun)
+    return TrainResult(run.generation, state, run.about["images"], begun.material.rejected, _figures(run, begun))
 
 
 def publish(services: Services, conn: Connection, generation: int, appender: Appender, promote: bool, progress: Progress) -> str:
@@ -190,117 +84,89 @@ def catch_up(services: Services, conn: Connection, appender: Appender, progress:
     return done
 
 
-def _material(services: Services, conn: Connection, entries: Sequence[ManifestEntry], profile: Profile, progress: Progress) -> _Material:
-    chosen = trainable(entries)
-    digest = hashlib.sha256(repr([(entry.image_id, entry.captions) for entry in chosen]).encode()).hexdigest()[:16]
-    seeded = seed_images(services, conn, chosen, progress)
-    kept = [chosen[row] for row in seeded.rows]
-    side = profile.tiny.image_px if profile.tiny else 0
-    pictures = StoredPictures(services.store, seeded.uris, (lambda image: resize(image, side)) if side else None)
-    return _Material(seeded, pictures, [tuple(c for c in entry.captions if c.strip()) for entry in kept], digest)
+def _started(services: Services, conn: Connection, run: Run, progress: Progress) -> Start:
+    """The start; when the images turn out to be of no use, no generation is left unfinished."""
+    try:
+        return start(services, conn, run, progress)
+    except UsageError as error:
+        if not run.has_codebook:
+            _end(conn, run, [str(error)])
+        raise
 
 
-def _begin(services: Services, conn: Connection, material: _Material, request: TrainRequest) -> tuple[int, Path, dict[str, Any]]:
-    """The generation to work on, its folder and what its checkpoint says so far."""
-    if request.resume:
-        open_ones = [g for g in generations.generations(conn) if g.state == "building"]
-        if not open_ones:
-            raise UsageError("no generation is unfinished, so there is nothing to resume; run without --resume")
-        found = open_ones[-1]
-        folder = services.generations / f"g{found.id}"
-        about = describe_checkpoint(folder) if (folder / "checkpoint.json").is_file() else {"stages": []}
-        if found.config.get("manifest", material.digest) != material.digest:
-            raise UsageError(f"generation {found.id} was begun with other images or captions; resume with the same manifest or start anew")
-        return found.id, folder, about
-    config = {"manifest": material.digest, "images": len(material.pictures), "profile": request.profile.name, "seed": request.seed}
-    generation = generations.create_generation(conn, request.profile.shape, config=config)
-    folder = services.generations / f"g{generation}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return generation, folder, {"stages": [], **config}
+def _learn(conn: Connection, run: Run, begun: Start, progress: Progress) -> list[str]:
+    """All stages; why the last one did not pass its gate."""
+    material, shape = begun.material, begun.checkpoint.sigma.profile.shape
+    stages = {"full": run.profile.stages, "refresh": run.profile.refresh, "recluster": ()}[run.mode]
+    data = TrainingSet(material.pictures, begun.plan.identifiers(material.image_keys, shape), material.captions)
+    course = Course(
+        checkpoint=begun.checkpoint,
+        folder=run.folder,
+        stages=stages if len(material) else (),
+        material=material,
+        probe=Probe(data, material.queries, begun.embeddings, begun.checkpoint.encoder),
+        teacher=begun.teacher,
+        parent=_parent_evaluations(conn, run),
+        gates=run.request.gates,
+        seed=run.request.seed,
+        resume=run.request.resume,
+        done=lambda: _tell(conn, run, begun),
+    )
+    wrong = run_course(course, run.request.until, progress)
+    dismiss()
+    return wrong
 
 
-def _parts(
-    folder: Path, about: dict[str, Any], material: _Material, request: TrainRequest, progress: Progress
-) -> tuple[Parts, dict[str, Any]]:
-    """Model, encoder and teacher: from the checkpoint so far, or fresh from the (adapted) base or the pretrained weights."""
-    if request.profile.tiny is None:
-        fresh = pretrained_parts(request.profile)
+def _publish(services: Services, conn: Connection, run: Run, begun: Start, progress: Progress) -> str:
+    checkpoint = begun.checkpoint
+    loader = InitialLoader(services, conn, run.generation, checkpoint.sigma)
+    if run.parent is None:
+        loader.load(begun.plan, begun.embeddings, progress)
     else:
-        adapted = folder / "base"
-        if adapted.is_dir():
-            base = Base.load(adapted)
-        else:
-            base = Base.load(request.base)
-            data = CaptionedImages(np.stack(material.pictures[:]), material.captions)
-            recall = base_recall(base, data, request.seed)
-            about = about | {"base_recall": round(recall, 4)}
-            if request.adapt == "always" or (request.adapt == "auto" and recall < ENOUGH):
-                adapt(base, data, AdaptConfig(seed=request.seed), progress).save(adapted)
-                base = Base.load(adapted)
-        fresh = parts_of(base, request.profile)
-    if about["stages"]:
-        known = load_checkpoint(folder)
-        return Parts(known.sigma, known.encoder, fresh.teacher), about
-    return fresh, about
+        loader.load_after(begun.plan, run.parent.id, same_model=run.mode == "recluster", progress=progress)
+    appender = Appender(run.generation, checkpoint.sigma, checkpoint.encoder, services.settings.postings)
+    return publish(services, conn, run.generation, appender, run.request.promote, progress)
 
 
-def _codebook(
-    folder: Path, about: dict[str, Any], embeddings: FloatArray, request: TrainRequest, progress: Progress
-) -> tuple[Codebook, dict[str, Any]]:
-    if "codebook" in about["stages"]:
-        return Codebook.load(folder), about
-    with progress("codebook", request.profile.shape.codes[0] + 1) as bar:
-        codebook = fit_codebook(embeddings, CodebookConfig(request.profile.shape, seed=request.seed), tick=bar.update)
-    return codebook, about | {"stages": ["codebook"]}
+def _tell(conn: Connection, run: Run, begun: Start) -> None:
+    config = {name: run.about[name] for name in _TOLD if name in run.about}
+    version = begun.checkpoint.codebook.version
+    generations.describe(conn, run.generation, codebook_version=version, checkpoint_path=run.folder.name, config=config)
 
 
-def _codes(leaves: IntArray, codebook: Codebook) -> IntArray:
-    shape = codebook.config.shape
-    codes = np.column_stack([leaves // (shape.leaves // shape.prefixes(level + 1)) % shape.codes[level] for level in range(4)])
-    if not np.array_equal(pack_all(codes, shape), leaves):
-        raise AssertionError("packing and unpacking leaves disagree")
-    return codes.astype(np.int64)
+def _fail(conn: Connection, run: Run, wrong: Sequence[str]) -> None:
+    _end(conn, run, wrong)
+    raise WorkFailedError(
+        f"generation {run.generation} did not pass a gate and is failed: {'; '.join(wrong)}; others are untouched, look at its images, "
+        "captions and stage numbers before training again"
+    )
 
 
-def _run_stages(
-    folder: Path,
-    checkpoint: Checkpoint,
-    parts: Parts,
-    material: _Material,
-    identifiers: IntArray,
-    request: TrainRequest,
-    progress: Progress,
-) -> None:
-    """The stages that are to do, each followed by a checkpoint."""
-    about = checkpoint.about
-    save_checkpoint(checkpoint, folder)
-    wanted = STAGES[1 : STAGES.index(request.until) + 1]
-    todo = [name for name in wanted if name not in about["stages"]]
-    views, labels, visual = request.profile.views, None, None
-    if todo and views:
-        visual = visual_tokens(parts.sigma, np.stack(material.pictures[:]), views, request.seed, progress)
-    for name in todo:
-        stage = next(stage for stage in request.profile.stages if stage.name == name)
-        if name == "align" and stage.soft_label_weight > 0:
-            labels = soft_labels(parts, material.pictures, material.captions, progress)
-        data = TrainingSet(material.pictures, identifiers, material.captions, labels, visual)
-        run_stage(parts.sigma, data, stage, folder / "training", seed=request.seed, resume=request.resume, progress=progress)
-        about["stages"] = [*about["stages"], name]
-        save_checkpoint(checkpoint, folder)
+def _end(conn: Connection, run: Run, why: Sequence[str]) -> None:
+    """The generation is failed and its tables are freed; its row tells why."""
+    generations.describe(conn, run.generation, config={"failure": list(why)})
+    generations.set_state(conn, run.generation, "failed")
+    generations.drop_postings(conn, run.generation)
 
 
-def soft_labels(parts: Parts, pictures: Pixels, captions: Sequence[Sequence[str]], progress: Progress) -> list[FloatArray]:
-    """The teacher's score of each image with each of its captions (equation 7)."""
-    labels: list[FloatArray] = []
-    with progress("soft labels", len(pictures)) as bar:
-        for start in range(0, len(pictures), _BATCH):
-            texts = captions[start : start + _BATCH]
-            images = [image for image, own in zip(pictures[start : start + _BATCH], texts, strict=True) for _ in own]
-            scores = parts.teacher.score(images, [text for own in texts for text in own])
-            labels += np.split(scores, np.cumsum([len(own) for own in texts])[:-1])
-            bar.update(len(texts))
-    return labels
+def _parent_evaluations(conn: Connection, run: Run) -> dict[str, dict[str, float]]:
+    """The evaluations of the nearest generation before this one that has any: re-clustering alone evaluates no stage."""
+    known = {found.id: found.config for found in generations.generations(conn)}
+    at = None if run.parent is None else run.parent.id
+    while at is not None and at in known:
+        if known[at].get("evaluations"):
+            return dict(known[at]["evaluations"])
+        at = known[at].get("parent")
+    return {}
 
 
-def _config(request: TrainRequest, about: dict[str, Any]) -> dict[str, Any]:
-    return {"stages": about["stages"], "base_recall": about.get("base_recall"), "seed": request.seed}
+def _figures(run: Run, begun: Start) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        name: run.about.get(name) for name in ("mode", "parent", "evaluations", "recluster", "seconds", "cpu_seconds")
+    }
+    material, checkpoint = begun.material, begun.checkpoint
+    if len(material):
+        codes = begun.plan.identifiers(material.image_keys, checkpoint.sigma.profile.shape)[:, :4]
+        quality = identifier_quality(codes, begun.embeddings.astype(np.float32), checkpoint.codebook)
+        figures["identifiers"] = quality.to_dict()
+    return figures

@@ -40,6 +40,30 @@ def assign_suffixes(leaves: IntArray, shape: IdentifierShape) -> Suffixed:
     return Suffixed(leaves=placed, suffixes=suffixes, spilled=len(waiting))
 
 
+def keep_suffixes(leaves: IntArray, suffixes: IntArray, shape: IdentifierShape) -> Suffixed:
+    """Suffixes for rows whose suffix is -1, beside rows that keep theirs: the lowest that is free in the leaf, and a full
+    leaf spills as in `assign_suffixes`. (N,) int64 each; rows that keep a suffix are never moved."""
+    if len(leaves) > shape.leaves * shape.suffixes:
+        raise UsageError(f"{len(leaves)} images do not fit {shape.leaves} leaves of {shape.suffixes} suffixes; raise a level's count")
+    placed, given = leaves.astype(np.int64).copy(), suffixes.astype(np.int64).copy()
+    taken: dict[int, set[int]] = {}
+    for leaf, suffix in zip(placed[given >= 0].tolist(), given[given >= 0].tolist(), strict=True):
+        taken.setdefault(leaf, set()).add(suffix)
+    used = {leaf: len(some) for leaf, some in taken.items()}
+    lowest: dict[int, int] = {}
+    spilled = 0
+    for row in np.flatnonzero(given < 0).tolist():
+        leaf = int(placed[row])
+        if used.get(leaf, 0) >= shape.suffixes:
+            leaf, spilled = _relative_with_room(leaf, used, shape), spilled + 1
+        suffix, there = lowest.get(leaf, 0), taken.get(leaf, set())
+        while suffix in there:
+            suffix += 1
+        placed[row], given[row] = leaf, suffix
+        lowest[leaf], used[leaf] = suffix + 1, used.get(leaf, 0) + 1
+    return Suffixed(leaves=placed, suffixes=given, spilled=spilled)
+
+
 def relatives(leaf: int, shape: IdentifierShape, limit: int) -> list[int]:
     """Up to `limit` other leaves, nearest in the tree first: where an image goes when `leaf` is full."""
     found: list[int] = []

@@ -114,6 +114,11 @@ SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), count(DISTINCT leaf
        coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0)
 FROM posting JOIN image USING (image_key) WHERE generation = %(generation)s;
 
+-- name: recount_images
+-- The same of some images only, for the load that just brought them.
+SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0)
+FROM posting JOIN image USING (image_key) WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
+
 -- name: postings_of_images
 -- Where images stand in a generation, primaries first.
 SELECT image_key, leaf, suffix, weight FROM posting

@@ -68,7 +68,7 @@ def append(conn: Connection, generation: int, shape: IdentifierShape, assignment
 
 @dataclass(frozen=True, slots=True)
 class InitialLoad:
-    """Everything a trained generation begins with. P postings, N images; `suffixes` -1 marks an alternate."""
+    """What a trained generation begins with, all or a part. P postings, N images; `suffixes` -1 marks an alternate."""
 
     leaves: IntArray
     """(P,)"""
@@ -84,25 +84,34 @@ class InitialLoad:
     """(N, D)"""
     confidences: FloatArray
     """(N,)"""
-    trained: bool = True
+    trained: bool | BoolArray = True
+    """(N,), or the same for all"""
 
 
-def bulk_append(conn: Connection, generation: int, load: InitialLoad) -> int:
-    """Loads an empty generation with COPY. Images deleted meanwhile are left out; returns how many were loaded."""
+def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: bool = False) -> int:
+    """Loads an empty generation with COPY, or `more` into one that is loaded in parts, where what a part before brought is
+    left out. Images deleted meanwhile are left out too; returns how many were loaded."""
     with transaction(conn):
         living = {key for (key,) in rows(conn, "lock_images_by_key", image_keys=load.image_keys.tolist())}
         rows(conn, "own_generation", generation=generation)
-        if totals(conn, generation).images:
+        if more:
+            living -= present_images(conn, generation, load.image_keys.tolist())
+        elif totals(conn, generation).images:
             raise _not_empty(generation)
         kept = np.isin(load.image_keys, np.fromiter(living, np.int64, len(living)))
         posted = np.isin(load.posted_keys, load.image_keys[kept])
         _copy(conn, generation, load, kept, posted)
         primary = posted & (load.suffixes >= 0)
-        _open_leaves(conn, generation, load.leaves[primary], load.suffixes[primary])
-        _recount_into_counters(conn, generation)
+        opened = _open_leaves(conn, generation, load.leaves[primary], load.suffixes[primary])
+        _count_loaded(conn, generation, load.image_keys[kept].tolist(), opened)
         run(conn, "mark_indexed", image_keys=load.image_keys[kept].tolist())
         rows(conn, "notify_index", generation=generation)
     return int(kept.sum())
+
+
+def present_images(conn: Connection, generation: int, image_keys: Sequence[int]) -> set[int]:
+    """Which of these images the generation holds."""
+    return {key for (key,) in rows(conn, "present_images", generation=generation, image_keys=[int(key) for key in image_keys])}
 
 
 def postings_of(conn: Connection, generation: int, image_keys: Sequence[int]) -> dict[int, list[tuple[int, int | None, float]]]:
@@ -135,7 +144,7 @@ def _standing(conn: Connection, generation: int, image_keys: Sequence[int]) -> d
     keys = sorted(image_keys)
     living = {key for (key,) in rows(conn, "lock_images_by_key", image_keys=keys)}
     rows(conn, "share_generation", generation=generation)
-    present = {key for (key,) in rows(conn, "present_images", generation=generation, image_keys=keys)}
+    present = present_images(conn, generation, keys)
     fates = {key: Outcome(image_key=key, fate=Fate.GONE) for key in keys if key not in living}
     return fates | {key: Outcome(image_key=key, fate=Fate.PRESENT) for key in present & living}
 
@@ -207,28 +216,30 @@ def _copy(conn: Connection, generation: int, load: InitialLoad, kept: BoolArray,
         "image_key": (">i8", load.image_keys[kept]),
         "embedding": (embeddings.dtype.str, embeddings),
         "confidence": (">f4", load.confidences[kept]),
-        "trained": ("u1", np.full(count, load.trained)),
+        "trained": ("u1", np.broadcast_to(load.trained, len(kept))[kept]),
     }
     write_rows(conn, "copy_embeddings", images)
 
 
-def _open_leaves(conn: Connection, generation: int, leaves: IntArray, suffixes: IntArray) -> None:
+def _open_leaves(conn: Connection, generation: int, leaves: IntArray, suffixes: IntArray) -> int:
+    """Notes suffixes that were given out beforehand; returns how many leaves had been empty."""
     occupied, where, live = np.unique(leaves, return_inverse=True, return_counts=True)
-    highest = np.full(len(occupied), -1, dtype=np.int64)
-    np.maximum.at(highest, where, suffixes)
-    rows(conn, "lock_leaves", generation=generation, leaves=occupied.tolist())
+    after = np.zeros(len(occupied), dtype=np.int64)
+    np.maximum.at(after, where, suffixes + 1)
+    before = {leaf: (used, there) for leaf, used, there in rows(conn, "lock_leaves", generation=generation, leaves=occupied.tolist())}
     run(
         conn,
         "update_leaves",
         generation=generation,
         leaves=occupied.tolist(),
-        next_suffixes=(highest + 1).tolist(),
-        lives=live.tolist(),
+        next_suffixes=[max(before[leaf][0], end) for leaf, end in zip(occupied.tolist(), after.tolist(), strict=True)],
+        lives=[before[leaf][1] + more for leaf, more in zip(occupied.tolist(), live.tolist(), strict=True)],
     )
+    return sum(there == 0 for _, there in before.values())
 
 
-def _recount_into_counters(conn: Connection, generation: int) -> None:
-    images, postings, leaves, checksum = row(conn, "recount", generation=generation) or (0, 0, 0, 0)
+def _count_loaded(conn: Connection, generation: int, image_keys: list[int], leaves: int) -> None:
+    images, postings, checksum = row(conn, "recount_images", generation=generation, image_keys=image_keys) or (0, 0, 0)
     count_up(conn, generation, {"images": images, "postings": postings, "leaves": leaves, "checksum": int(checksum)})
 
 

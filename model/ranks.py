@@ -1,0 +1,63 @@
+"""Ranks: the processes that `torchrun` starts for one training. A process that was started alone is the first and only one."""
+
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=2)
+"""How long the others wait while the first rank alone reads, embeds and clusters. The default ends a run after ten minutes."""
+
+
+def join() -> None:
+    """Meet the other ranks, if `torchrun` started this process; each takes its own GPU where there are some."""
+    if not distributed.is_torchelastic_launched() or distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(distributed.get_node_local_rank())
+        distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+    else:
+        distributed.init_process_group("gloo", timeout=_PATIENCE)
+
+
+def leave() -> None:
+    """The end of the common work."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def world() -> int:
+    """How many ranks there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the rank that reads and writes what only one may."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """The sum of the tensor over all ranks, of the same shape."""
+    if world() == 1:
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def shared(value: T | None) -> T:
+    """The first rank's value, on every rank. The others give None. It is pickled: ranks trust each other."""
+    if world() == 1:
+        return cast(T, value)
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return cast(T, box[0])

@@ -1,0 +1,105 @@
+"""What `sigma train` does: checks what is asked for, and runs the trainer, or one rank of it under `torchrun`."""
+
+import os
+import signal
+import sys
+import threading
+from argparse import Namespace
+from dataclasses import asdict
+from typing import Any
+
+from ops.commands import emit, entries_of, ready
+from ops.embedded import services
+from schemas.errors import UsageError
+from schemas.settings import Settings
+
+
+def train(options: Namespace, settings: Settings) -> int:
+    """`sigma train`"""
+    check(options)
+    from model.ranks import is_first, join, leave
+    from workers.services import Services
+    from workers.stages import assist
+
+    if options.stop_with_parent:
+        _stop_with_parent()
+    join()
+    try:
+        if is_first():
+            return _first(options, settings)
+        # Only the first rank knows the database; pictures and checkpoints are read from where it reads them.
+        assist(Services(settings, settings.database_url or ""))
+        return 0
+    finally:
+        leave()
+
+
+def check(options: Namespace) -> None:
+    """`UsageError` when the options contradict each other, or name nothing to train on."""
+    parental = options.refresh or options.recluster
+    given = [name for name, there in (("--manifest", options.manifest), ("--from-store", options.from_store)) if there]
+    given += ["--refresh/--recluster"] if parental else []
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other: they name different things to train on; keep one")
+    if not given and not options.resume:
+        raise UsageError("name what to train on: --manifest F, --from-store, --refresh or --recluster; or go on with --resume")
+    if parental and (options.base or options.adapt != "auto"):
+        raise UsageError("--base and --adapt are for a training from base weights, not for one from the live generation; leave them out")
+    if options.recluster and not options.refresh and options.stage != "all":
+        raise UsageError("--recluster alone runs no stage; leave --stage out, or add --refresh")
+
+
+def _first(options: Namespace, settings: Settings) -> int:
+    from model.base import SHIPPED
+    from model.profiles import profile
+    from ops.progress import bar
+    from workers.trainer import TrainRequest
+    from workers.trainer import train as run
+
+    request = TrainRequest(
+        profile=profile(options.profile) if options.profile else None,
+        until="align" if options.stage == "all" else options.stage,
+        resume=options.resume,
+        seed=options.seed,
+        base=options.base or SHIPPED,
+        adapt=options.adapt,
+        promote=options.promote,
+        mode=_mode(options),
+        recluster=options.recluster and options.refresh,
+    )
+    entries = entries_of(options.manifest, None) if options.manifest else None
+    with services(settings) as found, ready(found, "train"):
+        result = run(found, entries, request, bar)
+    emit(asdict(result), options.json, told(result))
+    return 0
+
+
+def _mode(options: Namespace) -> Any:
+    if options.refresh:
+        return "refresh"
+    if options.recluster:
+        return "recluster"
+    return "full" if options.manifest or options.from_store else None
+
+
+def told(result: Any) -> str:
+    """What a person reads of a `TrainResult`."""
+    hint = {"building": "go on with --resume", "shadow": f"make it live with: sigma generations promote {result.generation}"}
+    then = hint.get(result.state, "it answers queries")
+    if result.figures.get("mode") == "recluster":
+        moved = result.figures["recluster"]["moved"]
+        text = f"generation {result.generation} is {result.state}, {moved:,} of {result.images:,} images have moved; {then}"
+    else:
+        text = f"generation {result.generation} is {result.state}, trained on {result.images:,} images; {then}"
+    return text + "".join(f"\nleft out {one['path']}: {one['reason']}" for one in result.rejected)
+
+
+def _stop_with_parent() -> None:
+    """End as by SIGTERM when standard input closes: whoever started this process holds the other end."""
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()

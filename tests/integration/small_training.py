@@ -1,0 +1,122 @@
+"""A very small training for the tests: random pictures in the store, a model of the real class, one thread, seconds."""
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model.gates import Gates
+from model.profiles import Profile, Stage
+from model.progress import Bar, Progress, quiet
+from schemas.events import ImageAccepted
+from schemas.settings import Settings
+from tests.unit.model.conftest import TEXTS, pictures, small_base, small_profile
+from workers.repository.connection import Connection
+from workers.repository.images import accept_images
+from workers.services import Services
+from workers.trainer import TrainRequest, TrainResult, train
+
+LENIENT = Gates(progress=-1.0, drop=1.0, rise=100.0)
+"""Random pictures cannot be learnt in seconds; the gates' own tests are elsewhere."""
+
+
+def tiny_services(home: Path, database: str) -> Services:
+    """Services whose home has a base to train from."""
+    torch.set_num_threads(1)
+    if not (home / "base").is_dir():
+        small_base().save(home / "base")
+    return Services(Settings(home=home), database)
+
+
+def profile_of_tests(vision: bool = False) -> Profile:
+    """Three short stages, and shorter ones for a refresh; `vision` trains the vision tower too."""
+    small = small_profile()
+    short: tuple[Stage, ...] = tuple(replace(stage, epochs=1.0) for stage in small.stages)
+    return replace(small.with_refresh(short), views=0 if vision else 1)
+
+
+def request(services: Services, **changes: Any) -> TrainRequest:
+    """A training of that profile from that base."""
+    base = services.home / "base"
+    return replace(TrainRequest(profile_of_tests(), base=base, adapt="never", gates=LENIENT), **changes)
+
+
+def fill(services: Services, conn: Connection, count: int, first: int = 0, captions: Sequence[str] = TEXTS) -> list[int]:
+    """Random pictures in the store, accepted; returns their keys."""
+    images = []
+    for number, pixels in enumerate(pictures(count, seed=first + 1), first):
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, format="PNG")
+        own = (captions[number % len(captions)], captions[(number + 1) % len(captions)]) if captions else ()
+        images.append(
+            ImageAccepted(
+                image_id=f"image {number:03}",
+                uri=f"file:///somewhere/{number}.png",
+                normalized_uri=services.store.put(data.getvalue()),
+                checksum=f"{number:064}",
+                width=56,
+                height=56,
+                arrived_at=datetime.now(UTC),
+                captions=own,
+                test_captions=own[:1],
+            )
+        )
+    return [key for key, _ in accept_images(conn, images)]
+
+
+def dying(label: str, step: int) -> Progress:
+    """A progress that kills its own process, with SIGKILL, at a step of a bar."""
+
+    @contextmanager
+    def open_bar(name: str, total: int) -> Iterator[Bar]:
+        class Dying:
+            done = 0
+
+            def update(self, n: int, **figures: float) -> None:
+                self.done += n
+                if name == label and self.done >= step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        yield Dying()
+
+    return open_bar
+
+
+def train_in(home: Path, database: str, killed: tuple[str, int] | None, changes: dict[str, Any]) -> TrainResult:
+    """One training, in a process of its own if it is to be killed at a step."""
+    services = tiny_services(home, database)
+    progress = quiet if killed is None else dying(*killed)
+    return train(services, None, request(services, **changes), progress)
+
+
+def states(folder: Path) -> dict[str, np.ndarray]:
+    """The weights of a checkpoint by name."""
+    from model.checkpoint import load_checkpoint
+
+    return {name: value.numpy() for name, value in load_checkpoint(folder).sigma.state_dict().items()}
+
+
+if __name__ == "__main__":
+    # One rank of a torchrun: home, database.
+    from model.ranks import is_first, join, leave
+    from workers.stages import assist
+
+    join()
+    home, database = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    if is_first():
+        tiny = tiny_services(home, database)
+        train(tiny, None, request(tiny, profile=profile_of_tests(vision=True)), quiet)
+    else:
+        assist(Services(Settings(home=home), ""))
+    leave()
