@@ -7,20 +7,18 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from model.assign import Assigner, Leaves
+from model.assign import Assigner, Leaves, with_primary
 from model.checkpoint import Checkpoint
 from model.encoder import Encoder
 from model.identifiers.codebook import pack_all
 from model.identifiers.suffixes import assign_suffixes
-from model.progress import quiet
 from model.sigma import SigmaModel
 from model.teacher import Teacher
 from model.training import visual_tokens
 from ops.study.streams import Stream
-from schemas.records import ByteArray, FloatArray, IntArray
+from schemas.records import ByteArray, FloatArray, IntArray, Posting
 from workers.engine import Engine, Retrieval
 from workers.repository.follow import Changes, EmbeddingRows, PostingRows
-from workers.trainer import initial_load
 
 POSTINGS, DEPTH = 3, 10
 _BATCH = 64
@@ -74,33 +72,32 @@ class Index:
         """Post images under given codes (n, 4), with the model's best other leaves as alternates."""
         shape = self.engine.shape
         suffixed = assign_suffixes(pack_all(codes, shape), shape)
-        pictures = self._pictures(numbers)
-        found = initial_load(
-            self.checkpoint, numbers, pictures, suffixed.leaves, suffixed.suffixes, self.corpus.embeddings[numbers], POSTINGS, quiet
-        )
+        posted: list[tuple[Posting, ...]] = []
+        for start in range(0, len(numbers), _BATCH):
+            part = slice(start, start + _BATCH)
+            found, scores = self._assigner.search(self._pictures(numbers[part]))
+            self.confidences[numbers[part]] = scores[:, 0]
+            own = suffixed.leaves[part].tolist()
+            posted += [with_primary(leaf, *row, POSTINGS) for leaf, row in zip(own, zip(found, scores, strict=True), strict=True)]
         self.codes[numbers] = codes
-        self.confidences[numbers] = found.confidences
-        self._apply(numbers, PostingRows(found.leaves, found.posted_keys, found.weights, found.suffixes))
+        self._post(numbers, posted, suffixed.suffixes.tolist())
 
     def append(self, numbers: IntArray) -> None:
         """Assign arrivals inductively and post them."""
         if not len(numbers):
             return
         leaves = self.assign(numbers)
-        rows = [(p.leaf, key, p.weight, -1 if rank else 0) for key, one in zip(numbers.tolist(), leaves, strict=True) for rank, p in enumerate(one.postings)]
-        columns = list(zip(*rows, strict=True))
         self.codes[numbers] = [self.engine.shape.unpack(one.postings[0].leaf) for one in leaves]
         self.confidences[numbers] = [one.confidence for one in leaves]
-        self._apply(
-            numbers,
-            PostingRows(
-                np.array(columns[0], np.int64), np.array(columns[1], np.int64), np.array(columns[2], np.float32), np.array(columns[3], np.int64)
-            ),
-        )
+        self._post(numbers, [one.postings for one in leaves], [0] * len(leaves))
 
     def assign(self, numbers: IntArray) -> list[Leaves]:
         """Where the model would put images, without posting them."""
-        return [one for start in range(0, len(numbers), _BATCH) for one in self._assigner.assign(self._pictures(numbers[start : start + _BATCH]))]
+        return [
+            one
+            for start in range(0, len(numbers), _BATCH)
+            for one in self._assigner.assign(self._pictures(numbers[start : start + _BATCH]))
+        ]
 
     def delete(self, numbers: IntArray) -> None:
         """Take images out."""
@@ -121,12 +118,18 @@ class Index:
     def _pictures(self, numbers: IntArray) -> Sequence[ByteArray]:
         return list(self.corpus.stream.pixels[numbers])
 
-    def _apply(self, numbers: IntArray, postings: PostingRows) -> None:
-        count = len(numbers)
-        embeddings = EmbeddingRows(
-            numbers, self.corpus.embeddings[numbers].astype(np.float16), self.confidences[numbers], np.zeros(count, dtype=np.bool_)
-        )
-        self.engine.apply(Changes(postings, embeddings, np.empty(0, np.int64)))
+    def _post(self, numbers: IntArray, posted: Sequence[Sequence[Posting]], suffixes: Sequence[int]) -> None:
+        """Suffixes are not asked for in a study, so those of arrivals may repeat."""
+        flat = [
+            (posting.leaf, key, posting.weight, -1 if rank else suffix)
+            for key, own, suffix in zip(numbers.tolist(), posted, suffixes, strict=True)
+            for rank, posting in enumerate(own)
+        ]
+        leaves, keys, weights, marks = zip(*flat, strict=True)
+        rows = PostingRows(np.array(leaves, np.int64), np.array(keys, np.int64), np.array(weights, np.float32), np.array(marks, np.int64))
+        embeddings = self.corpus.embeddings[numbers].astype(np.float16)
+        trained = np.zeros(len(numbers), dtype=np.bool_)
+        self.engine.apply(Changes(rows, EmbeddingRows(numbers, embeddings, self.confidences[numbers], trained), np.empty(0, np.int64)))
 
 
 def exact_ranks(corpus: Corpus, alive: IntArray, numbers: IntArray) -> Ranks:

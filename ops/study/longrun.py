@@ -110,7 +110,12 @@ def _base(config: StudyConfig, work: Path, progress: Progress) -> Path:
         return SHIPPED
     made = work / f"base-{config.wide}"
     if not made.is_dir():
-        taught = adapt(Base.load(SHIPPED), wide_images(config.wide, 0, progress), AdaptConfig(config.contrastive_views, config.pretrain_views), progress)
+        taught = adapt(
+            Base.load(SHIPPED),
+            wide_images(config.wide, 0, progress),
+            AdaptConfig(config.contrastive_views, config.pretrain_views),
+            progress,
+        )
         with tempfile.TemporaryDirectory(dir=_made(work)) as aside:
             taught.save(Path(aside) / "base")
             (Path(aside) / "base").replace(made)
@@ -141,7 +146,9 @@ def _first(config: StudyConfig, seed: int, base: Path, work: Path) -> Path:
         corpus = _corpus(replace(config, stream=replace(config.stream, sessions=1)), "stationary", seed, base)
         done = train_fully(base, study_profile(), corpus, corpus.stream.arrivals(0), seed)
         with tempfile.TemporaryDirectory(dir=_made(work)) as aside:
-            save_checkpoint(Checkpoint(done.checkpoint.sigma, done.checkpoint.codebook, done.checkpoint.encoder, {"stages": []}), Path(aside) / "first")
+            save_checkpoint(
+                Checkpoint(done.checkpoint.sigma, done.checkpoint.codebook, done.checkpoint.encoder, {"stages": []}), Path(aside) / "first"
+            )
             (Path(aside) / "first").replace(folder)
     return folder
 
@@ -214,7 +221,9 @@ def _session(config: StudyConfig, state: State, own: _Fates, policy: str, sessio
     at_arrival = state.index.ranks(arrived)
     upkeep = POLICIES[policy](state, session)
     new, new_dense = own.note(state, arrived)
-    asked = np.sort(np.random.default_rng((stream.config.seed, session)).choice(before, min(config.old_queries, len(before)), replace=False))
+    asked = np.sort(
+        np.random.default_rng((stream.config.seed, session)).choice(before, min(config.old_queries, len(before)), replace=False)
+    )
     old, old_dense = state.index.ranks(asked), exact_ranks(state.corpus, state.numbers, asked)
     return {
         "session": session,
@@ -231,4 +240,3 @@ def _session(config: StudyConfig, state: State, own: _Fates, policy: str, sessio
 
 def _recall(ranks: Iterable[int | None]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in recall_at(list(ranks), CUTOFFS).items()}
-

@@ -13,9 +13,22 @@ matplotlib.rcParams |= {"svg.hashsalt": "sigma", "font.size": 10, "axes.spines.t
 
 from matplotlib import pyplot  # noqa: E402  (the backend is chosen first)
 
-COLOURS = {"never": "#999999", "recluster": "#E69F00", "periodic": "#0072B2", "drift": "#009E73", "full": "#D55E00", "exact dense": "#000000"}
+COLOURS = {
+    "never": "#999999",
+    "recluster": "#E69F00",
+    "periodic": "#0072B2",
+    "drift": "#009E73",
+    "full": "#D55E00",
+    "exact dense": "#000000",
+}
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
-LABELS = {"never": "never retrain", "recluster": "re-cluster only", "periodic": "periodic refresh", "drift": "refresh on drift", "full": "full retraining"}
+LABELS = {
+    "never": "never retrain",
+    "recluster": "re-cluster only",
+    "periodic": "periodic refresh",
+    "drift": "refresh on drift",
+    "full": "full retraining",
+}
 
 Run = dict[str, Any]
 
@@ -25,7 +38,9 @@ def plots(runs: Sequence[Run], folder: Path) -> list[Path]:
     streams = [name for name in ("stationary", "gradual", "abrupt") if any(run["stream"] == name for run in runs)]
     return [
         _over_sessions(runs, streams, "new", "R@10 of the session's new images, after upkeep", folder / "new.svg"),
-        _over_sessions(runs, streams, "at_arrival", "R@10 of new images at arrival, before any training on them", folder / "at-arrival.svg"),
+        _over_sessions(
+            runs, streams, "at_arrival", "R@10 of new images at arrival, before any training on them", folder / "at-arrival.svg"
+        ),
         _over_sessions(runs, streams, "old", "R@10 of older images", folder / "old.svg"),
         _bars(runs, streams, folder / "cost.svg"),
     ]
@@ -38,7 +53,9 @@ def _over_sessions(runs: Sequence[Run], streams: Sequence[str], measure: str, ti
         for policy, colour in COLOURS.items():
             members = [run for run in runs if run["stream"] == stream and (policy == "exact dense" or run["policy"] == policy)]
             if members:
-                values = np.array([[100 * one[dense if policy == "exact dense" else measure]["R@10"] for one in run["sessions"]] for run in members])
+                values = np.array(
+                    [[100 * one[dense if policy == "exact dense" else measure]["R@10"] for one in run["sessions"]] for run in members]
+                )
                 _line(axis, values, LABELS.get(policy, policy), colour, policy == "exact dense")
         shares = [100 * one["later_share"] for one in next(run for run in runs if run["stream"] == stream)["sessions"]]
         axis.fill_between(range(1, len(shares) + 1), shares, color="#000000", alpha=0.07, linewidth=0, label="share of later scenes, %")
