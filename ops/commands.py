@@ -249,7 +249,7 @@ def base(options: Namespace, settings: Settings) -> int:
 def worker(options: Namespace, settings: Settings) -> int:
     """`sigma worker`: one process; a missing schema is created, so workers may start in any order."""
     from workers.logs import configure
-    from workers.metrics import IndexMetrics, IntakeMetrics, expose
+    from workers.metrics import DriftMetrics, IndexMetrics, IntakeMetrics, expose
     from workers.relay import start_relay
     from workers.running import stop_on_signals
 
@@ -267,8 +267,11 @@ def worker(options: Namespace, settings: Settings) -> int:
             intake.run(found, stop, taken)
             return 0
         if options.role == "scheduler":
-            from ops import scheduler
+            from ops import drift, scheduler
 
+            watched = DriftMetrics()
+            expose(settings, watched.registry)
+            drift.watch(found, watched, stop)
             scheduler.run(found, stop)
             return 0
         threads(settings)

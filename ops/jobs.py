@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.recall import recall_at, wilson
+from ops.drift import drift_report
 from schemas.errors import SigmaError, UsageError
 from stream.topics import TOPICS
 from workers.repository import jobs as repository
@@ -65,6 +66,7 @@ JOBS: Mapping[str, Job] = {
     job.name: job
     for job in (
         Job("recall-probe", 3600.0, "recall of known items by age, beside exact dense search", recall_probe),
+        Job("drift-report", 3600.0, "whether what arrives is still what arrived at first, and alarms when not", drift_report),
         Job("prune", 86_400.0, "forget events of the embedded log that are past their retention", prune),
     )
 }

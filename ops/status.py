@@ -7,6 +7,7 @@ from stream.log import EventLog
 from stream.offsets import lag
 from stream.outbox import waiting as outbox
 from workers.repository import generations
+from workers.repository.alarms import open_alarms
 from workers.repository.connection import Connection
 from workers.repository.counters import Totals, image_totals, totals
 from workers.repository.images import freshness
@@ -33,7 +34,8 @@ def status(conn: Connection, log: EventLog) -> dict[str, Any]:
         "trie": {"images": found.images, "leaves": found.leaves, "postings": found.postings, "checksum": found.checksum},
         "spilled": found.spilled,
         "freshness_s": {"p50": _rounded(p50), "p95": _rounded(p95)},
-        "alarms": alarms(live is not None, found, sum(waiting.values()), p95),
+        "alarms": alarms(live is not None, found, sum(waiting.values()), p95)
+        + [f"{one}: see sigma report drift" for one in open_alarms(conn)],
     }
 
 

@@ -1,6 +1,11 @@
 """Metrics of the workers, in Prometheus form. Each worker has its own registry, so that tests and reloads do not collide."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
 from schemas.settings import Settings
@@ -75,3 +80,49 @@ class Metrics:
         self.images = Gauge("sigma_trie_images", "Images that can be found", registry=self.registry)
         self.leaves = Gauge("sigma_trie_leaves", "Occupied leaves", registry=self.registry)
         self.generation = Gauge("sigma_generation", "Generation that answers", registry=self.registry)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the database says of drift, recall and jobs."""
+
+    effects: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """(effect, its limit) of each monitor in the newest window"""
+    levels: Sequence[str] = ()
+    """of the open alarms"""
+    recalls: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """(ours, exact dense) R@10 of each cohort"""
+    jobs: Sequence[tuple[str, str, int, float | None]] = ()
+    """(job, outcome, runs, when it last did its work in seconds since 1970)"""
+
+
+class DriftMetrics(Collector):
+    """What the person on call watches of the scheduler. Shows `seen`, which comes from the database: a new leader shows the same."""
+
+    def __init__(self) -> None:
+        self.seen = Seen()
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """The families as Prometheus reads them."""
+        seen = self.seen
+        effect = GaugeMetricFamily("sigma_drift_effect", "Effect that a monitor saw in the newest window", labels=["monitor"])
+        limit = GaugeMetricFamily("sigma_drift_limit", "Effect from which a monitor can alarm", labels=["monitor"])
+        for monitor, (found, allowed) in seen.effects.items():
+            effect.add_metric([monitor], found)
+            limit.add_metric([monitor], allowed)
+        alarms = GaugeMetricFamily("sigma_alarms_open", "Open alarms", labels=["level"])
+        for level in ("ticket", "page"):
+            alarms.add_metric([level], sum(one == level for one in seen.levels))
+        recall = GaugeMetricFamily("sigma_recall_at_10", "Recall of known items by the age of their image", labels=["cohort", "kind"])
+        for cohort, pair in seen.recalls.items():
+            for kind, found in zip(("ours", "exact"), pair, strict=True):
+                recall.add_metric([cohort, kind], found)
+        runs = CounterMetricFamily("sigma_job_runs", "Runs of scheduled jobs", labels=["job", "outcome"])
+        success = GaugeMetricFamily("sigma_job_last_success_timestamp_seconds", "When a job last did its work", labels=["job"])
+        for job, outcome, count, done in seen.jobs:
+            runs.add_metric([job, outcome], count)
+            if done is not None:
+                success.add_metric([job], done)
+        yield from (effect, limit, alarms, recall, runs, success)
