@@ -16,13 +16,15 @@ import torch
 
 from model.adapt import AdaptConfig, adapt
 from model.base import SHIPPED, Base
-from model.checkpoint import Checkpoint, parts_of, save_checkpoint
+from model.checkpoint import parts_of, save_checkpoint
 from model.profiles import Profile, profile
 from model.progress import Progress
 from model.recall import recall_at
 from ops.study.index import Corpus, Ranks, corpus_of, exact_ranks, view_tokens
+from ops.study.plots import plots
 from ops.study.policies import POLICIES, State, begin
 from ops.study.streams import KINDS, Kind, StreamConfig, draw_stream, later_share, wide_images
+from ops.study.summary import summary, table
 from ops.study.training import train_fully
 from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
@@ -30,6 +32,7 @@ from schemas.records import IntArray
 
 CUTOFFS = (1, 5, 10)
 RUNS = "runs"
+_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class StudyConfig:
     policies: tuple[str, ...] = tuple(POLICIES)
     stream: StreamConfig = StreamConfig("stationary")
     beams: int = 20
-    old_queries: int = 160
+    old_queries: int = 120
     wide: int = 6000
     contrastive_views: int = 60_000
     pretrain_views: int = 18_000
@@ -69,17 +72,16 @@ REDUCED = StudyConfig(
 
 
 def study_profile() -> Profile:
-    """The `tiny` profile for some hundreds of images: fewer leaves, smaller batches, so that there are enough steps."""
+    """The `tiny` profile for some hundreds of images: fewer leaves, and smaller batches, so that there are enough steps."""
     tiny = profile("tiny")
-    stages = tuple(replace(stage, batch=32) for stage in tiny.stages)
-    refreshed = tuple(replace(stage, batch=32) for stage in tiny.refresh)
-    return replace(tiny.with_stages(stages), shape=IdentifierShape((8, 8, 4, 4), 64), refresh=refreshed)
+    memorize, comprehend, align = (replace(stage, batch=_BATCH) for stage in tiny.stages)
+    stages = (memorize, replace(comprehend, epochs=0.25), replace(align, epochs=3, caption_replay=0.0))
+    refreshed = tuple(replace(stage, batch=_BATCH) for stage in tiny.refresh)
+    return replace(tiny.with_stages(stages).with_refresh(refreshed), shape=IdentifierShape((8, 8, 4, 4), 64))
 
 
 def longrun(config: StudyConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     """Run what is missing below `folder` and return the summary of all runs there."""
-    from ops.study.summary import summary
-
     (folder / RUNS).mkdir(parents=True, exist_ok=True)
     work = folder / "work"
     base = _base(config, work, progress)
@@ -93,6 +95,13 @@ def longrun(config: StudyConfig, folder: Path, progress: Progress) -> dict[str, 
         for done in pool.map(_world, *zip(*((config, kind, seed, base, folder) for kind, seed in missing), strict=True)) if missing else ():
             bar.update(done)
     return summary(runs_of(folder))
+
+
+def publish(document: dict[str, Any], folder: Path) -> None:
+    """Write `summary.json`, `summary.md` and the plots of all runs of a folder."""
+    (folder / "summary.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (folder / "summary.md").write_text(table(document), encoding="utf-8")
+    plots(runs_of(folder), folder)
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
@@ -146,9 +155,8 @@ def _first(config: StudyConfig, seed: int, base: Path, work: Path) -> Path:
         corpus = _corpus(replace(config, stream=replace(config.stream, sessions=1)), "stationary", seed, base)
         done = train_fully(base, study_profile(), corpus, corpus.stream.arrivals(0), seed)
         with tempfile.TemporaryDirectory(dir=_made(work)) as aside:
-            save_checkpoint(
-                Checkpoint(done.checkpoint.sigma, done.checkpoint.codebook, done.checkpoint.encoder, {"stages": []}), Path(aside) / "first"
-            )
+            made = replace(done.checkpoint, about={"stages": []})
+            save_checkpoint(made, Path(aside) / "first")
             (Path(aside) / "first").replace(folder)
     return folder
 

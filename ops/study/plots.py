@@ -38,9 +38,7 @@ def plots(runs: Sequence[Run], folder: Path) -> list[Path]:
     streams = [name for name in ("stationary", "gradual", "abrupt") if any(run["stream"] == name for run in runs)]
     return [
         _over_sessions(runs, streams, "new", "R@10 of the session's new images, after upkeep", folder / "new.svg"),
-        _over_sessions(
-            runs, streams, "at_arrival", "R@10 of new images at arrival, before any training on them", folder / "at-arrival.svg"
-        ),
+        _over_sessions(runs, streams, "at_arrival", "R@10 of new images at arrival, untrained", folder / "at-arrival.svg"),
         _over_sessions(runs, streams, "old", "R@10 of older images", folder / "old.svg"),
         _bars(runs, streams, folder / "cost.svg"),
     ]

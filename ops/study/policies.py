@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from model.drift import Finding, Reference, Window, examine, reference_of
-from model.identifiers.recluster import keep_codes, recluster
 
 from model.checkpoint import Checkpoint, load_checkpoint
+from model.drift import Reference, Window, examine, reference_of
 from model.identifiers.codebook import pack_all
+from model.identifiers.recluster import keep_codes, recluster
 from model.profiles import Profile
 from ops.study.index import Corpus, Index
 from ops.study.training import Trained, refresh, train_fully
@@ -18,6 +18,10 @@ from schemas.records import BoolArray, FloatArray, IntArray
 
 PERIOD = 5
 """Sessions between two runs of a periodic policy."""
+LOOK = 64
+"""Newest arrivals that the monitors look at."""
+EXPECTED_RUN, REPLAYS = 1000.0, 500
+"""Looks between two false alarms, and drift-free replays that calibrate them."""
 
 
 @dataclass(slots=True)
@@ -36,9 +40,12 @@ class State:
     """(N,) images that the model was trained on."""
     alive: BoolArray
     """(N,)"""
-    reference: Reference
     fresh: list[int] = field(default_factory=list)
-    """Arrivals since the last refresh, newest last: what the monitors look at."""
+    """Arrivals since the last upkeep, newest last: what the monitors look at."""
+    reference: Reference | None = None
+    """What is normal for the generation; made when the monitors first look."""
+    born: int = 1
+    """Session in which the generation began to take arrivals."""
 
     @property
     def numbers(self) -> IntArray:
@@ -75,13 +82,13 @@ def periodic(state: State, session: int) -> Upkeep:
 
 
 def on_drift(state: State, session: int) -> Upkeep:
-    """A refresh when a monitor raises an alarm."""
+    """A refresh when a monitor raises an alarm; what is normal is learnt anew then."""
     alarms = _alarms(state)
     if not alarms:
         return Upkeep()
     done = _timed(state, "refresh", _refresh)
-    state.reference = settled(state)
-    return Upkeep(done.action, done.cpu_s, done.moved, alarms)
+    state.reference, state.born = None, session
+    return replace(done, alarms=alarms)
 
 
 def full(state: State, session: int) -> Upkeep:
@@ -90,11 +97,6 @@ def full(state: State, session: int) -> Upkeep:
 
 
 POLICIES: dict[str, Policy] = {"never": never, "recluster": recluster_only, "periodic": periodic, "drift": on_drift, "full": full}
-
-
-def settled(state: State) -> Reference:
-    """What the monitors take for normal: settling arrivals as the model sees them now."""
-    return reference_of(window_of(state.index, state.corpus.stream.settling), state.profile.shape, seed=state.corpus.stream.config.seed)
 
 
 def window_of(index: Index, numbers: IntArray) -> Window:
@@ -121,15 +123,20 @@ def begin(corpus: Corpus, profile: Profile, base: Path, first: Path, folder: Pat
     index.load(numbers, checkpoint.codebook.encode(corpus.embeddings[numbers]))
     known = np.zeros(len(corpus.embeddings), dtype=np.bool_)
     known[numbers] = True
-    state = State(corpus, profile, base, first, folder, beams, index, known.copy(), known.copy(), Reference.__new__(Reference))
-    state.reference = settled(state)
-    return state
+    return State(corpus, profile, base, first, folder, beams, index, known.copy(), known.copy())
 
 
 def _alarms(state: State) -> tuple[str, ...]:
-    if not state.fresh:
+    """Monitors that alarm at the newest arrivals."""
+    if len(state.fresh) < LOOK:
         return ()
-    found: tuple[Finding, ...] = examine(state.reference, window_of(state.index, np.array(state.fresh, dtype=np.int64)))
+    if state.reference is None:
+        stream = state.corpus.stream
+        normal = window_of(state.index, stream.settling(state.born))
+        state.reference = reference_of(
+            normal, state.profile.shape, seed=stream.config.seed, window=LOOK, expected_run=EXPECTED_RUN, replays=REPLAYS
+        )
+    found = examine(state.reference, window_of(state.index, np.array(state.fresh[-LOOK:], dtype=np.int64)))
     return tuple(one.monitor for one in found if one.alarm)
 
 
@@ -162,8 +169,9 @@ def _recluster(state: State) -> Trained:
 
 
 def _refresh(state: State) -> Trained:
-    moved = _recluster(state)
-    numbers, seed = moved.numbers, state.corpus.stream.config.seed
-    done = refresh(moved.checkpoint, moved.checkpoint.codebook, state.corpus, numbers, moved.codes, state.trained[numbers], seed)
+    """Identifiers stay: new images learn those that the model gave them, which it finds easier than the codebook's."""
+    numbers, checkpoint = state.numbers, state.index.checkpoint
+    seed = state.corpus.stream.config.seed
+    done = refresh(checkpoint, checkpoint.codebook, state.corpus, numbers, state.index.codes[numbers], state.trained[numbers], seed)
     state.trained[numbers] = True
     return done

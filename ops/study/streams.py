@@ -27,7 +27,8 @@ _LATER_SHARE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class StreamConfig:
-    """Sizes of a stream: `first` images to train on, `settling` arrivals that calibrate the monitors, then the sessions.
+    """Sizes of a stream: `first` images to train on, then the sessions, and beside them `settling` images of the first words and
+    as many of the later ones, of which the monitors learn what is normal for a generation.
 
     Each session brings `arrivals` images and removes `deletions` at random. Each image has `captions` to learn from and one
     that is held out as a query.
@@ -35,11 +36,11 @@ class StreamConfig:
 
     kind: Kind
     seed: int = 0
-    first: int = 400
+    first: int = 320
     settling: int = 300
     sessions: int = 20
-    arrivals: int = 40
-    deletions: int = 6
+    arrivals: int = 16
+    deletions: int = 3
     captions: int = 2
 
     def __post_init__(self) -> None:
@@ -58,11 +59,11 @@ class Stream:
 
     config: StreamConfig
     pixels: ByteArray
-    """(N + settling, side, side, 3) uint8"""
+    """(N + 2·settling, side, side, 3) uint8"""
     captions: list[tuple[str, ...]]
     queries: list[str]
     later: BoolArray
-    """(N + settling,) whether a scene is of the later words"""
+    """(N + 2·settling,) whether a scene is of the later words"""
     deleted: tuple[IntArray, ...]
     """Numbers that go in each session"""
 
@@ -73,10 +74,12 @@ class Stream:
             return np.arange(first, dtype=np.int64)
         return np.arange(first + (session - 1) * each, first + session * each, dtype=np.int64)
 
-    @property
-    def settling(self) -> IntArray:
-        """Numbers of the images that calibrate the monitors and never enter the index."""
-        return np.arange(self.config.images, len(self.pixels), dtype=np.int64)
+    def settling(self, session: int) -> IntArray:
+        """Images like those that arrive in a session, which never enter the index: what a generation that begins then sees first."""
+        config = self.config
+        later = round(later_share(config.kind, session, config.sessions) * config.settling)
+        first = np.arange(config.images, config.images + config.settling - later, dtype=np.int64)
+        return np.concatenate([first, np.arange(config.images + config.settling, config.images + config.settling + later, dtype=np.int64)])
 
 
 def later_share(kind: Kind, session: int, sessions: int) -> float:
@@ -91,12 +94,13 @@ def later_share(kind: Kind, session: int, sessions: int) -> float:
 
 def draw_stream(config: StreamConfig) -> Stream:
     """The stream of a seed. Streams of one seed differ only where later scenes take the place of first ones."""
-    total = config.images + config.settling
+    total = config.images + 2 * config.settling
     pixels, texts, queries, later = [], [], [], np.zeros(total, dtype=np.bool_)
     for number in range(total):
         session = 0 if number < config.first else 1 + (number - config.first) // config.arrivals
-        share = 0.0 if number >= config.images else later_share(config.kind, session, config.sessions)
-        rng = Random(f"study/{config.seed}/{number}")
+        settled = number >= config.images
+        rng = Random(f"study/{config.seed}/{'settling' if settled else 'image'}/{number - settled * config.images}")
+        share = float(number >= config.images + config.settling) if settled else later_share(config.kind, session, config.sessions)
         later[number] = rng.random() < share
         shown, words = draw(rng, bool(later[number]), config.captions + 1)
         pixels.append(shown)
