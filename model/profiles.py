@@ -67,7 +67,7 @@ class Profile:
     teacher: str | None
     tiny: TinySize | None = None
     max_text_tokens: int = 128
-    replay: float = 1.0
+    replay: float = 0.5
     views: int = 0
     """Shifted views of each training image whose visual tokens are computed once, the vision tower frozen; 0 trains it."""
 
@@ -122,10 +122,11 @@ PROFILES: dict[str, Profile] = {
             Stage("comprehend", epochs=0.5, learning_rate=1e-3, batch=64, replay=0.25),
             Stage("align", epochs=4, learning_rate=1e-3, batch=64, replay=1.0, caption_replay=0.5, soft_label_weight=0.1),
         ),
+        # One view of each image is enough to remember an identifier that the model gave itself (docs/longrun.md).
         refresh=(
-            Stage("memorize", epochs=1, learning_rate=5e-4, batch=64),
-            Stage("comprehend", epochs=0.5, learning_rate=5e-4, batch=64, replay=0.25),
-            Stage("align", epochs=2, learning_rate=5e-4, batch=64, replay=1.0, caption_replay=0.5, soft_label_weight=0.1),
+            Stage("memorize", epochs=0.34, learning_rate=1e-3, batch=64),
+            Stage("comprehend", epochs=0.25, learning_rate=1e-3, batch=64, replay=0.25),
+            Stage("align", epochs=1, learning_rate=1e-3, batch=64, replay=0.5, caption_replay=0.25, soft_label_weight=0.1),
         ),
         embedding_width=128,
         model=None,

@@ -140,6 +140,13 @@ def _making(add: Add) -> None:
     bench.add_argument("--churn", action="store_true", help="chaos: workers join and leave instead of being killed")
     bench.add_argument("--seed", type=int, default=0)
     bench.add_argument("--peer", type=Path, default=Path(".venv-peers/bin/python"), metavar="PYTHON", help="drift: one with Evidently")
+    study = add("study", operate.study, "the long-run study: what arrivals, deletions and shifts do to recall under several policies")
+    study.add_argument("what", choices=("longrun",))
+    study.add_argument(
+        "--out", type=Path, default=Path("docs/longrun"), metavar="FOLDER", help="runs, tables and plots; finished runs stay"
+    )
+    study.add_argument("--seeds", type=int, default=3, help="how many seeds (default 3)")
+    study.add_argument("--reduced", action="store_true", help="one seed, one stream, a few sessions on the shipped base: minutes")
     worker = add("worker", work.worker, "run one worker process in the foreground", reads=False)
     worker.add_argument("role", choices=("intake", "index", "query", "scheduler"))
 

@@ -112,3 +112,18 @@ def bench(options: Namespace, settings: Settings) -> int:
     document, text = run(options)
     emit(document, options.json, text)
     return 0
+
+
+def study(options: Namespace, settings: Settings) -> int:
+    """`sigma study`"""
+    from ops.progress import bar
+    from ops.study.longrun import REDUCED, StudyConfig, longrun, publish
+    from ops.study.summary import table
+
+    if options.seeds < 1:
+        raise UsageError(f"--seeds is {options.seeds}, at least 1 is needed")
+    config = REDUCED if options.reduced else StudyConfig(seeds=tuple(range(options.seeds)))
+    document = longrun(config, options.out, bar)
+    publish(document, options.out)
+    emit(document, options.json, table(document) + f"\nplots and tables are in {options.out}")
+    return 0

@@ -6,10 +6,11 @@ compositional and mention different attributes of the same scene, so that no cap
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 Colour = tuple[int, int, int]
 
@@ -66,6 +67,38 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 BACKGROUND_WORDS = ("background", "backdrop")
 
+LATER_SHAPES = ("hexagon", "arrow", "crescent", "bolt")
+LATER_COLOURS: dict[str, Colour] = {"cyan": (40, 220, 230), "gold": (200, 160, 30), "maroon": (110, 15, 40), "lime": (160, 240, 40)}
+LATER_GROUNDS: dict[str, Colour] = {"salmon": (240, 150, 125), "charcoal": (55, 58, 62)}
+STYLES = ("", "night", "sketch")
+"""How a scene is rendered: as painted, darkened as at night, or as grey pencil lines."""
+LATER_SYNONYMS: dict[str, tuple[str, ...]] = {
+    "hexagon": ("hexagon", "honeycomb cell"),
+    "arrow": ("arrow", "pointer"),
+    "crescent": ("crescent", "half moon"),
+    "bolt": ("bolt", "lightning"),
+    "cyan": ("cyan", "aqua"),
+    "gold": ("gold", "golden"),
+    "maroon": ("maroon", "burgundy"),
+    "lime": ("lime", "neon green"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The words that a scene's attributes are drawn from."""
+
+    shapes: tuple[str, ...] = SHAPES
+    colours: tuple[str, ...] = tuple(COLOURS)
+    grounds: tuple[str, ...] = tuple(GROUNDS)
+    styles: tuple[str, ...] = ("",)
+
+
+FIRST = Vocabulary()
+"""What the shipped base and the generated corpora know."""
+LATER = Vocabulary(LATER_SHAPES, (*LATER_COLOURS, "red", "white", "black"), (*LATER_GROUNDS, "grey", "teal"), STYLES)
+"""New shapes, colours, styles and words, with a few known ones among them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Thing:
@@ -85,11 +118,12 @@ class Scene:
     ground: str
     texture: str
     things: tuple[Thing, ...]
+    style: str = ""
 
     @property
     def fingerprint(self) -> str:
         """Hash of the attributes: two scenes that look alike up to jitter share it."""
-        words = [self.ground, self.texture]
+        words = [self.ground, self.texture, *([self.style] if self.style else [])]
         words += sorted(f"{t.shape}/{t.colour}/{t.size}/{t.fill}/{t.position}" for t in self.things)
         return hashlib.sha256("|".join(words).encode()).hexdigest()
 
@@ -103,14 +137,17 @@ class Scene:
         return "base" if int(self.fingerprint[:8], 16) % 4 == 0 else "corpus"
 
 
-def draw_scene(rng: Random, world: str) -> Scene:
+def draw_scene(rng: Random, world: str, words: Vocabulary = FIRST) -> Scene:
     """A random scene of the world `base` or `corpus` (rejection sampling on the scene's own fingerprint)."""
     while True:
         positions = rng.sample(list(POSITIONS), rng.randint(1, 3))
         things = tuple(
-            Thing(rng.choice(SHAPES), rng.choice(list(COLOURS)), rng.choice(SIZES), rng.choice(FILLS), position) for position in positions
+            Thing(rng.choice(words.shapes), rng.choice(words.colours), rng.choice(SIZES), rng.choice(FILLS), position)
+            for position in positions
         )
-        scene = Scene(rng.choice(list(GROUNDS)), rng.choice(TEXTURES), things)
+        # Another draw for the style only where there is a choice: the generated corpora stay what they were, byte for byte.
+        ground, texture = rng.choice(words.grounds), rng.choice(TEXTURES)
+        scene = Scene(ground, texture, things, rng.choice(words.styles) if len(words.styles) > 1 else words.styles[0])
         if scene.world == world:
             return scene
 
@@ -119,7 +156,7 @@ def draw_scene(rng: Random, world: str) -> Scene:
 
 
 def _word(rng: Random, word: str) -> str:
-    return rng.choice(SYNONYMS.get(word, (word,)))
+    return rng.choice(SYNONYMS.get(word) or LATER_SYNONYMS.get(word) or (word,))
 
 
 def _phrase(rng: Random, thing: Thing) -> str:
@@ -142,7 +179,7 @@ def caption(rng: Random, scene: Scene, template: int) -> str:
     rng.shuffle(things)
     phrases = [_phrase(rng, thing) for thing in things]
     listed = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
-    ground, texture = scene.ground, _word(rng, scene.texture)
+    ground, texture = f"{scene.style} {scene.ground}".strip(), _word(rng, scene.texture)
     back = rng.choice(BACKGROUND_WORDS)
     match template % 5:
         case 0:
@@ -173,7 +210,7 @@ def _jitter(rng: Random, colour: Colour, amount: int) -> Colour:
 
 
 def _ground(rng: Random, scene: Scene, side: int) -> Image.Image:
-    base = _jitter(rng, GROUNDS[scene.ground], 10)
+    base = _jitter(rng, (GROUNDS | LATER_GROUNDS)[scene.ground], 10)
     second = _jitter(rng, (base[0] * 4 // 5, base[1] * 4 // 5, base[2] * 4 // 5), 4)
     image = Image.new("RGB", (side, side), base)
     pen = ImageDraw.Draw(image)
@@ -213,7 +250,7 @@ def _outline(shape: str, turn: float) -> list[tuple[float, float]]:
         case "cross":
             a, b = 0.35, 1.0
             plus = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
-            return [(x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)) for x, y in plus]
+            return _turned(plus, turn)
         case "heart":
             steps = [2 * math.pi * i / 36 for i in range(36)]
             return [
@@ -223,8 +260,22 @@ def _outline(shape: str, turn: float) -> list[tuple[float, float]]:
                 )
                 for t in steps
             ]
+        case "hexagon":
+            return polar(6)
+        case "arrow":
+            return _turned([(-1, -0.35), (0.1, -0.35), (0.1, -0.85), (1.1, 0), (0.1, 0.85), (0.1, 0.35), (-1, 0.35)], turn)
+        case "bolt":
+            return _turned([(0.25, -1.2), (-0.75, 0.15), (-0.1, 0.15), (-0.35, 1.2), (0.75, -0.3), (0.1, -0.3)], turn)
+        case "crescent":
+            outer = [math.pi / 3 + math.pi * 4 / 3 * i / 24 for i in range(25)]
+            rim = [(math.cos(a), math.sin(a)) for a in outer]
+            return _turned([*rim, *[(0.25 + 0.8 * math.cos(a), 0.8 * math.sin(a)) for a in reversed(outer)]], turn)
         case _:
             return polar(40)
+
+
+def _turned(points: Sequence[tuple[float, float]], turn: float) -> list[tuple[float, float]]:
+    return [(x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)) for x, y in points]
 
 
 def _stencil(thing: Thing, side: int, centre: tuple[float, float], radius: float, turn: float) -> Image.Image:
@@ -257,5 +308,13 @@ def render(rng: Random, scene: Scene, size: int) -> Image.Image:
         centre = ((x + rng.uniform(-0.04, 0.04)) * side, (y + rng.uniform(-0.04, 0.04)) * side)
         radius = (0.105 if thing.size == "small" else 0.19) * side * rng.uniform(0.92, 1.08)
         mask = _stencil(thing, side, centre, radius, rng.uniform(-0.15, 0.15))
-        image.paste(_jitter(rng, COLOURS[thing.colour], 10), mask=mask)
-    return image.reduce(2)
+        image.paste(_jitter(rng, (COLOURS | LATER_COLOURS)[thing.colour], 10), mask=mask)
+    return _styled(image.reduce(2), scene.style)
+
+
+def _styled(image: Image.Image, style: str) -> Image.Image:
+    if style == "night":
+        return image.point(lambda level: level * 2 // 5)
+    if style == "sketch":
+        return ImageOps.invert(image.convert("L").filter(ImageFilter.FIND_EDGES)).convert("RGB")
+    return image
