@@ -34,16 +34,17 @@ class Null:
     scale: float
 
     @classmethod
-    def of(cls, replays: DoubleArray) -> "Null":
+    def of(cls, replays: DoubleArray, least: float) -> "Null":
         """From (R,) statistics of drift-free replays.
 
-        No tail is taken for shorter than that of one squared normal: replays of a share that was 0 or 1 are all alike.
+        No tail is taken for shorter than that of `least` times one squared normal: replays of a share that was 0 or 1, or of a
+        single code, are all alike.
         """
         edge = float(np.quantile(replays, 1 - TAIL))
         beyond = replays[replays > edge] - edge
         scale = float(beyond.mean()) if len(beyond) else 0.0
         body = tuple(float(at) for at in np.quantile(replays, _GRID))
-        return cls(float(replays.mean()), body, max(edge, _ONE_DEGREE[0]), max(scale, _ONE_DEGREE[1]))
+        return cls(float(replays.mean()), body, max(edge, least * _ONE_DEGREE[0]), max(scale, least * _ONE_DEGREE[1]))
 
     def p(self, statistic: float) -> float:
         """The chance that a drift-free window shows this much or more."""

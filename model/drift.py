@@ -148,7 +148,7 @@ def reference_of(
             continue
         sketch = _sketch(name, rows, shape, seed)
         looked_at = len(rows) if name == "query-score" else window
-        watched[name] = Watched(sketch, Null.of(sketch.replay(rows, rng, looked_at, replays)))
+        watched[name] = Watched(sketch, Null.of(sketch.replay(rows, rng, looked_at, replays), sketch.LEAST))
     return Reference(shape, len(pool), window, expected_run, watched)
 
 

@@ -9,6 +9,7 @@ new window from the same sample, so that the uncertainty of both counts.
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from math import log
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -34,6 +35,8 @@ class Sketch(Protocol):
     """One kind of input, remembered. Arrays it takes have one row an image (or query)."""
 
     KIND: ClassVar[str]
+    LEAST: ClassVar[float]
+    """What its statistic is, without drift and at the least, in squared normals of variance 1."""
 
     @property
     def size(self) -> int:
@@ -61,6 +64,7 @@ class Histogram:
     """Counts (C,) int64 of codes. Its effect is the Jensen-Shannon distance, base 2: 0 is alike, 1 is no code in common."""
 
     KIND: ClassVar[str] = "histogram"
+    LEAST: ClassVar[float] = 1 / (8 * log(2))
     counts: IntArray
 
     @classmethod
@@ -92,6 +96,7 @@ class Values:
     would have to change sides of some value."""
 
     KIND: ClassVar[str] = "values"
+    LEAST: ClassVar[float] = 0.25
     values: DoubleArray
     rows: int
 
@@ -129,6 +134,7 @@ class Share:
     """`hits` of `rows`. Its effect is Cohen's h, the difference of two shares on the arcsine scale; `rising` counts a rise only."""
 
     KIND: ClassVar[str] = "share"
+    LEAST: ClassVar[float] = 1.0
     hits: int
     rows: int
     rising: bool = False
@@ -166,6 +172,7 @@ class Shift:
     """
 
     KIND: ClassVar[str] = "shift"
+    LEAST: ClassVar[float] = 1.0
     mean: FloatArray
     directions: FloatArray
     rows: int
@@ -203,6 +210,7 @@ class Novelty:
     other half exceed. Its effect is Cohen's h of the share beyond it. Halves, because rows are nearer to their own middles."""
 
     KIND: ClassVar[str] = "novelty"
+    LEAST: ClassVar[float] = 1.0
     landmarks: FloatArray
     distance_limit: float
     share: Share
@@ -240,6 +248,7 @@ class Crowding:
     """
 
     KIND: ClassVar[str] = "crowding"
+    LEAST: ClassVar[float] = 0.01
     counts: IntArray
 
     @classmethod
