@@ -16,12 +16,16 @@ def harmless(uri: str) -> str:
 
 
 def harmless_text(text: str) -> str:
-    """Text with the addresses in it made harmless: each string of a JSON document; elsewhere an address ends at white space."""
+    """Text with the addresses in it made harmless: each string of a JSON document; elsewhere an address ends at white space. Text that
+    holds no secret comes back as it is."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         document = None
-    return json.dumps(_harmless(document), ensure_ascii=False) if isinstance(document, dict | list) else str(_harmless(text))
+    if not isinstance(document, dict | list):
+        return str(_harmless(text))
+    clean = _harmless(document)
+    return text if clean == document else json.dumps(clean, ensure_ascii=False)
 
 
 def _harmless(value: Any) -> Any:
