@@ -25,7 +25,7 @@ from workers.repository.connection import Connection, rows, transaction
 from workers.repository.generations import Generation, receiving, share_set
 from workers.repository.images import accept_images, images_by_id, reject_image
 from workers.repository.postings import Fate, Outcome, append
-from workers.running import keep_running, settle_memory
+from workers.running import keep_running
 from workers.services import Services
 
 GROUP = "index"
@@ -129,7 +129,6 @@ class IndexWorker:
         for generation in wanted:
             if generation.state == "live":
                 self._models.wait(generation)
-        settle_memory()
         return events.consumer(GROUP, TOPICS)
 
     def _watch(self, conn: Connection, events: EventLog) -> None:

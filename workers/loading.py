@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from workers.repository.generations import Generation
+from workers.running import settle_memory
 
 RETRY_S = 30.0
 """Seconds until a model that could not be loaded is tried again: long enough for somebody to restore its folder."""
@@ -90,6 +91,7 @@ class Loading(Generic[T]):
             self._failed()
             raise
         log.info("model loaded", generation=generation.id)
+        settle_memory()
         return found
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from model.identifiers.recluster import keep_codes, recluster
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.drift import Reference, Window, examine, reference_of
 from model.identifiers.codebook import pack_all
-from model.identifiers.recluster import keep_codes, recluster
 from model.profiles import Profile
 from ops.study.index import Corpus, Index
 from ops.study.training import Trained, refresh, train_fully
