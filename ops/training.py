@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from argparse import Namespace
 from dataclasses import asdict, replace
@@ -102,7 +101,8 @@ def _stop_with_parent() -> None:
     """End as by SIGTERM when standard input closes: whoever started this process holds the other end."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
+        # Not through `sys.stdin`: its lock, held here for good, would abort the interpreter when it shuts down.
+        while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 
