@@ -70,6 +70,8 @@ def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
     lines = [
         f"{name:<24} noticed {one['noticed']}/{one['seeds']}, within {one['delays']} images, by {one['by']}" for name, one in topics.items()
     ]
+    if peer is None:
+        lines.append(f"Evidently is not there ({config.peer}), so nothing stands beside our alarms: make peers")
     return document(rows, **more), "\n".join([table(rows), *lines])
 
 
