@@ -11,11 +11,10 @@ from schemas.errors import WorkFailedError
 from schemas.settings import Settings
 from stream.manifest import read_manifest
 from tests.acceptance.conftest import TRAINED, Home
-from workers.append import Appender
 from workers.repository import generations
 from workers.repository.training import held_images
 from workers.seeding import seed_images
-from workers.trainer import catch_up
+from workers.switching import Sweep
 
 NEW = 40
 
@@ -25,7 +24,7 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
     with services(settings) as found, found.connect("test") as conn:
         assert retraining.retrain(found, conn)["generation"] is None
         seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:NEW], quiet)
-        catch_up(found, conn, Appender.load(found, generations.get(conn, 1)), quiet)
+        Sweep(found, conn, generations.get(conn, 1)).run()
         left = home.ok("train", "--refresh", "--stage", "codebook")
         assert (left["generation"], left["state"], left["images"]) == (2, "building", 2 * NEW)
         figures = retraining.retrain(found, conn)

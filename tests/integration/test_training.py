@@ -20,14 +20,14 @@ from model.progress import quiet
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import FloatArray, IntArray
 from tests.integration.small_training import fill, profile_of_tests, request, states, tiny_services, train_in
-from workers.append import Appender
 from workers.repository import counters, generations
 from workers.repository.connection import Connection, connect
 from workers.repository.images import delete_images
 from workers.repository.postings import identifiers_of, postings_of
 from workers.repository.training import claim_trainer, held_images
 from workers.services import Services
-from workers.trainer import catch_up, train
+from workers.switching import Sweep
+from workers.trainer import train
 
 SEEN, LATER = 24, 8
 
@@ -48,7 +48,7 @@ def forks() -> ForkServerContext:
 def arrive(services: Services, conn: Connection, generation: int, count: int, captions: Any = ...) -> list[int]:
     """Later images, assigned by the model in a generation."""
     keys = fill(services, conn, count, SEEN) if captions is ... else fill(services, conn, count, SEEN, captions)
-    catch_up(services, conn, Appender.load(services, generations.get(conn, generation)), quiet)
+    Sweep(services, conn, generations.get(conn, generation)).run()
     return keys
 
 
@@ -62,7 +62,7 @@ def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(se
     assert (first.state, first.images, first.figures["mode"]) == ("live", SEEN, "full")
     new = arrive(services, conn, first.generation, LATER)
     silent = fill(services, conn, 2, SEEN + LATER, captions=())
-    catch_up(services, conn, Appender.load(services, generations.get(conn, first.generation)), quiet)
+    Sweep(services, conn, generations.get(conn, first.generation)).run()
     delete_images(conn, ["image 003"])
     before = identifiers_of(conn, first.generation, profile_of_tests().shape, [*old, *new])
     second = train(services, None, request(services, mode="refresh"), quiet)
