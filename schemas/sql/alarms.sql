@@ -35,10 +35,6 @@ VALUES (%(generation)s, %(reference)s, %(last_key)s, %(recall)s) ON CONFLICT DO 
 -- The first image at or after a key and when it was accepted: keys ascend with that time, so a few looks find a moment's key.
 SELECT image_key, accepted_at FROM image WHERE image_key >= %(key)s ORDER BY image_key LIMIT 1;
 
--- name: newest_image
--- The highest key.
-SELECT max(image_key) FROM image;
-
 -- name: newest_arrival
 -- The highest key of a generation.
 SELECT max(image_key) FROM image_embedding WHERE generation = %(generation)s;

@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
 from workers.repository.connection import Connection, row, rows, run
+from workers.repository.images import newest_image
 
 _DRAWS = 4
 """Random keys drawn for each image wanted; keys are not dense, so several may meet the same image."""
@@ -45,8 +46,7 @@ class StoredReference:
 
 def first_key_since(conn: Connection, moment: datetime) -> int:
     """The first key of the images accepted since a moment, or the one after the last. A few dozen look-ups, no scan."""
-    newest = row(conn, "newest_image")
-    low, high = 0, 0 if newest is None or newest[0] is None else int(newest[0]) + 1
+    low, high = 0, newest_image(conn) + 1
     while low < high:
         middle = (low + high) // 2
         found = row(conn, "image_accepted_after", key=middle)
