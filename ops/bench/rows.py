@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 
@@ -35,5 +36,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+def _short(value: float) -> float | None:
+    """Five digits; nothing where there is no number, which JSON has no word for."""
+    return float(f"{value:.5g}") if isfinite(value) else None
