@@ -19,7 +19,7 @@ from workers.metrics import DriftMetrics, Seen
 from workers.repository import monitoring
 from workers.repository.alarms import Alarm, clear_alarm, open_alarms, raise_alarm
 from workers.repository.connection import Connection, transaction
-from workers.repository.generations import Generation, live
+from workers.repository.generations import Generation, generations, live
 from workers.repository.images import images_by_key
 from workers.running import keep_running
 from workers.services import Services
@@ -121,6 +121,7 @@ def seen(conn: Connection) -> Seen:
         levels=tuple(alarm.level for alarm in open_alarms(conn)),
         recalls={name: (one["ours"]["R@10"], one["exact_dense"]["R@10"]) for name, one in cohorts.items()},
         jobs=tuple(monitoring.job_totals(conn)),
+        refused=sum(one.state == "shadow" and one.config.get("gate", {}).get("passed") is False for one in generations(conn)),
     )
 
 

@@ -102,6 +102,8 @@ class Seen:
     """(ours, exact dense) R@10 of each cohort"""
     jobs: Sequence[tuple[str, str, int, float | None]] = ()
     """(job, outcome, runs, when it last did its work in seconds since 1970)"""
+    refused: int = 0
+    """candidates that their gate refused"""
 
 
 class DriftMetrics(Collector):
@@ -133,4 +135,5 @@ class DriftMetrics(Collector):
             runs.add_metric([job, outcome], count)
             if done is not None:
                 success.add_metric([job], done)
-        yield from (effect, limit, alarms, recall, runs, success)
+        refused = GaugeMetricFamily("sigma_candidates_refused", "Candidates that their gate refused", value=seen.refused)
+        yield from (effect, limit, alarms, recall, runs, success, refused)
