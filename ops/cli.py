@@ -123,7 +123,7 @@ def _making(add: Add) -> None:
     for name in ("images", "captions", "seed", "contrastive-epochs", "teacher-epochs", "pretrain-epochs", "probe"):
         base.add_argument(f"--{name}", type=int)
     bench = add("bench", operate.bench, "measure ours beside a peer, or an endurance run, on temporary services of its own")
-    bench.add_argument("what", choices=("trie", "decode", "ingest", "query", "chaos", "steady"))
+    bench.add_argument("what", choices=("trie", "decode", "ingest", "query", "chaos", "steady", "recluster"))
     bench.add_argument("--kafka", metavar="HOST:PORT", help="a broker for tests, whose topics of this project are deleted first")
     bench.add_argument("--events", type=int, metavar="N", help="how many images flow")
     bench.add_argument("--seconds", type=float, metavar="S", help="steady: how long")

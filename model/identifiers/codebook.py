@@ -74,7 +74,7 @@ class Codebook:
 
     def reconstruct(self, codes: IntArray) -> FloatArray:
         """(N, D) approximation from codes alone: the id1 centroid plus the id4 codeword of the residual (equation 2)."""
-        return self.centroids[codes[:, 0]] + self._codeword(codes[:, 3])
+        return self.centroids[codes[:, 0]] + self.codeword(codes[:, 3])
 
     def save(self, folder: Path) -> None:
         """Write `codebook.npz` and `codebook.json`."""
@@ -107,17 +107,19 @@ class Codebook:
             at = np.flatnonzero(codes[:, 0] == cluster)
             codes[at, 1], left = dominant(residual[at], self.second[cluster])
             codes[at, 2], _ = dominant(left, self.third[cluster])
-        codes[:, 3] = self._quantise(residual)
+        codes[:, 3] = self.quantise(residual)
         return codes
 
-    def _quantise(self, residual: FloatArray) -> IntArray:
+    def quantise(self, residual: FloatArray) -> IntArray:
+        """(N,) id4 of (N, D) residuals to the id1 centroid: the nearest codeword of each subspace."""
         spaces, count, width = self.codewords.shape
         code = np.zeros(len(residual), dtype=np.int64)
         for m in range(spaces):
             code = code * count + nearest(residual[:, m * width : (m + 1) * width], self.codewords[m])
         return code
 
-    def _codeword(self, code: IntArray) -> FloatArray:
+    def codeword(self, code: IntArray) -> FloatArray:
+        """(N, D) residual that each id4 stands for."""
         spaces, count, _ = self.codewords.shape
         digits = [(code // count ** (spaces - 1 - m)) % count for m in range(spaces)]
         return np.concatenate([self.codewords[m][digit] for m, digit in enumerate(digits)], axis=1)
@@ -194,7 +196,7 @@ def _anchors(rows: FloatArray, count: int, seed: int) -> FloatArray:
 
 
 def _padded_kmeans(rows: FloatArray, count: int, seed: int) -> FloatArray:
-    used = min(count, len(np.unique(rows, axis=0)))
+    used = min(count, len(np.unique(np.round(rows, 6), axis=0)))
     return _fill(KMeans(used, n_init=3, random_state=seed).fit(rows).cluster_centers_.astype(np.float32), count)
 
 

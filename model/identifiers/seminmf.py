@@ -77,8 +77,11 @@ def _unit(basis: Matrix, rng: np.random.Generator) -> Matrix:
     return unit
 
 
-def fit_seminmf(rows: FloatArray, components: int, *, seed: int, iterations: int = 30, tolerance: float = 1e-4) -> SemiNMF:
-    """Factorise (n, D) rows into `components` directions; deterministic for a seed.
+def fit_seminmf(
+    rows: FloatArray, components: int, *, seed: int, iterations: int = 30, tolerance: float = 1e-4, start: FloatArray | None = None
+) -> SemiNMF:
+    """Factorise (n, D) rows into `components` directions; deterministic for a seed. Begins at the (k, D) directions `start`
+    when they are given.
 
     Alternates H = (WᵀW)⁺WᵀV and a few sweeps of W from where it stands; the last W is exact. Components that no row uses
     keep their direction.
@@ -86,7 +89,7 @@ def fit_seminmf(rows: FloatArray, components: int, *, seed: int, iterations: int
     if rows.ndim != 2 or not len(rows) or components < 1:
         raise UsageError(f"Semi-NMF needs a non-empty (n, D) matrix and at least one component, got {rows.shape} and {components}")
     data = rows.astype(np.float64)
-    basis = _directions(data, components, seed)
+    basis = _directions(data, components, seed) if start is None else _unit(start.astype(np.float64), np.random.default_rng(seed))
     weights = nonnegative_coefficients(data, basis, sweeps=_FIT_SWEEPS)
     history = [float(((data - weights @ basis) ** 2).sum())]
     for _ in range(iterations):

@@ -18,6 +18,11 @@ def bench(options: Namespace) -> tuple[dict[str, Any], str]:
         )
         found = chaos(config)
         return found, json.dumps(found, indent=2)
+    if options.what == "recluster":
+        from ops.bench.recluster import ReclusterBench, bench_recluster
+
+        found, compared = bench_recluster(ReclusterBench(seed=options.seed))
+        return found, table(compared)
     rows = _rows(options)()
     return document(rows), table(rows)
 
