@@ -24,7 +24,7 @@ from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import FloatArray, HalfArray, IntArray
 from workers.append import checkpoint_of
 from workers.material import Material, from_manifest, from_store
-from workers.plan import Plan, codes_of, leaves_in, plan_full, plan_recluster, plan_refresh
+from workers.plan import Plan, leaves_in, plan_full, plan_recluster, plan_refresh
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.training import Held, embeddings_of, held_images, sampled, trainable_keys
@@ -193,23 +193,28 @@ def _plan_after(
 def _reclustered(
     conn: Connection, parent: Generation, held: Held, old: Codebook, seed: int, progress: Progress
 ) -> tuple[Codebook, IntArray, dict[str, Any]]:
-    """A codebook fitted anew on a sample of what the parent holds, each image's leaf in it, and the report."""
-    from model.identifiers.recluster import ReclusterConfig, keep_codes, recluster, recluster_report
+    """A codebook fitted anew on a sample of what the parent holds, each image's leaf in it, and the report.
 
-    config, shape = ReclusterConfig(seed=seed), parent.shape
+    An image moves when its own best codes, those that the codebook computes, do not last. Where the model chose other codes,
+    that was no error of the codebook, and they stay with the ones that would have lasted.
+    """
+    from model.identifiers.recluster import ReclusterConfig, affordable, keep_codes, recluster_report
+
     rows = sampled(np.arange(len(held.image_keys)), _SAMPLE, seed)
     sample, _, there = embeddings_of(conn, parent.id, held.image_keys[rows])
-    rows, seen = rows[there], sample[there].astype(np.float32)
-    with progress("recluster", len(held.image_keys)) as bar:
-        new = recluster(old, seen, config)
-        leaves = held.leaves.copy()
+    seen, leaves = sample[there].astype(np.float32), held.leaves.copy()
+    with progress("recluster", len(leaves)) as bar:
+        new, config = affordable(old, seen, ReclusterConfig(seed=seed))
         for begin in range(0, len(leaves), _PAGE):
-            page = slice(begin, begin + _PAGE)
-            vectors, _, present = embeddings_of(conn, parent.id, held.image_keys[page])
-            codes = keep_codes(codes_of(held.leaves[page][present], shape), vectors[present].astype(np.float32), new, config)
-            leaves[page][present] = leaves_in(new, codes)
+            vectors, _, present = embeddings_of(conn, parent.id, held.image_keys[begin : begin + _PAGE])
+            at, page = begin + np.flatnonzero(present), vectors[present].astype(np.float32)
+            own = old.encode(page)
+            kept = keep_codes(own, page, new, config)
+            moving = (kept != own).any(axis=1)
+            leaves[at[moving]] = leaves_in(new, kept[moving])
             bar.update(len(present))
-    report = recluster_report(codes_of(held.leaves[rows], shape), codes_of(leaves[rows], shape), seen, old, new, None)
+    own = old.encode(seen)
+    report = recluster_report(own, keep_codes(own, seen, new, config), seen, old, new, None)
     return new, leaves, report.to_dict() | {"images": len(leaves), "moved": int((leaves != held.leaves).sum())}
 
 

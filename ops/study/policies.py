@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from model.identifiers.recluster import keep_codes, recluster
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.drift import Reference, Window, examine, reference_of
 from model.identifiers.codebook import pack_all
+from model.identifiers.recluster import ReclusterConfig, affordable, keep_codes
 from model.profiles import Profile
 from ops.study.index import Corpus, Index
 from ops.study.training import Trained, refresh, train_fully
@@ -161,10 +161,13 @@ def _full(state: State) -> Trained:
 
 
 def _recluster(state: State) -> Trained:
+    """Images move whose own best codes do not last, as in `sigma train --recluster`."""
     numbers, checkpoint = state.numbers, state.index.checkpoint
     embeddings: FloatArray = state.corpus.embeddings[numbers]
-    codebook = recluster(checkpoint.codebook, embeddings)
-    codes = keep_codes(state.index.codes[numbers], embeddings, codebook)
+    own = checkpoint.codebook.encode(embeddings)
+    codebook, config = affordable(checkpoint.codebook, embeddings, ReclusterConfig(seed=state.corpus.stream.config.seed))
+    kept = keep_codes(own, embeddings, codebook, config)
+    codes = np.where((kept != own).any(axis=1)[:, None], kept, state.index.codes[numbers])
     return Trained(Checkpoint(checkpoint.sigma, codebook, checkpoint.encoder), numbers, codes)
 
 

@@ -28,6 +28,9 @@ def test_an_empty_environment_gives_the_embedded_defaults() -> None:
         ("SIGMA_SHADOW_SHARE", "1.5"),
         ("SIGMA_KEEP_FALLBACK", "maybe"),
         ("SIGMA_AUTO_PROMOTE", "always"),
+        ("SIGMA_TRAINING_IMAGES", "7"),
+        ("SIGMA_TRAINING_PROCESSES", "0"),
+        ("SIGMA_RETRAIN", "often"),
     ],
 )
 def test_a_bad_value_names_the_variable_what_was_found_and_what_is_allowed(name: str, value: str) -> None:
