@@ -17,7 +17,7 @@ from model.identifiers.sticky import Clusters, matching, refit, squared, stay
 from schemas.errors import UsageError
 from schemas.records import BoolArray, FloatArray, IntArray
 
-_BLOCK, _RUNGS, _STEP, _FINE = 8192, 5, 1.5, 0.3
+_BLOCK, _RUNGS, _STEP, _DEAR = 8192, 5, 1.5, 4.0
 _TRIAL_ITERATIONS, _TRIAL_SWEEPS = 10, 40
 
 
@@ -29,7 +29,7 @@ class ReclusterConfig:
     id3 stay while their coefficient falls short of the largest by at most this share. `price`: a centre is relocated when
     that lowers the error by this share of itself for each share of images that it moves. `stale`: Semi-NMF directions are
     fitted anew when the old ones leave this share more of unseen rows unexplained than new ones do. `moves`: the share of
-    identifiers that `affordable` may move; it raises `distance`, `price` and `stale` together until they keep to it.
+    identifiers that `affordable` may move; it raises `distance` and `stale` until they keep to it.
     """
 
     seed: int = 0
@@ -61,30 +61,41 @@ def recluster(old: Codebook, embeddings: FloatArray, config: ReclusterConfig = R
 
 
 def affordable(old: Codebook, embeddings: FloatArray, config: ReclusterConfig = ReclusterConfig()) -> tuple[Codebook, ReclusterConfig]:
-    """The most faithful re-clustering that moves at most `moves` of the sample's identifiers, searched on a rising scale of
-    tolerances that is halved where the budget is met, and the config to give to `keep_codes` with it.
+    """The most faithful re-clustering that moves at most `moves` of the sample's identifiers, and the config to give to
+    `keep_codes` with it.
 
-    How much one tolerance moves depends on the shape: in a fine codebook the second-best code is never far. Counted on the
-    old codebook's own codes: what a model assigned differently is no work of the re-clustering. When none fits, the one that
-    moves least is returned.
+    How much one tolerance moves depends on the shape: in a fine codebook the second-best code is never far. So the tolerances
+    rise until the budget is met, once with relocations at their price and once with hardly any. Moves are counted on the old
+    codebook's own codes: what a model assigned differently is no work of the re-clustering. When nothing fits, the
+    re-clustering that moves least is returned.
     """
     rows = checked(embeddings, old.width)
-    now, low, high = old.encode(rows), -1.0, float(_RUNGS)
-    tries: list[tuple[float, float, Codebook, ReclusterConfig]] = []
-    power = 0.0
-    while high - low > _FINE and power <= _RUNGS - 1:
-        up = _STEP**power
-        tried = replace(config, distance=config.distance * up, price=config.price * up, stale=config.stale * up)
-        book = recluster(old, rows, tried)
-        kept = keep_codes(now, rows, book, tried)
-        moved = float((kept != now).any(axis=1).mean())
-        tries.append((max(moved, config.moves), error(book, kept, rows), book, tried))
-        low, high = (low, power) if moved <= config.moves else (power, high)
-        power = (low + high) / 2 if high < _RUNGS else low + 1.0
-        if low < 0:
-            break
+    codes = old.encode(rows)
+    tries = _ladder(old, rows, codes, config)
+    if len(tries) > 1:
+        tries += _ladder(old, rows, codes, replace(config, price=_DEAR * config.price))
     _, _, book, tried = min(tries, key=lambda found: found[:2])
     return book, tried
+
+
+def _ladder(
+    old: Codebook, rows: FloatArray, codes: IntArray, config: ReclusterConfig
+) -> list[tuple[float, float, Codebook, ReclusterConfig]]:
+    """Re-clusterings at rising tolerances until one keeps to the budget, then one between it and the last that did not: each
+    with its moves (no less than the budget, so that all within it compare by error) and its error."""
+    tries: list[tuple[float, float, Codebook, ReclusterConfig]] = []
+    powers = [float(rung) for rung in reversed(range(_RUNGS))]
+    while powers:
+        power = powers.pop()
+        up = _STEP**power
+        tried = replace(config, distance=config.distance * up, stale=config.stale * up)
+        book = recluster(old, rows, tried)
+        kept = keep_codes(codes, rows, book, tried)
+        moved = float((kept != codes).any(axis=1).mean())
+        tries.append((max(moved, config.moves), error(book, kept, rows), book, tried))
+        if moved <= config.moves:
+            powers = [power - 0.5] if power == round(power) and power > 0 else []
+    return tries
 
 
 def keep_codes(codes: IntArray, embeddings: FloatArray, codebook: Codebook, config: ReclusterConfig = ReclusterConfig()) -> IntArray:
