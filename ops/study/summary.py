@@ -54,8 +54,10 @@ def answers(runs: Sequence[Run]) -> dict[str, Any]:
     by = {(run["stream"], run["seed"], run["policy"]): run for run in runs}
     seeds = sorted({run["seed"] for run in runs})
     return {
-        "refresh to full, CPU seconds of one upkeep": _over(seeds, lambda seed: _upkeep_ratio(by, seed)),
-        "refresh to full, R@10 after a shifted session": _over(seeds, lambda seed: _after_shift(by, seed)),
+        "periodic refresh to full, CPU seconds of one upkeep": _over(seeds, lambda seed: _upkeep_ratio(by, seed, "periodic")),
+        "periodic refresh to full, R@10 after a shifted session": _over(seeds, lambda seed: _after_shift(by, seed, "periodic")),
+        "refresh on drift to full, CPU seconds of one upkeep": _over(seeds, lambda seed: _upkeep_ratio(by, seed, "drift")),
+        "refresh on drift to full, R@10 after a shifted session": _over(seeds, lambda seed: _after_shift(by, seed, "drift")),
         "new images without training to full retraining, stationary R@10": _over(seeds, lambda seed: _untrained(by, seed)),
         "forgetting under the best policy, points of R@10": _forgetting(runs),
     }
@@ -72,18 +74,18 @@ def _pair(by: dict[Any, Run], stream: str, seed: int, policy: str) -> tuple[Run,
     return None
 
 
-def _upkeep_ratio(by: dict[Any, Run], seed: int) -> float | None:
+def _upkeep_ratio(by: dict[Any, Run], seed: int, policy: str) -> float | None:
     """CPU seconds of the refreshes of a stream that changed at once, each beside the full retraining of its session."""
-    found = _pair(by, "abrupt", seed, "drift")
+    found = _pair(by, "abrupt", seed, policy)
     if found is None:
         return None
     pairs = [(a["cpu_s"], b["cpu_s"]) for a, b in zip(found[0]["sessions"], found[1]["sessions"], strict=True) if a["action"]]
     return float(sum(a for a, _ in pairs) / sum(b for _, b in pairs)) if pairs else None
 
 
-def _after_shift(by: dict[Any, Run], seed: int) -> float | None:
+def _after_shift(by: dict[Any, Run], seed: int, policy: str) -> float | None:
     """R@10 of new and old images in shifted sessions with a refresh, to that of full retraining in the same sessions."""
-    found = _pair(by, "abrupt", seed, "drift")
+    found = _pair(by, "abrupt", seed, policy)
     if found is None:
         return None
     pairs = [

@@ -84,8 +84,8 @@ def test_the_answers_compare_each_policy_with_full_retraining() -> None:
     ]
     document = summary(runs)
     answers = document["answers"]
-    assert answers["refresh to full, CPU seconds of one upkeep"]["mean"] == pytest.approx(0.1)
-    assert answers["refresh to full, R@10 after a shifted session"]["mean"] == pytest.approx(1.0)
+    assert answers["refresh on drift to full, CPU seconds of one upkeep"]["mean"] == pytest.approx(0.1)
+    assert answers["refresh on drift to full, R@10 after a shifted session"]["mean"] == pytest.approx(1.0)
     assert answers["new images without training to full retraining, stationary R@10"]["mean"] == pytest.approx(0.8)
     assert answers["forgetting under the best policy, points of R@10"] == {"policy": "drift", "mean": -1.0, "sd": 0.0}
     assert "| exact dense |" in table(document)
