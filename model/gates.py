@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import log
+from math import isfinite, log
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ class Gates:
 
     `progress`: share of the way from chance to perfect that identifiers and recall must have come. `drop`: what they may be
     below the parent's, in a refresh; `rise`: what the captions' loss may be above the parent's, nats a token. A share counts
-    as below its bound only if its interval, of `z` standard errors, is: few samples shall not stop a good stage.
+    as below its bound only if its interval, of `z` standard errors, is: few samples shall not stop a good stage. `images`: with
+    fewer, the first two stages are a few steps of the optimiser each, of which only finite figures are asked; alignment is judged.
     """
 
     sample: int = 200
@@ -39,6 +40,7 @@ class Gates:
     drop: float = 0.1
     rise: float = 0.5
     z: float = 1.96
+    images: int = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,15 @@ def evaluate_stage(name: StageName, sigma: SigmaModel, probe: Probe, gates: Gate
     count = min(gates.sample, max(32, len(probe.data) // 10), len(probe.data))
     rows = np.sort(np.random.default_rng((seed, 2)).permutation(len(probe.data))[:count])
     sigma.eval()
-    return {"samples": float(len(rows)), **_MEASURES[name](sigma, probe, rows)}
+    return {"samples": float(len(rows)), "images": float(len(probe.data)), **_MEASURES[name](sigma, probe, rows)}
 
 
 def problems(name: StageName, figures: Mapping[str, float], parent: Mapping[str, float] | None, gates: Gates) -> list[str]:
     """Why a stage does not pass its gate, in sentences; empty when it does. `parent` are the same figures of the parent."""
+    if endless := [figure for figure, value in figures.items() if not isfinite(value)]:
+        return [f"{figure} is not finite" for figure in endless]
+    if name != "align" and parent is None and figures["images"] < gates.images:
+        return []
     if name == "comprehend":
         bound = figures["chance"] if parent is None else min(figures["chance"], parent["loss"] + gates.rise)
         return [f"loss {figures['loss']:.2f} a token, allowed is at most {bound:.2f}"] if not figures["loss"] <= bound else []

@@ -13,6 +13,7 @@ from ops import training
 from ops.report import command as reporting
 from schemas.errors import SigmaError
 from schemas.settings import Settings
+from workers.logs import configure
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -20,6 +21,8 @@ Add = Callable[..., argparse.ArgumentParser]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `sigma`. Exit codes: 0 done, 1 the work failed, 2 bad usage or bad input."""
     parsed = parser().parse_args(arguments)
+    # Standard output is for the answer. Workers set their own level.
+    configure("warning")
     try:
         return int(parsed.run(parsed, Settings.from_environment(os.environ)) or 0)
     except SigmaError as error:

@@ -26,7 +26,7 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
         seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:NEW], quiet)
         Sweep(found, conn, generations.get(conn, 1)).run()
         left = home.ok("train", "--refresh", "--stage", "codebook")
-        assert (left["generation"], left["state"], left["images"]) == (2, "building", 2 * NEW)
+        assert (left["generation"], left["state"], left["images"]) == (2, "building", NEW + NEW // 2)
         figures = retraining.retrain(found, conn)
         assert (figures["generation"], figures["state"], figures["mode"], figures["resumed"]) == (2, "shadow", "refresh", True)
         assert figures["evaluations"].keys() == {"memorize", "comprehend", "align"}

@@ -50,15 +50,20 @@ def test_identifiers_that_the_model_itself_generates_are_agreed_with(parts: Part
 
 
 def test_a_figure_below_its_bound_closes_the_gate_unless_samples_are_few() -> None:
-    good = {"id1": 0.7, "chance": 0.1, "samples": 200.0}
+    good = {"id1": 0.7, "chance": 0.1, "samples": 200.0, "images": 2000.0}
     assert problems("memorize", good, None, Gates()) == []
     (found,) = problems("memorize", good | {"id1": 0.1}, None, Gates())
     assert "id1 is 0.100 over 200 samples, allowed is at least 0.190" in found
     assert problems("memorize", good | {"id1": 0.1, "samples": 10.0}, None, Gates()) == []
-    recall = {"R@10": 0.6, "chance": 0.01, "samples": 200.0}
+    # A hundred images are a few steps of a first training: finite is all that is asked of it, and of its alignment everything.
+    few = good | {"id1": 0.0, "images": 100.0}
+    assert problems("memorize", few, None, Gates()) == []
+    assert problems("memorize", few | {"id1": float("nan")}, None, Gates())
+    assert problems("align", {"R@10": 0.0, "chance": 0.1, "samples": 100.0, "images": 100.0}, None, Gates())
+    recall = {"R@10": 0.6, "chance": 0.01, "samples": 200.0, "images": 2000.0}
     assert problems("align", recall, {"R@10": 0.7}, Gates()) == []
     assert "at least 0.800" in problems("align", recall, {"R@10": 0.9}, Gates())[0]
-    loss = {"loss": 2.0, "chance": 6.0, "samples": 200.0}
+    loss = {"loss": 2.0, "chance": 6.0, "samples": 200.0, "images": 2000.0}
     assert problems("comprehend", loss, None, Gates()) == []
     assert "at most 1.60" in problems("comprehend", loss, {"loss": 1.1}, Gates())[0]
     assert problems("comprehend", loss | {"loss": float("nan")}, None, Gates())
