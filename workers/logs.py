@@ -17,5 +17,6 @@ def configure(level: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        # Standard error as it is when a line is written: who calls the command line from a program may redirect it.
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
     )
