@@ -162,7 +162,7 @@ def test_more_images_than_the_setting_allows_are_sampled_and_the_rest_is_left_to
 def test_a_stage_below_its_gate_fails_the_generation_and_frees_its_tables(services: Services, conn: Connection) -> None:
     fill(services, conn, SEEN)
     with pytest.raises(WorkFailedError, match=r"memorize: id1 is .* allowed is at least"):
-        train(services, None, request(services, gates=Gates(progress=1.0, z=0.0)), quiet)
+        train(services, None, request(services, gates=Gates(progress=1.0, z=0.0, images=0)), quiet)
     (found,) = generations.generations(conn)
     assert (found.state, found.config["stages"]) == ("failed", ["codebook"])
     assert "id1" in found.config["failure"][0]
