@@ -36,7 +36,7 @@ demo: install
 
 test: install vllm
 	@echo "── unit, integration (real PostgreSQL, Kafka, S3, vLLM) and acceptance tests"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check .

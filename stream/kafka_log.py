@@ -22,7 +22,7 @@ from schemas.errors import RetryLaterError, UsageError
 from schemas.queries import queries
 from schemas.settings import KafkaSettings
 from stream.log import Batch, Connection, Event, Message, Partition, joining
-from stream.offsets import committed
+from stream.offsets import committed, unbroken
 from stream.topics import TOPICS, Topic
 
 OUTBOX_CHANNEL = "sigma_outbox"
@@ -233,18 +233,10 @@ class KafkaGroupConsumer:
             self.align(self._consumer.assignment())
             self._tell()
             found = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_events)
-            events: list[Event] = []
-            positions: dict[Partition, tuple[int, int]] = {}
-            for place, records in found.items():
-                begin = self._at.get(place)
-                if begin is None or not records:
-                    continue
-                fresh = [event_of(record, record.timestamp / 1000) for record in records if record.offset >= begin]
-                # Offsets have gaps where Kafka keeps its own records; a position covers them.
-                self._at[place] = records[-1].offset + 1
-                events += fresh
-                positions[place.topic, place.partition] = (begin, records[-1].offset + 1)
-            return Batch(tuple(events), positions)
+            brought = [event_of(record, record.timestamp / 1000) for place in found if place in self._at for record in found[place]]
+            batch = unbroken(self._log, {(place.topic, place.partition): at for place, at in self._at.items()}, brought)
+            self._at |= {TopicPartition(*place): end for place, (_, end) in batch.positions.items()}
+            return batch
 
     def hold(self) -> None:
         """See `Consumer`. What comes in although everything is paused is read again by the next poll."""

@@ -1,10 +1,13 @@
 """Offsets: how far a consumer group has come. They live in Postgres beside the rows that the events led to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from schemas.errors import RetryLaterError
 from schemas.queries import queries
-from stream.log import Batch, Connection, EventLog, Partition
+from stream.log import Batch, Connection, Event, EventLog, Partition
+
+_SPAN = 1000
+"""Events that are read again at a time."""
 
 
 def store_offsets(log: EventLog, conn: Connection, group: str, batch: Batch) -> None:
@@ -27,6 +30,32 @@ def committed(log: EventLog, conn: Connection, group: str, topics: Sequence[str]
     names = {log.scope(topic): topic for topic in topics}
     found = conn.execute(queries()["committed_offsets"], {"group": group})
     return {(names[scope], partition): offset for scope, partition, offset in found if scope in names}
+
+
+def unbroken(log: EventLog, done: Mapping[Partition, int], brought: Sequence[Event]) -> Batch:
+    """The events that a client brought, from where the group has committed (`done`) and without holes, in the log's order.
+
+    A client may bring events again, in another order, or none of some: it prefetches, and a rebalance drops what it holds. Committing
+    such a batch as it is would pass over the rest for good, so wherever an offset is missing, the span is read from the log. What is
+    not there either was never an event, or the topic's retention has removed it. Work on what is left of a long span with the next call.
+    """
+    events: list[Event] = []
+    positions: dict[Partition, tuple[int, int]] = {}
+    for place in dict.fromkeys(event.place for event in brought):
+        begin = done.get(place, 0)
+        kept = {event.offset: event for event in brought if event.place == place and event.offset >= begin}
+        if not kept:
+            continue
+        end = max(kept) + 1
+        if len(kept) < end - begin:
+            limit = min(_SPAN, end - begin)
+            found = log.read(*place, first=begin, limit=limit)
+            if len(found) == limit:
+                end = min(end, found[-1].offset + 1)
+            kept |= {event.offset: event for event in found}
+        events += [kept[offset] for offset in sorted(kept) if offset < end]
+        positions[place] = (begin, end)
+    return Batch(tuple(events), positions)
 
 
 def rewind(log: EventLog, conn: Connection, group: str, topic: str) -> None:

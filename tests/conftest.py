@@ -22,6 +22,14 @@ from workers.repository.connection import Connection, connect, migrate
 _numbers = itertools.count(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, a module stays in one, and so does the broker with all that need it."""
+    for item in items:
+        needs = "kafka" if "bootstrap" in getattr(item, "fixturenames", ()) else item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group(needs))
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server of its own with an empty migrated database `template`."""

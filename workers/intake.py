@@ -5,7 +5,6 @@ With Kafka the faust app brings the events, otherwise a poll loop; from there on
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from stream.dead_letters import dead_letter, rejection
 from stream.decoding import DecodePool
 from stream.intake import STAGE, accept
 from stream.log import Batch, Event, EventLog, Message, Partition, message
-from stream.offsets import committed, lag, store_offsets
+from stream.offsets import committed, lag, store_offsets, unbroken
 from workers.metrics import IntakeMetrics
 from workers.repository.connection import Connection, transaction
 from workers.repository.images import delete_images, reject_image
@@ -27,7 +26,7 @@ from workers.services import Services
 
 GROUP = "intake"
 TOPICS = (ARRIVED, DELETED)
-_BATCH, _POLL_S, _PROCESSES, _PAUSE_S, _WATCH_S, _GAP = 32, 1.0, 2, 0.5, 5.0, 10_000
+_BATCH, _POLL_S, _PROCESSES, _PAUSE_S, _WATCH_S = 32, 1.0, 2, 0.5, 5.0
 
 log = structlog.get_logger()
 
@@ -84,7 +83,7 @@ class Intake:
 
 
 class Delivered:
-    """Takes events that faust brings. They may come again, or too early after a gap, or never: the offsets in Postgres decide."""
+    """Takes events that faust brings. They may come again, in gaps, or never: the offsets in Postgres decide."""
 
     def __init__(self, intake: Intake, stop: threading.Event) -> None:
         self._intake = intake
@@ -98,10 +97,10 @@ class Delivered:
         while not self._stop.is_set():
             try:
                 conn = self._connected()
-                batch = pending(self._log, committed(self._log, conn, GROUP, TOPICS), events)
-                if batch:
-                    self._intake.process(conn, self._log, batch)
-                return
+                batch = unbroken(self._log, committed(self._log, conn, GROUP, TOPICS), events)
+                if not batch:
+                    return
+                self._intake.process(conn, self._log, batch)
             except AWAY as error:
                 log.warning("events wait", worker=GROUP, count=len(events), reason=str(error))
                 self._stop.wait(_PAUSE_S)
@@ -129,27 +128,6 @@ class Delivered:
         if self._conn is None or self._conn.closed:
             self._conn = self._intake.services.connect(GROUP)
         return self._conn
-
-
-def pending(events: EventLog, done: dict[Partition, int], brought: Sequence[Event]) -> Batch:
-    """The part of what was brought that the group has not committed, and whatever lies between the two in the log."""
-    by_place: dict[Partition, list[Event]] = defaultdict(list)
-    for event in brought:
-        by_place[event.place].append(event)
-    fresh: list[Event] = []
-    positions: dict[Partition, tuple[int, int]] = {}
-    for place, group in by_place.items():
-        begin = done.get(place, 0)
-        kept = [event for event in group if event.offset >= begin]
-        if not kept:
-            continue
-        if kept[0].offset > begin:
-            # Faust stood further than our own offset: read what it passed over. Nothing there means the topic forgot it.
-            missing = events.read(*place, first=begin, limit=min(_GAP, kept[0].offset - begin))
-            kept = [event for event in missing if event.offset < kept[0].offset] + kept
-        fresh += kept
-        positions[place] = (begin, kept[-1].offset + 1)
-    return Batch(tuple(fresh), positions)
 
 
 def _session(intake: Intake, stop: threading.Event) -> None:

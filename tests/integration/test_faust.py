@@ -13,8 +13,8 @@ from schemas.settings import KafkaSettings, Settings
 from stream.faust_app import application, run
 from stream.kafka_log import KafkaLog
 from stream.log import Batch, Event, EventLog, Message
-from stream.offsets import store_offsets
-from workers.intake import GROUP, Delivered, Intake, pending
+from stream.offsets import store_offsets, unbroken
+from workers.intake import GROUP, Delivered, Intake
 from workers.metrics import IntakeMetrics
 from workers.repository.connection import Connection, transaction
 from workers.services import Services
@@ -159,16 +159,40 @@ def test_bytes_that_no_codec_can_read_are_events_like_others(kafka: KafkaSetting
     assert collector.values == sorted(values)
 
 
-def test_what_faust_passed_over_is_read_from_the_log(kafka: KafkaSettings) -> None:
+def test_what_a_client_passed_over_is_read_from_the_log(kafka: KafkaSettings) -> None:
     log = KafkaLog(kafka, "")
     log.publish(None, [Message(ARRIVED, "same", value) for value in VALUES[:10]])
     ((place, _),) = [(place, end) for place, end in log.end_offsets([ARRIVED]).items() if end]
     events = log.read(*place)
-    batch = pending(log, {place: 3}, events[7:])
-    assert [event.offset for event in batch.events] == list(range(3, 10))
-    assert batch.positions == {place: (3, 10)}
-    assert not pending(log, {place: 10}, events)
-    assert [event.offset for event in pending(log, {place: 8}, events).events] == [8, 9]
+
+    def offsets(done: int, *brought: int) -> list[int]:
+        batch = unbroken(log, {place: done}, [events[offset] for offset in brought])
+        found = [event.offset for event in batch.events]
+        assert batch.positions == ({place: (done, found[-1] + 1)} if found else {})
+        return found
+
+    assert offsets(3, 7, 8, 9) == list(range(3, 10)), "a gap before what was brought"
+    assert offsets(3, 3, 4, 8) == list(range(3, 9)), "a hole inside"
+    assert offsets(4, 4, 4) == [4], "one event twice"
+    assert offsets(4, 6, 5, 4) == [4, 5, 6], "another order"
+    assert offsets(4, 4, 6, 6) == [4, 5, 6], "as many events as offsets, and one missing"
+    assert offsets(8, *range(10)) == [8, 9], "some of it committed"
+    assert offsets(10, *range(10)) == [], "all of it committed"
+    log.close()
+
+
+def test_a_long_gap_is_worked_on_in_parts(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.offsets._SPAN", 4)
+    log = KafkaLog(kafka, "")
+    log.publish(None, [Message(ARRIVED, "same", value) for value in VALUES[:10]])
+    ((place, _),) = [(place, end) for place, end in log.end_offsets([ARRIVED]).items() if end]
+    last = log.read(*place, first=9)
+    done, seen = 0, list[int]()
+    while batch := unbroken(log, {place: done}, last):
+        assert len(batch) <= 4
+        seen += [event.offset for event in batch.events]
+        done = batch.positions[place][1]
+    assert seen == list(range(10))
     log.close()
 
 
