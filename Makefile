@@ -34,9 +34,10 @@ peers: .venv-peers/.installed
 demo: install
 	$(BIN)/sigma demo
 
+# One process a core, each with one thread: threads that wait for each other's core burn what the other needs.
 test: install vllm
 	@echo "── unit, integration (real PostgreSQL, Kafka, S3, vLLM) and acceptance tests"
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check .

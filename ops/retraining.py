@@ -14,7 +14,6 @@ from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.training import claim_trainer, release_trainer, untrained_images
 from workers.services import Services
-from workers.training_run import unfinished
 
 Figures = dict[str, Any]
 
@@ -33,7 +32,7 @@ def retrain(services: Services, conn: Connection) -> Figures:
     if services.settings.retrain == "full":
         return _candidate(services, conn, "retrain", ["--from-store"])
     live = generations.live(conn)
-    if live is not None and unfinished(conn) is None and not untrained_images(conn, live.id):
+    if live is not None and generations.unfinished(conn) is None and not untrained_images(conn, live.id):
         return {"generation": None, "why": f"generation {live.id} was trained on every image with captions"}
     return _candidate(services, conn, "retrain", ["--refresh"])
 
@@ -49,7 +48,7 @@ def _candidate(services: Services, conn: Connection, name: str, how: Sequence[st
     waiting = [found for found in generations.generations(conn) if found.state == "shadow"]
     if waiting:
         return _figures(waiting[-1]) | {"why": f"generation {waiting[-1].id} is a candidate already and waits for its gate"}
-    left = unfinished(conn)
+    left = generations.unfinished(conn)
     resumed = left is not None and left.config.get("corpus") == "store"
     before = max((found.id for found in generations.generations(conn)), default=0)
     log = services.home / "logs" / f"{name}.log"

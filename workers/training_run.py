@@ -82,11 +82,6 @@ def begin(services: Services, conn: Connection, entries: Sequence[ManifestEntry]
     return _resumed(services, conn, chosen, request) if request.resume else _new(services, conn, chosen, request)
 
 
-def unfinished(conn: Connection) -> Generation | None:
-    """The newest generation that a training began and did not finish."""
-    return next((found for found in reversed(generations.generations(conn)) if found.state == "building"), None)
-
-
 def _new(services: Services, conn: Connection, entries: list[ManifestEntry] | None, request: TrainRequest) -> Run:
     mode = request.mode or "full"
     parent = None if mode == "full" else _parent(conn, mode)
@@ -111,7 +106,7 @@ def _new(services: Services, conn: Connection, entries: list[ManifestEntry] | No
 
 
 def _resumed(services: Services, conn: Connection, entries: list[ManifestEntry] | None, request: TrainRequest) -> Run:
-    found = unfinished(conn)
+    found = generations.unfinished(conn)
     if found is None:
         raise UsageError("no generation is unfinished, so there is nothing to resume; run without --resume")
     config = found.config

@@ -1,5 +1,6 @@
 """One small trained generation for all whole-flow tests, made by the real commands; each test works on a copy of its home."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -72,12 +73,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A home with one live generation, its database stopped."""
-    home = Home(tmp_path_factory.mktemp("trained") / "home")
-    done = home.ok("train", "--manifest", corpus / "train" / "manifest.jsonl", "--adapt", "never")
-    assert done["state"] == "live"
-    assert done["images"] == TRAINED
-    return home.folder
+    """A home with one live generation, its database stopped. Where several processes share the tests, the first one trains."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    made, home = shared / "trained", Home(shared / "training")
+    with (shared / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            done = home.ok("train", "--manifest", corpus / "train" / "manifest.jsonl", "--adapt", "never")
+            assert done["state"] == "live"
+            assert done["images"] == TRAINED
+            home.folder.rename(made)
+    return made
+
+
+def copied(trained: Path, folder: Path, services: Mapping[str, str]) -> Home:
+    """A copy of the trained home, by `cp`, which keeps the owner that PostgreSQL insists on."""
+    subprocess.run(["cp", "-a", str(trained), str(folder)], check=True)
+    return Home(folder, services)
 
 
 MakeHome = Callable[..., Home]
@@ -89,10 +103,7 @@ def make_home(tmp_path: Path, trained: Path) -> Iterator[MakeHome]:
     made: list[Home] = []
 
     def make(services: Mapping[str, str] | None = None) -> Home:
-        folder = tmp_path / f"home{len(made)}"
-        # Copied by `cp`, which keeps the owner that PostgreSQL insists on.
-        subprocess.run(["cp", "-a", str(trained), str(folder)], check=True)
-        made.append(Home(folder, services or {}))
+        made.append(copied(trained, tmp_path / f"home{len(made)}", services or {}))
         return made[-1]
 
     yield make
@@ -105,6 +116,14 @@ def make_home(tmp_path: Path, trained: Path) -> Iterator[MakeHome]:
 def home(make_home: MakeHome) -> Home:
     """A copy of the trained home, nothing running."""
     return make_home()
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[Home]:
+    """A copy for all tests of a module that change nothing, nothing running."""
+    home = copied(trained, tmp_path_factory.mktemp("idle") / "home", {})
+    yield home
+    shutil.rmtree(home.folder, ignore_errors=True)
 
 
 @pytest.fixture

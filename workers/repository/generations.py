@@ -89,6 +89,11 @@ def get(conn: Connection, generation: int) -> Generation:
     raise _unknown(conn, generation)
 
 
+def unfinished(conn: Connection) -> Generation | None:
+    """The newest generation that a training began and did not finish."""
+    return next((found for found in reversed(generations(conn)) if found.state == "building"), None)
+
+
 def live(conn: Connection) -> Generation | None:
     """The generation that answers queries, or None before the first one is promoted."""
     return next((found for found in generations(conn) if found.state == "live"), None)
