@@ -152,6 +152,7 @@ def _making(add: Add) -> None:
     study.add_argument("--reduced", action="store_true", help="one seed, one stream, a few sessions on the shipped base: minutes")
     worker = add("worker", work.worker, "run one worker process in the foreground", reads=False)
     worker.add_argument("role", choices=("intake", "index", "query", "scheduler"))
+    worker.add_argument("--listener", type=int, metavar="FD", help="query: serve on this inherited socket, which listens already")
 
 
 if __name__ == "__main__":

@@ -251,7 +251,7 @@ def worker(options: Namespace, settings: Settings) -> int:
     from workers.logs import configure
     from workers.metrics import DriftMetrics, IndexMetrics, IntakeMetrics, expose
     from workers.relay import start_relay
-    from workers.running import stop_on_signals
+    from workers.running import inherited, stop_on_signals
 
     configure(settings.log_level)
     stop = stop_on_signals()
@@ -284,7 +284,7 @@ def worker(options: Namespace, settings: Settings) -> int:
         else:
             from workers import query as serving
 
-            serving.run(found, stop)
+            serving.run(found, stop, listener=None if options.listener is None else inherited(options.listener))
     return 0
 
 

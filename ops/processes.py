@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -110,11 +111,13 @@ def supervise(settings: Settings) -> None:
     with connect(url, name="sigma supervisor") as conn:
         migrate(conn)
     Services(settings, url).log().ensure_topics()
-    port = _free_port(settings)
+    # Taken once and for all query workers to come: no other home can get in between, and while one is started again queries wait.
+    listener = _listener(settings)
+    port = int(listener.getsockname()[1])
     environment = os.environ | _environment(settings) | {"SIGMA_DATABASE_URL": url, "SIGMA_HTTP_PORT": str(port), "OMP_NUM_THREADS": "1"}
     logs = settings.home.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    children = [_Child(role, environment | _metrics_port(settings, role), logs) for role in ROLES]
+    children = [_Child(role, environment | _metrics_port(settings, role), logs, listener if role == "query" else None) for role in ROLES]
     note = _note(settings)
     note.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -122,14 +125,16 @@ def supervise(settings: Settings) -> None:
         _watch(children, stop)
     finally:
         _end(children)
+        listener.close()
         note.unlink(missing_ok=True)
 
 
 class _Child:
     """One worker process."""
 
-    def __init__(self, role: str, environment: dict[str, str], logs: Path) -> None:
+    def __init__(self, role: str, environment: dict[str, str], logs: Path, listener: socket.socket | None) -> None:
         self.role = role
+        self._inherited = () if listener is None else (listener.fileno(),)
         self._environment = environment
         self._log = logs / f"{role}.log"
         self._started = 0.0
@@ -139,7 +144,8 @@ class _Child:
         self._started = time.monotonic()
         with self._log.open("ab") as file:
             return subprocess.Popen(
-                [sys.executable, "-m", "ops.cli", "worker", self.role],
+                [sys.executable, "-m", "ops.cli", "worker", self.role, *(f"--listener={number}" for number in self._inherited)],
+                pass_fds=self._inherited,
                 env=self._environment,
                 stdout=file,
                 stderr=file,
@@ -185,16 +191,14 @@ def _metrics_port(settings: Settings, role: str) -> dict[str, str]:
     return {} if settings.metrics_port is None else {"SIGMA_METRICS_PORT": str(settings.metrics_port + ROLES.index(role))}
 
 
-def _free_port(settings: Settings) -> int:
-    """The configured port if it is free; any free one in the embedded mode, so that two homes do not meet."""
+def _listener(settings: Settings) -> socket.socket:
+    """Listens on the configured port if it is free; on any free one in the embedded mode, so that two homes do not meet."""
     try:
-        listener = bind(settings.http_host, settings.http_port)
+        return bind(settings.http_host, settings.http_port)
     except RefuseToStartError:
         if not settings.embedded:
             raise
-        listener = bind(settings.http_host, 0)
-    with listener:
-        return int(listener.getsockname()[1])
+        return bind(settings.http_host, 0)
 
 
 def _answers(found: Running) -> bool:

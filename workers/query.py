@@ -92,12 +92,15 @@ def application(server: Server, metrics: Metrics) -> FastAPI:
     return app
 
 
-def run(services: Services, stop: threading.Event, load: Load = load_searcher) -> None:
-    """Serve until stopped. Binds to loopback unless told otherwise; the port is taken before anything is loaded."""
+def run(services: Services, stop: threading.Event, load: Load = load_searcher, listener: socket.socket | None = None) -> None:
+    """Serve until stopped, on a socket that listens already, or on the configured address: loopback unless told otherwise.
+
+    The port is taken before anything is loaded.
+    """
     settings = services.settings
     # The decode thread gives the interpreter's lock away with every tensor operation; a loading thread must not keep it for 5 ms.
     sys.setswitchinterval(_SWITCH_S)
-    listener = bind(settings.http_host, settings.http_port)
+    listener = listener or bind(settings.http_host, settings.http_port)
     metrics = Metrics()
     server = Server(services, f"{socket.gethostname()}-{os.getpid()}", stop, metrics, load)
     http = uvicorn.Server(uvicorn.Config(application(server, metrics), log_level="warning", access_log=False, lifespan="off"))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import psycopg
 import structlog
 
-from schemas.errors import RefuseToStartError, RetryLaterError
+from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
 
 AWAY = (RetryLaterError, psycopg.OperationalError)
 """What a service that went away raises; the work is tried again on a new connection."""
@@ -59,3 +59,16 @@ def bind(host: str, port: int) -> socket.socket:
         raise RefuseToStartError(
             f"cannot listen on {host}:{port} ({error.strerror}); free it or set SIGMA_HTTP_HOST and SIGMA_HTTP_PORT"
         ) from error
+
+
+def inherited(number: int) -> socket.socket:
+    """The listening socket that the parent process left open under this number; `UsageError` when there is none."""
+    try:
+        found = socket.socket(fileno=number)
+        if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return found
+        found.detach()
+        problem = "is not listening"
+    except OSError as error:
+        problem = f"is no socket ({error.strerror})"
+    raise UsageError(f"file descriptor {number} {problem}; give one that a parent process listens on, or leave --listener out")

@@ -195,7 +195,9 @@ def test_a_second_generation_waits_in_shadow_takes_over_and_rolls_back(home: Hom
 def test_up_twice_is_once_and_down_leaves_no_process_behind(home: Home) -> None:
     first = home.ok("up")
     assert home.ok("up") == first
-    assert pid_of(home, "query")
+    os.kill(pid_of(home, "query"), signal.SIGKILL)
+    # The supervisor keeps the port: until the next worker answers, a query waits.
+    assert httpx.get(f"{first['url']}/healthz", timeout=100).json() == {"alive": True}
     assert home.ok("down") == {"stopped": True}
     assert home.ok("down") == {"stopped": False}
     for role in ("intake", "index", "query"):
