@@ -35,6 +35,16 @@ def test_coefficients_solve_non_negative_least_squares_like_scipy() -> None:
     np.testing.assert_allclose(nonnegative_coefficients(rows, basis), reference, atol=1e-7)
 
 
+def test_coefficients_are_exact_where_coordinate_descent_alone_crawls() -> None:
+    rng = np.random.default_rng(2)
+    basis = rng.standard_normal((7, 30))
+    basis = np.vstack([basis, -basis.sum(0) + 0.1 * rng.standard_normal(30)])
+    basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+    rows = rng.standard_normal((60, 30))
+    reference = np.stack([nnls(basis.T, row)[0] for row in rows])
+    np.testing.assert_allclose(nonnegative_coefficients(rows, basis), reference, atol=1e-7)
+
+
 def test_the_objective_never_rises_and_coefficients_are_non_negative() -> None:
     rows = blobs(150)
     fitted = fit_seminmf(rows, 6, seed=3)
