@@ -1,14 +1,14 @@
 """Examples: queries whose known image the live generation places better or worse than the generation before it."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scipy.stats import binomtest
 
+from ops.probes import sample
 from schemas.errors import SigmaError
-from workers.repository.connection import Connection, row
+from workers.repository.connection import Connection
 from workers.repository.generations import Generation, generations
 from workers.repository.images import images_by_key
 from workers.repository.postings import postings_of
@@ -142,10 +142,7 @@ def pair_of(found: Sequence[Generation]) -> tuple[Generation, Generation] | str:
 
 def _sample(conn: Connection, before: int, after: int, probes: int) -> list[tuple[str, str]]:
     """(caption, image id) of images at random keys that both generations hold, each once; the same for the same state."""
-    low, high = row(conn, "probe_range", generation=after) or (0, 0)
-    chance = random.Random(f"{before} {after} {low} {high}")
-    drawn = (row(conn, "probe_sample", generation=after, after=chance.randint(low, high)) for _ in range(probes))
-    texts = {int(one[0]): str((one[2] or one[1])[0]) for one in drawn if one is not None}
+    texts = {probe.image_key: probe.text for probe in sample(conn, after, probes)}
     known, stored = postings_of(conn, before, list(texts)), images_by_key(conn, list(texts))
     return [(text, stored[key].image_id) for key, text in texts.items() if key in known and key in stored and text.strip()]
 
