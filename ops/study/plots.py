@@ -6,12 +6,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import pyplot
 
 matplotlib.use("svg")
 # The same figures give the same bytes.
 matplotlib.rcParams |= {"svg.hashsalt": "sigma", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-
-from matplotlib import pyplot  # noqa: E402  (the backend is chosen first)
 
 COLOURS = {
     "never": "#999999",

@@ -2,13 +2,14 @@
 
 import json
 from datetime import UTC, datetime
+from typing import cast
 
 import pytest
 
 from schemas.errors import RejectInputError
 from schemas.events import ARRIVED, REJECTED, ImageArrived, decode, encode
 from stream.dead_letters import dead_letter, refusal, rejection, show
-from stream.log import Event, Message
+from stream.log import Event, EventLog, Message
 from stream.redaction import harmless, harmless_text
 
 ADDRESSES = (
@@ -50,7 +51,7 @@ def test_a_dead_letter_and_what_shows_it_hold_no_secret_while_the_original_stays
     letter = dead_letter(origin, rejected)
     assert b"hunter2" not in letter.value
     assert "hunter2" not in json.dumps(dict(letter.headers))
-    found = show(OneLog(origin, letter), "0:0")  # type: ignore[arg-type]
+    found = show(cast(EventLog, OneLog(origin, letter)), "0:0")
     assert "hunter2" not in json.dumps(found)
     assert json.loads(found["origin"]["value"])["image_id"] == "a"
     assert origin.value == payload
