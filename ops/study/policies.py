@@ -46,6 +46,8 @@ class State:
     """What is normal for the generation; made when the monitors first look."""
     born: int = 1
     """Session in which the generation began to take arrivals."""
+    due: int | None = None
+    """Session of the second refresh after an alarm."""
 
     @property
     def numbers(self) -> IntArray:
@@ -82,12 +84,16 @@ def periodic(state: State, session: int) -> Upkeep:
 
 
 def on_drift(state: State, session: int) -> Upkeep:
-    """A refresh when a monitor raises an alarm; what is normal is learnt anew then."""
+    """A refresh when a monitor raises an alarm, and a second one `PERIOD` sessions later; what is normal is learnt anew each time.
+
+    The alarm comes with the first images of a shift: too few to learn it from, and too late to wait for more before anything is done.
+    """
     alarms = _alarms(state)
-    if not alarms:
+    if not alarms and state.due != session:
         return Upkeep()
     done = _timed(state, "refresh", _refresh)
     state.reference, state.born = None, session
+    state.due = session + PERIOD if alarms else None
     return replace(done, alarms=alarms)
 
 
