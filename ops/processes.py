@@ -6,10 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,10 +21,13 @@ from ops.embedded import server
 from schemas.errors import RefuseToStartError, UsageError, WorkFailedError
 from schemas.settings import Settings
 from workers.repository.connection import connect, migrate
-from workers.running import bind, stop_on_signals
+from workers.running import announce_ready, bind, stop_on_signals
 from workers.services import Services
 
 ROLES = ("intake", "index", "query", "scheduler")
+AWAITED = ("intake", "index")
+"""Workers that tell when they can take work; the query worker is asked at its own address."""
+
 _START_S = 90.0
 _STOP_S = 20.0
 _PAUSE_S = 1.0
@@ -56,7 +60,7 @@ def running(settings: Settings) -> Running | None:
 
 
 def up(settings: Settings) -> Running:
-    """Start the supervisor in the background and return when the query worker answers (ready, or waiting for a model)."""
+    """Start the supervisor in the background and return when arrivals are taken and queries answered (or refused for want of a model)."""
     from ops.timetable import plans
 
     before = running(settings)
@@ -66,23 +70,24 @@ def up(settings: Settings) -> Running:
     plans(settings)
     logs = settings.home.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    with (logs / "supervisor.log").open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ops.cli", "up", "--foreground"],
-            stdout=file,
-            stderr=file,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=os.environ | _environment(settings),
-        )
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        found = running(settings)
-        if found is not None and _answers(found):
-            return found
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
+    with notice() as told:
+        with (logs / "supervisor.log").open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ops.cli", "up", "--foreground"],
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env=os.environ | _environment(settings) | told.environment,
+            )
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            found = running(settings)
+            if told.heard() and found is not None and _answers(found):
+                return found
+            if process.poll() is not None:
+                break
+            time.sleep(0.1)
     if process.poll() is None:
         process.terminate()
     lines = (logs / "supervisor.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -114,19 +119,30 @@ def supervise(settings: Settings) -> None:
     # Taken once and for all query workers to come: no other home can get in between, and while one is started again queries wait.
     listener = _listener(settings)
     port = int(listener.getsockname()[1])
-    environment = os.environ | _environment(settings) | {"SIGMA_DATABASE_URL": url, "SIGMA_HTTP_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | _environment(settings)
+    environment |= {"SIGMA_DATABASE_URL": url, "SIGMA_HTTP_PORT": str(port), "OMP_NUM_THREADS": "1", "NOTIFY_SOCKET": ""}
     logs = settings.home.absolute() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    children = [_Child(role, environment | _metrics_port(settings, role), logs, listener if role == "query" else None) for role in ROLES]
     note = _note(settings)
     note.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        note.write_text(json.dumps(asdict(Running(os.getpid(), settings.http_host, port))), encoding="utf-8")
-        _watch(children, stop)
-    finally:
-        _end(children)
-        listener.close()
-        note.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        told = {role: stack.enter_context(notice()) for role in AWAITED}
+        children = [
+            _Child(
+                role,
+                environment | _metrics_port(settings, role) | (told[role].environment if role in told else {}),
+                logs,
+                listener if role == "query" else None,
+            )
+            for role in ROLES
+        ]
+        try:
+            note.write_text(json.dumps(asdict(Running(os.getpid(), settings.http_host, port))), encoding="utf-8")
+            _watch(children, told, stop)
+        finally:
+            _end(children)
+            listener.close()
+            note.unlink(missing_ok=True)
 
 
 class _Child:
@@ -160,10 +176,43 @@ class _Child:
             self.process = self._start()
 
 
-def _watch(children: Sequence[_Child], stop: threading.Event) -> None:
+class Notice:
+    """Where a process that is being started tells that it is ready, as systemd's `sd_notify` does."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._heard = False
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the process has to find in its environment."""
+        return {"NOTIFY_SOCKET": str(self._listener.getsockname())}
+
+    def heard(self) -> bool:
+        """Whether it has told so. Does not wait."""
+        with suppress(BlockingIOError):
+            while not self._heard:
+                self._heard = b"READY=1" in self._listener.recv(4096).split(b"\n")
+        return self._heard
+
+
+@contextmanager
+def notice() -> Iterator[Notice]:
+    """A new address for a process to tell that it is ready."""
+    with tempfile.TemporaryDirectory(prefix="sigma-") as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(Path(folder) / "ready"))
+        listener.setblocking(False)
+        yield Notice(listener)
+
+
+def _watch(children: Sequence[_Child], told: Mapping[str, Notice], stop: threading.Event) -> None:
+    waiting = True
     while not stop.wait(0.2):
         for child in children:
             child.revive()
+        if waiting and all(one.heard() for one in told.values()):
+            waiting = False
+            announce_ready()
 
 
 def _end(children: Sequence[_Child]) -> None:

@@ -94,16 +94,18 @@ def application(settings: KafkaSettings, folder: Path, handler: Handler, count: 
     return app
 
 
-def run(app: Any, stop: threading.Event) -> None:
-    """Run the app until `stop` is set. `RetryLaterError` when it ended by itself: it cannot be started twice in a process."""
-    asyncio.run(_run(app, stop))
+def run(app: Any, stop: threading.Event, started: Callable[[], None]) -> None:
+    """Run the app until `stop` is set, and call `started` when it takes events. `RetryLaterError` when it ended by itself: it
+    cannot be started twice in a process."""
+    asyncio.run(_run(app, stop, started))
     if not stop.is_set():
         raise RetryLaterError("the faust app ended by itself; the log tells why, start the process again")
 
 
-async def _run(app: Any, stop: threading.Event) -> None:
+async def _run(app: Any, stop: threading.Event, started: Callable[[], None]) -> None:
     # Not by faust's own worker: it would take over the signals, and its stop leaves tasks that never end.
     await app.start()
+    started()
     while not (stop.is_set() or app.should_stop or app.crashed):
         await asyncio.sleep(_LOOK_S)
     await app.stop()

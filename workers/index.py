@@ -25,7 +25,7 @@ from workers.repository.connection import Connection, rows, transaction
 from workers.repository.generations import Generation, receiving, share_set
 from workers.repository.images import accept_images, images_by_id, reject_image
 from workers.repository.postings import Fate, Outcome, append
-from workers.running import keep_running
+from workers.running import announce_ready, keep_running
 from workers.services import Services
 
 GROUP = "index"
@@ -112,6 +112,7 @@ class IndexWorker:
             # Joined only once the live model is there: a member that cannot work yet would keep partitions waiting.
             self._ready(conn, events) as consumer,
         ):
+            announce_ready()
             while not stop.is_set():
                 batch = consumer.poll(max_events=self._batch, timeout_s=_POLL_S)
                 self._models.want(receiving(conn))

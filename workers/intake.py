@@ -21,7 +21,7 @@ from stream.offsets import committed, lag, store_offsets, unbroken
 from workers.metrics import IntakeMetrics
 from workers.repository.connection import Connection, transaction
 from workers.repository.images import delete_images, reject_image
-from workers.running import AWAY, keep_running
+from workers.running import AWAY, announce_ready, keep_running
 from workers.services import Services
 
 GROUP = "intake"
@@ -45,7 +45,7 @@ def run(services: Services, stop: threading.Event, metrics: IntakeMetrics) -> No
         events = Delivered(intake, stop)
         folder = services.home / "faust"
         try:
-            faust_app.run(faust_app.application(services.settings.kafka, folder, events, metrics.counted), stop)
+            faust_app.run(faust_app.application(services.settings.kafka, folder, events, metrics.counted), stop, announce_ready)
         finally:
             events.close()
 
@@ -135,6 +135,7 @@ def _session(intake: Intake, stop: threading.Event) -> None:
     events.ensure_topics()
     with intake.services.connect(GROUP) as conn, events.consumer(GROUP, TOPICS) as consumer:
         watched = 0.0
+        announce_ready()
         while not stop.is_set():
             batch = consumer.poll(max_events=_BATCH, timeout_s=_POLL_S)
             if batch:

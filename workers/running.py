@@ -1,10 +1,12 @@
-"""Running: how every worker process stops on a signal, outlives a service that goes away for a while, and takes its port."""
+"""Running: how every worker process tells that it is ready, stops on a signal, outlives a service that is away, and takes its port."""
 
 import gc
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import psycopg
 import structlog
@@ -17,6 +19,16 @@ AWAY = (RetryLaterError, psycopg.OperationalError)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
 log = structlog.get_logger()
+
+
+def announce_ready() -> None:
+    """Tell whoever started this process that it can take work now, by the protocol of systemd's `sd_notify`, if that was asked for."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        # A supervisor that has gone, or has heard enough, is no reason to stop.
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notice:
+            notice.setblocking(False)
+            notice.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
 
 
 def stop_on_signals() -> threading.Event:
