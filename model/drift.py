@@ -40,6 +40,10 @@ PRESSED = 0.75
 RECALL_DROP, RECALL_CHANCE = 0.03, 0.01
 """What a page needs: recall lower by three points, and less than one chance in a hundred that nothing changed."""
 
+ASKED = 0.1
+"""Share of a window, and of the reference, whose recall is compared: the images least like the reference. A tenth of arrivals that
+nobody finds moves the recall of all of them by less than a sample can show, but that of the most novel tenth by a lot."""
+
 LIMITS: Mapping[str, float] = {
     **{f"id{level}": 0.1 for level in range(1, LEVELS + 1)},
     "embedding": 0.3,
@@ -89,7 +93,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Known-item queries asked, and how many found their image among the ten best."""
+    """Known-item queries asked for the most novel images (`ASKED`), and how many found theirs among the ten best."""
 
     hits: int
     queries: int
@@ -112,6 +116,12 @@ class Reference:
     window: int
     expected_run: float
     watched: Mapping[str, Watched]
+
+    def by_novelty(self, embeddings: FloatArray) -> IntArray:
+        """(n,) rows of (n, D) embeddings, those least like the reference first."""
+        sketch = self.watched["novelty"].sketch
+        assert isinstance(sketch, Novelty)
+        return np.argsort(-sketch.away(embeddings), kind="stable").astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a few hundred kilobytes, whatever the number of images."""

@@ -233,7 +233,11 @@ class Novelty:
 
     def distance(self, rows: npt.NDArray[Any]) -> float:
         """See `Sketch`."""
-        return self.share.distance(_to_nearest(rows, self.landmarks) > self.distance_limit)
+        return self.share.distance(self.away(rows) > self.distance_limit)
+
+    def away(self, embeddings: FloatArray) -> DoubleArray:
+        """(n,) distances of (n, D) embeddings to their nearest landmark."""
+        return _to_nearest(embeddings, self.landmarks)
 
     def replay(self, rows: npt.NDArray[Any], rng: np.random.Generator, window: int, replays: int) -> DoubleArray:
         """See `Sketch`."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from model.drift import REFERENCE, SAMPLE, Finding, Recall, Reference, Window, examine, histograms, level_of, pressed, reference_of
+from model.drift import ASKED, REFERENCE, SAMPLE, Finding, Recall, Reference, Window, examine, histograms, level_of, pressed, reference_of
 from model.identifiers.codebook import Codebook
 from model.identifiers.quality import gini
 from schemas.errors import RejectInputError, SigmaError
@@ -32,7 +32,7 @@ CALM = 3
 QUERIES = 500
 """Newest served queries whose best score is looked at."""
 
-KNOWN_ITEMS, _LEAST_KNOWN, _DEPTH, _BATCH = 200, 50, 10, 16
+_LEAST_KNOWN, _DEPTH, _BATCH = 20, 10, 16
 _WATCH_S = 15.0
 
 Figures = dict[str, Any]
@@ -42,13 +42,14 @@ log = structlog.get_logger()
 
 
 def known_items(services: Services, conn: Connection, generation: Generation, keys: Sequence[int]) -> Recall | None:
-    """How many of these images are found by a caption of theirs among the first ten. None when too few have captions.
+    """How many of the most novel of these images, which come first, are found by a caption of theirs among the first ten. None when
+    too few have captions.
 
     It loads the generation, so it is done for a reference and for windows with an alarm only.
     """
     stored = images_by_key(conn, list(keys))
-    asked = [(key, texts[0]) for key, image in sorted(stored.items()) if (texts := image.test_captions or image.captions)]
-    asked = [asked[at] for at in np.unique(np.linspace(0, len(asked) - 1, KNOWN_ITEMS).astype(int))] if asked else []
+    known = [(key, texts[0]) for key in keys if (image := stored.get(key)) and (texts := image.test_captions or image.captions)]
+    asked = known[: round(ASKED * len(known))]
     if len(asked) < _LEAST_KNOWN:
         return None
     from workers.searcher import Searcher, retrieval_of
@@ -88,7 +89,7 @@ def drift_report(
     findings = examine(learned, window)
     recalls: tuple[Recall | None, Recall | None] = (None, None)
     if any(finding.alarm for finding in findings):
-        recalls = (Recall(*kept.recall) if kept.recall else None, _asked(probe, services, conn, generation, keys))
+        recalls = (Recall(*kept.recall) if kept.recall else None, _asked(probe, services, conn, generation, learned, arrived))
     level = level_of(findings, *recalls)
     raised = _speak(services, conn, generation.id, findings, level, recalls, before)
     return _figures(generation.id, arrived, window, learned, findings) | {
@@ -132,7 +133,7 @@ def _calibrate(services: Services, conn: Connection, generation: Generation, sam
         return _idle(generation.id, f"calibrating: {len(keys)} of {wanted} reference images have arrived")
     arrived = monitoring.arrivals(conn, generation.id, generation.shape, keys)
     learned = reference_of(_window(services, generation, arrived), generation.shape, seed=generation.id, window=sample)
-    recall = _asked(probe, services, conn, generation, keys)
+    recall = _asked(probe, services, conn, generation, learned, arrived)
     pair = None if recall is None else (recall.hits, recall.queries)
     monitoring.store_reference(conn, generation.id, monitoring.StoredReference(learned.to_dict(), keys[-1], pair))
     return _idle(generation.id, f"calibrated on {len(arrived)} images") | {"watched": list(learned.watched), "recall": pair}
@@ -179,10 +180,13 @@ def _newest(events: EventLog) -> list[QueryServed]:
     return found
 
 
-def _asked(probe: Probe, services: Services, conn: Connection, generation: Generation, keys: Sequence[int]) -> Recall | None:
-    """Recall of the images, or None where it cannot be measured: a drift alarm must not depend on it."""
+def _asked(
+    probe: Probe, services: Services, conn: Connection, generation: Generation, learned: Reference, arrived: monitoring.Arrivals
+) -> Recall | None:
+    """Recall of the most novel images, or None where it cannot be measured: a drift alarm must not depend on it."""
+    novel_first = arrived.image_keys[learned.by_novelty(arrived.embeddings)]
     try:
-        return probe(services, conn, generation, keys)
+        return probe(services, conn, generation, novel_first.tolist())
     except SigmaError:
         log.exception("recall of the window is unknown", generation=generation.id)
         return None

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from model.drift import REFERENCE, SAMPLE, Reference, Window, examine, reference_of
+from model.drift import REFERENCE, SAMPLE, Recall, Reference, examine, level_of, reference_of
 from model.profiles import profile
-from ops.bench.drift_pool import TOPICS, Pool, joined, pool, taken
+from ops.bench.drift_pool import TOPICS, Images, Pool, pool
 from ops.bench.rows import Row, document, table
 from schemas.errors import WorkFailedError
 
@@ -23,6 +23,7 @@ PEER = Path(".venv-peers/bin/python")
 
 DAYS, HOURS = 30, 24
 _SHARE, _WITHIN = 0.1, 2000
+_WINDOWS, _NEVER = 3, 10**9
 _STREAMED, _TOPICAL = 4000, 300
 _EMBEDDED, _CATEGORIES = 16, 5
 
@@ -44,8 +45,9 @@ class _Split:
     """One draw of the pool: a reference made of one part, and streams that are drawn from the other."""
 
     reference: Reference
-    pool: Window
-    stream: Window
+    recall: Recall
+    pool: Images
+    stream: Images
 
 
 def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
@@ -60,82 +62,98 @@ def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
     topics = {name: _noticed(splits, window) for name, window in found.topics.items()}
     rows = _rows(config, months, topics, rates, None if peer is None else _finish(peer))
     seconds = {"pool": round(made, 1), "whole": round(time.perf_counter() - began, 1)}
-    more = {
-        "alarms_by_month": months,
+    more: dict[str, Any] = {
+        "months": [dict(month) for month in months],
+        "reference_recall": [split.recall.hits / split.recall.queries for split in splits],
+        "recall": {name: float(images.found.mean()) for name, images in (("ordinary", found.ordinary), *found.topics.items())},
         "topics": topics,
         "significant_windows_by_hour": {str(hour): rate for hour, rate in rates.items()},
         "watched": list(splits[0].reference.watched),
         "seconds": seconds,
     }
-    lines = [
-        f"{name:<24} noticed {one['noticed']}/{one['seeds']}, within {one['delays']} images, by {one['by']}" for name, one in topics.items()
-    ]
+    lines = [f"drift-free months, windows by what they raise: {more['months']}"]
+    for name, one in topics.items():
+        shown = ", ".join(f"{what} {one[what]['within']}/{one['seeds']} after {one[what]['images']} images" for what in ("alarm", "page"))
+        lines.append(f"{name:<24} {shown}; first by {one['by']}; R@10 {more['recall'][name]:.3f}")
     if peer is None:
         lines.append(f"Evidently is not there ({config.peer}), so nothing stands beside our alarms: make peers")
     return document(rows, **more), "\n".join([table(rows), *lines])
 
 
-def _split(ordinary: Window, seed: int) -> _Split:
+def _split(ordinary: Images, seed: int) -> _Split:
     order = np.random.default_rng(seed).permutation(len(ordinary))
-    part = taken(ordinary, order[:REFERENCE])
-    return _Split(reference_of(part, profile("tiny").shape, seed=seed), part, taken(ordinary, order[REFERENCE:]))
+    part = ordinary.taken(order[:REFERENCE])
+    learned = reference_of(part.window, profile("tiny").shape, seed=seed)
+    return _Split(learned, part.recall(learned), part, ordinary.taken(order[REFERENCE:]))
 
 
-def _hours(split: _Split, seed: int, images: int) -> Iterator[Window]:
+def _level(split: _Split, images: Images) -> tuple[str, list[str]]:
+    """How loudly the hourly job would speak of a window, and which monitors alarm."""
+    findings = examine(split.reference, images.window)
+    return level_of(findings, split.recall, images.recall(split.reference)), [one.monitor for one in findings if one.alarm]
+
+
+def _hours(split: _Split, seed: int, images: int) -> Iterator[Images]:
     """A drift-free month of hourly windows: each hour brings so many images, of which the job samples its window."""
     rng = np.random.default_rng((seed, images))
     for _ in range(DAYS * HOURS):
         hour = rng.integers(0, len(split.stream), images)
-        yield taken(split.stream, hour[rng.choice(images, SAMPLE, replace=False)])
+        yield split.stream.taken(hour[rng.choice(images, SAMPLE, replace=False)])
 
 
-def _month(split: _Split, seed: int) -> int:
-    """Windows of a drift-free month in which any monitor alarms: no page can come of the others."""
-    return sum(any(one.alarm for one in examine(split.reference, window)) for window in _hours(split, seed, SAMPLE))
+def _month(split: _Split, seed: int) -> Counter[str]:
+    """Windows of a drift-free month by how loudly the job would speak of them."""
+    return Counter(_level(split, window)[0] for window in _hours(split, seed, SAMPLE))
 
 
 def _rate(splits: Sequence[_Split], images: int) -> float:
     """Share of drift-free windows in which some chance is too small for a false alarm in four: often enough to be compared."""
     found = [
-        any(one.p <= one.p_limit for one in examine(replace(split.reference, expected_run=4.0), window))
+        any(one.p <= one.p_limit for one in examine(replace(split.reference, expected_run=4.0), window.window))
         for at, split in enumerate(splits)
         for window in _hours(split, 100 + at, images)
     ]
     return sum(found) / len(found)
 
 
-def _noticed(splits: Sequence[_Split], topic: Window) -> dict[str, Any]:
-    """Streams in which a tenth is new from some image on: how many images later the monitors alarm."""
-    delays: list[int | None] = []
+def _noticed(splits: Sequence[_Split], topic: Images) -> dict[str, Any]:
+    """Streams in which a tenth is new from some image on: how many images later there is an alarm, and how many later a page."""
+    alarmed: list[int] = []
+    paged: list[int] = []
     by: Counter[str] = Counter()
     for at, split in enumerate(splits):
         rng = np.random.default_rng((at, 7))
         onset = int(rng.integers(0, SAMPLE))
-        delay = None
-        for number in range(3):
+        for number in range(_WINDOWS):
             new = int(rng.binomial(SAMPLE - (0 if number else onset), _SHARE))
-            alarms = [one.monitor for one in examine(split.reference, _mixed(rng, split, topic, new)) if one.alarm]
-            if alarms:
-                delay = (number + 1) * SAMPLE - onset
-                by.update(alarms)
+            level, monitors = _level(split, _mixed(rng, split, topic, new))
+            delay = (number + 1) * SAMPLE - onset
+            if level != "none" and len(alarmed) <= at:
+                by.update(monitors)
+                alarmed.append(delay)
+            if level == "page":
+                paged.append(delay)
                 break
-        delays.append(delay)
-    within = [delay for delay in delays if delay is not None and delay <= _WITHIN]
-    return {
-        "seeds": len(delays),
-        "noticed": len(within),
-        "delays": [min(within), int(np.median(within)), max(within)] if within else [],
-        "by": dict(by),
-    }
+        # What never came came too late.
+        alarmed += [_NEVER] * (at + 1 - len(alarmed))
+        paged += [_NEVER] * (at + 1 - len(paged))
+    return {"seeds": len(splits), "by": dict(by), "alarm": _delays(alarmed), "page": _delays(paged)}
 
 
-def _mixed(rng: np.random.Generator, split: _Split, topic: Window, new: int) -> Window:
-    ordinary = taken(split.stream, rng.integers(0, len(split.stream), SAMPLE - new))
-    return joined(ordinary, taken(topic, rng.integers(0, len(topic), new)))
+def _delays(found: Sequence[int]) -> dict[str, Any]:
+    """How many were in time; least, median and most images until then."""
+    within = [delay for delay in found if delay <= _WITHIN]
+    return {"within": len(within), "images": [min(within), int(np.median(within)), max(within)] if within else []}
 
 
-def _columns(window: Window) -> Any:
+def _mixed(rng: np.random.Generator, split: _Split, topic: Images, new: int) -> Images:
+    ordinary = split.stream.taken(rng.integers(0, len(split.stream), SAMPLE - new))
+    return ordinary.joined(topic.taken(rng.integers(0, len(topic), new)))
+
+
+def _columns(images: Images) -> Any:
     """(n, C): the codes and the agreement as categories, then confidence and the embedding's first components."""
+    window = images.window
     return np.column_stack([window.codes, window.agreement, window.confidences, window.embeddings[:, :_EMBEDDED]])
 
 
@@ -165,17 +183,17 @@ def _finish(peer: "tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str]
 
 def _rows(
     config: DriftConfig,
-    months: Sequence[int],
+    months: Sequence[Counter[str]],
     topics: dict[str, dict[str, Any]],
     rates: dict[int, float],
     peer: tuple[list[float], list[float]] | None,
 ) -> list[Row]:
-    alarms = sum(months) / len(months)
+    alarms = sum(month["ticket"] + month["page"] for month in months) / len(months)
     few, many = rates.values()
     rows = [Row("significant windows, 100k images an hour (peer: 1k)", many, few, "ours at 1k", "share", len(months) // 2 * DAYS * HOURS)]
     if peer is None:
         return rows
-    noticed = topics[next(iter(TOPICS))]["noticed"] / config.seeds
+    noticed = topics[next(iter(TOPICS))]["alarm"]["within"] / config.seeds
     # Evidently calls a data set drifted when half of its columns are; a person may also be told of every column.
     for name, least in (("half of the columns", 0.5), ("any column", 1e-9)):
         false, true = (sum(share >= least for share in shares) / len(shares) for shares in peer)

@@ -1,4 +1,4 @@
-"""The pool of the drift benchmark: real scenes, embedded, encoded and assigned by a model that was trained on others of them."""
+"""The pool of the drift benchmark: real scenes, embedded, assigned and asked for, by a model that was trained on others of them."""
 
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -8,21 +8,20 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import torch
 
-from model.assign import Assigner
 from model.base import SHIPPED, Base
-from model.checkpoint import Parts, parts_of
-from model.decoder import Decoder
-from model.drift import Window
-from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
-from model.identifiers.suffixes import assign_suffixes
+from model.checkpoint import parts_of
+from model.drift import ASKED, Recall, Reference, Window
 from model.pixels import resize
 from model.profiles import profile
-from model.progress import quiet
-from model.training import TrainingSet, run_stage, visual_tokens
 from ops.corpus import IMAGE_SIDE_PX
-from ops.scenes import COLOURS, GROUNDS, SHAPES, Scene, draw_scene, render
-from schemas.records import ByteArray, IntArray
+from ops.scenes import COLOURS, GROUNDS, SHAPES, Scene, captions, draw_scene, render
+from ops.study.index import Corpus, Index, corpus_of, view_tokens
+from ops.study.streams import Stream, StreamConfig
+from ops.study.training import train_fully
+from schemas.records import BoolArray, ByteArray, IntArray
+from workers.engine import Retrieval
 
 NEW = {"grounds": ("olive", "lavender"), "colours": ("pink", "purple"), "shapes": ("star", "heart")}
 """What no ordinary scene shows."""
@@ -30,50 +29,83 @@ NEW = {"grounds": ("olive", "lavender"), "colours": ("pink", "purple"), "shapes"
 TOPICS: dict[str, tuple[str, ...]] = {"grounds+colours+shapes": tuple(NEW), **{name: (name,) for name in NEW}}
 """New topics, each by what is new in it: the first is a subject never seen, the others are new in one respect only."""
 
-_TRAINED, _EPOCHS, _BATCH, _PROCESSES = 600, 2.0, 64, 2
+_TRAINED, _POSTINGS_AT_ONCE, _PROCESSES = 600, 1000, 2
+_CAPTIONS = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Images:
+    """Images as the monitors see them, and whether each is `found` (n,): among the ten best for its held-out caption, in one gallery
+    of all images of the pool."""
+
+    window: Window
+    found: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def taken(self, rows: IntArray) -> "Images":
+        """These rows."""
+        window = replace(
+            self.window,
+            codes=self.window.codes[rows],
+            embeddings=self.window.embeddings[rows],
+            confidences=self.window.confidences[rows],
+            agreement=self.window.agreement[rows],
+            leaf_loads=self.window.leaf_loads[rows],
+        )
+        return Images(window, self.found[rows])
+
+    def joined(self, other: "Images") -> "Images":
+        """The rows of both."""
+        one, two = self.window, other.window
+        window = Window(
+            np.concatenate([one.codes, two.codes]),
+            np.concatenate([one.embeddings, two.embeddings]),
+            np.concatenate([one.confidences, two.confidences]),
+            np.concatenate([one.agreement, two.agreement]),
+            np.concatenate([one.leaf_loads, two.leaf_loads]),
+            one.query_scores,
+        )
+        return Images(window, np.concatenate([self.found, other.found]))
+
+    def recall(self, reference: Reference) -> Recall:
+        """What the hourly job would learn of them by asking."""
+        asked = self.found[reference.by_novelty(self.window.embeddings)[: round(ASKED * len(self))]]
+        return Recall(int(asked.sum()), len(asked))
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Images as the monitors see them: `ordinary` ones, and those of each new topic."""
+    """`ordinary` images, and those of each new topic."""
 
-    ordinary: Window
-    topics: dict[str, Window]
+    ordinary: Images
+    topics: dict[str, Images]
 
 
 def pool(seed: int, ordinary: int, topical: int) -> Pool:
-    """A pool of `ordinary` images and `topical` ones of each topic; about two minutes on one core for 6,000 images."""
-    wanted = [((), seed, 0, _TRAINED + ordinary), *((new, seed, 0, topical) for new in TOPICS.values())]
-    pictures = _draw_all(wanted)
+    """A pool of `ordinary` images and `topical` ones of each topic; the model is trained on other ordinary ones."""
+    wanted = [((), seed, _TRAINED + ordinary), *((new, seed, topical) for new in TOPICS.values())]
+    stream = _draw_all(wanted, seed)
     chosen = profile("tiny")
     parts = parts_of(Base.load(SHIPPED), chosen)
-    codebook = _train(parts, pictures[0][:_TRAINED], seed)
-    common, *others = (_window(parts, codebook, part) for part in (pictures[0][_TRAINED:], *pictures[1:]))
-    return Pool(common, dict(zip(TOPICS, others, strict=True)))
-
-
-def taken(window: Window, rows: IntArray) -> Window:
-    """These rows of a window."""
-    return replace(
-        window,
-        codes=window.codes[rows],
-        embeddings=window.embeddings[rows],
-        confidences=window.confidences[rows],
-        agreement=window.agreement[rows],
-        leaf_loads=window.leaf_loads[rows],
+    trained = np.arange(_TRAINED, dtype=np.int64)
+    learnt = _part(stream, trained)
+    done = train_fully(
+        SHIPPED, chosen, corpus_of(learnt, parts.encoder, parts.teacher, view_tokens(parts.sigma, learnt.pixels, seed)), trained, seed
     )
-
-
-def joined(one: Window, other: Window) -> Window:
-    """The rows of both."""
-    return Window(
-        np.concatenate([one.codes, other.codes]),
-        np.concatenate([one.embeddings, other.embeddings]),
-        np.concatenate([one.confidences, other.confidences]),
-        np.concatenate([one.agreement, other.agreement]),
-        np.concatenate([one.leaf_loads, other.leaf_loads]),
-        one.query_scores,
-    )
+    # Nothing but the training needs captions to learn from, the teacher's scores and visual tokens.
+    rest = Corpus(stream, parts.encoder.embed_images(list(stream.pixels)), np.empty((0, 0), np.float32), torch.empty(0), [])
+    with tempfile.TemporaryDirectory() as folder:
+        index = Index(done.checkpoint, rest, Path(folder), Retrieval().beams)
+        index.load(trained, done.codes)
+        streamed = np.arange(_TRAINED, len(stream.pixels), dtype=np.int64)
+        for start in range(0, len(streamed), _POSTINGS_AT_ONCE):
+            index.append(streamed[start : start + _POSTINGS_AT_ONCE])
+        everything = Images(_window(index, streamed), np.array([rank is not None for rank in index.ranks(streamed)]))
+        index.close()
+    common = everything.taken(np.arange(ordinary))
+    return Pool(common, {name: everything.taken(ordinary + at * topical + np.arange(topical)) for at, name in enumerate(TOPICS)})
 
 
 def scene(rng: Random, new: tuple[str, ...]) -> Scene:
@@ -91,59 +123,51 @@ def scene(rng: Random, new: tuple[str, ...]) -> Scene:
             return changed
 
 
-def _draw_all(wanted: list[tuple[tuple[str, ...], int, int, int]]) -> list[ByteArray]:
+def _draw_all(wanted: list[tuple[tuple[str, ...], int, int]], seed: int) -> Stream:
     step = 500
-    parts = [
-        (at, (new, seed, first, min(step, count - first)))
-        for at, (new, seed, _, count) in enumerate(wanted)
-        for first in range(0, count, step)
-    ]
+    parts = [(new, seed, first, min(step, count - first)) for new, seed, count in wanted for first in range(0, count, step)]
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as workers:
-        drawn = list(workers.map(_draw, [part for _, part in parts]))
-    return [np.concatenate([one for one, (owner, _) in zip(drawn, parts, strict=True) if owner == at]) for at in range(len(wanted))]
+        drawn = list(workers.map(_draw, parts))
+    pixels = np.concatenate([one for one, _ in drawn])
+    texts = [own for _, words in drawn for own in words]
+    config = StreamConfig("stationary", seed=seed)
+    return Stream(config, pixels, [own[:-1] for own in texts], [own[-1] for own in texts], np.zeros(len(pixels), np.bool_), ())
 
 
-def _draw(part: tuple[tuple[str, ...], int, int, int]) -> ByteArray:
-    """(count, side, side, 3) uint8 as the model looks at them."""
+def _part(stream: Stream, numbers: IntArray) -> Stream:
+    """The stream of these images alone."""
+    own = numbers.tolist()
+    return replace(
+        stream,
+        pixels=stream.pixels[numbers],
+        captions=[stream.captions[number] for number in own],
+        queries=[stream.queries[number] for number in own],
+        later=stream.later[numbers],
+    )
+
+
+def _draw(part: tuple[tuple[str, ...], int, int, int]) -> tuple[ByteArray, list[tuple[str, ...]]]:
+    """(count, side, side, 3) uint8 as the model looks at them, and the captions of each, the last one a query."""
     new, seed, first, count = part
     size = profile("tiny").tiny
     assert size is not None
-    found = []
+    pixels, words = [], []
     for number in range(first, first + count):
         rng = Random(f"drift/{'+'.join(new)}/{seed}/{number}")
-        found.append(resize(np.asarray(render(rng, scene(rng, new), IMAGE_SIDE_PX), dtype=np.uint8), size.image_px))
-    return np.stack(found)
+        shown = scene(rng, new)
+        pixels.append(resize(np.asarray(render(rng, shown, IMAGE_SIDE_PX), dtype=np.uint8), size.image_px))
+        words.append(captions(rng, shown, _CAPTIONS + 1))
+    return np.stack(pixels), words
 
 
-def _train(parts: Parts, pictures: ByteArray, seed: int) -> Codebook:
-    """Fit the codebook and teach the model to memorise it: assignment needs no more."""
-    chosen = parts.sigma.profile
-    embeddings = parts.encoder.embed_images(list(pictures))
-    codebook = fit_codebook(embeddings, CodebookConfig(chosen.shape, seed=seed))
-    suffixes = assign_suffixes(codebook.leaves(embeddings), chosen.shape).suffixes
-    identifiers = np.column_stack([codebook.encode(embeddings), suffixes])
-    visual = visual_tokens(parts.sigma, pictures, chosen.views, seed, quiet)
-    data = TrainingSet(list(pictures), identifiers, [()] * len(pictures), None, visual)
-    with tempfile.TemporaryDirectory() as folder:
-        stage = replace(chosen.stage("memorize"), epochs=_EPOCHS)
-        run_stage(parts.sigma, data, stage, Path(folder), seed=seed, resume=False, progress=quiet)
-    parts.sigma.eval()
-    return codebook
-
-
-def _window(parts: Parts, codebook: Codebook, pictures: ByteArray) -> Window:
-    """What the index worker would have stored of pictures. No leaf is near full, and nobody asks for them."""
-    shape = parts.sigma.profile.shape
-    assigner = Assigner(Decoder(parts.sigma), 1)
-    found = [assigner.search(list(pictures[start : start + _BATCH])) for start in range(0, len(pictures), _BATCH)]
-    leaves = np.concatenate([leaves[:, 0] for leaves, _ in found])
-    codes = np.array([shape.unpack(int(leaf)) for leaf in leaves], np.int64)
-    embeddings = parts.encoder.embed_images(list(pictures)).astype(np.float16).astype(np.float32)
+def _window(index: Index, numbers: IntArray) -> Window:
+    """What the index worker would have stored of images. No leaf is near full, and no query is looked at."""
+    codes, embeddings = index.codes[numbers], index.corpus.embeddings[numbers].astype(np.float16).astype(np.float32)
     return Window(
         codes,
         embeddings,
-        np.concatenate([scores[:, 0] for _, scores in found]).astype(np.float32),
-        np.asarray(codebook.encode(embeddings)[:, 0] == codes[:, 0]),
-        np.zeros(len(leaves), np.int64),
+        index.confidences[numbers],
+        np.asarray(index.checkpoint.codebook.encode(embeddings)[:, 0] == codes[:, 0]),
+        np.zeros(len(numbers), np.int64),
         np.zeros(0, np.float32),
     )

@@ -58,7 +58,7 @@ def _alarms(happened: Timeline) -> Html:
     newest = sorted(happened.alarms, key=lambda one: (one.cleared_at is None, one.raised_at), reverse=True)
     listed = table(
         "Alarms, open ones first",
-        ("State", "Level", "Monitor", "Generation", "Effect", "Limit", "p", "Raised", "Lasted"),
+        ("State", "Level", "Monitor", "Generation", "Effect", "Limit", "p", "R@10 of novel arrivals", "Raised", "Lasted"),
         [_alarm(one, happened.until) for one in newest[:_ALARMS]],
         "No alarm was raised in this time, and none is open.",
     )
@@ -70,7 +70,8 @@ def _alarm(one: Alarm, until: datetime) -> tuple[object, ...]:
     lasted = span(((one.cleared_at or until) - one.raised_at).total_seconds())
     state = mark("open", "bad") if one.cleared_at is None else mark("cleared", "plain")
     place = "—" if one.generation is None else f"G{one.generation}"
-    figures = (figure(one.effect), figure(one.effect_limit), figure(one.p))
+    recall = "unknown" if one.recall is None else "{:.0%} → {:.0%}".format(*one.recall)
+    figures = (figure(one.effect), figure(one.effect_limit), figure(one.p), recall)
     return (state, one.level, monitor_words(one.monitor), place, *figures, moment(one.raised_at), lasted)
 
 

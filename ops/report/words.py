@@ -55,7 +55,10 @@ GLOSSARY = {
         "or below, which was found by replaying drift-free arrivals."
     ),
     "p-value": "How often chance alone gives as large an effect while nothing drifts, corrected for the number of monitors.",
-    "ticket, page": "A ticket can wait for working hours. A page cannot: recall itself has moved.",
+    "ticket, page": (
+        "A ticket can wait for working hours. A page cannot: recall itself has moved, that of the tenth of the arrivals that is least "
+        "like the generation's first ones, against the same tenth of those."
+    ),
     "code, leaf": ("An identifier's first four numbers are codes (id1 to id4); all images with the same four stand in one leaf."),
     "codes in use": "As how many equally frequent codes the histogram counts: e to the power of its entropy (perplexity).",
     "Gini, p99": (

@@ -74,10 +74,11 @@ def accept(
     return keys
 
 
-def report(services: Services, conn: Connection, recall: Recall | None = None) -> jobs.JobRun:
-    """One run of the job as the scheduler does it, with small sizes and a probe of the test's."""
+def report(services: Services, conn: Connection, recall: Recall | None = None, asked: list[int] | None = None) -> jobs.JobRun:
+    """One run of the job as the scheduler does it, with small sizes and a probe of the test's, which notes what it is asked for."""
 
     def probe(services: Services, conn: Connection, generation: Generation, keys: Sequence[int]) -> Recall | None:
+        (asked if asked is not None else []).extend(keys)
         return recall
 
     def work(services: Services, conn: Connection) -> dict[str, object]:
@@ -155,7 +156,22 @@ def test_a_ticket_becomes_a_page_when_recall_falls(conn: Connection, services: S
     # A monitor that alarmed before and not now stays what it was.
     assert {one.level for one in alarms.open_alarms(conn) if one.monitor in ("embedding", "novelty")} == {"page"}
     assert alarms.open_alarms(conn)[0].detail == {"recall_then": {"hits": 180, "queries": 200}, "recall_now": {"hits": 120, "queries": 200}}
-    assert any(note.message.startswith("page: ") for note in notes(services))
+    assert alarms.open_alarms(conn)[0].recall == (0.9, 0.6)
+    assert any(
+        note.message.startswith("page: ") and "R@10 of the most novel arrivals 60%, at first 90%" in note.message
+        for note in notes(services)
+    )
+
+
+def test_recall_is_asked_for_what_is_least_like_the_reference(conn: Connection, services: Services, generation: int) -> None:
+    rng, asked = np.random.default_rng(3), list[int]()
+    accept(conn, generation, REFERENCE, rng)
+    report(services, conn)
+    accept(conn, generation, SAMPLE // 2, rng)
+    new = accept(conn, generation, SAMPLE - SAMPLE // 2, rng, new=1.0)
+    report(services, conn, asked=asked)
+    assert len(asked) == SAMPLE
+    assert set(asked[: len(new)]) == set(new)
 
 
 def test_windows_tile_the_stream_and_a_rush_of_arrivals_is_sampled(conn: Connection, services: Services, generation: int) -> None:
@@ -224,7 +240,7 @@ def test_the_best_scores_of_served_queries_are_read_per_generation(services: Ser
 
 
 def test_recall_is_unknown_without_enough_captions(conn: Connection, services: Services, generation: int) -> None:
-    keys = accept(conn, generation, 49, np.random.default_rng(6))
+    keys = accept(conn, generation, 190, np.random.default_rng(6))
     assert known_items(services, conn, generations.get(conn, generation), keys) is None
 
 

@@ -173,3 +173,13 @@ def test_holm_keeps_the_family_and_stops_at_the_first_failure() -> None:
     rng = np.random.default_rng(0)
     false = sum(any(p <= limit for p, limit in zip(ps, holm(ps, 0.05), strict=True)) for ps in rng.random((4000, 6)).tolist())
     assert false <= binom.ppf(0.999, 4000, 0.05)
+
+
+def test_what_is_least_like_the_reference_comes_first(reference: Reference) -> None:
+    rng = np.random.default_rng(8)
+    embeddings = np.concatenate([stream(rng, 360).embeddings, stream(rng, 40, 1.0).embeddings])
+    order = reference.by_novelty(embeddings)
+    assert sorted(order.tolist()) == list(range(400))
+    # A tenth of all; by chance a tenth of the first would be too.
+    assert np.mean(order[:40] >= 360) > 0.4
+    assert np.array_equal(Reference.from_dict(json.loads(json.dumps(reference.to_dict()))).by_novelty(embeddings), order)
