@@ -94,10 +94,13 @@ def _alarms(conn: Connection, begin: datetime) -> None:
         ("query-score", "ticket", 0.97, None),
     ):
         times = [None if share is None else begin + timedelta(days=DAYS) * share for share in (raised, cleared)]
+        detail: dict[str, Any] = {"note": HOSTILE}
+        if level == "page":
+            detail |= {"recall_then": {"hits": 188, "queries": 200}, "recall_now": {"hits": 62, "queries": 100}}
         conn.execute(
             "INSERT INTO alarm (generation, monitor, level, effect, effect_limit, p, p_limit, detail, raised_at, cleared_at)"
             " VALUES (%s, %s, %s, 0.31, 0.2, 0.0004, 0.001, %s, %s, %s)",
-            (answering(raised), monitor, level, Jsonb({"note": HOSTILE}), *times),
+            (answering(raised), monitor, level, Jsonb(detail), *times),
         )
 
 
