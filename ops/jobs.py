@@ -19,7 +19,7 @@ Figures = dict[str, Any]
 _REASON = 500
 """Letters of a failure's reason that are kept."""
 
-_SHADOW_DAYS = 30
+_SHADOW_DAYS, _DAY_S = 30, 86_400.0
 _CONSUMED = ("sigma.images.arrived", "sigma.images.accepted", "sigma.images.deleted")
 
 
@@ -37,6 +37,9 @@ class Job:
     cooldown_s: float = 6 * 3600.0
     """Seconds from the end of any run of the job to the next one by alarm, so that a flood of alarms does not retrain for ever: six hourly
     drift reports judge what a run changed before it may be changed again. Alarms wait meanwhile, and call only if they are still open."""
+    again_s: float | None = None
+    """Seconds from the end of a run by alarm, if no other came since, to a second one. For what learns from arrivals: the alarm comes with
+    the first images of a change, and the generation that learnt from those few takes the change for normal (docs/longrun.md)."""
 
     @property
     def schedule(self) -> Schedule:
@@ -72,9 +75,16 @@ JOBS: Mapping[str, Job] = {
         Job("recall-probe", 3600.0, "recall of known items by age, beside exact dense search", _recall_probe),
         Job("drift-report", 3600.0, "whether what arrives is still what arrived at first, and alarms when not", drift_report),
         Job("gate", 3600.0, "judge shadow generations beside the live one, and let the way back catch up", _gate),
-        Job("retrain", None, "a candidate with fresher weights; at a page, or when asked", retrain, on_alarm=frozenset({"page"})),
+        Job(
+            "retrain",
+            None,
+            "a candidate with fresher weights; at a page, or when asked",
+            retrain,
+            on_alarm=frozenset({"page"}),
+            again_s=_DAY_S,
+        ),
         Job("recluster", None, "a candidate with a codebook fitted to what is in the store now, when asked", recluster),
-        Job("prune", 86_400.0, "forget events of the embedded log that are past their retention", prune),
+        Job("prune", _DAY_S, "forget events of the embedded log that are past their retention", prune),
     )
 }
 

@@ -121,7 +121,7 @@ def _perform(conn: Connection, job: Job, number: int) -> None:
 
 def _calls(plan: Plan, alarms: Sequence[Alarm]) -> repository.Calls:
     meant = [one.id for one in alarms if one.level in plan.on_alarm or one.monitor in plan.on_alarm]
-    return repository.Calls(meant, plan.job.cooldown_s)
+    return repository.Calls(meant, plan.job.cooldown_s, plan.job.again_s if plan.on_alarm else None)
 
 
 def _session(stop: threading.Event) -> None:

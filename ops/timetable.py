@@ -69,6 +69,7 @@ def _entry(plan: Plan, state: JobState) -> dict[str, Any]:
         "wanted": plan.schedule.text,
         "on_alarm": sorted(plan.on_alarm),
         "cooldown_s": plan.job.cooldown_s,
+        "again_s": plan.job.again_s,
         "next": _iso(_next(schedule, state)),
         "running": state.running,
         "last": None if last is None else {"outcome": last.outcome, "ended_at": _iso_of(last.ended_at), "error": last.figures.get("error")},

@@ -57,6 +57,11 @@ WHERE NOT EXISTS (SELECT FROM job_run WHERE job = %(job)s AND cause ? 'alarms' A
                      AND ended_at > clock_timestamp() - make_interval(secs => %(cooldown_s)s))
 ORDER BY a;
 
+-- name: job_answered
+-- The newest run of a job, if it answered alarms and is over for long enough. A second run, or any other, takes its place.
+SELECT id FROM (SELECT id, cause, outcome, ended_at FROM job_run WHERE job = %(job)s AND outcome <> 'skipped' ORDER BY id DESC LIMIT 1) newest
+WHERE outcome = 'done' AND cause ? 'alarms' AND ended_at <= clock_timestamp() - make_interval(secs => %(again_s)s);
+
 -- name: job_skip
 -- Records windows that nobody ran, so that they do not vanish.
 INSERT INTO job_run (job, time_window, outcome, figures, ended_at)

@@ -230,3 +230,38 @@ def test_windows_of_an_older_schema_are_named_by_their_second(conn: Connection) 
     adopt(conn, "recall-probe", Schedule.parse("every 3600"), now=NOW + 7200)
     number = begin(conn, "recall-probe", Schedule.parse("every 3600"), now=NOW + 7200)
     assert job_run(conn, number or 0).window == (hour + 1) * 3600
+
+
+def test_an_answer_to_an_alarm_is_given_once_more_when_there_was_time_to_learn(conn: Connection) -> None:
+    off, calls = Schedule(), Calls([3], 3600, 86_400)
+    adopt(conn, "j", off, now=NOW)
+    by_hand = begin_by_hand(conn, "j")
+    end(conn, by_hand, "done", {})
+    conn.execute("UPDATE job_run SET ended_at = ended_at - interval '2 days'")
+    assert not waits(conn, "j", off, Calls([], 3600, 86_400)), "nobody's alarm was answered"
+    first = begin(conn, "j", off, calls)
+    assert first is not None
+    end(conn, first, "done", {})
+    conn.execute("UPDATE job_run SET ended_at = ended_at - interval '23 hours'")
+    assert not waits(conn, "j", off, calls)
+    conn.execute("UPDATE job_run SET ended_at = ended_at - interval '1 hour'")
+    assert not waits(conn, "j", off, Calls([3], 3600)), "not every job asks for it"
+    assert waits(conn, "j", off, calls)
+    # The alarm may be over: its generation is not live any more.
+    second = begin(conn, "j", off, Calls([], 3600, 86_400))
+    assert second is not None
+    assert job_run(conn, second).cause == {"after": first}
+    assert begin(conn, "j", off, calls) == second, "its process died"
+    end(conn, second, "done", {})
+    conn.execute("UPDATE job_run SET ended_at = ended_at - interval '2 days'")
+    assert not waits(conn, "j", off, calls), "a second answer has no third"
+
+
+def test_a_failed_answer_is_left_to_the_person_on_call(conn: Connection) -> None:
+    off, calls = Schedule(), Calls([3], 3600, 86_400)
+    adopt(conn, "j", off, now=NOW)
+    number = begin(conn, "j", off, calls)
+    assert number is not None
+    end(conn, number, "failed", {})
+    conn.execute("UPDATE job_run SET ended_at = ended_at - interval '2 days'")
+    assert not waits(conn, "j", off, calls)

@@ -22,7 +22,8 @@ ATTEMPTS = 3
 class JobRun:
     """One run. `outcome` is running, done, failed or skipped.
 
-    `window` is the second at which it was due, or negative when `cause` says who else asked: `{"by": "hand"}` or `{"alarms": [ids]}`.
+    `window` is the second at which it was due, or negative when `cause` says who else asked: `{"by": "hand"}`, `{"alarms": [ids]}`, or
+    `{"after": id}` for the second run after one by alarm.
     """
 
     job: str
@@ -50,10 +51,11 @@ class JobState:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Open alarms that call for a job, and how long after its newest run it may answer."""
+    """Open alarms that call for a job, how long after its newest run it may answer, and how long after an answer it is due once more."""
 
     alarms: Sequence[int] = ()
     cooldown_s: float = 0.0
+    again_s: float | None = None
 
 
 _NO_CALLS = Calls()
@@ -84,7 +86,8 @@ def adopt(conn: Connection, job: str, schedule: Schedule, *, now: int | None = N
 
 
 def begin(conn: Connection, job: str, schedule: Schedule, calls: Calls = _NO_CALLS, *, now: int | None = None) -> int | None:
-    """Take the next run of a job: one whose process died, then its oldest window that is due, then alarms. None when there is none.
+    """Take the next run of a job: one whose process died, then its oldest window that is due, then alarms, then the second
+    run after an answer. None when there is none.
 
     The caller holds the job (`hold`), so whatever is marked as running has no process any more.
     """
@@ -96,8 +99,8 @@ def begin(conn: Connection, job: str, schedule: Schedule, calls: Calls = _NO_CAL
         _skip(conn, job, due[:-BACKLOG], f"more than {BACKLOG} windows were missed")
         if due:
             return _insert(conn, job, due[-BACKLOG:][0], {})
-        unanswered = _unanswered(conn, job, calls)
-        return _insert(conn, job, _extra_window(conn, job), {"alarms": unanswered}) if unanswered else None
+        cause = _cause(conn, job, calls)
+        return _insert(conn, job, _extra_window(conn, job), cause) if cause else None
 
 
 def begin_by_hand(conn: Connection, job: str) -> int:
@@ -110,7 +113,7 @@ def waits(conn: Connection, job: str, schedule: Schedule, calls: Calls = _NO_CAL
     """Whether `begin` would find something and nobody is at it."""
     if held(conn, job):
         return False
-    return bool(row(conn, "job_open", job=job) or _due(conn, job, schedule, _now(now)) or _unanswered(conn, job, calls))
+    return bool(row(conn, "job_open", job=job) or _due(conn, job, schedule, _now(now)) or _cause(conn, job, calls))
 
 
 def end(conn: Connection, number: int, outcome: str, figures: dict[str, Any]) -> None:
@@ -190,6 +193,14 @@ def _newest(conn: Connection, job: str) -> int | None:
 def _skip(conn: Connection, job: str, windows: Sequence[int], why: str) -> None:
     if windows:
         run(conn, "job_skip", job=job, windows=list(windows), figures=Jsonb({"why": why}))
+
+
+def _cause(conn: Connection, job: str, calls: Calls) -> dict[str, Any]:
+    """What else than its schedule calls for a job now; nothing, if nothing does."""
+    if unanswered := _unanswered(conn, job, calls):
+        return {"alarms": unanswered}
+    answer = row(conn, "job_answered", job=job, again_s=calls.again_s) if calls.again_s is not None else None
+    return {} if answer is None else {"after": answer[0]}
 
 
 def _unanswered(conn: Connection, job: str, calls: Calls) -> list[int]:
