@@ -19,7 +19,7 @@ from workers.metrics import Metrics
 from workers.repository import generations
 from workers.repository.follow import Changes
 from workers.repository.generations import Generation
-from workers.running import AWAY, keep_running
+from workers.running import AWAY, keep_running, settle_memory
 from workers.searcher import Searcher
 from workers.services import Services
 
@@ -199,6 +199,7 @@ class _Holder:
             except NotYet:
                 continue
             searcher.listen(generations.CHANNEL)
+            settle_memory()
             self._searcher = searcher
             keeper.hand(Hold(searcher))
             return searcher

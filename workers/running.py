@@ -56,11 +56,12 @@ def keep_running(session: Callable[[threading.Event], None], stop: threading.Eve
 
 
 def settle_memory() -> None:
-    """Call it when models were loaded or forgotten: what is there now stays, so the garbage collector need not look through the hundred
-    thousand objects of a model's libraries again, which stops the process for a quarter of a second."""
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
+    """Call it when a model was loaded. From the first one on, the garbage collector no longer looks through the half a million objects of
+    the libraries, which would stop the process for a quarter of a second whenever a further model is loaded. Those are small: they are
+    looked at, and freed when they are forgotten."""
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 def bind(host: str, port: int) -> socket.socket:
