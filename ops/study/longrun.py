@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -83,18 +83,24 @@ def study_profile() -> Profile:
 def longrun(config: StudyConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     """Run what is missing below `folder` and return the summary of all runs there."""
     (folder / RUNS).mkdir(parents=True, exist_ok=True)
+    missing = [world for world in config.worlds if any(not _file(folder, *world, policy).is_file() for policy in config.policies)]
+    if missing:
+        _make(config, missing, folder, progress)
+    return summary(runs_of(folder))
+
+
+def _make(config: StudyConfig, missing: Sequence[tuple[Kind, int]], folder: Path, progress: Progress) -> None:
+    """Run these streams, one on each core."""
     work = folder / "work"
     base = _base(config, work, progress)
-    workers = os.cpu_count() or 1
-    missing = [world for world in config.worlds if any(not _file(folder, *world, policy).is_file() for policy in config.policies)]
     with (
         progress("sessions", len(missing) * len(config.policies) * config.stream.sessions) as bar,
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool,
+        ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn"), initializer=_one_thread) as pool,
     ):
-        list(pool.map(_first, [config] * len(config.seeds), config.seeds, [base] * len(config.seeds), [work] * len(config.seeds)))
-        for done in pool.map(_world, *zip(*((config, kind, seed, base, folder) for kind, seed in missing), strict=True)) if missing else ():
+        seeds = sorted({seed for _, seed in missing})
+        list(pool.map(_first, [config] * len(seeds), seeds, [base] * len(seeds), [work] * len(seeds)))
+        for done in pool.map(_world, *zip(*((config, kind, seed, base, folder) for kind, seed in missing), strict=True)):
             bar.update(done)
-    return summary(runs_of(folder))
 
 
 def publish(document: dict[str, Any], folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
 
 matplotlib.use("svg")
 # The same figures give the same bytes.
@@ -57,6 +58,7 @@ def _over_sessions(runs: Sequence[Run], streams: Sequence[str], measure: str, ti
         shares = [100 * one["later_share"] for one in next(run for run in runs if run["stream"] == stream)["sessions"]]
         axis.fill_between(range(1, len(shares) + 1), shares, color="#000000", alpha=0.07, linewidth=0, label="share of later scenes, %")
         axis.set(title=stream, xlabel="session", ylim=(0, 102))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set_ylabel("per cent")
     figure.suptitle(title)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=4, frameon=False)
@@ -82,13 +84,13 @@ def _bars(runs: Sequence[Run], streams: Sequence[str], path: Path) -> Path:
         lost = [100 * float(np.mean([run["backward_transfer"]["ours"] for run in group])) if group else 0.0 for group in members]
         left.bar(x, cost, width, color=COLOURS[policy], label=LABELS[policy])
         right.bar(x, lost, width, color=COLOURS[policy])
-    left.set(title="CPU seconds of upkeep over all sessions", yscale="symlog")
-    right.set(title="backward transfer: points of R@10 since an image's own session")
+    left.set(title="CPU seconds of upkeep, all sessions", yscale="symlog")
+    right.set(title="R@10 of an image since its own session, points")
     right.axhline(0, color="#000000", linewidth=0.8)
     for axis in (left, right):
         axis.set_xticks(range(len(streams)), streams)
-    left.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncol=5, frameon=False)
+    figure.tight_layout(rect=(0, 0.09, 1, 1), w_pad=3)
     return _saved(figure, path)
 
 
