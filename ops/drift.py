@@ -152,7 +152,7 @@ def _window(services: Services, generation: Generation, arrived: monitoring.Arri
 
 def _agreement(services: Services, generation: Generation, arrived: monitoring.Arrivals) -> BoolArray:
     """Whether the codebook puts each image under the same id1. Nothing where the generation's folder is elsewhere."""
-    folder = services.generations / (generation.checkpoint_path or f"g{generation.id}")
+    folder = services.generations / generation.folder
     if not (folder / "codebook.json").is_file():
         log.warning("agreement is not watched: the codebook is not here", generation=generation.id, folder=str(folder))
         return np.zeros(0, np.bool_)

@@ -9,6 +9,7 @@ from ops.retraining import recluster, retrain
 from schemas.errors import SigmaError, UsageError, WorkFailedError
 from schemas.schedules import Schedule
 from stream.topics import TOPICS
+from workers import retiring
 from workers.repository import jobs as repository
 from workers.repository.connection import Connection, run
 from workers.repository.shadow import prune_shadow_queries
@@ -50,11 +51,12 @@ class Job:
 
 
 def prune(services: Services, conn: Connection) -> Figures:
-    """Forget shadow queries, and events of the log in Postgres that are past their retention and read by all. Kafka does that itself."""
-    shadow = {"shadow_query": prune_shadow_queries(conn, _SHADOW_DAYS)}
+    """Forget shadow queries, generations that nobody needs, and events of the log in Postgres that are past their retention and read by
+    all. Kafka does that itself."""
+    gone: Figures = {"shadow_query": prune_shadow_queries(conn, _SHADOW_DAYS), "generations": retiring.prune(services, conn)}
     if services.settings.kafka is not None:
-        return shadow
-    return shadow | {t.name: run(conn, "prune_events", topic=t.name, days=t.days, consumed=t.name in _CONSUMED) for t in TOPICS}
+        return gone
+    return gone | {t.name: run(conn, "prune_events", topic=t.name, days=t.days, consumed=t.name in _CONSUMED) for t in TOPICS}
 
 
 def _recall_probe(services: Services, conn: Connection) -> Figures:
@@ -83,8 +85,8 @@ JOBS: Mapping[str, Job] = {
             on_alarm=frozenset({"page"}),
             again_s=_DAY_S,
         ),
-        Job("recluster", None, "a candidate with a codebook fitted to what is in the store now, when asked", recluster),
-        Job("prune", _DAY_S, "forget events of the embedded log that are past their retention", prune),
+        Job("recluster", None, "a candidate with a codebook fitted to what is in the store now", recluster, "0 5 1 * *"),
+        Job("prune", _DAY_S, "forget events of the embedded log and generations that nobody needs any more", prune),
     )
 }
 

@@ -17,10 +17,10 @@ from workers.repository.images import delete_images, images_by_id
 
 def generations(options: Namespace, settings: Settings) -> int:
     """`sigma generations`"""
+    if (options.action in ("promote", "drop")) != (options.generation is not None):
+        raise UsageError("name the generation to promote or drop, and only then: sigma generations promote G")
     with services(settings) as found, ready(found, "generations") as conn:
         if options.action == "promote":
-            if options.generation is None:
-                raise UsageError("name the generation to promote: sigma generations promote G")
             from ops.gate import promote
 
             threads(settings)
@@ -29,12 +29,17 @@ def generations(options: Namespace, settings: Settings) -> int:
             from workers.switching import rollback
 
             rollback(found, conn)
+        elif options.action == "drop":
+            from workers.retiring import drop
+
+            drop(found, conn, options.generation, force=options.force)
         listed = repository.generations(conn)
     document = {
         "generations": [
             {
                 "id": g.id,
                 "state": g.state,
+                "dropped": g.dropped,
                 "codebook": g.codebook_version,
                 "created_at": g.created_at.isoformat(),
                 "gate": g.config.get("gate"),
@@ -42,12 +47,14 @@ def generations(options: Namespace, settings: Settings) -> int:
             for g in listed
         ]
     }
-    emit(
-        document,
-        options.json,
-        "\n".join(f"{g.id:>4}  {g.state:<9} {g.created_at:%Y-%m-%d %H:%M}  codebook {g.codebook_version}" for g in listed) or "none yet",
-    )
+    emit(document, options.json, "\n".join(map(_generation, listed)) or "none yet")
     return 0
+
+
+def _generation(found: repository.Generation) -> str:
+    gate = found.config.get("gate")
+    verdict = "" if gate is None else "  passed its gate" if gate["passed"] else f"  refused: {'; '.join(gate['reasons'])}"
+    return f"{found.id:>4}  {found.standing:<9} {found.created_at:%Y-%m-%d %H:%M}  codebook {found.codebook_version}{verdict}"
 
 
 def jobs(options: Namespace, settings: Settings) -> int:

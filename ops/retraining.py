@@ -13,6 +13,7 @@ from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.training import claim_trainer, release_trainer, untrained_images
+from workers.retiring import drop, refused
 from workers.services import Services
 
 Figures = dict[str, Any]
@@ -31,21 +32,35 @@ def retrain(services: Services, conn: Connection) -> Figures:
     """A candidate with fresher weights: by refresh, or in full where the settings say so. It is promoted by its gate, not here."""
     if services.settings.retrain == "full":
         return _candidate(services, conn, "retrain", ["--from-store"])
-    live = generations.live(conn)
-    if live is not None and generations.unfinished(conn) is None and not untrained_images(conn, live.id):
-        return {"generation": None, "why": f"generation {live.id} was trained on every image with captions"}
-    return _candidate(services, conn, "retrain", ["--refresh"])
+    return _nothing_new(conn) or _candidate(services, conn, "retrain", ["--refresh"])
 
 
 def recluster(services: Services, conn: Connection) -> Figures:
     """A candidate with a codebook fitted to what is in the store now, the weights as they are."""
-    return _candidate(services, conn, "recluster", ["--recluster"])
+    return _nothing_new(conn) or _candidate(services, conn, "recluster", ["--recluster"])
+
+
+def _nothing_new(conn: Connection) -> Figures:
+    """Why there is nothing to make a candidate from; empty when there is."""
+    live = generations.live(conn)
+    if generations.unfinished(conn) is not None:
+        return {}
+    if live is None:
+        return {"generation": None, "why": "no generation is live; train the first one with: sigma train --manifest F"}
+    if not untrained_images(conn, live.id):
+        return {"generation": None, "why": f"generation {live.id} was trained on every image with captions"}
+    return {}
 
 
 def _candidate(services: Services, conn: Connection, name: str, how: Sequence[str]) -> Figures:
     """Train, or go on with what a run that died has left, and return the figures of the generation."""
     _wait_for_trainer(conn)
+    live = generations.live(conn)
     waiting = [found for found in generations.generations(conn) if found.state == "shadow"]
+    for one in [found for found in waiting if refused(found, live)]:
+        # It would be assigned every arrival for ever, and nobody asks for it.
+        drop(services, conn, one.id)
+        waiting.remove(one)
     if waiting:
         return _figures(waiting[-1]) | {"why": f"generation {waiting[-1].id} is a candidate already and waits for its gate"}
     left = generations.unfinished(conn)

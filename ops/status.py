@@ -1,5 +1,6 @@
 """Status: one look at the whole installation, from counters only, so that it costs the same at any size."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ops.timetable import job_alarms
@@ -11,7 +12,9 @@ from workers.repository import generations
 from workers.repository.alarms import open_alarms
 from workers.repository.connection import Connection
 from workers.repository.counters import Totals, image_totals, totals
+from workers.repository.generations import Generation
 from workers.repository.images import freshness
+from workers.retiring import refused
 
 STALE_S = 5.0
 """Seconds from arrival to searchable (p95) above which status raises an alarm."""
@@ -37,6 +40,7 @@ def status(conn: Connection, log: EventLog) -> dict[str, Any]:
         "freshness_s": {"p50": _rounded(p50), "p95": _rounded(p95)},
         "alarms": [
             *alarms(live is not None, found, sum(waiting.values()), p95),
+            *candidates(generations.generations(conn), live),
             *(f"{one}: see sigma report drift" for one in open_alarms(conn)),
             *job_alarms(conn),
         ],
@@ -55,6 +59,19 @@ def alarms(live: bool, found: Totals, waiting: int, p95: float | None) -> list[s
     if found.no_room:
         raised.append(f"{found.no_room} images found no leaf with room: train a generation with more suffixes or leaves")
     return raised
+
+
+def candidates(found: Sequence[Generation], live: Generation | None) -> list[str]:
+    """Candidates that wait for a person. Each costs a second assignment of every arrival."""
+    waiting = [one for one in found if one.state == "shadow" and one.config.get("gate")]
+    return [
+        f"generation {one.id} was refused by its gate, sigma generations list tells why; the next training replaces it, or: "
+        f"sigma generations drop {one.id}"
+        if refused(one, live)
+        else f"generation {one.id} passed its gate and waits: sigma generations promote {one.id}, or sigma generations drop {one.id}"
+        for one in waiting
+        if refused(one, live) or one.config["gate"]["passed"]
+    ]
 
 
 def _rounded(seconds: float | None) -> float | None:

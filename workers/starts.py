@@ -85,7 +85,7 @@ def _from_parent(services: Services, conn: Connection, run: Run, parent: Generat
             codebook, plan = _plan_after(conn, run, parent, before.codebook, services.settings.training_images, progress)
             plan.save(run.folder)
             checkpoint = Checkpoint(before.sigma, codebook, before.encoder, about)
-            _inherit(services.generations / (parent.checkpoint_path or f"g{parent.id}") / BASE, run.folder / BASE)
+            _inherit(services.generations / parent.folder / BASE, run.folder / BASE)
         wanted = plan.image_keys[plan.learnt]
         material = from_store(services, conn, wanted, checkpoint.sigma.profile)
         embeddings, _, there = embeddings_of(conn, parent.id, material.image_keys)

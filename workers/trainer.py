@@ -1,6 +1,7 @@
 """The trainer: from a manifest or the store to a generation that answers. One at a time, in a process of its own."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from model.gates import Probe
 from model.identifiers.quality import identifier_quality
 from model.progress import Progress
 from model.training import TrainingSet
-from schemas.errors import RefuseToStartError, UsageError, WorkFailedError
+from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from workers.append import Appender
 from workers.initial import InitialLoader
@@ -123,7 +124,9 @@ def _end(conn: Connection, run: Run, why: Sequence[str]) -> None:
     """The generation is failed and its tables are freed; its row tells why."""
     generations.describe(conn, run.generation, config={"failure": list(why)})
     generations.set_state(conn, run.generation, "failed")
-    generations.drop_postings(conn, run.generation)
+    with suppress(RetryLaterError):
+        # Somebody reads its tables: they are pruned later.
+        generations.drop(conn, run.generation)
 
 
 def _parent_evaluations(conn: Connection, run: Run) -> dict[str, dict[str, float]]:

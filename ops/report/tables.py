@@ -84,7 +84,8 @@ def _generation(one: Generation) -> tuple[object, ...]:
     images, parent = number(one.config.get("images")), one.config.get("parent")
     made = plain(mode_of(one), 20) + (f" of G{parent}" if isinstance(parent, int) else "")
     live = moment(one.live_at) + (f", until {moment(one.ended_at)}" if one.live_at and one.ended_at else "")
-    return (f"G{one.id}", mark(one.state, _STATES.get(one.state, "plain")), made, figure(images), live, _gate(gate_of(one)))
+    state = mark(one.standing, _STATES.get(one.standing, "plain"))
+    return (f"G{one.id}", state, made, figure(images), live, _gate(gate_of(one)))
 
 
 def _gate(gate: Mapping[str, Any] | None) -> Html:

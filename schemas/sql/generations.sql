@@ -7,6 +7,10 @@ VALUES (%(codebook_version)s, %(checkpoint_path)s, %(shape)s, %(config)s) RETURN
 -- Creates the generation's own tables.
 SELECT open_partitions(%(generation)s);
 
+-- name: do_not_wait
+-- Dropping a partition locks the whole table, and whoever comes later waits behind it: give up soon instead.
+SELECT set_config('lock_timeout', '2s', true);
+
 -- name: drop_partitions
 -- Drops the generation's own tables, in constant time.
 SELECT drop_partitions(%(generation)s);

@@ -43,7 +43,9 @@ class Home:
 
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SIGMA_")}
-        return kept | {"SIGMA_HOME": str(self.folder)} | dict(self.services) | extra
+        # Tests run on Sundays too, and a training in the background is nobody's expectation.
+        settings = {"SIGMA_HOME": str(self.folder), "SIGMA_SCHEDULE": "retrain=off; recluster=off"}
+        return kept | settings | dict(self.services) | extra
 
     def sigma(self, *arguments: str | Path, timeout: float = 240, **extra: str) -> Result:
         done = subprocess.run(

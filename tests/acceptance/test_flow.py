@@ -172,6 +172,8 @@ def test_explaining_an_image_gives_its_identifier_and_a_caption(idle: Home, corp
         (("train", "--manifest", "nowhere.jsonl"), "cannot be read"),
         (("train", "--manifest", ".", "--profile", "huge"), "unknown profile"),
         (("generations", "promote", "9"), "no generation 9"),
+        (("generations", "drop"), "name the generation"),
+        (("generations", "drop", "1"), "make another one live first"),
         (("demo", "--images", "3"), "at least 64"),
     ],
 )

@@ -34,10 +34,21 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
         assert held_images(conn, 2).trained.sum() == TRAINED + NEW
         assert (home.folder / "logs" / "retrain.log").is_file()
         assert "waits for its gate" in retraining.retrain(found, conn)["why"]
+        # One that its gate refused makes room.
+        generations.describe(conn, 2, config={"gate": {"passed": False, "reasons": ["R@10 falls"], "against": 1}})
+        assert "generation 2 was refused" in home.ok("status")["alarms"][0]
+        figures = retraining.recluster(found, conn)
+        assert (figures["generation"], figures["state"], figures["mode"]) == (3, "shadow", "recluster")
+    states = {one["id"]: (one["state"], one["dropped"]) for one in home.ok("generations", "drop", "3")["generations"]}
+    assert states == {1: ("live", False), 2: ("failed", True), 3: ("failed", True)}
+    assert [path.name for path in (home.folder / "generations").iterdir()] == ["g1"]
 
 
-def test_a_job_whose_trainer_fails_says_why(home: Home) -> None:
+def test_a_job_whose_trainer_fails_says_why(home: Home, corpus: Path) -> None:
     with services(Settings(home=home.folder)) as found, found.connect("test") as conn:
+        assert "trained on every image" in retraining.recluster(found, conn)["why"]
+        seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:1], quiet)
+        Sweep(found, conn, generations.get(conn, 1)).run()
         for file in (home.folder / "generations" / "g1").glob("*.safetensors"):
             file.write_bytes(b"damaged")
         with pytest.raises(WorkFailedError, match=r"exit code 2: .*cannot be read"):

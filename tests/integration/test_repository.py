@@ -287,7 +287,7 @@ def test_a_switch_and_a_rollback_leave_exactly_one_live_generation(conn: Connect
     assert [g.id for g in generations.receiving(conn)] == [first, second]
     assert generations.promote(conn, generations.way_back(conn).id) == second
     assert [g.state for g in generations.generations(conn)] == ["live", "retired"]
-    generations.drop_postings(conn, second)
+    generations.drop(conn, second)
     assert [g.id for g in generations.receiving(conn)] == [first]
 
 

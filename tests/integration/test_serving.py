@@ -189,7 +189,7 @@ def test_generations_that_are_needed_no_more_are_freed(services: Services, conn:
         # The second is the way back now, the first is not needed.
         until(lambda: closed == [first], "the first is freed")
         assert answers(server, second)
-        generations.drop_postings(conn, first)
+        generations.drop(conn, first)
         generations.set_state(conn, shadow_generation(conn), "failed")
         assert answers(server, third)
     assert sorted(closed) == [first, second, third]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from psycopg import errors
@@ -29,6 +29,21 @@ class Generation:
     created_at: datetime
     live_at: datetime | None
     ended_at: datetime | None
+
+    @property
+    def folder(self) -> str:
+        """Name of its checkpoint's folder among those of all generations."""
+        return self.checkpoint_path or f"g{self.id}"
+
+    @property
+    def dropped(self) -> bool:
+        """Whether its tables are gone: its state is failed then, whatever it was before."""
+        return "dropped_at" in self.config
+
+    @property
+    def standing(self) -> str:
+        """The state for a person: `dropped` where nothing failed, but somebody gave it up."""
+        return "dropped" if self.dropped and "failure" not in self.config else self.state
 
 
 def create_generation(
@@ -170,15 +185,15 @@ def way_back(conn: Connection) -> Generation:
     return previous
 
 
-def drop_postings(conn: Connection, generation: int) -> None:
-    """Frees the tables of a failed or retired generation; its row stays as history, failed, and cannot come back."""
-    found = get(conn, generation)
-    if found.state not in ("failed", "retired"):
-        raise UsageError(f"generation {generation} is {found.state}, only failed and retired ones can be dropped; retire it first")
+def drop(conn: Connection, generation: int) -> None:
+    """Frees the tables of a candidate, a failed or a retired generation, in one transaction; its row stays as history, failed, and
+    cannot come back. `RetryLaterError` when somebody reads them for longer than arrivals can wait behind it."""
     with transaction(conn):
+        rows(conn, "do_not_wait")
         set_state(conn, generation, "failed")
         for query in ("drop_partitions", "delete_leaves", "delete_counters"):
             run(conn, query, generation=generation)
+        describe(conn, generation, config={"dropped_at": datetime.now(UTC).isoformat()})
 
 
 def _generation(found: tuple[Any, ...]) -> Generation:

@@ -1,0 +1,129 @@
+"""Retiring: what may be dropped, what is kept for a rollback, and that nothing waits behind it."""
+
+from pathlib import Path
+
+import pytest
+
+from ops.status import candidates
+from schemas.errors import RetryLaterError, UsageError
+from schemas.identifiers import IdentifierShape
+from schemas.settings import Settings
+from workers.repository import generations
+from workers.repository.connection import Connection, connect
+from workers.retiring import drop, prune, refused
+from workers.services import Services
+
+SHAPE = IdentifierShape((4, 4, 2, 2), 16)
+
+
+@pytest.fixture
+def services(database: str, tmp_path: Path) -> Services:
+    return Services(Settings(home=tmp_path), database)
+
+
+def made(services: Services, conn: Connection, *states: str, folder: str | None = None, **config: object) -> int:
+    """A generation that went through these states, with a checkpoint's folder."""
+    number = generations.create_generation(conn, SHAPE, checkpoint_path=folder, config=config)
+    for state in states:
+        generations.set_state(conn, number, state)
+    (services.generations / (folder or f"g{number}")).mkdir(parents=True, exist_ok=True)
+    return number
+
+
+def chain(services: Services, conn: Connection, count: int) -> list[int]:
+    """Generations that were live one after the other; the last one is."""
+    numbers = [made(services, conn, "shadow") for _ in range(count)]
+    for number in numbers:
+        generations.promote(conn, number)
+    return numbers
+
+
+def tables(conn: Connection) -> set[str]:
+    return {name for (name,) in conn.execute("SELECT relname FROM pg_class WHERE relname ~ '^(posting|image_embedding)_[0-9]+$'")}
+
+
+def test_a_candidate_gives_back_its_tables_and_its_folder_and_its_row_stays(services: Services, conn: Connection) -> None:
+    (live,) = chain(services, conn, 1)
+    candidate = made(services, conn, "shadow")
+    drop(services, conn, candidate)
+    assert tables(conn) == {f"posting_{live}", f"image_embedding_{live}"}
+    assert [path.name for path in services.generations.iterdir()] == [f"g{live}"]
+    gone = generations.get(conn, candidate)
+    assert (gone.state, gone.dropped, gone.standing) == ("failed", True, "dropped")
+    assert [one.id for one in generations.receiving(conn)] == [live]
+    drop(services, conn, candidate)
+    with pytest.raises(UsageError, match="failed"):
+        generations.promote(conn, candidate)
+
+
+def test_what_is_in_use_is_kept_and_the_refusal_tells_the_cure(services: Services, conn: Connection) -> None:
+    back, live = chain(services, conn, 2)
+    building = made(services, conn, parent=live)
+    with pytest.raises(UsageError, match="is live; make another one live first"):
+        drop(services, conn, live)
+    with pytest.raises(UsageError, match="being trained"):
+        drop(services, conn, building)
+    with pytest.raises(UsageError, match=f"is the way back.* drop {back} --force"):
+        drop(services, conn, back)
+    parent = made(services, conn, "shadow")
+    made(services, conn, parent=parent)
+    with pytest.raises(UsageError, match="is trained from; finish that first"):
+        drop(services, conn, parent)
+    assert len(tables(conn)) == 10
+    drop(services, conn, back, force=True)
+    with pytest.raises(UsageError, match="no way back"):
+        generations.way_back(conn)
+
+
+def test_a_folder_that_another_generation_uses_stays(services: Services, conn: Connection) -> None:
+    live, copy = (made(services, conn, "shadow", folder="shared") for _ in range(2))
+    generations.promote(conn, live)
+    drop(services, conn, copy)
+    assert (services.generations / "shared").is_dir()
+
+
+def test_pruning_waits_a_week_and_never_takes_the_way_back(services: Services, conn: Connection) -> None:
+    first, second, live = chain(services, conn, 3)
+    failed = made(services, conn, "failed", failure=["too few images"])
+    assert prune(services, conn) == []
+    conn.execute("UPDATE generation SET ended_at = ended_at - interval '8 days' WHERE id IN (%s, %s)", (first, failed))
+    assert prune(services, conn) == [first, failed]
+    conn.execute("UPDATE generation SET ended_at = ended_at - interval '8 days' WHERE id = %s", (second,))
+    assert prune(services, conn) == []
+    assert generations.way_back(conn).id == second
+    assert sorted(path.name for path in services.generations.iterdir()) == [f"g{second}", f"g{live}"]
+    assert {one.id: one.standing for one in generations.generations(conn)} == {
+        first: "dropped",
+        second: "retired",
+        live: "live",
+        failed: "failed",
+    }
+
+
+def test_nothing_waits_behind_a_drop_that_waits_for_a_reader(services: Services, conn: Connection, database: str) -> None:
+    candidate = made(services, conn, "shadow")
+    with connect(database) as reader, reader.transaction():
+        reader.execute("SELECT count(*) FROM posting")
+        with pytest.raises(RetryLaterError, match="lock timeout"):
+            drop(services, conn, candidate)
+    assert generations.get(conn, candidate).state == "shadow"
+    assert (services.generations / f"g{candidate}").is_dir()
+    assert conn.execute("SELECT current_setting('lock_timeout')").fetchone() == ("0",)
+    drop(services, conn, candidate)
+    assert tables(conn) == set()
+
+
+def test_status_tells_which_candidates_wait_for_a_person(services: Services, conn: Connection) -> None:
+    (live,) = chain(services, conn, 1)
+    fresh = made(services, conn, "shadow")
+    good = made(services, conn, "shadow", gate={"passed": True, "reasons": [], "against": live})
+    bad = made(services, conn, "shadow", gate={"passed": False, "reasons": ["R@10 falls"], "against": live})
+    outdated = made(services, conn, "shadow", gate={"passed": False, "reasons": ["R@10 falls"], "against": live + 100})
+    found, now_live = generations.generations(conn), generations.live(conn)
+    assert [one.id for one in found if refused(one, now_live)] == [bad]
+    told = candidates(found, now_live)
+    assert [line.split(":")[0] for line in told] == [
+        f"generation {good} passed its gate and waits",
+        f"generation {bad} was refused by its gate, sigma generations list tells why; the next training replaces it, or",
+    ]
+    assert not any(f"generation {one} " in line for one in (fresh, outdated) for line in told)
