@@ -77,14 +77,7 @@ JOBS: Mapping[str, Job] = {
         Job("recall-probe", 3600.0, "recall of known items by age, beside exact dense search", _recall_probe),
         Job("drift-report", 3600.0, "whether what arrives is still what arrived at first, and alarms when not", drift_report),
         Job("gate", 3600.0, "judge shadow generations beside the live one, and let the way back catch up", _gate),
-        Job(
-            "retrain",
-            None,
-            "a candidate with fresher weights; at a page, or when asked",
-            retrain,
-            on_alarm=frozenset({"page"}),
-            again_s=_DAY_S,
-        ),
+        Job("retrain", None, "a candidate with fresher weights", retrain, "0 3 * * 0", frozenset({"page"}), again_s=_DAY_S),
         Job("recluster", None, "a candidate with a codebook fitted to what is in the store now", recluster, "0 5 1 * *"),
         Job("prune", _DAY_S, "forget events of the embedded log and generations that nobody needs any more", prune),
     )

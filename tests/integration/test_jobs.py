@@ -183,6 +183,13 @@ def test_settings_override_schedules_switch_jobs_off_and_must_name_jobs_that_exi
         plans(Settings.from_environment({"SIGMA_SCHEDULE": "c=off"}), jobs)
 
 
+def test_what_keeps_the_index_fresh_runs_by_itself() -> None:
+    found = plans(Settings.from_environment({}))
+    assert {name for name, plan in found.items() if not plan.schedule.text or plan.schedule.text == "off"} == set()
+    assert (found["retrain"].schedule.text, found["retrain"].on_alarm) == ("0 3 * * 0", frozenset({"page"}))
+    assert found["recluster"].schedule.text == "0 5 1 * *"
+
+
 def test_the_list_shows_schedules_next_windows_and_results(conn: Connection, database: str) -> None:
     services = Services(Settings.from_environment({"SIGMA_SCHEDULE": "prune=0 3 * * 0"}), database)
     adopt(conn, "recall-probe", Schedule.parse("every 3600"))
