@@ -18,6 +18,9 @@ AWAY = (RetryLaterError, psycopg.OperationalError)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
+_settled = threading.Event()
+"""Remembered here: asking the collector counts all objects, which takes 60 milliseconds."""
+
 log = structlog.get_logger()
 
 
@@ -59,7 +62,8 @@ def settle_memory() -> None:
     """Call it when a model was loaded. From the first one on, the garbage collector no longer looks through the half a million objects of
     the libraries, which would stop the process for a quarter of a second whenever a further model is loaded. Those are small: they are
     looked at, and freed when they are forgotten."""
-    if not gc.get_freeze_count():
+    if not _settled.is_set():
+        _settled.set()
         gc.collect()
         gc.freeze()
 

@@ -4,18 +4,18 @@ Every candidate is new: the postings of the live generation with other suffixes,
 generation gave them. Its model is a copy's, or the stub.
 """
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 import numpy as np
+import torch
 
 from model.profiles import profile
+from ops.bench.asking import Asked, Asker
 from ops.bench.fleet import Fleet, Publisher, fleet, pictures, settle
 from ops.bench.query import texts
 from ops.bench.stub import StubAppender
@@ -40,7 +40,7 @@ from workers.trainer import TrainRequest, train
 GOAL = 1.5
 """p99 while generations switch, beside the quiet one."""
 
-_TRAINED, _WARM, _ASKERS, _PATIENCE_S = 240, 40, 16, 240.0
+_TRAINED, _WARM, _PATIENCE_S = 240, 40, 240.0
 _LOOK_S = 0.1
 
 
@@ -63,17 +63,6 @@ class SwitchConfig:
         return [what for turn in range(1, self.switches + 1) for what in (["switch", "rollback"] if turn in after else ["switch"])]
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One query: when it was due (seconds of the monotonic clock), how long its answer took from then, and what it was."""
-
-    due: float
-    took_ms: float
-    generation: int | None
-    found: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    error: str = ""
-
-
 @dataclass(slots=True)
 class _Moved:
     """A switch or rollback: how long the command took, and from its begin until queries were answered by the new generation."""
@@ -81,47 +70,6 @@ class _Moved:
     what: str
     took_s: float
     until_served_s: float
-
-
-class Asker:
-    """Asks at a steady rate, whether or not earlier answers have come; a late start counts as waiting."""
-
-    def __init__(self, url: str, rate: float, seed: int) -> None:
-        self.asked: list[Asked] = []
-        self._url, self._rate = url, rate
-        self._texts = texts(500, seed)
-        self._stop = threading.Event()
-        self._client = httpx.Client(timeout=30, limits=httpx.Limits(max_connections=_ASKERS))
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> list[Asked]:
-        """End; returns everything."""
-        self._stop.set()
-        self._thread.join(_PATIENCE_S)
-        self._client.close()
-        return self.asked
-
-    def _run(self) -> None:
-        began, number = time.monotonic(), 0
-        with ThreadPoolExecutor(_ASKERS) as hands:
-            while not self._stop.wait(max(0.0, began + number / self._rate - time.monotonic())):
-                hands.submit(self._ask, self._texts[number % len(self._texts)], began + number / self._rate)
-                number += 1
-
-    def _ask(self, text: str, due: float) -> None:
-        try:
-            answer = self._client.post(f"{self._url}/v1/query", json={"query": text})
-            document = answer.json()
-        except (httpx.HTTPError, ValueError) as error:
-            self.asked.append(Asked(due, 0.0, None, error=repr(error)))
-            return
-        took_ms = (time.monotonic() - due) * 1000
-        if answer.status_code != 200:
-            self.asked.append(Asked(due, took_ms, None, error=str(document)))
-            return
-        found = tuple((one["image_id"], tuple(one["identifier"])) for one in document["results"])
-        self.asked.append(Asked(due, took_ms, document["generation"], found))
 
 
 @dataclass(slots=True)
@@ -147,7 +95,7 @@ def switch(config: SwitchConfig) -> dict[str, Any]:
         arrivals = _arrivals(stage, config, _WARM + count)
         _warm_up(stage, arrivals[:_WARM])
         publisher = Publisher(stage.log, arrivals[_WARM:], 2 * config.seconds)
-        asker = Asker(stage.url, config.queries, config.seed)
+        asker = Asker(stage.url, texts(500, config.seed), config.queries)
         began = time.monotonic()
         publisher.start()
         with bar("quiet", 1):
@@ -224,6 +172,8 @@ def _trained(made: Fleet, conn: Connection) -> Load:
     done = train(made.services, seen, TrainRequest(short, adapt="never"), bar)
     made.generation = done.generation
     first = Appender.load(made.services, generations.get(conn, done.generation))
+    # As the command that promotes does: by default torch would take every core.
+    torch.set_num_threads(1)
 
     def load(services: Services, generation: Generation) -> Appender:
         return Appender(generation.id, first.assigner.decoder.sigma, first.encoder, services.settings.postings)
