@@ -54,11 +54,11 @@ class App:
     """One life of the app, in a thread."""
 
     def __init__(self, kafka: KafkaSettings, folder: Path, collector: Collector) -> None:
-        self.stop = threading.Event()
+        self.stop, self.started = threading.Event(), threading.Event()
         self.counts: dict[str, int] = {}
         self._handler = Delivered(cast(Intake, collector), self.stop)
         app = application(kafka, folder, self._handler, self.counts.__setitem__)
-        self._thread = threading.Thread(target=run, args=(app, self.stop), daemon=True)
+        self._thread = threading.Thread(target=run, args=(app, self.stop, self.started.set), daemon=True)
         self._thread.start()
 
     def end(self) -> None:
@@ -96,6 +96,7 @@ def test_events_of_both_topics_arrive_in_order_and_a_new_life_repeats_none(
     send(kafka, DELETED, [b"gone"])
     app = App(kafka, tmp_path, collector)
     until(lambda: len(collector.seen) == len(VALUES) + 1)
+    assert app.started.is_set()
     app.end()
     assert collector.values == sorted([*VALUES, b"gone"])
     for place in {event.place for event in collector.seen}:
