@@ -200,10 +200,11 @@ def _warm_up(stage: _Stage, arrivals: Sequence[ImageArrived]) -> None:
 
 
 def _move_all(stage: _Stage, config: SwitchConfig, began: float) -> None:
-    """Switches and rollbacks, evenly over the second phase."""
+    """Switches and rollbacks, evenly over the second phase; on a slow machine later, for each generation has to answer for a while."""
+    span = config.seconds / len(config.events)
     with bar("switches", len(config.events)) as progress:
         for number, what in enumerate(config.events):
-            time.sleep(max(0.0, began + (number + 0.5) * config.seconds / len(config.events) - time.monotonic()))
+            time.sleep(max(span / 2, began + (number + 0.5) * span - time.monotonic()))
             candidate = _candidate(stage) if what == "switch" else 0
             started = time.monotonic()
             if what == "switch":
@@ -214,6 +215,7 @@ def _move_all(stage: _Stage, config: SwitchConfig, began: float) -> None:
             _until(stage, done.generation, named=False)
             stage.moved.append(_Moved(what, took_s, time.monotonic() - started))
             progress.update(1)
+    time.sleep(span / 2)
 
 
 def _candidate(stage: _Stage) -> int:

@@ -99,7 +99,7 @@ class Kafka(Server):
         }
         file = folder / "server.properties"
         file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
-        format_command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster_id(), "-c", str(file)]
+        format_command = [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id()}", "-c", str(file)]
         done = subprocess.run(format_command, capture_output=True, text=True, check=False, timeout=60)
         if done.returncode != 0:
             raise RuntimeError(f"Kafka's storage cannot be formatted: {done.stdout[-1000:]}{done.stderr[-2000:]}")
