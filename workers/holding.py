@@ -192,20 +192,25 @@ class _Holder:
     def _loaded(self, live: bool) -> Searcher | None:
         """A searcher that the decode thread has, or None when it is no longer wanted."""
         keeper = self._keeper
-        future: Future[Searcher] = keeper.loader.submit(keeper.load, keeper.services, self._generation, self._searcher, live)
+        future: Future[Searcher] = keeper.loader.submit(_load, keeper.load, keeper.services, self._generation, self._searcher, live)
         while not self._over:
             try:
                 searcher = future.result(_LOOK_S)
             except NotYet:
                 continue
             searcher.listen(generations.CHANNEL)
-            settle_memory()
             self._searcher = searcher
             keeper.hand(Hold(searcher))
             return searcher
         future.cancel()
         future.add_done_callback(_unwanted)
         return None
+
+
+def _load(load: Load, services: Services, generation: Generation, before: Searcher | None, live: bool) -> Searcher:
+    found = load(services, generation, before, live)
+    settle_memory()
+    return found
 
 
 def _unwanted(future: "Future[Searcher]") -> None:
