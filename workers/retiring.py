@@ -47,12 +47,8 @@ def prune(services: Services, conn: Connection) -> list[int]:
     back, gone = generations.fallback(found), []
     for one in found:
         over = one.state in ("retired", "failed") and one.ended_at is not None and one.ended_at < now() - KEPT
-        if (
-            over
-            and one is not back
-            and not _needed_by(one, found)
-            and not (one.dropped and not (services.generations / one.folder).exists())
-        ):
+        held = not one.dropped or (services.generations / one.folder).exists()
+        if over and held and one is not back and not _needed_by(one, found):
             try:
                 _drop(services, conn, one)
             except RetryLaterError as error:

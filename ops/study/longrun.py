@@ -31,7 +31,8 @@ from schemas.identifiers import IdentifierShape
 from schemas.records import IntArray
 
 CUTOFFS = (1, 5, 10)
-RUNS = "runs"
+RUNS, MADE = "runs", "made"
+"""Folders of the results, and of the models that the runs share."""
 _BATCH = 32
 
 
@@ -91,7 +92,7 @@ def longrun(config: StudyConfig, folder: Path, progress: Progress) -> dict[str, 
 
 def _make(config: StudyConfig, missing: Sequence[tuple[Kind, int]], folder: Path, progress: Progress) -> None:
     """Run these streams, one on each core."""
-    work = folder / "work"
+    work = folder / MADE
     base = _base(config, work, progress)
     with (
         progress("sessions", len(missing) * len(config.policies) * config.stream.sessions) as bar,
@@ -174,7 +175,7 @@ def _world(config: StudyConfig, kind: Kind, seed: int, base: Path, folder: Path)
     for policy in config.policies:
         path = _file(folder, kind, seed, policy)
         if not path.is_file():
-            found = run_policy(config, corpus, policy, base, folder / "work")
+            found = run_policy(config, corpus, policy, base, folder / MADE)
             aside = path.with_suffix(".part")
             aside.write_text(json.dumps(found) + "\n", encoding="utf-8")
             aside.replace(path)

@@ -69,6 +69,8 @@ def test_what_is_in_use_is_kept_and_the_refusal_tells_the_cure(services: Service
     made(services, conn, parent=parent)
     with pytest.raises(UsageError, match="is trained from; finish that first"):
         drop(services, conn, parent)
+    with pytest.raises(UsageError, match="only candidates, failed and retired ones"):
+        generations.drop(conn, live)
     assert len(tables(conn)) == 10
     drop(services, conn, back, force=True)
     with pytest.raises(UsageError, match="no way back"):

@@ -190,6 +190,11 @@ def drop(conn: Connection, generation: int) -> None:
     cannot come back. `RetryLaterError` when somebody reads them for longer than arrivals can wait behind it."""
     with transaction(conn):
         rows(conn, "do_not_wait")
+        # Asked under the lock: somebody may have promoted it meanwhile.
+        lock_set(conn)
+        found = get(conn, generation)
+        if found.state not in ("shadow", "failed", "retired"):
+            raise UsageError(f"generation {generation} is {found.state}, only candidates, failed and retired ones can be dropped")
         set_state(conn, generation, "failed")
         for query in ("drop_partitions", "delete_leaves", "delete_counters"):
             run(conn, query, generation=generation)
