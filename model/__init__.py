@@ -1,1 +1,1 @@
-"""Pure computation: identifiers, Qwen2.5-VL, training stages, trie, constrained decoding, metrics."""
+"""What is computed? Identifiers, the network, its training, decoding, retrieval and drift; no transport, no database."""

@@ -1,1 +1,1 @@
-"""Composition root: command line, demo, corpus generator, supervision of the embedded services."""
+"""How do people run it? The composition root: command line, jobs, reports, benchmarks, demo."""

@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ops.timetable import job_alarms
+from ops.jobs.timetable import job_alarms
 from schemas.events import ACCEPTED, ARRIVED
-from stream.log import EventLog
-from stream.offsets import lag
-from stream.outbox import waiting as outbox
+from stream.log.event_log import EventLog
+from stream.log.offsets import lag
+from stream.log.outbox import waiting as outbox
+from workers.generations.retiring import refused
 from workers.repository import generations
 from workers.repository.alarms import open_alarms
 from workers.repository.connection import Connection
 from workers.repository.counters import Totals, image_totals, totals
 from workers.repository.generations import Generation
 from workers.repository.images import freshness
-from workers.retiring import refused
 
 STALE_S = 5.0
 """Seconds from arrival to searchable (p95) above which status raises an alarm."""
@@ -28,14 +28,31 @@ def status(conn: Connection, log: EventLog) -> dict[str, Any]:
     live = generations.live(conn)
     found = totals(conn, live.id) if live else Totals()
     gone = image_totals(conn)
-    waiting = {"intake": lag(log, conn, "intake", [ARRIVED]), "outbox": outbox(conn), "index": lag(log, conn, "index", [ACCEPTED])}
+    waiting = {
+        "intake": lag(log, conn, "intake", [ARRIVED]),
+        "outbox": outbox(conn),
+        "index": lag(log, conn, "index", [ACCEPTED]),
+    }
     p50, p95 = freshness(conn)
     return {
         "generation": live.id if live else None,
-        "generations": [{"id": g.id, "state": g.state, "codebook": g.codebook_version} for g in generations.generations(conn)],
-        "images": {"indexed": found.images, "rejected": gone.rejected, "deleted": gone.deleted, "pending": sum(waiting.values())},
+        "generations": [
+            {"id": g.id, "state": g.state, "codebook": g.codebook_version}
+            for g in generations.generations(conn)
+        ],
+        "images": {
+            "indexed": found.images,
+            "rejected": gone.rejected,
+            "deleted": gone.deleted,
+            "pending": sum(waiting.values()),
+        },
         "lag": waiting,
-        "trie": {"images": found.images, "leaves": found.leaves, "postings": found.postings, "checksum": found.checksum},
+        "trie": {
+            "images": found.images,
+            "leaves": found.leaves,
+            "postings": found.postings,
+            "checksum": found.checksum,
+        },
         "spilled": found.spilled,
         "freshness_s": {"p50": _rounded(p50), "p95": _rounded(p95)},
         "alarms": [
@@ -53,11 +70,17 @@ def alarms(live: bool, found: Totals, waiting: int, p95: float | None) -> list[s
     if not live:
         raised.append("no generation is live: train one with sigma train --manifest F")
     if waiting > WAITING:
-        raised.append(f"{waiting} images wait to be indexed: look at the logs of the intake and index workers, or start more")
+        raised.append(
+            f"{waiting} images wait to be indexed: look at the logs of the intake and index workers, or start more"
+        )
     if p95 is not None and p95 > STALE_S:
-        raised.append(f"images need {p95:.1f} s (p95) to become searchable, {STALE_S:g} s are allowed: start more index workers")
+        raised.append(
+            f"images need {p95:.1f} s (p95) to become searchable, {STALE_S:g} s are allowed: start more index workers"
+        )
     if found.no_room:
-        raised.append(f"{found.no_room} images found no leaf with room: train a generation with more suffixes or leaves")
+        raised.append(
+            f"{found.no_room} images found no leaf with room: train a generation with more suffixes or leaves"
+        )
     return raised
 
 

@@ -1,1 +1,1 @@
-"""The vocabulary: records, events, SQL, settings and errors. Imports nothing of the project."""
+"""Which words do all parts share? Records, events, SQL, settings and errors; imports nothing of the project."""

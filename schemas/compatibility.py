@@ -15,7 +15,19 @@ Schema = Mapping[str, Any]
 _LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 _SAME = ("pattern", "format", "const", "uniqueItems", "multipleOf")
-_KNOWN = {"$schema", "$id", "title", "description", "type", "properties", "required", "items", "enum", "additionalProperties", "default"}
+_KNOWN = {
+    "$schema",
+    "$id",
+    "title",
+    "description",
+    "type",
+    "properties",
+    "required",
+    "items",
+    "enum",
+    "additionalProperties",
+    "default",
+}
 
 
 def versions() -> dict[str, dict[int, Schema]]:
@@ -24,7 +36,9 @@ def versions() -> dict[str, dict[int, Schema]]:
     for file in resources.files("schemas").joinpath("events").iterdir():
         parts = file.name.split(".")
         if len(parts) == 3 and parts[2] == "json" and parts[1].startswith("v"):
-            found.setdefault(parts[0], {})[int(parts[1][1:])] = json.loads(file.read_text(encoding="utf-8"))
+            found.setdefault(parts[0], {})[int(parts[1][1:])] = json.loads(
+                file.read_text(encoding="utf-8")
+            )
     return found
 
 
@@ -52,9 +66,13 @@ def unreadable(reader: Schema, writer: Schema, place: str = "") -> Iterator[str]
         yield f"{where} may lack {name}"
     shared = reader.get("properties", {}).keys() & writer.get("properties", {}).keys()
     for name in sorted(shared):
-        yield from unreadable(reader["properties"][name], writer["properties"][name], f"{place}/{name}")
+        yield from unreadable(
+            reader["properties"][name], writer["properties"][name], f"{place}/{name}"
+        )
     if reader.get("additionalProperties") is False:
-        for name in sorted(writer.get("properties", {}).keys() - reader.get("properties", {}).keys()):
+        for name in sorted(
+            writer.get("properties", {}).keys() - reader.get("properties", {}).keys()
+        ):
             yield f"{where} may have {name}"
     if "items" in reader:
         yield from unreadable(reader["items"], writer.get("items", {}), f"{place}[]")

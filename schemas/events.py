@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from jsonschema import Draft202012Validator
 
+from schemas.compiled_schema import Check, compiled
 from schemas.errors import RejectInputError, UsageError
-from schemas.quick import Check, compiled
 from schemas.records import require_aware
 
 ARRIVED = "sigma.images.arrived"
@@ -161,38 +161,73 @@ class OperationsEvent:
         require_aware("happened_at", self.happened_at)
 
 
-Record = ImageArrived | ImageAccepted | ImageRejected | ImageIndexed | ImageDeleted | QueryServed | OperationsEvent
+Record = (
+    ImageArrived
+    | ImageAccepted
+    | ImageRejected
+    | ImageIndexed
+    | ImageDeleted
+    | QueryServed
+    | OperationsEvent
+)
 EVENTS: Mapping[str, type[Record]] = {
-    event.TOPIC: event for event in (ImageArrived, ImageAccepted, ImageRejected, ImageIndexed, ImageDeleted, QueryServed, OperationsEvent)
+    event.TOPIC: event
+    for event in (
+        ImageArrived,
+        ImageAccepted,
+        ImageRejected,
+        ImageIndexed,
+        ImageDeleted,
+        QueryServed,
+        OperationsEvent,
+    )
 }
 
 
 def encode(event: Record) -> bytes:
     """The event as compact UTF-8 JSON; times in ISO 8601 with their offset, absent values left out."""
-    present = {f.name: value for f in fields(event) if (value := getattr(event, f.name)) is not None}
-    return json.dumps(present, ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat).encode()
+    present = {
+        f.name: value for f in fields(event) if (value := getattr(event, f.name)) is not None
+    }
+    return json.dumps(
+        present, ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat
+    ).encode()
 
 
 def decode(topic: str, payload: bytes) -> Record:
     """The event of a payload. Unknown fields are tolerated and null means absent; `RejectInputError` with code `bad-event` otherwise."""
     kind = EVENTS.get(topic)
     if kind is None:
-        raise UsageError(f"topic {topic} carries no event known here; known are {', '.join(EVENTS)}")
+        raise UsageError(
+            f"topic {topic} carries no event known here; known are {', '.join(EVENTS)}"
+        )
     document = _parse(kind, payload)
     quick = _quick(kind.NAME)
-    problem = None if quick is not None and quick(document) else next(validator(kind.NAME).iter_errors(document), None)
+    problem = (
+        None
+        if quick is not None and quick(document)
+        else next(validator(kind.NAME).iter_errors(document), None)
+    )
     if problem is not None:
         place = "/".join(str(part) for part in problem.absolute_path) or "the document"
         # The message quotes the value, and an address may hold a secret.
-        rule = f"it breaks the rule {problem.validator} {problem.validator_value}" if place.endswith("uri") else problem.message
+        rule = (
+            f"it breaks the rule {problem.validator} {problem.validator_value}"
+            if place.endswith("uri")
+            else problem.message
+        )
         raise _bad_event(kind, f"{place}: {rule[:300]}")
     try:
-        return kind(**{f.name: _value(f.name, document[f.name]) for f in fields(kind) if f.name in document})
+        return kind(
+            **{f.name: _value(f.name, document[f.name]) for f in fields(kind) if f.name in document}
+        )
     except (ValueError, UsageError) as error:
         raise _bad_event(kind, str(error)) from error
 
 
-def headers(event: Record, key: str = "", cause: Mapping[str, str] | None = None, source: str = "sigma") -> dict[str, str]:
+def headers(
+    event: Record, key: str = "", cause: Mapping[str, str] | None = None, source: str = "sigma"
+) -> dict[str, str]:
     """CloudEvents attributes of an event in binary mode (Kafka protocol binding 1.0), and its W3C trace context.
 
     An event that another one led to continues that one's trace: `cause` are its headers.
@@ -243,7 +278,9 @@ def _parse(kind: type[Record], payload: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _bad_event(kind, str(error)) from error
     if not isinstance(document, dict):
-        raise _bad_event(kind, f"the document is a {type(document).__name__}, an object is expected")
+        raise _bad_event(
+            kind, f"the document is a {type(document).__name__}, an object is expected"
+        )
     return {name: value for name, value in document.items() if value is not None}
 
 
@@ -254,4 +291,7 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _bad_event(kind: type[Record], found: str) -> RejectInputError:
-    return RejectInputError("bad-event", f"the payload is not a valid {kind.NAME} event: {found}; correct the producer and publish again")
+    return RejectInputError(
+        "bad-event",
+        f"the payload is not a valid {kind.NAME} event: {found}; correct the producer and publish again",
+    )

@@ -23,9 +23,13 @@ class IdentifierShape:
 
     def __post_init__(self) -> None:
         if len(self.codes) != LEVELS or min(*self.codes, self.suffixes) < 1:
-            raise UsageError(f"identifier shape {self.codes}+{self.suffixes} is not four positive code counts and a positive suffix count")
+            raise UsageError(
+                f"identifier shape {self.codes}+{self.suffixes} is not four positive code counts and a positive suffix count"
+            )
         if prod(self.codes) * self.suffixes >= 1 << 62:
-            raise UsageError(f"identifier shape {self.codes}+{self.suffixes} does not fit a 64-bit key; lower a level's count")
+            raise UsageError(
+                f"identifier shape {self.codes}+{self.suffixes} does not fit a 64-bit key; lower a level's count"
+            )
 
     @property
     def leaves(self) -> int:
@@ -39,7 +43,9 @@ class IdentifierShape:
     def pack(self, codes: Sequence[int]) -> int:
         """Leaf of id1..id4; `UsageError` when a code is outside its level."""
         if len(codes) != LEVELS:
-            raise UsageError(f"an identifier has {LEVELS} codes before its suffix, found {len(codes)}")
+            raise UsageError(
+                f"an identifier has {LEVELS} codes before its suffix, found {len(codes)}"
+            )
         leaf = 0
         for level, (code, count) in enumerate(zip(codes, self.codes, strict=True), start=1):
             if not 0 <= code < count:

@@ -18,7 +18,9 @@ ByteArray = npt.NDArray[np.uint8]
 def require_aware(name: str, moment: datetime | None) -> None:
     """Refuse a naive time: two machines would read it differently."""
     if moment is not None and moment.tzinfo is None:
-        raise UsageError(f"{name} is {moment.isoformat()} without a time zone; add an offset such as +00:00")
+        raise UsageError(
+            f"{name} is {moment.isoformat()} without a time zone; add an offset such as +00:00"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,9 @@ class Schedule:
         if found.text.startswith(_EVERY):
             seconds = found.text.removeprefix(_EVERY)
             if not (seconds.isascii() and seconds.isdigit() and int(seconds) > 0):
-                raise UsageError(f"{text!r} is no schedule: {seconds!r} is no whole number of seconds above 0; allowed are {MEANT}")
+                raise UsageError(
+                    f"{text!r} is no schedule: {seconds!r} is no whole number of seconds above 0; allowed are {MEANT}"
+                )
         elif found.text != _OFF:
             _cron(found.text)
         return found
@@ -83,12 +85,18 @@ def _cron(text: str) -> "CronTrigger":
 
     fields = text.split(" ")
     if len(fields) != 5:
-        raise UsageError(f"{text!r} is no schedule: it has {len(fields)} fields; allowed are {MEANT}")
+        raise UsageError(
+            f"{text!r} is no schedule: it has {len(fields)} fields; allowed are {MEANT}"
+        )
     if fields[2] != "*" and fields[4] != "*":
         # Cron means either one, APScheduler both; whoever writes it should not have to know.
-        raise UsageError(f"{text!r} is no schedule here: it limits both day and weekday; leave one of them *")
+        raise UsageError(
+            f"{text!r} is no schedule here: it limits both day and weekday; leave one of them *"
+        )
     try:
-        found = CronTrigger.from_crontab(" ".join([*fields[:4], _weekdays(fields[4])]), timezone=UTC)
+        found = CronTrigger.from_crontab(
+            " ".join([*fields[:4], _weekdays(fields[4])]), timezone=UTC
+        )
         fires = found.get_next_fire_time(None, datetime.now(UTC))
     except ValueError as error:
         raise UsageError(f"{text!r} is no schedule: {error}; allowed are {MEANT}") from error
@@ -105,10 +113,16 @@ def _weekdays(field: str) -> str:
 def _weekday(part: str) -> str:
     span, _, step = part.partition("/")
     first, _, last = ("0-6" if span == "*" and step else span).partition("-")
-    low, high, stride = _day(first), _day(last or first), int(step) if step.isascii() and step.isdigit() else 1
+    low, high, stride = (
+        _day(first),
+        _day(last or first),
+        int(step) if step.isascii() and step.isdigit() else 1,
+    )
     if low is None or high is None or stride < 1:
         return part
-    return ",".join(_DAYS[day % 7] for day in range(low, high + 1 if low <= high else high + 8, stride))
+    return ",".join(
+        _DAYS[day % 7] for day in range(low, high + 1 if low <= high else high + 8, stride)
+    )
 
 
 def _day(text: str) -> int | None:

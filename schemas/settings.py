@@ -114,27 +114,52 @@ class Settings:
             kafka=_kafka(environ),
             s3=_s3(environ),
             source_roots=_roots(environ),
-            https_hosts=_list(environ, "SIGMA_HTTPS_HOSTS", _HOST, "host names such as images.example.org or *.example.org"),
+            https_hosts=_list(
+                environ,
+                "SIGMA_HTTPS_HOSTS",
+                _HOST,
+                "host names such as images.example.org or *.example.org",
+            ),
             engine=_choice(environ, "SIGMA_ENGINE", default.engine, ENGINES),
-            metrics_port=_integer(environ, "SIGMA_METRICS_PORT", 0, low=1, high=65535) if environ.get("SIGMA_METRICS_PORT") else None,
+            metrics_port=_integer(environ, "SIGMA_METRICS_PORT", 0, low=1, high=65535)
+            if environ.get("SIGMA_METRICS_PORT")
+            else None,
             http_host=environ.get("SIGMA_HTTP_HOST") or default.http_host,
             http_port=_integer(environ, "SIGMA_HTTP_PORT", default.http_port, low=0, high=65535),
             beams=_integer(environ, "SIGMA_BEAMS", default.beams, low=1, high=1000),
             postings=_integer(environ, "SIGMA_POSTINGS", default.postings, low=1, high=20),
-            fusion_weight=_number(environ, "SIGMA_FUSION_WEIGHT", default.fusion_weight, low=0.0, high=100.0),
-            shadow_share=_number(environ, "SIGMA_SHADOW_SHARE", default.shadow_share, low=0.0, high=1.0),
+            fusion_weight=_number(
+                environ, "SIGMA_FUSION_WEIGHT", default.fusion_weight, low=0.0, high=100.0
+            ),
+            shadow_share=_number(
+                environ, "SIGMA_SHADOW_SHARE", default.shadow_share, low=0.0, high=1.0
+            ),
             keep_fallback=_choice(environ, "SIGMA_KEEP_FALLBACK", "yes", ("yes", "no")) == "yes",
             auto_promote=_choice(environ, "SIGMA_AUTO_PROMOTE", "no", ("yes", "no")) == "yes",
-            max_image_bytes=_integer(environ, "SIGMA_MAX_IMAGE_BYTES", default.max_image_bytes, low=1, high=1 << 30),
-            max_image_pixels=_integer(environ, "SIGMA_MAX_IMAGE_PIXELS", default.max_image_pixels, low=1, high=1 << 30),
-            decode_memory_bytes=_integer(
-                environ, "SIGMA_DECODE_MEMORY_BYTES", default.decode_memory_bytes, low=16 * MEBIBYTE, high=1 << 36
+            max_image_bytes=_integer(
+                environ, "SIGMA_MAX_IMAGE_BYTES", default.max_image_bytes, low=1, high=1 << 30
             ),
-            training_images=_integer(environ, "SIGMA_TRAINING_IMAGES", default.training_images, low=100, high=1 << 30),
-            training_processes=_integer(environ, "SIGMA_TRAINING_PROCESSES", default.training_processes, low=1, high=1024),
+            max_image_pixels=_integer(
+                environ, "SIGMA_MAX_IMAGE_PIXELS", default.max_image_pixels, low=1, high=1 << 30
+            ),
+            decode_memory_bytes=_integer(
+                environ,
+                "SIGMA_DECODE_MEMORY_BYTES",
+                default.decode_memory_bytes,
+                low=16 * MEBIBYTE,
+                high=1 << 36,
+            ),
+            training_images=_integer(
+                environ, "SIGMA_TRAINING_IMAGES", default.training_images, low=100, high=1 << 30
+            ),
+            training_processes=_integer(
+                environ, "SIGMA_TRAINING_PROCESSES", default.training_processes, low=1, high=1024
+            ),
             retrain=_choice(environ, "SIGMA_RETRAIN", default.retrain, RETRAININGS),
             log_level=_choice(environ, "SIGMA_LOG_LEVEL", default.log_level, LOG_LEVELS),
-            threads=_integer(environ, "SIGMA_THREADS", 0, low=1, high=1024) if environ.get("SIGMA_THREADS") else None,
+            threads=_integer(environ, "SIGMA_THREADS", 0, low=1, high=1024)
+            if environ.get("SIGMA_THREADS")
+            else None,
             schedules=_schedules(environ),
         )
 
@@ -151,23 +176,38 @@ def _database_url(environ: Mapping[str, str]) -> str | None:
     url = environ.get("SIGMA_DATABASE_URL")
     if url and not url.startswith(("postgresql://", "postgres://")):
         # The value is not shown: it may hold a password.
-        raise UsageError("SIGMA_DATABASE_URL does not start with postgresql://; write postgresql://user:password@host:5432/database")
+        raise UsageError(
+            "SIGMA_DATABASE_URL does not start with postgresql://; write postgresql://user:password@host:5432/database"
+        )
     return url or None
 
 
 def _kafka(environ: Mapping[str, str]) -> KafkaSettings | None:
-    brokers = _list(environ, "SIGMA_KAFKA_BOOTSTRAP", _BROKER, "host:port, several separated by commas")
+    brokers = _list(
+        environ, "SIGMA_KAFKA_BOOTSTRAP", _BROKER, "host:port, several separated by commas"
+    )
     if not brokers:
         return None
-    username, password = environ.get("SIGMA_KAFKA_USERNAME") or None, environ.get("SIGMA_KAFKA_PASSWORD") or None
+    username, password = (
+        environ.get("SIGMA_KAFKA_USERNAME") or None,
+        environ.get("SIGMA_KAFKA_PASSWORD") or None,
+    )
     if (username is None) != (password is None):
-        raise UsageError("only one of SIGMA_KAFKA_USERNAME and SIGMA_KAFKA_PASSWORD is set; set both or none")
+        raise UsageError(
+            "only one of SIGMA_KAFKA_USERNAME and SIGMA_KAFKA_PASSWORD is set; set both or none"
+        )
     return KafkaSettings(
         bootstrap=brokers,
         username=username,
         password=password,
-        mechanism=_choice(environ, "SIGMA_KAFKA_MECHANISM", "scram-sha-512", ("plain", "scram-sha-256", "scram-sha-512")).upper(),
-        tls=_choice(environ, "SIGMA_KAFKA_TLS", "yes" if username else "no", ("yes", "no")) == "yes",
+        mechanism=_choice(
+            environ,
+            "SIGMA_KAFKA_MECHANISM",
+            "scram-sha-512",
+            ("plain", "scram-sha-256", "scram-sha-512"),
+        ).upper(),
+        tls=_choice(environ, "SIGMA_KAFKA_TLS", "yes" if username else "no", ("yes", "no"))
+        == "yes",
         replication=_integer(environ, "SIGMA_KAFKA_REPLICATION", -1, low=1, high=16),
     )
 
@@ -177,15 +217,27 @@ def _s3(environ: Mapping[str, str]) -> S3Settings | None:
     if not endpoint:
         return None
     parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.path not in ("", "/") or parts.query:
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.username
+        or parts.path not in ("", "/")
+        or parts.query
+    ):
         # The value is not shown: it may hold a password.
-        raise UsageError("SIGMA_S3_ENDPOINT is not an address; write https://host:port without user, path or query")
+        raise UsageError(
+            "SIGMA_S3_ENDPOINT is not an address; write https://host:port without user, path or query"
+        )
     access, secret = environ.get("SIGMA_S3_ACCESS_KEY"), environ.get("SIGMA_S3_SECRET_KEY")
     if not access or not secret:
-        raise UsageError("SIGMA_S3_ENDPOINT is set without its keys; set SIGMA_S3_ACCESS_KEY and SIGMA_S3_SECRET_KEY")
+        raise UsageError(
+            "SIGMA_S3_ENDPOINT is set without its keys; set SIGMA_S3_ACCESS_KEY and SIGMA_S3_SECRET_KEY"
+        )
     bucket = environ.get("SIGMA_S3_BUCKET") or "sigma-images"
     if not _BUCKET.fullmatch(bucket):
-        raise UsageError(f"SIGMA_S3_BUCKET is {bucket!r}, allowed are 3 to 63 small letters, digits, dots and hyphens; correct it")
+        raise UsageError(
+            f"SIGMA_S3_BUCKET is {bucket!r}, allowed are 3 to 63 small letters, digits, dots and hyphens; correct it"
+        )
     return S3Settings(
         endpoint=parts.netloc,
         access_key=access,
@@ -193,17 +245,26 @@ def _s3(environ: Mapping[str, str]) -> S3Settings | None:
         secure=parts.scheme == "https",
         bucket=bucket,
         region=environ.get("SIGMA_S3_REGION") or "us-east-1",
-        source_buckets=_list(environ, "SIGMA_S3_SOURCE_BUCKETS", _BUCKET, "names of buckets, several separated by commas"),
+        source_buckets=_list(
+            environ,
+            "SIGMA_S3_SOURCE_BUCKETS",
+            _BUCKET,
+            "names of buckets, several separated by commas",
+        ),
         link_s=_integer(environ, "SIGMA_S3_LINK_SECONDS", 900, low=1, high=604_800),
     )
 
 
 def _roots(environ: Mapping[str, str]) -> tuple[Path, ...] | None:
     found = environ.get("SIGMA_SOURCE_ROOTS")
-    return tuple(Path(part).absolute() for part in found.split(os.pathsep) if part) if found else None
+    return (
+        tuple(Path(part).absolute() for part in found.split(os.pathsep) if part) if found else None
+    )
 
 
-def _list(environ: Mapping[str, str], name: str, allowed: re.Pattern[str], meant: str) -> tuple[str, ...]:
+def _list(
+    environ: Mapping[str, str], name: str, allowed: re.Pattern[str], meant: str
+) -> tuple[str, ...]:
     parts = tuple(part.strip() for part in (environ.get(name) or "").split(",") if part.strip())
     for part in parts:
         if not allowed.fullmatch(part):
@@ -236,11 +297,15 @@ def _integer(environ: Mapping[str, str], name: str, default: int, *, low: int, h
         return default
     digits = found.replace("_", "")
     if not (digits.isascii() and digits.isdigit() and low <= int(digits) <= high):
-        raise UsageError(f"{name} is {found!r}, allowed is a whole number from {low} to {high}; correct it or unset it for {default}")
+        raise UsageError(
+            f"{name} is {found!r}, allowed is a whole number from {low} to {high}; correct it or unset it for {default}"
+        )
     return int(digits)
 
 
-def _number(environ: Mapping[str, str], name: str, default: float, *, low: float, high: float) -> float:
+def _number(
+    environ: Mapping[str, str], name: str, default: float, *, low: float, high: float
+) -> float:
     found = environ.get(name)
     if not found:
         return default
@@ -249,12 +314,16 @@ def _number(environ: Mapping[str, str], name: str, default: float, *, low: float
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise UsageError(f"{name} is {found!r}, allowed is a number from {low} to {high}; correct it or unset it for {default}")
+        raise UsageError(
+            f"{name} is {found!r}, allowed is a number from {low} to {high}; correct it or unset it for {default}"
+        )
     return value
 
 
 def _choice(environ: Mapping[str, str], name: str, default: str, allowed: tuple[str, ...]) -> str:
     found = (environ.get(name) or default).lower()
     if found not in allowed:
-        raise UsageError(f"{name} is {found!r}, allowed are {', '.join(allowed)}; correct it or unset it for {default}")
+        raise UsageError(
+            f"{name} is {found!r}, allowed are {', '.join(allowed)}; correct it or unset it for {default}"
+        )
     return found

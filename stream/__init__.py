@@ -1,1 +1,1 @@
-"""Transport: the event log, topics, manifests, the image store and the validation of arrivals."""
+"""How do images and events get in and out? The event log, image sources and the store, manifests, validation."""

@@ -25,13 +25,19 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); a manifest is JSON Lines") from error
+        raise UsageError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); a manifest is JSON Lines"
+        ) from error
     except OSError as error:
-        raise UsageError(f"manifest {path} cannot be read: {error.strerror}; check the path") from error
+        raise UsageError(
+            f"manifest {path} cannot be read: {error.strerror}; check the path"
+        ) from error
     karpathy = _karpathy_images(text)
     entries = _json_lines(path, text) if karpathy is None else _karpathy(path, karpathy)
     if not entries:
-        raise UsageError(f'{path} names no images; write one JSON object a line, such as {{"image_id": "a", "path": "a.jpg"}}')
+        raise UsageError(
+            f'{path} names no images; write one JSON object a line, such as {{"image_id": "a", "path": "a.jpg"}}'
+        )
     return _unique(path, entries)
 
 
@@ -57,7 +63,9 @@ def read_folder(folder: Path) -> list[ManifestEntry]:
             path = Path(place) / name
             if not name.startswith("."):
                 relative = path.relative_to(folder).as_posix()
-                entries.append(ManifestEntry(image_id=_printable(relative), path=str(path.absolute())))
+                entries.append(
+                    ManifestEntry(image_id=_printable(relative), path=str(path.absolute()))
+                )
     if not entries:
         raise UsageError(f"folder {folder} holds no files; give a folder with images")
     return entries
@@ -103,16 +111,22 @@ def _json_lines(path: Path, text: str) -> list[ManifestEntry]:
 
 def _entry(document: Any, home: Path) -> ManifestEntry:
     if not isinstance(document, dict):
-        raise UsageError(f"found a {type(document).__name__}, an object with image_id and path is expected")
+        raise UsageError(
+            f"found a {type(document).__name__}, an object with image_id and path is expected"
+        )
     for name in ("image_id", "path"):
         if not isinstance(document.get(name), str) or not document[name]:
-            raise UsageError(f"{name} is {document.get(name)!r}, a text that is not empty is expected")
+            raise UsageError(
+                f"{name} is {document.get(name)!r}, a text that is not empty is expected"
+            )
     texts = {name: _texts(name, document.get(name)) for name in _TEXTS}
     split, arrived_at = document.get("split"), document.get("arrived_at")
     if split is not None and not isinstance(split, str):
         raise UsageError(f"split is {split!r}, a text such as train or test is expected")
     if arrived_at is not None and not isinstance(arrived_at, str):
-        raise UsageError(f"arrived_at is {arrived_at!r}, a time such as 2026-01-31T12:00:00+00:00 is expected")
+        raise UsageError(
+            f"arrived_at is {arrived_at!r}, a time such as 2026-01-31T12:00:00+00:00 is expected"
+        )
     return ManifestEntry(
         image_id=_checked_id(document["image_id"]),
         path=os.path.normpath(home / _plain("path", document["path"])),
@@ -134,13 +148,17 @@ def _texts(name: str, found: Any) -> tuple[str, ...]:
 def _plain(name: str, text: str) -> str:
     # Postgres cannot store NUL, and half a surrogate pair cannot be written as UTF-8.
     if "\x00" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise UsageError(f"{name} {text[:80]!r} holds a NUL or half a surrogate pair, which no text may hold")
+        raise UsageError(
+            f"{name} {text[:80]!r} holds a NUL or half a surrogate pair, which no text may hold"
+        )
     return text
 
 
 def _checked_id(image_id: str) -> str:
     if len(image_id) > MAX_ID_LENGTH or any(letter < " " for letter in image_id):
-        raise UsageError(f"image_id {image_id[:80]!r} is longer than {MAX_ID_LENGTH} letters or holds control characters")
+        raise UsageError(
+            f"image_id {image_id[:80]!r} is longer than {MAX_ID_LENGTH} letters or holds control characters"
+        )
     return _plain("image_id", image_id)
 
 
@@ -168,17 +186,28 @@ def _karpathy(path: Path, images: Sequence[Any]) -> list[ManifestEntry]:
             entries.append(_karpathy_entry(image, home))
         except (KeyError, TypeError, UsageError) as error:
             found = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise UsageError(f"{path}, image {number}: {found}; each image needs filename and sentences with raw") from error
+            raise UsageError(
+                f"{path}, image {number}: {found}; each image needs filename and sentences with raw"
+            ) from error
     if not any(Path(entry.path).exists() for entry in entries):
-        raise UsageError(f"none of the {len(entries)} images of {path} is in {home} or {home / 'images'}; put the image folder there")
+        raise UsageError(
+            f"none of the {len(entries)} images of {path} is in {home} or {home / 'images'}; put the image folder there"
+        )
     return entries
 
 
 def _karpathy_entry(image: Mapping[str, Any], home: Path) -> ManifestEntry:
     name = _checked_id(str(image["filename"]))
     folder = _plain("filepath", str(image.get("filepath", "")))
-    places = [home / folder / name, home / "images" / folder / name, home / "images" / name, home / name]
-    captions = _texts("sentences", [sentence["raw"].strip() for sentence in image.get("sentences", [])])
+    places = [
+        home / folder / name,
+        home / "images" / folder / name,
+        home / "images" / name,
+        home / name,
+    ]
+    captions = _texts(
+        "sentences", [sentence["raw"].strip() for sentence in image.get("sentences", [])]
+    )
     split = image.get("split")
     entry = ManifestEntry(
         image_id=name,
@@ -195,6 +224,8 @@ def _unique(path: Path, entries: list[ManifestEntry]) -> list[ManifestEntry]:
     for number, entry in enumerate(entries, start=1):
         if entry.image_id in seen:
             first = seen[entry.image_id]
-            raise UsageError(f"{path}: image_id {entry.image_id!r} is both entry {first} and entry {number}; ids must be unique")
+            raise UsageError(
+                f"{path}: image_id {entry.image_id!r} is both entry {first} and entry {number}; ids must be unique"
+            )
         seen[entry.image_id] = number
     return entries

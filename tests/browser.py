@@ -30,8 +30,20 @@ class Browser:
         self._pending = b""
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars"]
-        options += ["--disable-extensions", "--disable-background-networking", f"--user-data-dir={folder}", "--remote-debugging-pipe"]
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--hide-scrollbars",
+        ]
+        options += [
+            "--disable-extensions",
+            "--disable-background-networking",
+            f"--user-data-dir={folder}",
+            "--remote-debugging-pipe",
+        ]
         # It speaks on descriptors 3 and 4, whatever numbers the pipes have here.
         script = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
@@ -44,7 +56,9 @@ class Browser:
         os.close(theirs_in)
         os.close(theirs_out)
         self._session: str | None = None
-        (target,) = [one for one in self.call("Target.getTargets")["targetInfos"] if one["type"] == "page"]
+        (target,) = [
+            one for one in self.call("Target.getTargets")["targetInfos"] if one["type"] == "page"
+        ]
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "Audits"):
@@ -66,17 +80,28 @@ class Browser:
 
     def open(self, page: Path, width: int = 1100, height: int = 900, *, dark: bool = False) -> None:
         """Show a file at a size in CSS pixels; returns when it is loaded."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call("Page.navigate", url=page.absolute().as_uri())
         deadline = time.monotonic() + self.timeout_s
-        while self.evaluate("document.readyState") != "complete" or self.evaluate("location.href") != page.absolute().as_uri():
+        while (
+            self.evaluate("document.readyState") != "complete"
+            or self.evaluate("location.href") != page.absolute().as_uri()
+        ):
             assert time.monotonic() < deadline, "the page does not load"
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression in the page, which no policy of the page forbids."""
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)["result"].get("value")
+        return self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )["result"].get("value")
 
     def boxes(self, selector: str) -> dict[str, tuple[int, int, int, int]]:
         """(left, top, right, bottom) in pixels of the whole page, by the id of each element that is shown."""
@@ -89,7 +114,11 @@ class Browser:
 
     def screenshot(self) -> bytes:
         """The whole page as PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, fromSurface=True)["data"])
+        return base64.b64decode(
+            self.call(
+                "Page.captureScreenshot", format="png", captureBeyondViewport=True, fromSurface=True
+            )["data"]
+        )
 
     def close(self) -> None:
         """End the browser."""
@@ -101,7 +130,12 @@ class Browser:
     def __enter__(self) -> "Browser":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _message(self, deadline: float) -> dict[str, Any]:
@@ -120,7 +154,9 @@ class Browser:
         if method == "Runtime.exceptionThrown":
             self.complaints.append(str(found["exceptionDetails"].get("text")))
         elif method == "Runtime.consoleAPICalled":
-            self.complaints.append(f"console.{found['type']}: {[one.get('value') for one in found['args']]}")
+            self.complaints.append(
+                f"console.{found['type']}: {[one.get('value') for one in found['args']]}"
+            )
         elif method == "Log.entryAdded":
             self.complaints.append(f"{found['entry']['level']}: {found['entry']['text']}")
         elif method == "Audits.issueAdded":

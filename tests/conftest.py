@@ -14,8 +14,8 @@ import pytest
 from kafka import KafkaAdminClient
 
 from schemas.settings import KafkaSettings, S3Settings, Settings
-from stream.kafka_log import KafkaLog
-from stream.topics import TOPICS
+from stream.log.kafka import KafkaLog
+from stream.log.topics import TOPICS
 from tests.services.servers import S3, Absent, Kafka
 from workers.repository.connection import Connection, connect, migrate
 
@@ -26,7 +26,11 @@ _numbers = itertools.count(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes share the tests, a module stays in one, and so does the broker with all that need it."""
     for item in items:
-        needs = "kafka" if "bootstrap" in getattr(item, "fixturenames", ()) else item.nodeid.split("::")[0]
+        needs = (
+            "kafka"
+            if "bootstrap" in getattr(item, "fixturenames", ())
+            else item.nodeid.split("::")[0]
+        )
         item.add_marker(pytest.mark.xdist_group(needs))
 
 
@@ -126,7 +130,11 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 @pytest.fixture(scope="session")
 def s3(request: pytest.FixtureRequest) -> S3Settings:
     """The image store: `SIGMA_TEST_S3_ENDPOINT` with its keys, or a server of our own."""
-    given = {name.replace("SIGMA_TEST_", "SIGMA_"): value for name, value in os.environ.items() if name.startswith("SIGMA_TEST_S3_")}
+    given = {
+        name.replace("SIGMA_TEST_", "SIGMA_"): value
+        for name, value in os.environ.items()
+        if name.startswith("SIGMA_TEST_S3_")
+    }
     found = Settings.from_environment(given or request.getfixturevalue("s3_server").environment).s3
     assert found is not None
     return found

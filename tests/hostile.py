@@ -30,7 +30,14 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 def png(width: int, height: int, pixels: bytes, extra: bytes = b"", after: bytes = b"") -> bytes:
     """An 8-bit RGB PNG with packed `pixels`, and more chunks before and after them."""
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + _chunk(b"IDAT", zlib.compress(pixels)) + after + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + extra
+        + _chunk(b"IDAT", zlib.compress(pixels))
+        + after
+        + _chunk(b"IEND", b"")
+    )
 
 
 def huge_png() -> bytes:
@@ -70,13 +77,22 @@ def filled_jpeg() -> bytes:
 
 def webp(kind: bytes, head: bytes) -> bytes:
     """A WebP of one chunk."""
-    return b"RIFF" + struct.pack("<I", 12 + len(head)) + b"WEBP" + kind + struct.pack("<I", len(head)) + head
+    return (
+        b"RIFF"
+        + struct.pack("<I", 12 + len(head))
+        + b"WEBP"
+        + kind
+        + struct.pack("<I", len(head))
+        + head
+    )
 
 
 def deep_xml() -> bytes:
     """An SVG whose entities unfold to a billion letters."""
     entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 10))
-    return f'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY e0 "a">{entities}]><svg>&e9;</svg>'.encode()
+    return (
+        f'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY e0 "a">{entities}]><svg>&e9;</svg>'.encode()
+    )
 
 
 def sixteen_bit() -> bytes:
@@ -113,9 +129,17 @@ CONVERTIBLE: dict[str, Callable[[], bytes]] = {
     "grey.jpg": lambda: encoded(picture(7).convert("L"), "JPEG"),
     "alpha.png": lambda: encoded(picture(8).convert("RGBA"), "PNG"),
     "one-bit.png": lambda: encoded(picture(9).convert("1"), "PNG"),
-    "profile.jpg": lambda: encoded(picture(10), "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+    "profile.jpg": lambda: encoded(
+        picture(10),
+        "JPEG",
+        icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    ),
     # Also an archive and a page: only the picture is kept.
-    "polyglot.jpg": lambda: encoded(picture(12), "JPEG", comment=b"<script>alert(1)</script>") + b"PK\x03\x04" + bytes(100),
+    "polyglot.jpg": lambda: (
+        encoded(picture(12), "JPEG", comment=b"<script>alert(1)</script>")
+        + b"PK\x03\x04"
+        + bytes(100)
+    ),
     "progressive.jpg": lambda: encoded(picture(11), "JPEG", progressive=True),
 }
 
@@ -140,7 +164,10 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "tall.png": ("too-many-pixels", lambda: png(1, 49_000_000, bytes(4000))),
     "wide.jpg": ("too-many-pixels", wide_jpeg),
     "canvas.webp": ("too-many-pixels", lambda: webp(b"VP8X", bytes(4) + b"\xfe\x3f\0\xfe\x3f\0")),
-    "lossy.webp": ("too-many-pixels", lambda: webp(b"VP8 ", b"\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f")),
+    "lossy.webp": (
+        "too-many-pixels",
+        lambda: webp(b"VP8 ", b"\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f"),
+    ),
     "lossless.webp": ("too-many-pixels", lambda: webp(b"VP8L", b"\x2f\xff\xff\xff\x0f")),
     "header-only.webp": ("truncated", lambda: webp(b"VP8X", b"")),
     "text-bomb.png": ("decode-failed", lambda: png(1, 1, bytes(4), extra=bomb(b"zTXt"))),
@@ -149,14 +176,20 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "pixel-bomb.png": ("truncated", lambda: png(7000, 7000, bytes(140_000_000))),
     "checksum.png": ("truncated", bad_checksum),
     "nothing.png": ("truncated", lambda: png(0, 0, b"")),
-    "chunks.png": ("too-many-parts", lambda: png(1, 1, bytes(4), extra=_chunk(b"prVt", b"") * 200_000)),
+    "chunks.png": (
+        "too-many-parts",
+        lambda: png(1, 1, bytes(4), extra=_chunk(b"prVt", b"") * 200_000),
+    ),
     "segments.jpg": ("too-many-parts", lambda: b"\xff\xd8" + b"\xff\xe5\0\2" * 500_000),
     "filled.jpg": ("too-many-parts", filled_jpeg),
     "scans.jpg": ("too-many-parts", many_scans),
     "entities.svg": ("unsupported-format", deep_xml),
     "icon.png": ("unsupported-format", lambda: encoded(picture(1, (32, 32)), "ICO")),
     "layers.jpg": ("unsupported-format", lambda: b"8BPS\0\1" + bytes(60)),
-    "both.jpg": ("unsupported-format", lambda: b"GIF89a/*" + encoded(picture(1), "JPEG") + b"*/=1;alert(1)"),
+    "both.jpg": (
+        "unsupported-format",
+        lambda: b"GIF89a/*" + encoded(picture(1), "JPEG") + b"*/=1;alert(1)",
+    ),
     "archive.jpg": ("not-an-image", lambda: b"PK\x03\x04" + bytes(100)),
 }
 

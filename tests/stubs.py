@@ -12,12 +12,12 @@ from PIL import Image
 from ops.bench.stub import StubAppender
 from schemas.events import ImageAccepted
 from schemas.settings import Settings
-from stream.images import ImageStore
+from stream.images.store import ImageStore
 from workers.repository import generations
 from workers.repository.connection import Connection, transaction
 from workers.repository.images import accept_images
 from workers.repository.postings import append
-from workers.services import Services
+from workers.runtime.services import Services
 
 
 def services_at(database: str, home: Path, **settings: Any) -> Services:
@@ -29,11 +29,24 @@ def accepted(store: ImageStore, names: Sequence[str]) -> list[ImageAccepted]:
     """Events of small images that the store holds, each unlike the others."""
     events = []
     for name in names:
-        pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(list(name.encode())).integers(
+            0, 256, (8, 8, 3), dtype=np.uint8
+        )
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, "PNG")
         uri = store.put(data.getvalue())
-        events.append(ImageAccepted(name, f"file:///{name}.png", uri, "0" * 64, 8, 8, datetime.now(UTC), captions=(f"picture {name}",)))
+        events.append(
+            ImageAccepted(
+                name,
+                f"file:///{name}.png",
+                uri,
+                "0" * 64,
+                8,
+                8,
+                datetime.now(UTC),
+                captions=(f"picture {name}",),
+            )
+        )
     return events
 
 
@@ -44,12 +57,18 @@ def leave_in(conn: Connection, generation: int, events: Sequence[ImageAccepted])
     with transaction(conn):
         keys = [key for key, _ in accept_images(conn, events)]
         inferred = stub.infer([np.full((2, 2, 3), key % 256, np.uint8) for key in keys])
-        append(conn, generation, stub.shape, [one.assignment(key) for one, key in zip(inferred, keys, strict=True)])
+        append(
+            conn,
+            generation,
+            stub.shape,
+            [one.assignment(key) for one, key in zip(inferred, keys, strict=True)],
+        )
 
 
 def held_by(conn: Connection, generation: int) -> set[str]:
     """Ids of the images that have a primary posting in a generation."""
     found = conn.execute(
-        "SELECT image_id FROM posting JOIN image USING (image_key) WHERE generation = %s AND suffix IS NOT NULL", (generation,)
+        "SELECT image_id FROM posting JOIN image USING (image_key) WHERE generation = %s AND suffix IS NOT NULL",
+        (generation,),
     )
     return {image_id for (image_id,) in found}

@@ -1,1 +1,1 @@
-"""Processes: intake, index worker, query worker, trainer, and the Postgres repository they share."""
+"""Which processes run? Intake, index worker, query worker and trainer, and the repository they share."""

@@ -11,22 +11,30 @@ from typing import Protocol
 import structlog
 
 from schemas.errors import RejectInputError
-from schemas.events import ACCEPTED, ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent, decode, now
+from schemas.events import (
+    ACCEPTED,
+    ImageAccepted,
+    ImageIndexed,
+    ImageRejected,
+    OperationsEvent,
+    decode,
+    now,
+)
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
-from stream.dead_letters import dead_letter, refusal, rejection
-from stream.log import Batch, Consumer, Event, EventLog, Message, message
-from stream.offsets import lag, store_offsets
-from workers.inferred import Inferred
-from workers.loading import Loading
-from workers.metrics import IndexMetrics
-from workers.pictures import read_picture
+from stream.log.dead_letters import dead_letter, refusal, rejection
+from stream.log.event_log import Batch, Consumer, Event, EventLog, Message, message
+from stream.log.offsets import lag, store_offsets
+from workers.generations.inferred import Inferred
 from workers.repository.connection import Connection, rows, transaction
 from workers.repository.generations import Generation, receiving, share_set
 from workers.repository.images import accept_images, images_by_id, reject_image
 from workers.repository.postings import Fate, Outcome, append
-from workers.running import announce_ready, keep_running
-from workers.services import Services
+from workers.runtime.metrics import IndexMetrics
+from workers.runtime.model_loader import Loading
+from workers.runtime.pictures import read_picture
+from workers.runtime.process import announce_ready, keep_running
+from workers.runtime.services import Services
 
 GROUP = "index"
 STAGE = "index"
@@ -86,11 +94,20 @@ class _NotLoadedError(Exception):
 class IndexWorker:
     """One member of the group `index`. Batches are as large as the backlog allows, up to `batch`."""
 
-    def __init__(self, services: Services, metrics: IndexMetrics, *, batch: int = 32, load: Loader | None = None) -> None:
+    def __init__(
+        self,
+        services: Services,
+        metrics: IndexMetrics,
+        *,
+        batch: int = 32,
+        load: Loader | None = None,
+    ) -> None:
         self._services = services
         self._metrics = metrics
         read = load or _load
-        self._models: Loading[Infers] = Loading(lambda generation: read(services, generation), metrics.load_failures.inc)
+        self._models: Loading[Infers] = Loading(
+            lambda generation: read(services, generation), metrics.load_failures.inc
+        )
         self._store = services.store
         self._batch = batch
         self._readers = ThreadPoolExecutor(_READERS, "pictures")
@@ -146,7 +163,9 @@ class IndexWorker:
         work: list[_Work] = []
         seen: dict[int, _Seen] = {number: _Seen(model) for number, model in models.items()}
         # All pictures are asked for at once; those of the next slice are read while the model looks at this one.
-        pictures = self._readers.map(self._picture, *zip(*fresh, strict=True)) if fresh else iter(())
+        pictures = (
+            self._readers.map(self._picture, *zip(*fresh, strict=True)) if fresh else iter(())
+        )
         while part := list(islice(pictures, _SLICE)):
             good = [one for one in part if isinstance(one, _Work)]
             refused += [one for one in part if not isinstance(one, _Work)]
@@ -163,9 +182,13 @@ class IndexWorker:
                 seen[missing.generation.id] = _Seen(self._models.wait(missing.generation))
                 seen[missing.generation.id].look(work)
         model_s = sum(looking.seconds for looking in seen.values())
-        self._metrics.done(len(batch), model_s=model_s, other_s=time.perf_counter() - began - model_s)
+        self._metrics.done(
+            len(batch), model_s=model_s, other_s=time.perf_counter() - began - model_s
+        )
         for one in work:
-            self._metrics.age.observe(max(0.0, (now() - (one.image.published_at or one.image.arrived_at)).total_seconds()))
+            self._metrics.age.observe(
+                max(0.0, (now() - (one.image.published_at or one.image.arrived_at)).total_seconds())
+            )
 
     def _write(
         self,
@@ -220,43 +243,70 @@ class IndexWorker:
         except RejectInputError as error:
             return event, refusal(image, error, stage=STAGE)
 
-    def _indexed(self, conn: Connection, images: Sequence[ImageAccepted], models: Collection[int]) -> set[tuple[str, int]]:
+    def _indexed(
+        self, conn: Connection, images: Sequence[ImageAccepted], models: Collection[int]
+    ) -> set[tuple[str, int]]:
         """(id, version) of images that need nothing: newer or deleted there, or posted in every generation that is loaded."""
         stored = images_by_id(conn, [image.image_id for image in images])
         keys = {one.image_key for one in stored.values()}
         for number in models:
-            keys &= {key for (key,) in rows(conn, "present_images", generation=number, image_keys=sorted(keys))}
+            keys &= {
+                key
+                for (key,) in rows(
+                    conn, "present_images", generation=number, image_keys=sorted(keys)
+                )
+            }
         done = set()
         for image in images:
             known = stored.get(image.image_id)
             if known is None or known.version < image.version:
                 continue
-            if known.version > image.version or known.state == "deleted" or (models and known.image_key in keys):
+            if (
+                known.version > image.version
+                or known.state == "deleted"
+                or (models and known.image_key in keys)
+            ):
                 done.add((image.image_id, image.version))
         return done
 
-    def _append(self, conn: Connection, number: int, work: Sequence[_Work], keys: Sequence[int], seen: _Seen) -> list[Message]:
+    def _append(
+        self, conn: Connection, number: int, work: Sequence[_Work], keys: Sequence[int], seen: _Seen
+    ) -> list[Message]:
         shape = seen.model.shape
-        outcomes = append(conn, number, shape, [one.assignment(key) for one, key in zip(seen.inferred, keys, strict=True)])
+        outcomes = append(
+            conn,
+            number,
+            shape,
+            [one.assignment(key) for one, key in zip(seen.inferred, keys, strict=True)],
+        )
         messages = []
         for one, found, outcome in zip(work, seen.inferred, outcomes, strict=True):
             if outcome.fate is Fate.NO_ROOM:
                 log.error("no leaf has room", image_id=one.image.image_id, generation=number)
-                note = OperationsEvent("no-room", f"image {one.image.image_id} found no leaf with room in generation {number}")
+                note = OperationsEvent(
+                    "no-room",
+                    f"image {one.image.image_id} found no leaf with room in generation {number}",
+                )
                 messages.append(message(note, one.image.image_id, cause=one.event))
             if outcome.leaf is not None and outcome.suffix is not None:
-                messages.append(_indexed_event(one, number, shape.identifier(outcome.leaf, outcome.suffix), outcome, found))
+                messages.append(
+                    _indexed_event(
+                        one, number, shape.identifier(outcome.leaf, outcome.suffix), outcome, found
+                    )
+                )
         return messages
 
 
 def _load(services: Services, generation: Generation) -> Infers:
     # Imported here, for torch and transformers take seconds that a worker with another model need not spend.
-    from workers.append import Appender
+    from workers.generations.appender import Appender
 
     return Appender.load(services, generation)
 
 
-def _indexed_event(one: _Work, number: int, identifier: list[int], outcome: Outcome, found: Inferred) -> Message:
+def _indexed_event(
+    one: _Work, number: int, identifier: list[int], outcome: Outcome, found: Inferred
+) -> Message:
     event = ImageIndexed(
         image_id=one.image.image_id,
         version=one.image.version,

@@ -12,17 +12,26 @@ from dataclasses import dataclass
 import structlog
 
 from schemas.errors import RejectInputError
-from schemas.events import ARRIVED, DELETED, ImageAccepted, ImageArrived, ImageDeleted, ImageRejected, decode, trace_of
-from stream.dead_letters import dead_letter, rejection
-from stream.decoding import DecodePool
-from stream.intake import STAGE, accept
-from stream.log import Batch, Event, EventLog, Message, Partition, message
-from stream.offsets import committed, lag, store_offsets, unbroken
-from workers.metrics import IntakeMetrics
+from schemas.events import (
+    ARRIVED,
+    DELETED,
+    ImageAccepted,
+    ImageArrived,
+    ImageDeleted,
+    ImageRejected,
+    decode,
+    trace_of,
+)
+from stream.images.decode_pool import DecodePool
+from stream.log.dead_letters import dead_letter, rejection
+from stream.log.event_log import Batch, Event, EventLog, Message, Partition, message
+from stream.log.offsets import committed, lag, store_offsets, unbroken
+from stream.validation import STAGE, accept
 from workers.repository.connection import Connection, transaction
 from workers.repository.images import delete_images, reject_image
-from workers.running import AWAY, announce_ready, keep_running
-from workers.services import Services
+from workers.runtime.metrics import IntakeMetrics
+from workers.runtime.process import AWAY, announce_ready, keep_running
+from workers.runtime.services import Services
 
 GROUP = "intake"
 TOPICS = (ARRIVED, DELETED)
@@ -35,17 +44,24 @@ Verdict = tuple[Event, ImageAccepted | ImageRejected | ImageDeleted]
 
 def run(services: Services, stop: threading.Event, metrics: IntakeMetrics) -> None:
     """Consume until stopped."""
-    with DecodePool(services.limits, processes=_PROCESSES) as pool, ThreadPoolExecutor(_PROCESSES) as threads:
+    with (
+        DecodePool(services.limits, processes=_PROCESSES) as pool,
+        ThreadPoolExecutor(_PROCESSES) as threads,
+    ):
         intake = Intake(services, pool, threads, metrics)
         if services.settings.kafka is None:
             keep_running(lambda stop: _session(intake, stop), stop, GROUP)
             return
-        from stream import faust_app
+        from stream.log import faust_app
 
         events = Delivered(intake, stop)
         folder = services.home / "faust"
         try:
-            faust_app.run(faust_app.application(services.settings.kafka, folder, events, metrics.counted), stop, announce_ready)
+            faust_app.run(
+                faust_app.application(services.settings.kafka, folder, events, metrics.counted),
+                stop,
+                announce_ready,
+            )
         finally:
             events.close()
 
@@ -76,7 +92,13 @@ class Intake:
         except RejectInputError as error:
             return event, rejection(event, error, stage=STAGE)
         if isinstance(record, ImageArrived):
-            return event, accept(record, self.services.store, self.pool, self.services.sources.read, event.published_at)
+            return event, accept(
+                record,
+                self.services.store,
+                self.pool,
+                self.services.sources.read,
+                event.published_at,
+            )
         if isinstance(record, ImageDeleted):
             return event, record
         raise AssertionError(f"topic {event.topic} is not one of the intake's")
@@ -110,8 +132,14 @@ class Delivered:
         try:
             ends = self._log.end_offsets(TOPICS)
             done = committed(self._log, self._connected(), GROUP, TOPICS)
-            self._intake.metrics.lag.set(sum(max(0, end - done.get(place, 0)) for place, end in ends.items()))
-            stuck = [place for place, end in ends.items() if done.get(place, 0) < end and done.get(place, 0) == self._stood.get(place)]
+            self._intake.metrics.lag.set(
+                sum(max(0, end - done.get(place, 0)) for place, end in ends.items())
+            )
+            stuck = [
+                place
+                for place, end in ends.items()
+                if done.get(place, 0) < end and done.get(place, 0) == self._stood.get(place)
+            ]
             self._stood = {place: done.get(place, 0) for place in ends}
             for place in stuck:
                 self.handle(self._log.read(*place, first=done.get(place, 0), limit=_BATCH))
@@ -159,7 +187,11 @@ def commit(conn: Connection, events: EventLog, verdicts: Sequence[Verdict]) -> N
             reject_image(conn, verdict)
             messages.append(dead_letter(event, verdict))
             log.info(
-                "image rejected", image_id=verdict.image_id, code=verdict.code, reason=verdict.reason, trace_id=trace_of(event.headers)
+                "image rejected",
+                image_id=verdict.image_id,
+                code=verdict.code,
+                reason=verdict.reason,
+                trace_id=trace_of(event.headers),
             )
     if messages:
         events.publish(conn, messages)

@@ -1,1 +1,1 @@
-"""Identifiers: what turns an embedding into `[id1,id2,id3,id4]`, the suffix, and how good the result is."""
+"""What turns an embedding into an identifier? The codebook, instance suffixes, re-clustering, and their quality."""

@@ -31,7 +31,9 @@ class CodebookConfig:
         """N, the codewords of one subspace; `UsageError` when K_4 is not an M-th power."""
         count = round(self.shape.codes[3] ** (1 / self.subspaces))
         if count**self.subspaces != self.shape.codes[3]:
-            raise UsageError(f"id4 has {self.shape.codes[3]} codes, which is no {self.subspaces}-th power; change K4 or the subspaces")
+            raise UsageError(
+                f"id4 has {self.shape.codes[3]} codes, which is no {self.subspaces}-th power; change K4 or the subspaces"
+            )
         return count
 
 
@@ -65,7 +67,10 @@ class Codebook:
     def encode(self, embeddings: FloatArray) -> IntArray:
         """(N, 4) int64 codes of (N, D) embeddings, seen or not; bounded memory."""
         rows = checked(embeddings, self.width)
-        blocks = [self._encode_block(rows[start : start + _BLOCK]) for start in range(0, len(rows), _BLOCK)]
+        blocks = [
+            self._encode_block(rows[start : start + _BLOCK])
+            for start in range(0, len(rows), _BLOCK)
+        ]
         return np.concatenate(blocks) if blocks else np.zeros((0, 4), dtype=np.int64)
 
     def leaves(self, embeddings: FloatArray) -> IntArray:
@@ -90,7 +95,10 @@ class Codebook:
         about = json.loads((folder / "codebook.json").read_text())
         settings = about["config"]
         shape = settings.pop("shape")
-        config = CodebookConfig(shape=IdentifierShape(codes=tuple(shape["codes"]), suffixes=shape["suffixes"]), **settings)
+        config = CodebookConfig(
+            shape=IdentifierShape(codes=tuple(shape["codes"]), suffixes=shape["suffixes"]),
+            **settings,
+        )
         with np.load(folder / "codebook.npz", allow_pickle=False) as arrays:
             book = cls(config=config, **{name: arrays[name] for name in arrays.files})
         if book.version != about["version"]:
@@ -115,7 +123,9 @@ class Codebook:
         spaces, count, width = self.codewords.shape
         code = np.zeros(len(residual), dtype=np.int64)
         for m in range(spaces):
-            code = code * count + nearest(residual[:, m * width : (m + 1) * width], self.codewords[m])
+            code = code * count + nearest(
+                residual[:, m * width : (m + 1) * width], self.codewords[m]
+            )
         return code
 
     def codeword(self, code: IntArray) -> FloatArray:
@@ -132,13 +142,17 @@ def checked(embeddings: FloatArray, width: int | None = None) -> FloatArray:
         raise UsageError(f"embeddings must have shape (N, {width or 'D'}), got {rows.shape}")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
-        raise UsageError(f"{len(bad)} embeddings hold NaN or infinity, first rows {bad[:5].tolist()}; check the encoder's output")
+        raise UsageError(
+            f"{len(bad)} embeddings hold NaN or infinity, first rows {bad[:5].tolist()}; check the encoder's output"
+        )
     return rows
 
 
 def nearest(rows: FloatArray, centres: FloatArray) -> IntArray:
     """Index of the nearest centre (squared Euclidean distance, equation 1) of each row, int64."""
-    distance = (centres.astype(np.float64) ** 2).sum(1) - 2.0 * rows.astype(np.float64) @ centres.T.astype(np.float64)
+    distance = (centres.astype(np.float64) ** 2).sum(1) - 2.0 * rows.astype(
+        np.float64
+    ) @ centres.T.astype(np.float64)
     return distance.argmin(axis=1).astype(np.int64)
 
 
@@ -158,7 +172,9 @@ def pack_all(codes: IntArray, shape: IdentifierShape) -> IntArray:
     return leaf
 
 
-def fit_codebook(embeddings: FloatArray, config: CodebookConfig, tick: Callable[[int], None] = lambda _: None) -> Codebook:
+def fit_codebook(
+    embeddings: FloatArray, config: CodebookConfig, tick: Callable[[int], None] = lambda _: None
+) -> Codebook:
     """Fit all four levels on (N, D) embeddings; `tick(1)` after each id1 cluster and at the end of the quantiser.
 
     Both Semi-NMF levels work on the residual to the id1 centroid: the centroid is common to the cluster and would be every
@@ -166,11 +182,15 @@ def fit_codebook(embeddings: FloatArray, config: CodebookConfig, tick: Callable[
     """
     rows = checked(embeddings)
     if not len(rows):
-        raise UsageError("a codebook needs at least one embedding, got none; ingest or list images first")
+        raise UsageError(
+            "a codebook needs at least one embedding, got none; ingest or list images first"
+        )
     k1, k2, k3, _ = config.shape.codes
     width = rows.shape[1]
     if width % config.subspaces:
-        raise UsageError(f"embedding width {width} is not a multiple of {config.subspaces} subspaces; change the subspaces")
+        raise UsageError(
+            f"embedding width {width} is not a multiple of {config.subspaces} subspaces; change the subspaces"
+        )
     centroids = _anchors(rows, k1, config.seed)
     anchor = nearest(rows, centroids)
     residual = rows - centroids[anchor]
@@ -178,15 +198,23 @@ def fit_codebook(embeddings: FloatArray, config: CodebookConfig, tick: Callable[
     for cluster in range(k1):
         inside = residual[anchor == cluster]
         if len(inside):
-            second[cluster] = fit_seminmf(inside, k2, seed=config.seed + cluster, iterations=config.iterations).basis
+            second[cluster] = fit_seminmf(
+                inside, k2, seed=config.seed + cluster, iterations=config.iterations
+            ).basis
             _, left = dominant(inside, second[cluster])
-            third[cluster] = fit_seminmf(left, k3, seed=config.seed + k1 + cluster, iterations=config.iterations).basis
+            third[cluster] = fit_seminmf(
+                left, k3, seed=config.seed + k1 + cluster, iterations=config.iterations
+            ).basis
         tick(1)
     step = width // config.subspaces
     parts = [residual[:, m * step : (m + 1) * step] for m in range(config.subspaces)]
-    codewords = np.stack([_padded_kmeans(part, config.codewords, config.seed + m) for m, part in enumerate(parts)])
+    codewords = np.stack(
+        [_padded_kmeans(part, config.codewords, config.seed + m) for m, part in enumerate(parts)]
+    )
     tick(1)
-    return Codebook(config=config, centroids=centroids, second=second, third=third, codewords=codewords)
+    return Codebook(
+        config=config, centroids=centroids, second=second, third=third, codewords=codewords
+    )
 
 
 def _anchors(rows: FloatArray, count: int, seed: int) -> FloatArray:
@@ -197,7 +225,10 @@ def _anchors(rows: FloatArray, count: int, seed: int) -> FloatArray:
 
 def _padded_kmeans(rows: FloatArray, count: int, seed: int) -> FloatArray:
     used = min(count, len(np.unique(np.round(rows, 6), axis=0)))
-    return _fill(KMeans(used, n_init=3, random_state=seed).fit(rows).cluster_centers_.astype(np.float32), count)
+    return _fill(
+        KMeans(used, n_init=3, random_state=seed).fit(rows).cluster_centers_.astype(np.float32),
+        count,
+    )
 
 
 def _fill(centres: FloatArray, count: int) -> FloatArray:

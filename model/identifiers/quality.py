@@ -48,15 +48,25 @@ def gini(loads: IntArray) -> float:
 
 
 def identifier_quality(
-    codes: IntArray, embeddings: FloatArray, codebook: Codebook, *, seed: int = 0, sample: int = 1000
+    codes: IntArray,
+    embeddings: FloatArray,
+    codebook: Codebook,
+    *,
+    seed: int = 0,
+    sample: int = 1000,
 ) -> IdentifierQuality:
     """Quality of (N, 4) codes of (N, D) embeddings; neighbours are measured on a seeded sample of at most `sample` rows."""
     shape = codebook.config.shape
     leaves, loads = np.unique(pack_all(codes, shape), return_counts=True)
     centred = embeddings - embeddings.mean(0)
-    error = float(((embeddings - codebook.reconstruct(codes)) ** 2).sum() / max(float((centred**2).sum()), 1e-12))
+    error = float(
+        ((embeddings - codebook.reconstruct(codes)) ** 2).sum()
+        / max(float((centred**2).sum()), 1e-12)
+    )
     agreement, prefix = _neighbours(codes, embeddings, seed, sample)
-    first, second, third, fourth = (perplexity(codes[:, level], shape.codes[level]) for level in range(4))
+    first, second, third, fourth = (
+        perplexity(codes[:, level], shape.codes[level]) for level in range(4)
+    )
     return IdentifierQuality(
         images=len(codes),
         leaves=len(leaves),
@@ -70,12 +80,16 @@ def identifier_quality(
     )
 
 
-def _neighbours(codes: IntArray, embeddings: FloatArray, seed: int, sample: int) -> tuple[float, float]:
+def _neighbours(
+    codes: IntArray, embeddings: FloatArray, seed: int, sample: int
+) -> tuple[float, float]:
     if len(codes) < 2:
         return 1.0, 4.0
     rows = np.random.default_rng(seed).choice(len(codes), min(sample, len(codes)), replace=False)
     distance = (embeddings**2).sum(1)[None] - 2 * embeddings[rows] @ embeddings.T
     distance[np.arange(len(rows)), rows] = np.inf
-    near = np.argpartition(distance, min(10, len(codes) - 1) - 1, axis=1)[:, : min(10, len(codes) - 1)]
+    near = np.argpartition(distance, min(10, len(codes) - 1) - 1, axis=1)[
+        :, : min(10, len(codes) - 1)
+    ]
     same = codes[near] == codes[rows][:, None, :]
     return float(same[:, :, 0].mean()), float(np.cumprod(same, axis=2).sum(2).mean())

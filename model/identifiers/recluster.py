@@ -13,7 +13,7 @@ import numpy as np
 from model.identifiers.codebook import Codebook, checked, dominant, pack_all
 from model.identifiers.quality import gini
 from model.identifiers.seminmf import fit_seminmf, nonnegative_coefficients
-from model.identifiers.sticky import Clusters, matching, refit, squared, stay
+from model.identifiers.sticky_kmeans import Clusters, matching, refit, squared, stay
 from schemas.errors import UsageError
 from schemas.records import BoolArray, FloatArray, IntArray
 
@@ -41,26 +41,45 @@ class ReclusterConfig:
     iterations: int = 30
 
     def __post_init__(self) -> None:
-        if min(self.distance, self.coefficient, self.price, self.stale, self.moves) < 0 or self.iterations < 1 or self.coefficient > 1:
-            raise UsageError(f"{self}: tolerances must not be negative, `coefficient` at most 1, iterations at least 1")
+        if (
+            min(self.distance, self.coefficient, self.price, self.stale, self.moves) < 0
+            or self.iterations < 1
+            or self.coefficient > 1
+        ):
+            raise UsageError(
+                f"{self}: tolerances must not be negative, `coefficient` at most 1, iterations at least 1"
+            )
 
 
-def recluster(old: Codebook, embeddings: FloatArray, config: ReclusterConfig = ReclusterConfig()) -> Codebook:
+def recluster(
+    old: Codebook, embeddings: FloatArray, config: ReclusterConfig = ReclusterConfig()
+) -> Codebook:
     """A codebook of the same shape fitted to (N, D) embeddings, a sample of what is in the store now, numbered like `old`.
 
     `UsageError` for no rows, NaN and another width. Deterministic.
     """
     rows = checked(embeddings, old.width)
     if not len(rows):
-        raise UsageError("a re-clustering needs at least one embedding, got none; index images first")
+        raise UsageError(
+            "a re-clustering needs at least one embedding, got none; index images first"
+        )
     codes = old.encode(rows)
-    first = refit(rows, old.centroids, codes[:, 0], tolerance=config.distance, price=config.price, iterations=config.iterations)
+    first = refit(
+        rows,
+        old.centroids,
+        codes[:, 0],
+        tolerance=config.distance,
+        price=config.price,
+        iterations=config.iterations,
+    )
     second, third = _directions(old, rows, codes, first, config)
     codewords = _codewords(old, rows - first.centres[first.labels], codes[:, 3], config)
     return Codebook(old.config, first.centres, second, third, codewords)
 
 
-def affordable(old: Codebook, embeddings: FloatArray, config: ReclusterConfig = ReclusterConfig()) -> tuple[Codebook, ReclusterConfig]:
+def affordable(
+    old: Codebook, embeddings: FloatArray, config: ReclusterConfig = ReclusterConfig()
+) -> tuple[Codebook, ReclusterConfig]:
     """The most faithful re-clustering that moves at most `moves` of the sample's identifiers, and the config to give to
     `keep_codes` with it.
 
@@ -98,7 +117,12 @@ def _ladder(
     return tries
 
 
-def keep_codes(codes: IntArray, embeddings: FloatArray, codebook: Codebook, config: ReclusterConfig = ReclusterConfig()) -> IntArray:
+def keep_codes(
+    codes: IntArray,
+    embeddings: FloatArray,
+    codebook: Codebook,
+    config: ReclusterConfig = ReclusterConfig(),
+) -> IntArray:
     """(N, 4) codes of (N, D) embeddings in the re-clustered `codebook`: the old `codes` where they are still good enough.
 
     Each row is decided alone, so batches give the same as the whole. id2 and id3 mean nothing outside their id1 cluster: an
@@ -107,8 +131,13 @@ def keep_codes(codes: IntArray, embeddings: FloatArray, codebook: Codebook, conf
     rows, old = checked(embeddings, codebook.width), np.asarray(codes, dtype=np.int64)
     allowed = np.array(codebook.config.shape.codes)
     if old.shape != (len(rows), 4) or (old < 0).any() or (old >= allowed).any():
-        raise UsageError(f"codes of shape {old.shape} for {len(rows)} embeddings: must be ({len(rows)}, 4) and below {allowed.tolist()}")
-    kept = [_kept(old[at : at + _BLOCK], rows[at : at + _BLOCK], codebook, config) for at in range(0, len(rows), _BLOCK)]
+        raise UsageError(
+            f"codes of shape {old.shape} for {len(rows)} embeddings: must be ({len(rows)}, 4) and below {allowed.tolist()}"
+        )
+    kept = [
+        _kept(old[at : at + _BLOCK], rows[at : at + _BLOCK], codebook, config)
+        for at in range(0, len(rows), _BLOCK)
+    ]
     return np.concatenate(kept) if kept else old.copy()
 
 
@@ -119,7 +148,9 @@ def _kept(old: IntArray, rows: FloatArray, book: Codebook, config: ReclusterConf
     here = codes[:, 0] == old[:, 0]
     for cluster in np.unique(codes[:, 0]):
         at = np.flatnonzero(codes[:, 0] == cluster)
-        codes[at, 1], left = _lasting(residual[at], book.second[cluster], old[at, 1], here[at], config)
+        codes[at, 1], left = _lasting(
+            residual[at], book.second[cluster], old[at, 1], here[at], config
+        )
         codes[at, 2], _ = _lasting(left, book.third[cluster], old[at, 2], here[at], config)
     best = book.quantise(residual)
     far = ((residual - book.codeword(old[:, 3])) ** 2).sum(1, dtype=np.float64)
@@ -128,7 +159,9 @@ def _kept(old: IntArray, rows: FloatArray, book: Codebook, config: ReclusterConf
     return codes
 
 
-def _lasting(rows: FloatArray, basis: FloatArray, was: IntArray, here: BoolArray, config: ReclusterConfig) -> tuple[IntArray, FloatArray]:
+def _lasting(
+    rows: FloatArray, basis: FloatArray, was: IntArray, here: BoolArray, config: ReclusterConfig
+) -> tuple[IntArray, FloatArray]:
     """The old component while it is nearly the dominant one, and what it leaves over."""
     weights, at = nonnegative_coefficients(rows, basis), np.arange(len(rows))
     best = weights.argmax(axis=1)
@@ -148,11 +181,20 @@ def _directions(
         seed = config.seed + int(cluster)
         second[cluster] = _basis(inside, old.second[cluster], codes[at, 1], same, seed, config)
         _, left = dominant(inside, second[cluster])
-        third[cluster] = _basis(left, old.third[cluster], codes[at, 2], same, seed + len(second), config)
+        third[cluster] = _basis(
+            left, old.third[cluster], codes[at, 2], same, seed + len(second), config
+        )
     return second, third
 
 
-def _basis(inside: FloatArray, basis: FloatArray, was: IntArray, same: BoolArray, seed: int, config: ReclusterConfig) -> FloatArray:
+def _basis(
+    inside: FloatArray,
+    basis: FloatArray,
+    was: IntArray,
+    same: BoolArray,
+    seed: int,
+    config: ReclusterConfig,
+) -> FloatArray:
     """The old directions (k, D) while they serve the (n, D) rows, else new ones numbered like them.
 
     `same` marks rows that were in this cluster: without a majority of them the old directions are no start worth having.
@@ -160,14 +202,22 @@ def _basis(inside: FloatArray, basis: FloatArray, was: IntArray, same: BoolArray
     start = basis if basis.any() and same.mean() > 0.5 else None
     if basis.any() and not _stale(inside, basis, start, seed, config):
         return basis
-    fitted = fit_seminmf(inside, len(basis), seed=seed, iterations=config.iterations, start=start).basis
+    fitted = fit_seminmf(
+        inside, len(basis), seed=seed, iterations=config.iterations, start=start
+    ).basis
     if not same.any():
         return fitted
     now, _ = dominant(inside[same], fitted)
     return fitted[matching(was[same], now, len(basis))]
 
 
-def _stale(inside: FloatArray, basis: FloatArray, start: FloatArray | None, seed: int, config: ReclusterConfig) -> bool:
+def _stale(
+    inside: FloatArray,
+    basis: FloatArray,
+    start: FloatArray | None,
+    seed: int,
+    config: ReclusterConfig,
+) -> bool:
     """Whether directions fitted to every other row explain the rows between clearly better than the old ones do.
 
     Judged on rows that the fit has not seen: on its own rows a new fit always looks a tenth better, and seldom is.
@@ -175,7 +225,9 @@ def _stale(inside: FloatArray, basis: FloatArray, start: FloatArray | None, seed
     seen, unseen = inside[::2], inside[1::2]
     if not len(unseen):
         return False
-    fitted = fit_seminmf(seen, len(basis), seed=seed, iterations=_TRIAL_ITERATIONS, start=start).basis
+    fitted = fit_seminmf(
+        seen, len(basis), seed=seed, iterations=_TRIAL_ITERATIONS, start=start
+    ).basis
     return _unexplained(unseen, basis) > (1 + config.stale) * _unexplained(unseen, fitted)
 
 
@@ -184,14 +236,23 @@ def _unexplained(rows: FloatArray, basis: FloatArray) -> float:
     return float(((rows - weights @ basis.astype(np.float64)) ** 2).sum())
 
 
-def _codewords(old: Codebook, residual: FloatArray, was: IntArray, config: ReclusterConfig) -> FloatArray:
+def _codewords(
+    old: Codebook, residual: FloatArray, was: IntArray, config: ReclusterConfig
+) -> FloatArray:
     """id4's codewords (M, N, D/M), subspace by subspace: the digits of the old mixed-radix code are the old clusters."""
     spaces, count, width = old.codewords.shape
     found = np.empty_like(old.codewords)
     for m in range(spaces):
         part = residual[:, m * width : (m + 1) * width]
         digit = was // count ** (spaces - 1 - m) % count
-        found[m] = refit(part, old.codewords[m], digit, tolerance=config.distance, price=config.price, iterations=config.iterations).centres
+        found[m] = refit(
+            part,
+            old.codewords[m],
+            digit,
+            tolerance=config.distance,
+            price=config.price,
+            iterations=config.iterations,
+        ).centres
     return found
 
 
@@ -225,7 +286,12 @@ class ReclusterReport:
 
 
 def recluster_report(
-    old_codes: IntArray, new_codes: IntArray, embeddings: FloatArray, old: Codebook, new: Codebook, fresh: Codebook | None
+    old_codes: IntArray,
+    new_codes: IntArray,
+    embeddings: FloatArray,
+    old: Codebook,
+    new: Codebook,
+    fresh: Codebook | None,
 ) -> ReclusterReport:
     """Compare (N, 4) codes before and after of the same (N, D) embeddings; `fresh` is a fit of its own to them, the yardstick."""
     rows = checked(embeddings, old.width)
@@ -263,7 +329,9 @@ def gain_share(before: float, after: float, fresh: float | None) -> float | None
 def error(book: Codebook, codes: IntArray, embeddings: FloatArray) -> float:
     """Squared error of (N, 4) codes relative to the variance of (N, D) embeddings, as `identifier_quality` measures it."""
     centred = embeddings - embeddings.mean(axis=0)
-    return float(((embeddings - book.reconstruct(codes)) ** 2).sum() / max(float((centred**2).sum()), 1e-12))
+    return float(
+        ((embeddings - book.reconstruct(codes)) ** 2).sum() / max(float((centred**2).sum()), 1e-12)
+    )
 
 
 def _loads(codes: IntArray, book: Codebook) -> IntArray:

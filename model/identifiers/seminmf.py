@@ -28,7 +28,9 @@ class SemiNMF:
     objective: tuple[float, ...]
 
 
-def nonnegative_coefficients(rows: Matrix, basis: Matrix, *, start: Matrix | None = None, sweeps: int = _SWEEPS) -> Matrix:
+def nonnegative_coefficients(
+    rows: Matrix, basis: Matrix, *, start: Matrix | None = None, sweeps: int = _SWEEPS
+) -> Matrix:
     """W (n, k) float64 ≥ 0 that minimises ‖rows − W·basis‖² for fixed `basis` (k, D), all rows at once.
 
     Cyclic coordinate descent on the k×k Gram matrix: each coordinate's minimum is closed-form, the problem is convex, so
@@ -38,7 +40,9 @@ def nonnegative_coefficients(rows: Matrix, basis: Matrix, *, start: Matrix | Non
     gram = basis @ basis.T
     target = rows.astype(np.float64) @ basis.T
     if start is None:
-        weights: Matrix = np.maximum(target / np.maximum(np.diag(gram), 1e-30), 0.0) * (1.0 / max(1, len(basis)))
+        weights: Matrix = np.maximum(target / np.maximum(np.diag(gram), 1e-30), 0.0) * (
+            1.0 / max(1, len(basis))
+        )
     else:
         weights = start.copy()
     limit = _TOLERANCE * max(1.0, float(np.abs(target).max(initial=0.0)))
@@ -48,7 +52,9 @@ def nonnegative_coefficients(rows: Matrix, basis: Matrix, *, start: Matrix | Non
         before = part.copy()
         for k in range(len(basis)):
             if gram[k, k] > 1e-30:
-                part[:, k] = np.maximum(0.0, part[:, k] + (goal[:, k] - part @ gram[:, k]) / gram[k, k])
+                part[:, k] = np.maximum(
+                    0.0, part[:, k] + (goal[:, k] - part @ gram[:, k]) / gram[k, k]
+                )
         weights[active] = part
         active = active[np.abs(part - before).max(axis=1, initial=0.0) > limit]
         if sweep in _POLISH and len(active):
@@ -60,7 +66,9 @@ def nonnegative_coefficients(rows: Matrix, basis: Matrix, *, start: Matrix | Non
     return weights
 
 
-def _on_support(gram: Matrix, target: Matrix, weights: Matrix, limit: float) -> tuple[Matrix, BoolArray]:
+def _on_support(
+    gram: Matrix, target: Matrix, weights: Matrix, limit: float
+) -> tuple[Matrix, BoolArray]:
     """Least squares of each row on its positive components, and where that is the optimum (Karush-Kuhn-Tucker).
 
     A singular support has no one solution: its rows are left to the sweeps.
@@ -68,7 +76,9 @@ def _on_support(gram: Matrix, target: Matrix, weights: Matrix, limit: float) -> 
     inside = weights > 0
     both = inside[:, :, None] & inside[:, None, :]
     values, vectors = np.linalg.eigh(np.where(both, gram, np.eye(len(gram)) * ~inside[:, None, :]))
-    turned = np.einsum("nij,ni->nj", vectors, np.where(inside, target, 0.0)) / np.maximum(values, 1e-30)
+    turned = np.einsum("nij,ni->nj", vectors, np.where(inside, target, 0.0)) / np.maximum(
+        values, 1e-30
+    )
     exact = np.where(inside, np.einsum("nij,nj->ni", vectors, turned), 0.0)
     slope = np.where(inside, 0.0, target - exact @ gram)
     done = (values.min(axis=1) > 1e-8) & (exact >= 0).all(axis=1) & (slope <= limit).all(axis=1)
@@ -99,7 +109,13 @@ def _unit(basis: Matrix, rng: np.random.Generator) -> Matrix:
 
 
 def fit_seminmf(
-    rows: FloatArray, components: int, *, seed: int, iterations: int = 30, tolerance: float = 1e-4, start: FloatArray | None = None
+    rows: FloatArray,
+    components: int,
+    *,
+    seed: int,
+    iterations: int = 30,
+    tolerance: float = 1e-4,
+    start: FloatArray | None = None,
 ) -> SemiNMF:
     """Factorise (n, D) rows into `components` directions; deterministic for a seed. Begins at the (k, D) directions `start`
     when they are given.
@@ -108,9 +124,15 @@ def fit_seminmf(
     keep their direction.
     """
     if rows.ndim != 2 or not len(rows) or components < 1:
-        raise UsageError(f"Semi-NMF needs a non-empty (n, D) matrix and at least one component, got {rows.shape} and {components}")
+        raise UsageError(
+            f"Semi-NMF needs a non-empty (n, D) matrix and at least one component, got {rows.shape} and {components}"
+        )
     data = rows.astype(np.float64)
-    basis = _directions(data, components, seed) if start is None else _unit(start.astype(np.float64), np.random.default_rng(seed))
+    basis = (
+        _directions(data, components, seed)
+        if start is None
+        else _unit(start.astype(np.float64), np.random.default_rng(seed))
+    )
     weights = nonnegative_coefficients(data, basis, sweeps=_FIT_SWEEPS)
     history = [float(((data - weights @ basis) ** 2).sum())]
     for _ in range(iterations):

@@ -1,1 +1,1 @@
-"""Benchmarks and endurance runs: each measures ours beside a peer in the same run, on services of its own."""
+"""How fast is it, and what breaks it? Benchmarks beside a peer, and endurance runs, on services of their own."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ops.bench.fleet import ROLES, Fleet, Gap, Publisher, chooser, fleet, pictures, settle, warm_up
-from ops.progress import bar
+from ops.cli.progress_bar import bar
 from schemas.errors import WorkFailedError
 from schemas.events import INDEXED
-from stream.log import EventLog
+from stream.log.event_log import EventLog
 from workers.repository.connection import Connection
 from workers.repository.counters import recount, totals
 
@@ -62,7 +62,11 @@ def chaos(config: ChaosConfig) -> dict[str, Any]:
         **found,
         "undisturbed_checksum": undisturbed(config),
     }
-    if found["lost"] or found["doubled"] or document["checksum"] != document["undisturbed_checksum"]:
+    if (
+        found["lost"]
+        or found["doubled"]
+        or document["checksum"] != document["undisturbed_checksum"]
+    ):
         raise WorkFailedError(f"the disturbed run differs from the undisturbed one: {document}")
     return document
 
@@ -107,13 +111,23 @@ def _strike(made: Fleet, config: ChaosConfig, chance: float) -> str:
 def _findings(made: Fleet, log: EventLog, conn: Connection, config: ChaosConfig) -> dict[str, Any]:
     """Counted from the rows, not from the counters, which must agree with them."""
     counters, truth = totals(conn, made.generation), recount(conn, made.generation)
-    rows = conn.execute("SELECT image_key, count(*) FROM posting WHERE suffix IS NOT NULL GROUP BY image_key").fetchall()
-    places = conn.execute("SELECT count(DISTINCT (leaf, suffix)) FROM posting WHERE suffix IS NOT NULL").fetchone()
-    told = Counter(event.headers["ce_id"] for place, end in log.end_offsets([INDEXED]).items() for event in log.read(*place, limit=end))
+    rows = conn.execute(
+        "SELECT image_key, count(*) FROM posting WHERE suffix IS NOT NULL GROUP BY image_key"
+    ).fetchall()
+    places = conn.execute(
+        "SELECT count(DISTINCT (leaf, suffix)) FROM posting WHERE suffix IS NOT NULL"
+    ).fetchone()
+    told = Counter(
+        event.headers["ce_id"]
+        for place, end in log.end_offsets([INDEXED]).items()
+        for event in log.read(*place, limit=end)
+    )
     return {
         "indexed": len(rows),
         "lost": config.events - len(rows),
-        "doubled": sum(count > 1 for _, count in rows) + len(rows) - (int(places[0]) if places else 0),
+        "doubled": sum(count > 1 for _, count in rows)
+        + len(rows)
+        - (int(places[0]) if places else 0),
         "counters_agree": (counters.images, counters.checksum) == (truth.images, truth.checksum),
         "indexed_events": len(told),
         "indexed_events_sent_again": told.total() - len(told),

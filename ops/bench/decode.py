@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from model.base import SHIPPED, Base
-from model.beam import search_leaves
-from model.checkpoint import parts_of
-from model.decoder import Decoder
-from model.export import export_text_decoder
-from model.profiles import profile
-from model.trie import Trie
-from model.vllm_engine import ENVIRONMENT, VllmScorer
+from model.decoding.beam import search_leaves
+from model.decoding.decoder import Decoder
+from model.decoding.export import export_text_decoder
+from model.decoding.vllm import ENVIRONMENT, VllmScorer
+from model.network.base import SHIPPED, Base
+from model.network.checkpoint import parts_of
+from model.network.profiles import profile
+from model.retrieval.trie import Trie
 from ops.bench.query import texts
 from ops.bench.rows import Row
 from schemas.errors import WorkFailedError
@@ -44,16 +44,26 @@ def decode(seed: int) -> list[Row]:
             ours, own = found[kind][str(batch)], found["own"][str(batch)]
             label, n = f"{name}, {_BEAMS} beams, {batch} at once", rounds * batch
             rows.append(Row(label, ours["rate"], own["rate"], "vLLM's beam_search", "queries/s", n))
-            rows.append(Row(f"{label}, p50", ours["p50_ms"], own["p50_ms"], "vLLM's beam_search", "ms", n))
+            rows.append(
+                Row(f"{label}, p50", ours["p50_ms"], own["p50_ms"], "vLLM's beam_search", "ms", n)
+            )
     return rows
 
 
 def _alone(kind: str, seed: int) -> dict[str, dict[str, float]]:
     """One engine, measured in a process of its own: vLLM keeps state that two engines cannot share."""
     command = [sys.executable, "-m", "ops.bench.decode", kind, str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     if done.returncode != 0:
-        raise WorkFailedError(f"the {kind} engine cannot be measured: {done.stderr.strip().splitlines()[-1:]}")
+        raise WorkFailedError(
+            f"the {kind} engine cannot be measured: {done.stderr.strip().splitlines()[-1:]}"
+        )
     measured: dict[str, dict[str, float]] = json.loads(done.stdout.strip().splitlines()[-1])
     return measured
 
@@ -62,7 +72,15 @@ def main(kind: str, seed: int) -> None:
     """Measure one engine."""
     with tempfile.TemporaryDirectory() as folder:
         ask = _asker(kind, seed, Path(folder))
-        print(json.dumps({str(batch): _measured(ask, batch, rounds, seed) for batch, rounds in _ROUNDS.items()}), flush=True)
+        print(
+            json.dumps(
+                {
+                    str(batch): _measured(ask, batch, rounds, seed)
+                    for batch, rounds in _ROUNDS.items()
+                }
+            ),
+            flush=True,
+        )
 
 
 def _measured(ask: Ask, batch: int, rounds: int, seed: int) -> dict[str, float]:
@@ -84,9 +102,16 @@ def _asker(kind: str, seed: int, folder: Path) -> Ask:
         return _own(sigma, folder)
     trie = Trie(shape)
     leaves = np.random.default_rng(seed).integers(0, shape.leaves, _IMAGES)
-    trie.insert(leaves, np.arange(_IMAGES), np.zeros(_IMAGES, np.float32), np.arange(_IMAGES) % shape.suffixes)
+    trie.insert(
+        leaves,
+        np.arange(_IMAGES),
+        np.zeros(_IMAGES, np.float32),
+        np.arange(_IMAGES) % shape.suffixes,
+    )
     if kind == "torch":
-        return lambda part: search_leaves(decoder, decoder.read_texts(part), shape, _BEAMS, trie.branches)
+        return lambda part: search_leaves(
+            decoder, decoder.read_texts(part), shape, _BEAMS, trie.branches
+        )
     export_text_decoder(sigma, folder)
     scorer = VllmScorer(decoder, folder)
     return lambda part: search_leaves(scorer, scorer.read_texts(part), shape, _BEAMS, trie.branches)
@@ -111,7 +136,11 @@ def _own(sigma: Any, folder: Path) -> Ask:
         use_tqdm_on_load=False,
     )
     how = BeamSearchParams(beam_width=_BEAMS, max_tokens=4, ignore_eos=True)
-    return lambda part: llm.beam_search([{"prompt_token_ids": sigma.prompts.query_prompt(text)} for text in part], how, use_tqdm=False)
+    return lambda part: llm.beam_search(
+        [{"prompt_token_ids": sigma.prompts.query_prompt(text)} for text in part],
+        how,
+        use_tqdm=False,
+    )
 
 
 if __name__ == "__main__":

@@ -12,8 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from model.drift import REFERENCE, SAMPLE, Recall, Reference, examine, level_of, reference_of
-from model.profiles import profile
+from model.drift.monitors import (
+    REFERENCE,
+    SAMPLE,
+    Recall,
+    Reference,
+    examine,
+    level_of,
+    reference_of,
+)
+from model.network.profiles import profile
 from ops.bench.drift_pool import TOPICS, Images, Pool, pool
 from ops.bench.rows import Row, document, table
 from schemas.errors import WorkFailedError
@@ -56,7 +64,11 @@ def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
     found = pool(config.seed, REFERENCE + _STREAMED, _TOPICAL)
     made = time.perf_counter() - began
     splits = [_split(found.ordinary, config.seed + at) for at in range(config.seeds)]
-    peer = _start(config, splits[0], found) if config.peer is not None and config.peer.is_file() else None
+    peer = (
+        _start(config, splits[0], found)
+        if config.peer is not None and config.peer.is_file()
+        else None
+    )
     months = [_month(split, at) for at, split in enumerate(splits[: config.months])]
     rates = {hour: _rate(splits[: config.months // 2], hour) for hour in (1_000, 100_000)}
     topics = {name: _noticed(splits, window) for name, window in found.topics.items()}
@@ -65,7 +77,10 @@ def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
     more: dict[str, Any] = {
         "months": [dict(month) for month in months],
         "reference_recall": [split.recall.hits / split.recall.queries for split in splits],
-        "recall": {name: float(images.found.mean()) for name, images in (("ordinary", found.ordinary), *found.topics.items())},
+        "recall": {
+            name: float(images.found.mean())
+            for name, images in (("ordinary", found.ordinary), *found.topics.items())
+        },
         "topics": topics,
         "significant_windows_by_hour": {str(hour): rate for hour, rate in rates.items()},
         "watched": list(splits[0].reference.watched),
@@ -73,10 +88,15 @@ def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
     }
     lines = [f"drift-free months, windows by what they raise: {more['months']}"]
     for name, one in topics.items():
-        shown = ", ".join(f"{what} {one[what]['within']}/{one['seeds']} after {one[what]['images']} images" for what in ("alarm", "page"))
+        shown = ", ".join(
+            f"{what} {one[what]['within']}/{one['seeds']} after {one[what]['images']} images"
+            for what in ("alarm", "page")
+        )
         lines.append(f"{name:<24} {shown}; first by {one['by']}; R@10 {more['recall'][name]:.3f}")
     if peer is None:
-        lines.append(f"Evidently is not there ({config.peer}), so nothing stands beside our alarms: make peers")
+        lines.append(
+            f"Evidently is not there ({config.peer}), so nothing stands beside our alarms: make peers"
+        )
     return document(rows, **more), "\n".join([table(rows), *lines])
 
 
@@ -90,7 +110,9 @@ def _split(ordinary: Images, seed: int) -> _Split:
 def _level(split: _Split, images: Images) -> tuple[str, list[str]]:
     """How loudly the hourly job would speak of a window, and which monitors alarm."""
     findings = examine(split.reference, images.window)
-    return level_of(findings, split.recall, images.recall(split.reference)), [one.monitor for one in findings if one.alarm]
+    return level_of(findings, split.recall, images.recall(split.reference)), [
+        one.monitor for one in findings if one.alarm
+    ]
 
 
 def _hours(split: _Split, seed: int, images: int) -> Iterator[Images]:
@@ -109,7 +131,10 @@ def _month(split: _Split, seed: int) -> Counter[str]:
 def _rate(splits: Sequence[_Split], images: int) -> float:
     """Share of drift-free windows in which some chance is too small for a false alarm in four: often enough to be compared."""
     found = [
-        any(one.p <= one.p_limit for one in examine(replace(split.reference, expected_run=4.0), window.window))
+        any(
+            one.p <= one.p_limit
+            for one in examine(replace(split.reference, expected_run=4.0), window.window)
+        )
         for at, split in enumerate(splits)
         for window in _hours(split, 100 + at, images)
     ]
@@ -143,7 +168,10 @@ def _noticed(splits: Sequence[_Split], topic: Images) -> dict[str, Any]:
 def _delays(found: Sequence[int]) -> dict[str, Any]:
     """How many were in time; least, median and most images until then."""
     within = [delay for delay in found if delay <= _WITHIN]
-    return {"within": len(within), "images": [min(within), int(np.median(within)), max(within)] if within else []}
+    return {
+        "within": len(within),
+        "images": [min(within), int(np.median(within)), max(within)] if within else [],
+    }
 
 
 def _mixed(rng: np.random.Generator, split: _Split, topic: Images, new: int) -> Images:
@@ -154,29 +182,50 @@ def _mixed(rng: np.random.Generator, split: _Split, topic: Images, new: int) -> 
 def _columns(images: Images) -> Any:
     """(n, C): the codes and the agreement as categories, then confidence and the embedding's first components."""
     window = images.window
-    return np.column_stack([window.codes, window.agreement, window.confidences, window.embeddings[:, :_EMBEDDED]])
+    return np.column_stack(
+        [window.codes, window.agreement, window.confidences, window.embeddings[:, :_EMBEDDED]]
+    )
 
 
-def _start(config: DriftConfig, split: _Split, found: Pool) -> "tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str], int]":
+def _start(
+    config: DriftConfig, split: _Split, found: Pool
+) -> "tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str], int]":
     """The peer at work beside us, on drift-free windows and on as many with a new topic as there are seeds."""
     rng = np.random.default_rng(config.seed)
     topic = found.topics[next(iter(TOPICS))]
-    windows = [_mixed(rng, split, topic, 0 if at < config.quiet else round(_SHARE * SAMPLE)) for at in range(config.quiet + config.seeds)]
+    windows = [
+        _mixed(rng, split, topic, 0 if at < config.quiet else round(_SHARE * SAMPLE))
+        for at in range(config.quiet + config.seeds)
+    ]
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name) / "windows.npz"
-    np.savez(path, reference=_columns(split.pool), windows=np.stack([_columns(one) for one in windows]), categories=_CATEGORIES)
-    script = Path(__file__).with_name("drift_peer.py")
-    process = subprocess.Popen([str(config.peer), str(script), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    np.savez(
+        path,
+        reference=_columns(split.pool),
+        windows=np.stack([_columns(one) for one in windows]),
+        categories=_CATEGORIES,
+    )
+    script = Path(__file__).with_name("evidently_peer.py")
+    process = subprocess.Popen(
+        [str(config.peer), str(script), str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     return process, folder, config.quiet
 
 
-def _finish(peer: "tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str], int]") -> tuple[list[float], list[float]]:
+def _finish(
+    peer: "tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str], int]",
+) -> tuple[list[float], list[float]]:
     """Shares of drifted columns in the drift-free windows, and in those with a new topic."""
     process, folder, quiet = peer
     out, problem = process.communicate()
     folder.cleanup()
     if process.returncode:
-        raise WorkFailedError(f"the peer failed ({problem.strip()[-300:]}); make its environment again with: make peers")
+        raise WorkFailedError(
+            f"the peer failed ({problem.strip()[-300:]}); make its environment again with: make peers"
+        )
     shares = json.loads(out.strip().splitlines()[-1])
     return shares[:quiet], shares[quiet:]
 
@@ -190,13 +239,40 @@ def _rows(
 ) -> list[Row]:
     alarms = sum(month["ticket"] + month["page"] for month in months) / len(months)
     few, many = rates.values()
-    rows = [Row("significant windows, 100k images an hour (peer: 1k)", many, few, "ours at 1k", "share", len(months) // 2 * DAYS * HOURS)]
+    rows = [
+        Row(
+            "significant windows, 100k images an hour (peer: 1k)",
+            many,
+            few,
+            "ours at 1k",
+            "share",
+            len(months) // 2 * DAYS * HOURS,
+        )
+    ]
     if peer is None:
         return rows
     noticed = topics[next(iter(TOPICS))]["alarm"]["within"] / config.seeds
     # Evidently calls a data set drifted when half of its columns are; a person may also be told of every column.
     for name, least in (("half of the columns", 0.5), ("any column", 1e-9)):
         false, true = (sum(share >= least for share in shares) / len(shares) for shares in peer)
-        rows.append(Row(f"alarms in {DAYS} drift-free days, {name}", alarms, false * DAYS * HOURS, "Evidently", "windows", config.quiet))
-        rows.append(Row(f"a tenth of a new topic noticed, {name}", noticed, true, "Evidently", "share", config.seeds))
+        rows.append(
+            Row(
+                f"alarms in {DAYS} drift-free days, {name}",
+                alarms,
+                false * DAYS * HOURS,
+                "Evidently",
+                "windows",
+                config.quiet,
+            )
+        )
+        rows.append(
+            Row(
+                f"a tenth of a new topic noticed, {name}",
+                noticed,
+                true,
+                "Evidently",
+                "share",
+                config.seeds,
+            )
+        )
     return rows

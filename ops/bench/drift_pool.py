@@ -10,23 +10,26 @@ from random import Random
 import numpy as np
 import torch
 
-from model.base import SHIPPED, Base
-from model.checkpoint import parts_of
-from model.drift import ASKED, Recall, Reference, Window
-from model.pixels import resize
-from model.profiles import profile
-from ops.corpus import IMAGE_SIDE_PX
-from ops.scenes import COLOURS, GROUNDS, SHAPES, Scene, captions, draw_scene, render
+from model.drift.monitors import ASKED, Recall, Reference, Window
+from model.network.base import SHIPPED, Base
+from model.network.checkpoint import parts_of
+from model.network.profiles import profile
+from model.network.resize import resize
+from ops.scenes.corpus import IMAGE_SIDE_PX
+from ops.scenes.scenes import COLOURS, GROUNDS, SHAPES, Scene, captions, draw_scene, render
 from ops.study.index import Corpus, Index, corpus_of, view_tokens
+from ops.study.learning import train_fully
 from ops.study.streams import Stream, StreamConfig
-from ops.study.training import train_fully
 from schemas.records import BoolArray, ByteArray, IntArray
-from workers.engine import Retrieval
+from workers.query.engine import Retrieval
 
 NEW = {"grounds": ("olive", "lavender"), "colours": ("pink", "purple"), "shapes": ("star", "heart")}
 """What no ordinary scene shows."""
 
-TOPICS: dict[str, tuple[str, ...]] = {"grounds+colours+shapes": tuple(NEW), **{name: (name,) for name in NEW}}
+TOPICS: dict[str, tuple[str, ...]] = {
+    "grounds+colours+shapes": tuple(NEW),
+    **{name: (name,) for name in NEW},
+}
 """New topics, each by what is new in it: the first is a subject never seen, the others are new in one respect only."""
 
 _TRAINED, _POSTINGS_AT_ONCE, _PROCESSES = 600, 1000, 2
@@ -92,31 +95,56 @@ def pool(seed: int, ordinary: int, topical: int) -> Pool:
     trained = np.arange(_TRAINED, dtype=np.int64)
     learnt = _part(stream, trained)
     done = train_fully(
-        SHIPPED, chosen, corpus_of(learnt, parts.encoder, parts.teacher, view_tokens(parts.sigma, learnt.pixels, seed)), trained, seed
+        SHIPPED,
+        chosen,
+        corpus_of(
+            learnt, parts.encoder, parts.teacher, view_tokens(parts.sigma, learnt.pixels, seed)
+        ),
+        trained,
+        seed,
     )
     # Nothing but the training needs captions to learn from, the teacher's scores and visual tokens.
-    rest = Corpus(stream, parts.encoder.embed_images(list(stream.pixels)), np.empty((0, 0), np.float32), torch.empty(0), [])
+    rest = Corpus(
+        stream,
+        parts.encoder.embed_images(list(stream.pixels)),
+        np.empty((0, 0), np.float32),
+        torch.empty(0),
+        [],
+    )
     with tempfile.TemporaryDirectory() as folder:
         index = Index(done.checkpoint, rest, Path(folder), Retrieval().beams)
         index.load(trained, done.codes)
         streamed = np.arange(_TRAINED, len(stream.pixels), dtype=np.int64)
         for start in range(0, len(streamed), _POSTINGS_AT_ONCE):
             index.append(streamed[start : start + _POSTINGS_AT_ONCE])
-        everything = Images(_window(index, streamed), np.array([rank is not None for rank in index.ranks(streamed)]))
+        everything = Images(
+            _window(index, streamed), np.array([rank is not None for rank in index.ranks(streamed)])
+        )
         index.close()
     common = everything.taken(np.arange(ordinary))
-    return Pool(common, {name: everything.taken(ordinary + at * topical + np.arange(topical)) for at, name in enumerate(TOPICS)})
+    return Pool(
+        common,
+        {
+            name: everything.taken(ordinary + at * topical + np.arange(topical))
+            for at, name in enumerate(TOPICS)
+        },
+    )
 
 
 def scene(rng: Random, new: tuple[str, ...]) -> Scene:
     """A scene that shows only new things in the respects of `new`, and no new thing in any other."""
 
     def word(kind: str, words: tuple[str, ...]) -> str:
-        return rng.choice(NEW[kind] if kind in new else [one for one in words if one not in NEW[kind]])
+        return rng.choice(
+            NEW[kind] if kind in new else [one for one in words if one not in NEW[kind]]
+        )
 
     while True:
         drawn = draw_scene(rng, "corpus")
-        things = tuple(replace(t, shape=word("shapes", SHAPES), colour=word("colours", tuple(COLOURS))) for t in drawn.things)
+        things = tuple(
+            replace(t, shape=word("shapes", SHAPES), colour=word("colours", tuple(COLOURS)))
+            for t in drawn.things
+        )
         changed = replace(drawn, ground=word("grounds", tuple(GROUNDS)), things=things)
         # The shipped base has never seen this world.
         if changed.world == "corpus":
@@ -125,13 +153,24 @@ def scene(rng: Random, new: tuple[str, ...]) -> Scene:
 
 def _draw_all(wanted: list[tuple[tuple[str, ...], int, int]], seed: int) -> Stream:
     step = 500
-    parts = [(new, seed, first, min(step, count - first)) for new, seed, count in wanted for first in range(0, count, step)]
+    parts = [
+        (new, seed, first, min(step, count - first))
+        for new, seed, count in wanted
+        for first in range(0, count, step)
+    ]
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as workers:
         drawn = list(workers.map(_draw, parts))
     pixels = np.concatenate([one for one, _ in drawn])
     texts = [own for _, words in drawn for own in words]
     config = StreamConfig("stationary", seed=seed)
-    return Stream(config, pixels, [own[:-1] for own in texts], [own[-1] for own in texts], np.zeros(len(pixels), np.bool_), ())
+    return Stream(
+        config,
+        pixels,
+        [own[:-1] for own in texts],
+        [own[-1] for own in texts],
+        np.zeros(len(pixels), np.bool_),
+        (),
+    )
 
 
 def _part(stream: Stream, numbers: IntArray) -> Stream:
@@ -155,14 +194,19 @@ def _draw(part: tuple[tuple[str, ...], int, int, int]) -> tuple[ByteArray, list[
     for number in range(first, first + count):
         rng = Random(f"drift/{'+'.join(new)}/{seed}/{number}")
         shown = scene(rng, new)
-        pixels.append(resize(np.asarray(render(rng, shown, IMAGE_SIDE_PX), dtype=np.uint8), size.image_px))
+        pixels.append(
+            resize(np.asarray(render(rng, shown, IMAGE_SIDE_PX), dtype=np.uint8), size.image_px)
+        )
         words.append(captions(rng, shown, _CAPTIONS + 1))
     return np.stack(pixels), words
 
 
 def _window(index: Index, numbers: IntArray) -> Window:
     """What the index worker would have stored of images. No leaf is near full, and no query is looked at."""
-    codes, embeddings = index.codes[numbers], index.corpus.embeddings[numbers].astype(np.float16).astype(np.float32)
+    codes, embeddings = (
+        index.codes[numbers],
+        index.corpus.embeddings[numbers].astype(np.float16).astype(np.float32),
+    )
     return Window(
         codes,
         embeddings,

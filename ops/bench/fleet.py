@@ -19,18 +19,18 @@ from kafka import KafkaAdminClient
 from PIL import Image
 
 from ops.bench.stub import stub_generation
-from ops.embedded import server
+from ops.embedded.database import server
 from schemas.errors import RetryLaterError, WorkFailedError
 from schemas.events import ACCEPTED, ARRIVED, ImageArrived
 from schemas.settings import KafkaSettings, S3Settings, Settings
-from stream.kafka_log import connection
-from stream.log import EventLog, Message, message
-from stream.offsets import lag
-from stream.outbox import waiting
-from stream.topics import TOPICS
+from stream.log.event_log import EventLog, Message, message
+from stream.log.kafka import connection
+from stream.log.offsets import lag
+from stream.log.outbox import waiting
+from stream.log.topics import TOPICS
 from workers.repository.connection import Connection, migrate
 from workers.repository.counters import totals
-from workers.services import Services
+from workers.runtime.services import Services
 
 ROLES = ("intake", "index")
 _TRIES = 60
@@ -78,9 +78,17 @@ class Fleet:
                 "SIGMA_S3_BUCKET": settings.s3.bucket,
             }
         with (self.folder / f"{role}.log").open("ab") as log:
-            command = ["ops.bench.stub", role] if self.stub and role != "intake" else ["ops.cli", "worker", role]
+            command = (
+                ["ops.bench.stub", role]
+                if self.stub and role != "intake"
+                else ["ops.cli", "worker", role]
+            )
             process = subprocess.Popen(
-                [sys.executable, "-m", *command], env=environment | extra, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [sys.executable, "-m", *command],
+                env=environment | extra,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
         self.members.append(Member(role, process))
         return self.members[-1]
@@ -115,7 +123,11 @@ class Fleet:
 
     def left(self, log: EventLog, conn: Connection) -> int:
         """Events on their way."""
-        return lag(log, conn, "intake", [ARRIVED]) + waiting(conn) + lag(log, conn, "index", [ACCEPTED])
+        return (
+            lag(log, conn, "intake", [ARRIVED])
+            + waiting(conn)
+            + lag(log, conn, "index", [ACCEPTED])
+        )
 
 
 @contextmanager
@@ -124,7 +136,12 @@ def fleet(kafka: str | None, s3: S3Settings | None = None, *, stub: bool = True)
     images in the same folder or in S3. With `stub`, a generation of the stub is live."""
     with tempfile.TemporaryDirectory(prefix="sigma-bench-") as name:
         folder = Path(name)
-        settings = Settings(home=folder / "home", source_roots=(folder,), kafka=KafkaSettings((kafka,)) if kafka else None, s3=s3)
+        settings = Settings(
+            home=folder / "home",
+            source_roots=(folder,),
+            kafka=KafkaSettings((kafka,)) if kafka else None,
+            s3=s3,
+        )
         database = server(replace(settings, kafka=None), keep=False)
         services = Services(settings, database.get_uri())
         if services.s3 is not None:
@@ -148,7 +165,9 @@ def empty_topics(settings: KafkaSettings) -> None:
     """Delete the project's topics of a broker that is there for tests."""
     admin = KafkaAdminClient(**connection(settings))
     names = {topic.name for topic in TOPICS}
-    doomed = [name for name in admin.list_topics() if name in names or name.startswith("sigma-intake-")]
+    doomed = [
+        name for name in admin.list_topics() if name in names or name.startswith("sigma-intake-")
+    ]
     if doomed:
         admin.delete_topics(doomed)
     deadline = time.monotonic() + 30
@@ -164,7 +183,9 @@ def pictures(folder: Path, count: int, seed: int) -> list[ImageArrived]:
     events = []
     for number in range(count):
         path = folder / "images" / f"{number}.png"
-        Image.fromarray(noise.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(path, compress_level=1)
+        Image.fromarray(noise.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(
+            path, compress_level=1
+        )
         events.append(ImageArrived(f"image-{number:06}", path.as_uri()))
     return events
 
@@ -182,9 +203,13 @@ class Publisher(threading.Thread):
         slices = max(1, int(self._seconds * 10))
         began = time.monotonic()
         for number in range(slices):
-            part = self._events[number * len(self._events) // slices : (number + 1) * len(self._events) // slices]
+            part = self._events[
+                number * len(self._events) // slices : (number + 1) * len(self._events) // slices
+            ]
             self._publish([message(event, event.image_id) for event in part])
-            time.sleep(max(0.0, began + (number + 1) / 10 - time.monotonic()) if self._seconds else 0.0)
+            time.sleep(
+                max(0.0, began + (number + 1) / 10 - time.monotonic()) if self._seconds else 0.0
+            )
 
     def _publish(self, messages: Sequence[Message]) -> None:
         for _ in range(_TRIES):
@@ -215,10 +240,19 @@ def warm_up(made: Fleet, log: EventLog, conn: Connection, events: Sequence[Image
     """Let some events through, so that everybody has started before anything is measured."""
     log.publish(None, [message(event, event.image_id) for event in events])
     if not settle(made, log, conn, len(events), 120):
-        raise WorkFailedError(f"the workers did not start; their logs: {[f.read_text()[-500:] for f in made.folder.glob('*.log')]}")
+        raise WorkFailedError(
+            f"the workers did not start; their logs: {[f.read_text()[-500:] for f in made.folder.glob('*.log')]}"
+        )
 
 
-def settle(made: Fleet, log: EventLog, conn: Connection, count: int, timeout_s: float, gap: Gap | None = None) -> bool:
+def settle(
+    made: Fleet,
+    log: EventLog,
+    conn: Connection,
+    count: int,
+    timeout_s: float,
+    gap: Gap | None = None,
+) -> bool:
     """Wait until that many images are indexed and nothing is on its way; `gap` watches how steadily."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -4,23 +4,23 @@ import threading
 import time
 from collections.abc import Sequence
 
-from model.base import SHIPPED, Base
-from model.checkpoint import parts_of
-from model.profiles import profile
+from model.network.base import SHIPPED, Base
+from model.network.checkpoint import parts_of
+from model.network.profiles import profile
 from ops.bench.fleet import ROLES, Fleet, fleet, pictures, settle, warm_up
 from ops.bench.rows import Row
-from ops.corpus import CorpusConfig, generate
+from ops.scenes.corpus import CorpusConfig, generate
 from schemas.errors import WorkFailedError
 from schemas.events import ARRIVED, ImageArrived
-from stream.log import EventLog, message
+from stream.log.event_log import EventLog, message
+from stream.log.offsets import lag, store_offsets
+from stream.log.outbox import waiting
 from stream.manifest import read_manifest
-from stream.offsets import lag, store_offsets
-from stream.outbox import waiting
-from workers.append import Appender
+from workers.generations.appender import Appender
 from workers.index import IndexWorker
-from workers.metrics import IndexMetrics
 from workers.repository.connection import Connection, transaction
-from workers.seeding import arrival
+from workers.runtime.metrics import IndexMetrics
+from workers.trainer.seeding import arrival
 
 GOAL = 0.10
 """Share of an index worker's time that may pass outside the model's forward."""
@@ -38,14 +38,34 @@ def ingest(events: int, kafka: str | None) -> list[Row]:
             with made.services.connect("bench") as conn:
                 alone = _log_alone(log, conn, arrivals)
                 rate = _through(made, log, conn, arrivals)
-                rows.append(Row(f"arrival to appended, {name}, stub model", rate, alone, "the log alone", "events/s", events))
+                rows.append(
+                    Row(
+                        f"arrival to appended, {name}, stub model",
+                        rate,
+                        alone,
+                        "the log alone",
+                        "events/s",
+                        events,
+                    )
+                )
                 share, count = _share(made, log, conn)
-                rows.append(Row(f"time outside the model, {name}, tiny", share, GOAL, "goal", "share of the worker's time", count))
+                rows.append(
+                    Row(
+                        f"time outside the model, {name}, tiny",
+                        share,
+                        GOAL,
+                        "goal",
+                        "share of the worker's time",
+                        count,
+                    )
+                )
             log.close()
     return rows
 
 
-def _through(made: Fleet, log: EventLog, conn: Connection, arrivals: Sequence[ImageArrived]) -> float:
+def _through(
+    made: Fleet, log: EventLog, conn: Connection, arrivals: Sequence[ImageArrived]
+) -> float:
     """Events a second through one intake and one index worker."""
     for role in ROLES:
         made.start(role)
@@ -54,7 +74,9 @@ def _through(made: Fleet, log: EventLog, conn: Connection, arrivals: Sequence[Im
     began = time.monotonic()
     log.publish(None, [message(event, event.image_id) for event in rest])
     if not settle(made, log, conn, len(arrivals), _PATIENCE_S):
-        raise WorkFailedError(f"{len(rest)} events did not get through within {_PATIENCE_S:g} seconds")
+        raise WorkFailedError(
+            f"{len(rest)} events did not get through within {_PATIENCE_S:g} seconds"
+        )
     return len(rest) / (time.monotonic() - began)
 
 
@@ -77,15 +99,23 @@ def _share(made: Fleet, log: EventLog, conn: Connection) -> tuple[float, int]:
     """Share of an index worker's time outside the forward passes of the tiny model, over rendered scenes, and how many."""
     count = 480
     parts = parts_of(Base.load(SHIPPED), profile("tiny"))
-    manifest = generate(CorpusConfig(count, seed=7), made.folder / "scenes", "stream", lambda _: None)
+    manifest = generate(
+        CorpusConfig(count, seed=7), made.folder / "scenes", "stream", lambda _: None
+    )
     for member in [member for member in made.members if member.role == "index"]:
         made.end(member, 9)
-    log.publish(None, [message(event, event.image_id) for event in map(arrival, read_manifest(manifest))])
+    log.publish(
+        None, [message(event, event.image_id) for event in map(arrival, read_manifest(manifest))]
+    )
     deadline = time.monotonic() + _PATIENCE_S
     while (lag(log, conn, "intake", [ARRIVED]) or waiting(conn)) and time.monotonic() < deadline:
         time.sleep(0.1)
     metrics, stop = IndexMetrics(), threading.Event()
-    worker = IndexWorker(made.services, metrics, load=lambda _, found: Appender(found.id, parts.sigma, parts.encoder, 3))
+    worker = IndexWorker(
+        made.services,
+        metrics,
+        load=lambda _, found: Appender(found.id, parts.sigma, parts.encoder, 3),
+    )
     thread = threading.Thread(target=worker.run, args=(stop,))
     thread.start()
     while made.left(log, conn) and time.monotonic() < deadline:

@@ -8,16 +8,32 @@ from pathlib import Path
 
 import numpy as np
 
-from model.base import SHIPPED, Base
-from model.checkpoint import Checkpoint, parts_of
 from model.identifiers.codebook import CodebookConfig, fit_codebook
-from model.profiles import profile
+from model.network.base import SHIPPED, Base
+from model.network.checkpoint import Checkpoint, parts_of
+from model.network.profiles import profile
 from ops.bench.rows import Row
 from schemas.records import FloatArray, IntArray
-from workers.engine import Engine, Retrieval
-from workers.repository.follow import EmbeddingRows
+from workers.query.engine import Engine, Retrieval
+from workers.repository.follower import EmbeddingRows
 
-_WORDS = ("a", "small", "large", "red", "blue", "circle", "square", "on", "navy", "grey", "dotted", "striped", "left", "right", "star")
+_WORDS = (
+    "a",
+    "small",
+    "large",
+    "red",
+    "blue",
+    "circle",
+    "square",
+    "on",
+    "navy",
+    "grey",
+    "dotted",
+    "striped",
+    "left",
+    "right",
+    "star",
+)
 _QUERIES, _BATCH = 128, 16
 
 
@@ -34,7 +50,12 @@ def engine(images: int, seed: int, folder: Path, kind: str = "torch") -> Engine:
     shape = parts.sigma.profile.shape
     width = parts.encoder.embed_texts(["width"]).shape[1]
     sample = noise.standard_normal((2000, width)).astype(np.float32)
-    made = Engine(0, Checkpoint(parts.sigma, fit_codebook(sample, CodebookConfig(shape)), parts.encoder), folder, engine=kind)
+    made = Engine(
+        0,
+        Checkpoint(parts.sigma, fit_codebook(sample, CodebookConfig(shape)), parts.encoder),
+        folder,
+        engine=kind,
+    )
     keys = np.arange(1, images + 1)
     for begin in range(0, images, 10_000):
         part = keys[begin : begin + 10_000]
@@ -43,7 +64,9 @@ def engine(images: int, seed: int, folder: Path, kind: str = "torch") -> Engine:
     for rank in range(3):
         suffixes = np.zeros(images, np.int64) if rank == 0 else np.full(images, -1)
         leaves = noise.integers(0, shape.leaves, images)
-        made.trie.insert(leaves, made.gallery.slots(keys), np.full(images, -float(rank), np.float32), suffixes)
+        made.trie.insert(
+            leaves, made.gallery.slots(keys), np.full(images, -float(rank), np.float32), suffixes
+        )
     return made
 
 
@@ -61,7 +84,16 @@ def query(seed: int) -> list[Row]:
             asked = texts(_QUERIES, seed)
             ours = rate(partial(made.answer, count=10, how=Retrieval()), asked, _BATCH)
             exact = rate(partial(_exact, made), asked, _BATCH)
-            rows.append(Row(f"queries, {images:,} images, 20 beams", ours, exact, "exact dense search", "queries/s", _QUERIES))
+            rows.append(
+                Row(
+                    f"queries, {images:,} images, 20 beams",
+                    ours,
+                    exact,
+                    "exact dense search",
+                    "queries/s",
+                    _QUERIES,
+                )
+            )
             made.close()
     return rows
 

@@ -14,15 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from model.base import SHIPPED, Base
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
-from model.identifiers.recluster import ReclusterConfig, affordable, error, gain_share, keep_codes, recluster_report
-from model.identifiers.sticky import matching
-from model.profiles import profile
+from model.identifiers.recluster import (
+    ReclusterConfig,
+    affordable,
+    error,
+    gain_share,
+    keep_codes,
+    recluster_report,
+)
+from model.identifiers.sticky_kmeans import matching
+from model.network.base import SHIPPED, Base
+from model.network.profiles import profile
 from ops.bench.rows import Row, document
-from ops.corpus import CorpusConfig, Sample, samples
-from ops.progress import bar
-from ops.scenes import Scene
+from ops.cli.progress_bar import bar
+from ops.scenes.corpus import CorpusConfig, Sample, samples
+from ops.scenes.scenes import Scene
 from schemas.records import FloatArray, IntArray
 
 LATER = frozenset({"star", "ring", "pink", "brown", "lavender"})
@@ -46,12 +53,23 @@ def bench_recluster(options: ReclusterBench) -> tuple[dict[str, Any], list[Row]]
     with bar("re-cluster", 2 * options.runs) as progress:
         for seed in range(options.seed, options.seed + options.runs):
             stores = _stores(base, options.images, seed)
-            old = fit_codebook(stores["stationary"][: options.images], CodebookConfig(profile("tiny").shape, seed=seed))
+            old = fit_codebook(
+                stores["stationary"][: options.images],
+                CodebookConfig(profile("tiny").shape, seed=seed),
+            )
             for name, rows in stores.items():
-                runs.append({"seed": seed, "corpus": name, **compare(old, rows, options.images, seed)})
+                runs.append(
+                    {"seed": seed, "corpus": name, **compare(old, rows, options.images, seed)}
+                )
                 progress.update(1)
-    found = [row for name in ("stationary", "shifted") for row in _rows(name, [run for run in runs if run["corpus"] == name])]
-    return document(found, config=asdict(ReclusterConfig()), images=options.images, runs=runs), found
+    found = [
+        row
+        for name in ("stationary", "shifted")
+        for row in _rows(name, [run for run in runs if run["corpus"] == name])
+    ]
+    return document(
+        found, config=asdict(ReclusterConfig()), images=options.images, runs=runs
+    ), found
 
 
 def compare(old: Codebook, rows: FloatArray, early: int, seed: int) -> dict[str, Any]:
@@ -64,7 +82,9 @@ def compare(old: Codebook, rows: FloatArray, early: int, seed: int) -> dict[str,
     new, config = affordable(old, rows, ReclusterConfig(seed=seed))
     now = keep_codes(codes, rows, new, config)
     took = time.process_time() - began
-    fits = [fit_codebook(rows, replace(old.config, seed=seed + 1000 * turn)) for turn in range(_FRESH)]
+    fits = [
+        fit_codebook(rows, replace(old.config, seed=seed + 1000 * turn)) for turn in range(_FRESH)
+    ]
     fresh = [error(fit, fit.encode(rows), rows) for fit in fits]
     report = recluster_report(codes, now, rows, old, new, fits[0])
     same = (now == codes).all(axis=1)
@@ -104,7 +124,10 @@ def _renumbered(was: IntArray, now: IntArray, count: int, counted: Any = slice(N
 
 def _kept(was: IntArray, now: IntArray) -> list[float]:
     """Share of equal codes at each level, then of all four together."""
-    return [*(float(share) for share in (was == now).mean(axis=0)), float((was == now).all(axis=1).mean())]
+    return [
+        *(float(share) for share in (was == now).mean(axis=0)),
+        float((was == now).all(axis=1).mean()),
+    ]
 
 
 def _rows(name: str, runs: list[dict[str, Any]]) -> list[Row]:
@@ -125,11 +148,39 @@ def _rows(name: str, runs: list[dict[str, Any]]) -> list[Row]:
     ]
     whole, least = mean("kept_whole"), min(run["kept_whole"] for run in runs)
     rows += [
-        Row(f"{name}: id1..id4 kept", whole, fmean(r["kept_matched"][4] for r in runs), "fresh fit, matched", "share", count),
-        Row(f"{name}: id1..id4 kept", whole, fmean(r["kept_naive"][4] for r in runs), "fresh fit", "share", count),
+        Row(
+            f"{name}: id1..id4 kept",
+            whole,
+            fmean(r["kept_matched"][4] for r in runs),
+            "fresh fit, matched",
+            "share",
+            count,
+        ),
+        Row(
+            f"{name}: id1..id4 kept",
+            whole,
+            fmean(r["kept_naive"][4] for r in runs),
+            "fresh fit",
+            "share",
+            count,
+        ),
         Row(f"{name}: id1..id4 kept, worst run", least, whole, "mean of the runs", "share", count),
-        Row(f"{name}: reconstruction error", mean("error_new"), mean("error_fresh"), "fresh fit", "of variance", count),
-        Row(f"{name}: reconstruction error", mean("error_new"), mean("error_old"), "old codebook", "of variance", count),
+        Row(
+            f"{name}: reconstruction error",
+            mean("error_new"),
+            mean("error_fresh"),
+            "fresh fit",
+            "of variance",
+            count,
+        ),
+        Row(
+            f"{name}: reconstruction error",
+            mean("error_new"),
+            mean("error_old"),
+            "old codebook",
+            "of variance",
+            count,
+        ),
         Row(
             f"{name}: error gained",
             mean("error_old") - mean("error_new"),
@@ -138,15 +189,27 @@ def _rows(name: str, runs: list[dict[str, Any]]) -> list[Row]:
             "of variance",
             count,
         ),
-        Row(f"{name}: leaf Gini", mean("leaf_gini_new"), mean("leaf_gini_old"), "before", "", count),
-        Row(f"{name}: leaf p99", mean("leaf_p99_new"), mean("leaf_p99_old"), "before", "images", count),
+        Row(
+            f"{name}: leaf Gini", mean("leaf_gini_new"), mean("leaf_gini_old"), "before", "", count
+        ),
+        Row(
+            f"{name}: leaf p99",
+            mean("leaf_p99_new"),
+            mean("leaf_p99_old"),
+            "before",
+            "images",
+            count,
+        ),
     ]
     return rows
 
 
 def _stores(base: Base, images: int, seed: int) -> dict[str, FloatArray]:
     """Embeddings of both stores: the first `images` and the first half of the later ones are the same images in both."""
-    encoder, stream = base.encoder, CorpusConfig(images=_MANY, seed=seed, captions=0, test_captions=0)
+    encoder, stream = (
+        base.encoder,
+        CorpusConfig(images=_MANY, seed=seed, captions=0, test_captions=0),
+    )
     half = images // 2
 
     def embedded(scenes: Iterator[Sample], count: int) -> FloatArray:
@@ -163,4 +226,6 @@ def _words(scene: Scene) -> set[str]:
 
 def _strange(scene: Scene) -> bool:
     """On a ground that only later scenes have, or showing nothing but things of a later shape or colour."""
-    return scene.ground in LATER or all({thing.shape, thing.colour} & LATER for thing in scene.things)
+    return scene.ground in LATER or all(
+        {thing.shape, thing.colour} & LATER for thing in scene.things
+    )

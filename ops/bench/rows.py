@@ -25,14 +25,21 @@ class Row:
 
 def document(rows: Sequence[Row], **more: Any) -> dict[str, Any]:
     """The JSON document of `sigma bench`."""
-    shown = [asdict(row) | {"ours": _short(row.ours), "peer": _short(row.peer), "ratio": _short(row.ratio)} for row in rows]
+    shown = [
+        asdict(row)
+        | {"ours": _short(row.ours), "peer": _short(row.peer), "ratio": _short(row.ratio)}
+        for row in rows
+    ]
     return {"rows": shown, **more}
 
 
 def table(rows: Sequence[Row]) -> str:
     """The same for people."""
     lines = [f"{'':<44} {'ours':>10} {'peer':>10} {'ratio':>7}  unit (peer)"]
-    lines += [f"{r.name:<44} {r.ours:>10.4g} {r.peer:>10.4g} {r.ratio:>7.2f}  {r.unit} ({r.peer_name}, n={r.n:,})" for r in rows]
+    lines += [
+        f"{r.name:<44} {r.ours:>10.4g} {r.peer:>10.4g} {r.ratio:>7.2f}  {r.unit} ({r.peer_name}, n={r.n:,})"
+        for r in rows
+    ]
     return "\n".join(lines)
 
 

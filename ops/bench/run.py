@@ -14,7 +14,11 @@ def bench(options: Namespace) -> tuple[dict[str, Any], str]:
         from ops.bench.chaos import ChaosConfig, chaos
 
         config = ChaosConfig(
-            events=options.events or 5000, strikes=options.strikes or 100, churn=options.churn, seed=options.seed, kafka=options.kafka
+            events=options.events or 5000,
+            strikes=options.strikes or 100,
+            churn=options.churn,
+            seed=options.seed,
+            kafka=options.kafka,
         )
         found = chaos(config)
         return found, json.dumps(found, indent=2)
@@ -30,7 +34,9 @@ def bench(options: Namespace) -> tuple[dict[str, Any], str]:
     if options.what == "switch":
         from ops.bench.switch import SwitchConfig, switch
 
-        found = switch(SwitchConfig(seconds=options.seconds or 60.0, stub=options.stub, seed=options.seed))
+        found = switch(
+            SwitchConfig(seconds=options.seconds or 60.0, stub=options.stub, seed=options.seed)
+        )
         return found, json.dumps(found, indent=2)
     rows = _rows(options)()
     return document(rows), table(rows)

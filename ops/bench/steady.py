@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from model.profiles import profile
+from model.network.profiles import profile
 from ops.bench.fleet import Publisher, empty_topics
 from ops.bench.rows import Row
-from ops.corpus import CorpusConfig, generate
-from ops.embedded import services
-from ops.processes import down, up
-from ops.progress import bar
+from ops.cli.progress_bar import bar
+from ops.embedded.database import services
+from ops.embedded.supervisor import down, up
+from ops.scenes.corpus import CorpusConfig, generate
 from schemas.events import ImageArrived
 from schemas.settings import KafkaSettings, Settings
 from stream.manifest import read_manifest
 from workers.repository.connection import Connection, migrate
-from workers.seeding import arrival
-from workers.trainer import TrainRequest, train
+from workers.trainer.seeding import arrival
+from workers.trainer.trainer import TrainRequest, train
 
 _TRAINED, _BURST, _PATIENCE_S = 240, 600, 120.0
 _ALLOWED_S = {50: 0.5, 95: 1.0, 99: 2.0}
@@ -41,7 +41,9 @@ def steady(seconds: float, kafka: str | None) -> list[Row]:
         with services(settings) as found, found.connect("steady") as conn:
             migrate(conn)
             found.log().ensure_topics()
-            seen = read_manifest(generate(CorpusConfig(_TRAINED, seed=3), folder / "seen", "train", lambda _: None))
+            seen = read_manifest(
+                generate(CorpusConfig(_TRAINED, seed=3), folder / "seen", "train", lambda _: None)
+            )
             train(found, seen, TrainRequest(profile("tiny"), adapt="never"), bar)
             up(settings)
             log = found.log()
@@ -57,7 +59,17 @@ def steady(seconds: float, kafka: str | None) -> list[Row]:
     label = f"arrival to searchable at {rate:.0f} images/s, {'Kafka' if kafka else 'embedded'}"
     return [
         Row("the model's speed in a burst", speed, rate, "steady rate", "images/s", len(burst)),
-        *(Row(f"{label}, p{q}", float(np.percentile(waits, q)), allowed, "allowed", "s", len(waits)) for q, allowed in _ALLOWED_S.items()),
+        *(
+            Row(
+                f"{label}, p{q}",
+                float(np.percentile(waits, q)),
+                allowed,
+                "allowed",
+                "s",
+                len(waits),
+            )
+            for q, allowed in _ALLOWED_S.items()
+        ),
     ]
 
 

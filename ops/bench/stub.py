@@ -11,26 +11,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.leaves import Leaves
+from model.decoding.leaves import Leaves
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray, FloatArray, Posting
 from schemas.settings import Settings
+from workers.generations.inferred import Inferred
 from workers.index import IndexWorker
-from workers.inferred import Inferred
-from workers.logs import configure
-from workers.metrics import IndexMetrics
-from workers.relay import start_relay
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, create_generation, set_state
-from workers.running import stop_on_signals
-from workers.services import Services
+from workers.runtime.logs import configure
+from workers.runtime.metrics import IndexMetrics
+from workers.runtime.process import stop_on_signals
+from workers.runtime.relay import start_relay
+from workers.runtime.services import Services
 
 SHAPE = IdentifierShape((16, 8, 8, 4), 64)
 WIDTH, _POSTINGS, _SPILL = 64, 3, 5
 
 
 class StubAppender:
-    """Stands in for `workers.append.Appender`."""
+    """Stands in for `workers.generations.appender.Appender`."""
 
     def __init__(self, shape: IdentifierShape, salt: int) -> None:
         self.shape = shape
@@ -48,8 +48,12 @@ class StubAppender:
     def _infer(self, picture: ByteArray) -> Inferred:
         noise = noise_of(self._salt + picture.tobytes())
         leaves = noise.choice(self.shape.leaves, _POSTINGS + _SPILL, replace=False).tolist()
-        postings = tuple(Posting(leaf, -float(rank)) for rank, leaf in enumerate(leaves[:_POSTINGS]))
-        return Inferred(Leaves(postings, tuple(leaves[_POSTINGS:]), -1.0), unit(noise).astype(np.float16))
+        postings = tuple(
+            Posting(leaf, -float(rank)) for rank, leaf in enumerate(leaves[:_POSTINGS])
+        )
+        return Inferred(
+            Leaves(postings, tuple(leaves[_POSTINGS:]), -1.0), unit(noise).astype(np.float16)
+        )
 
 
 def noise_of(seed: bytes) -> np.random.Generator:

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import Checkpoint
-from model.trie import Trie
+from model.network.checkpoint import Checkpoint
+from model.retrieval.trie import Trie
 from ops.bench.stub import WIDTH, StubAppender, noise_of, unit
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import ByteArray, FloatArray
-from workers import query
-from workers.append import Appender
-from workers.engine import Engine
-from workers.gallery import Gallery
+from workers.generations.appender import Appender
+from workers.query import http as query
+from workers.query.engine import Engine
+from workers.query.gallery import Gallery
+from workers.query.searcher import Searcher
 from workers.repository.generations import Generation
-from workers.searcher import Searcher
-from workers.services import Services
+from workers.runtime.services import Services
 
 
 def serve(services: Services, stop: threading.Event) -> None:
@@ -96,6 +96,8 @@ class StubEngine(Engine):
         self._vllm = None
 
 
-def load_searcher(services: Services, generation: Generation, before: Searcher | None, live: bool) -> Searcher:
-    """Stands in for `workers.holding.load_searcher`."""
+def load_searcher(
+    services: Services, generation: Generation, before: Searcher | None, live: bool
+) -> Searcher:
+    """Stands in for `workers.query.residents.load_searcher`."""
     return Searcher(services, generation, engine=StubEngine(generation, services.cache))

@@ -14,28 +14,28 @@ import httpx
 import numpy as np
 import torch
 
-from model.profiles import profile
-from ops.bench.asking import Asked, Asker
+from model.network.profiles import profile
 from ops.bench.fleet import Fleet, Publisher, fleet, pictures, settle
+from ops.bench.load_client import Asked, Asker
 from ops.bench.query import texts
 from ops.bench.stub import StubAppender
-from ops.corpus import CorpusConfig, generate
-from ops.progress import bar
+from ops.cli.progress_bar import bar
+from ops.scenes.corpus import CorpusConfig, generate
 from schemas.errors import WorkFailedError
 from schemas.events import ImageArrived
-from stream.log import EventLog
+from stream.log.event_log import EventLog
 from stream.manifest import read_manifest
-from workers.append import Appender
+from workers.generations.appender import Appender
+from workers.generations.switching import Load, Sweep, promote, rollback
 from workers.repository import generations
 from workers.repository.connection import Connection
-from workers.repository.follow import TrieFollower
+from workers.repository.follower import TrieFollower
 from workers.repository.generations import Generation
 from workers.repository.postings import InitialLoad, bulk_append
-from workers.running import bind
-from workers.seeding import arrival
-from workers.services import Services
-from workers.switching import Load, Sweep, promote, rollback
-from workers.trainer import TrainRequest, train
+from workers.runtime.process import bind
+from workers.runtime.services import Services
+from workers.trainer.seeding import arrival
+from workers.trainer.trainer import TrainRequest, train
 
 GOAL = 1.5
 """p99 while generations switch, beside the quiet one."""
@@ -59,8 +59,15 @@ class SwitchConfig:
     @property
     def events(self) -> list[str]:
         """What happens, in order: rollbacks are spread between the switches."""
-        after = {round((turn + 1) * self.switches / (self.rollbacks + 1)) for turn in range(self.rollbacks)}
-        return [what for turn in range(1, self.switches + 1) for what in (["switch", "rollback"] if turn in after else ["switch"])]
+        after = {
+            round((turn + 1) * self.switches / (self.rollbacks + 1))
+            for turn in range(self.rollbacks)
+        }
+        return [
+            what
+            for turn in range(1, self.switches + 1)
+            for what in (["switch", "rollback"] if turn in after else ["switch"])
+        ]
 
 
 @dataclass(slots=True)
@@ -118,18 +125,27 @@ def switch(config: SwitchConfig) -> dict[str, Any]:
     return document
 
 
-def copied(services: Services, conn: Connection, source: Generation, order: Sequence[int] | None = None) -> int:
+def copied(
+    services: Services, conn: Connection, source: Generation, order: Sequence[int] | None = None
+) -> int:
     """A new generation, still building, with the postings of another under other suffixes; its checkpoint is the same folder.
 
     With an `order`, each image is posted where the one at that place of the order was: a codebook gone wrong.
     """
     number = generations.create_generation(
-        conn, source.shape, codebook_version=source.codebook_version, checkpoint_path=source.checkpoint_path
+        conn,
+        source.shape,
+        codebook_version=source.codebook_version,
+        checkpoint_path=source.checkpoint_path,
     )
     with services.connect("copy") as own:
         held = TrieFollower(own, source.id).load()
     keys = held.embeddings.image_keys
-    posted = held.postings.image_keys if order is None else keys[np.asarray(order)][np.searchsorted(keys, held.postings.image_keys)]
+    posted = (
+        held.postings.image_keys
+        if order is None
+        else keys[np.asarray(order)][np.searchsorted(keys, held.postings.image_keys)]
+    )
     primary = held.postings.suffixes >= 0
     load = InitialLoad(
         leaves=held.postings.leaves,
@@ -167,8 +183,12 @@ def _stub(services: Services, generation: Generation) -> Any:
 def _trained(made: Fleet, conn: Connection) -> Load:
     """Train the tiny model for a moment, on a few scenes; all candidates share its weights."""
     tiny = profile("tiny")
-    short = tiny.with_stages(tuple(replace(stage, epochs=stage.epochs / 4) for stage in tiny.stages))
-    seen = read_manifest(generate(CorpusConfig(_TRAINED, seed=3), made.folder / "seen", "train", lambda _: None))
+    short = tiny.with_stages(
+        tuple(replace(stage, epochs=stage.epochs / 4) for stage in tiny.stages)
+    )
+    seen = read_manifest(
+        generate(CorpusConfig(_TRAINED, seed=3), made.folder / "seen", "train", lambda _: None)
+    )
     done = train(made.services, seen, TrainRequest(short, adapt="never"), bar)
     made.generation = done.generation
     first = Appender.load(made.services, generations.get(conn, done.generation))
@@ -176,7 +196,9 @@ def _trained(made: Fleet, conn: Connection) -> Load:
     torch.set_num_threads(1)
 
     def load(services: Services, generation: Generation) -> Appender:
-        return Appender(generation.id, first.assigner.decoder.sigma, first.encoder, services.settings.postings)
+        return Appender(
+            generation.id, first.assigner.decoder.sigma, first.encoder, services.settings.postings
+        )
 
     return load
 
@@ -184,7 +206,12 @@ def _trained(made: Fleet, conn: Connection) -> Load:
 def _arrivals(stage: _Stage, config: SwitchConfig, count: int) -> list[ImageArrived]:
     if config.stub:
         return pictures(stage.made.folder, count, config.seed)
-    manifest = generate(CorpusConfig(count, seed=3, start=_TRAINED), stage.made.folder / "flow", "stream", lambda _: None)
+    manifest = generate(
+        CorpusConfig(count, seed=3, start=_TRAINED),
+        stage.made.folder / "flow",
+        "stream",
+        lambda _: None,
+    )
     return [arrival(entry) for entry in read_manifest(manifest)]
 
 
@@ -192,7 +219,10 @@ def _warm_up(stage: _Stage, arrivals: Sequence[ImageArrived]) -> None:
     """Everybody has started, and some images are there to be found."""
     Publisher(stage.log, arrivals, 0).run()
     deadline = time.monotonic() + _PATIENCE_S
-    while not (_answers(stage, stage.made.generation, named=False) and stage.made.left(stage.log, stage.conn) == 0):
+    while not (
+        _answers(stage, stage.made.generation, named=False)
+        and stage.made.left(stage.log, stage.conn) == 0
+    ):
         if time.monotonic() > deadline:
             logs = [file.read_text()[-500:] for file in stage.made.folder.glob("*.log")]
             raise WorkFailedError(f"the workers did not start; their logs: {logs}")
@@ -234,12 +264,16 @@ def _until(stage: _Stage, generation: int, *, named: bool) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while not _answers(stage, generation, named=named):
         if time.monotonic() > deadline:
-            raise WorkFailedError(f"the query worker does not answer from generation {generation} after {_PATIENCE_S:g} seconds")
+            raise WorkFailedError(
+                f"the query worker does not answer from generation {generation} after {_PATIENCE_S:g} seconds"
+            )
         time.sleep(_LOOK_S)
 
 
 def _answers(stage: _Stage, generation: int, *, named: bool) -> bool:
-    asked = {"query": "which generation is it", "k": 1} | ({"generation": generation} if named else {})
+    asked = {"query": "which generation is it", "k": 1} | (
+        {"generation": generation} if named else {}
+    )
     try:
         answer = httpx.post(f"{stage.url}/v1/query", json=asked, timeout=30)
     except httpx.HTTPError:
@@ -255,9 +289,16 @@ def _findings(stage: _Stage, asked: Sequence[Asked], image_ids: Sequence[str]) -
             "SELECT image_id, leaf, suffix FROM posting JOIN image USING (image_key) WHERE generation = %s AND suffix IS NOT NULL",
             (generation.id,),
         )
-        places[generation.id] = {one: tuple(generation.shape.identifier(leaf, suffix)) for one, leaf, suffix in found}
+        places[generation.id] = {
+            one: tuple(generation.shape.identifier(leaf, suffix)) for one, leaf, suffix in found
+        }
     failed = [one.error for one in asked if one.error]
-    mixed = [one for one in asked if one.generation is not None and any(places[one.generation].get(i) != place for i, place in one.found)]
+    mixed = [
+        one
+        for one in asked
+        if one.generation is not None
+        and any(places[one.generation].get(i) != place for i, place in one.found)
+    ]
     receiving = [one.id for one in generations.receiving(stage.conn)]
     return {
         "queries": len(asked),
@@ -266,11 +307,15 @@ def _findings(stage: _Stage, asked: Sequence[Asked], image_ids: Sequence[str]) -
         "mixed": len(mixed),
         "empty": sum(not one.found for one in asked if not one.error),
         "generations_that_answered": len({one.generation for one in asked} - {None}),
-        "missing": {str(number): len(set(image_ids) - places[number].keys()) for number in receiving},
+        "missing": {
+            str(number): len(set(image_ids) - places[number].keys()) for number in receiving
+        },
     }
 
 
-def _timings(stage: _Stage, asked: Sequence[Asked], began: float, quiet_until: float, ended: float) -> dict[str, Any]:
+def _timings(
+    stage: _Stage, asked: Sequence[Asked], began: float, quiet_until: float, ended: float
+) -> dict[str, Any]:
     """Milliseconds of queries in both phases, and seconds of the commands and until their first answer."""
     good = [one for one in asked if not one.error]
     phases = {
@@ -278,7 +323,8 @@ def _timings(stage: _Stage, asked: Sequence[Asked], began: float, quiet_until: f
         "switching_ms": [one.took_ms for one in good if quiet_until <= one.due < ended],
     }
     figures: dict[str, Any] = {
-        name: {f"p{q}": round(float(np.percentile(took, q)), 2) for q in (50, 95, 99)} | {"queries": len(took)}
+        name: {f"p{q}": round(float(np.percentile(took, q)), 2) for q in (50, 95, 99)}
+        | {"queries": len(took)}
         for name, took in phases.items()
     }
     figures["p99_ratio"] = round(figures["switching_ms"]["p99"] / figures["quiet_ms"]["p99"], 3)

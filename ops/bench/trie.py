@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.trie import Trie
+from model.retrieval.trie import Trie
 from ops.bench.rows import Row
 from schemas.identifiers import IdentifierShape
 from schemas.records import IntArray
@@ -26,9 +26,27 @@ def trie(seed: int) -> list[Row]:
         live = _filled(leaves)
         rebuild = _seconds(partial(_filled, leaves), 3)
         insert = _seconds(partial(_insert, live, count(size)))
-        rows.append(Row(f"insert one image, {size:,} there", insert * 1e3, rebuild * 1e3, "rebuild of a frozen trie", "ms", size))
+        rows.append(
+            Row(
+                f"insert one image, {size:,} there",
+                insert * 1e3,
+                rebuild * 1e3,
+                "rebuild of a frozen trie",
+                "ms",
+                size,
+            )
+        )
         delete = _seconds(partial(_delete, live, count(0)))
-        rows.append(Row(f"delete one image, {size:,} there", delete * 1e3, rebuild * 1e3, "rebuild of a frozen trie", "ms", size))
+        rows.append(
+            Row(
+                f"delete one image, {size:,} there",
+                delete * 1e3,
+                rebuild * 1e3,
+                "rebuild of a frozen trie",
+                "ms",
+                size,
+            )
+        )
         rows.append(_children(live, leaves, size))
     return rows
 
@@ -49,7 +67,14 @@ def _children(live: Trie, leaves: IntArray, size: int) -> Row:
             mask[row, list(nested[first][second])] = True
 
     ours = _seconds(lambda: live.branches.children(2, prefixes))
-    return Row(f"children of {_BEAMS} beams, {size:,} there", ours * 1e3, _seconds(walk) * 1e3, "nested dictionaries", "ms", size)
+    return Row(
+        f"children of {_BEAMS} beams, {size:,} there",
+        ours * 1e3,
+        _seconds(walk) * 1e3,
+        "nested dictionaries",
+        "ms",
+        size,
+    )
 
 
 def _filled(leaves: IntArray) -> Trie:
@@ -60,7 +85,12 @@ def _filled(leaves: IntArray) -> Trie:
 
 def _insert(live: Trie, slots: Iterator[int]) -> None:
     slot = next(slots)
-    live.insert(np.array([slot % _SHAPE.leaves]), np.array([slot]), np.zeros(1, np.float32), np.zeros(1, np.int64))
+    live.insert(
+        np.array([slot % _SHAPE.leaves]),
+        np.array([slot]),
+        np.zeros(1, np.float32),
+        np.zeros(1, np.int64),
+    )
 
 
 def _delete(live: Trie, slots: Iterator[int]) -> None:

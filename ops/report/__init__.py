@@ -1,1 +1,1 @@
-"""Reports: what the jobs recorded, as a page for people, a document for programs and a few lines for the terminal."""
+"""How do recall and drift develop? Reports from what the jobs recorded, as a page, JSON or a few lines."""

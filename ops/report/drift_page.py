@@ -52,11 +52,26 @@ def _cards(report: DriftReport) -> list[Card]:
         nearest = max(look.readings, key=lambda one: one.ratio)
         beyond = sum(one.alarm for one in look.readings)
         found = [
-            Card("Nearest to its limit", f"{min(nearest.ratio, 99):.0%}", f"{monitor_words(nearest.monitor)}, {_of(nearest)}"),
-            Card("Monitors in alarm", f"{beyond} of {len(look.readings)}", f"{look.images:,} images seen", "bad" if beyond else "good"),
+            Card(
+                "Nearest to its limit",
+                f"{min(nearest.ratio, 99):.0%}",
+                f"{monitor_words(nearest.monitor)}, {_of(nearest)}",
+            ),
+            Card(
+                "Monitors in alarm",
+                f"{beyond} of {len(look.readings)}",
+                f"{look.images:,} images seen",
+                "bad" if beyond else "good",
+            ),
         ]
     if look is not None and "id1" in look.histograms:
-        found.append(Card("First codes moved", percent(look.histograms["id1"].moved), "of the images have another id1 than before"))
+        found.append(
+            Card(
+                "First codes moved",
+                percent(look.histograms["id1"].moved),
+                "of the images have another id1 than before",
+            )
+        )
     return [*found, generation_card(report.timeline), alarm_card(report.timeline)]
 
 
@@ -80,5 +95,10 @@ def _numbers(look: Look | None) -> Html:
         for one in sorted(look.readings, key=lambda one: -one.ratio)
     ]
     heads = ("Monitor", "Watches", "Effect", "Its limit", "p", "Its limit", "")
-    made = table("Monitors of the newest look, nearest to its limit first", heads, rows, "No monitor could be read.")
+    made = table(
+        "Monitors of the newest look, nearest to its limit first",
+        heads,
+        rows,
+        "No monitor could be read.",
+    )
     return section("The newest look in numbers", made)

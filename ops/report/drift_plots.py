@@ -42,7 +42,9 @@ def drift_plots(report: DriftReport) -> list[Plot]:
     return found
 
 
-def thinned(looks: Sequence[Look], monitor: str, since: datetime, until: datetime) -> list[list[tuple[datetime, Reading]]]:
+def thinned(
+    looks: Sequence[Look], monitor: str, since: datetime, until: datetime
+) -> list[list[tuple[datetime, Reading]]]:
     """Lines of a monitor, one for each stretch of one generation, of at most `_POINTS` readings in all and one more each.
 
     Of several looks that stand at one place, the one nearest to its limit is drawn: no alarm is lost.
@@ -57,7 +59,10 @@ def thinned(looks: Sequence[Look], monitor: str, since: datetime, until: datetim
                     lines.append({})
                     generation = look.generation
                 kept, bucket = lines[-1], int((look.at - since) / width)
-                if bucket not in kept or (one.alarm, one.ratio) > (kept[bucket][1].alarm, kept[bucket][1].ratio):
+                if bucket not in kept or (one.alarm, one.ratio) > (
+                    kept[bucket][1].alarm,
+                    kept[bucket][1].ratio,
+                ):
                     kept[bucket] = (look.at, one)
     return [[kept[bucket] for bucket in sorted(kept)] for kept in lines]
 
@@ -77,21 +82,45 @@ def _now(look: Look) -> Plot:
         for row, one in enumerate(readings):
             colour = ink.BAD if one.alarm else ink.OURS
             length = min(one.ratio, _SHOWN_RATIO)
-            axes.barh([row], [length], height=0.56, color=colour, label="alarm" if one.alarm else "within its limits")
+            axes.barh(
+                [row],
+                [length],
+                height=0.56,
+                color=colour,
+                label="alarm" if one.alarm else "within its limits",
+            )
             name = f"{worded(one.effect)} of {worded(one.limit)}{'  alarm' if one.alarm else ''}"
-            axes.annotate(name, (length, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9.5, color=ink.MUTED)
+            axes.annotate(
+                name,
+                (length, row),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9.5,
+                color=ink.MUTED,
+            )
         axes.axvline(1, color=ink.LIMIT, linewidth=1.6, linestyle=(0, (4, 2)), label="limit")
         axes.set_yticks(range(len(readings)), [monitor_words(one.monitor) for one in readings])
         axes.tick_params(axis="y", labelcolor=ink.TEXT)
         axes.set_ylim(-0.6, len(readings) - 0.4)
-        axes.set_xlim(0, max(1.45, min(max(one.ratio for one in readings), _SHOWN_RATIO) * (1.3 if sheet.wide else 1.6)))
+        axes.set_xlim(
+            0,
+            max(
+                1.45,
+                min(max(one.ratio for one in readings), _SHOWN_RATIO)
+                * (1.3 if sheet.wide else 1.6),
+            ),
+        )
         axes.set_xlabel("effect, in units of its limit")
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
         ink.legend(figure, axes, ("within its limits", "alarm", "limit"))
         return figure
 
-    spoken = "; ".join(f"{monitor_words(one.monitor)} {worded(one.effect)} of {worded(one.limit)}" for one in reversed(readings))
+    spoken = "; ".join(
+        f"{monitor_words(one.monitor)} {worded(one.effect)} of {worded(one.limit)}"
+        for one in reversed(readings)
+    )
     return ink.plot(
         "drift-now",
         "How near each monitor is to its limit",
@@ -104,7 +133,10 @@ def _now(look: Look) -> Plot:
 
 
 def _over_time(report: DriftReport) -> Plot:
-    since, until = max(report.timeline.since, report.looks[0].at - timedelta(hours=1)), report.timeline.until
+    since, until = (
+        max(report.timeline.since, report.looks[0].at - timedelta(hours=1)),
+        report.timeline.until,
+    )
     newest = {one.monitor: one.ratio for look in report.looks for one in look.readings}
     names = sorted(newest, key=lambda name: -newest[name])[:_MONITORS]
     found = {name: thinned(report.looks, name, since, until) for name in names}
@@ -125,12 +157,20 @@ def _over_time(report: DriftReport) -> Plot:
         ink.legend(figure, grid.flat[0], ("effect", "limit", "an alarm"))
         return figure
 
-    alarming = [monitor_words(name) for name in names if any(one.alarm for line in found[name] for _, one in line)]
+    alarming = [
+        monitor_words(name)
+        for name in names
+        if any(one.alarm for line in found[name] for _, one in line)
+    ]
     return ink.plot(
         "drift-time",
         "Each monitor over time",
         f"Line charts of the effect of {len(names)} monitors with their limits. "
-        + (f"Beyond their limits at some time: {', '.join(alarming)}." if alarming else "None was an alarm in this time."),
+        + (
+            f"Beyond their limits at some time: {', '.join(alarming)}."
+            if alarming
+            else "None was an alarm in this time."
+        ),
         "The line is the effect, the dashes its limit, dots are looks that were an alarm, shaded stretches are times with an open alarm, "
         "dotted lines mark switches. A slow rise towards the limit is a shift that gathers; a step is a new source of images or a fault. "
         "After a switch the reference is new and the effect should fall.",
@@ -142,10 +182,27 @@ def _monitor(axes: Axes, lines: Sequence[Sequence[tuple[datetime, Reading]]]) ->
     for found in lines:
         times, readings = [ink.moment(at) for at, _ in found], [one for _, one in found]
         marks = ink.marks_if_few(len(found))
-        axes.plot(times, [one.limit for one in readings], color=ink.LIMIT, linewidth=1.4, linestyle=(0, (4, 2)), label="limit", **marks)
+        axes.plot(
+            times,
+            [one.limit for one in readings],
+            color=ink.LIMIT,
+            linewidth=1.4,
+            linestyle=(0, (4, 2)),
+            label="limit",
+            **marks,
+        )
         axes.plot(times, [one.effect for one in readings], color=ink.OURS, label="effect", **marks)
-        beyond = [(time, one.effect) for time, one in zip(times, readings, strict=True) if one.alarm]
-        axes.plot([at for at, _ in beyond], [effect for _, effect in beyond], "o", color=ink.BAD, markersize=4, label="an alarm")
+        beyond = [
+            (time, one.effect) for time, one in zip(times, readings, strict=True) if one.alarm
+        ]
+        axes.plot(
+            [at for at, _ in beyond],
+            [effect for _, effect in beyond],
+            "o",
+            color=ink.BAD,
+            markersize=4,
+            label="an alarm",
+        )
     shown = [value for found in lines for _, one in found for value in (one.effect, one.limit)]
     axes.set_ylim(min(0.0, *shown), max(1e-9, *shown) * 1.15)
     axes.yaxis.set_major_locator(ink.few_ticks())
@@ -153,7 +210,13 @@ def _monitor(axes: Axes, lines: Sequence[Sequence[tuple[datetime, Reading]]]) ->
 
 def _alarms(axes: Axes, alarms: Sequence[Alarm], until: datetime) -> None:
     for one in alarms:
-        axes.axvspan(ink.moment(one.raised_at), ink.moment(one.cleared_at or until), color=ink.BAD, alpha=0.12, linewidth=0)
+        axes.axvspan(
+            ink.moment(one.raised_at),
+            ink.moment(one.cleared_at or until),
+            color=ink.BAD,
+            alpha=0.12,
+            linewidth=0,
+        )
 
 
 def _histograms(look: Look) -> Plot:
@@ -161,7 +224,11 @@ def _histograms(look: Look) -> Plot:
 
     def draw(sheet: Sheet) -> Figure:
         figure = sheet.figure((2 if sheet.wide else len(found)) * 138 + 34)
-        grid = figure.subplots(2, 2, squeeze=False) if sheet.wide else figure.subplots(len(found), 1, squeeze=False)
+        grid = (
+            figure.subplots(2, 2, squeeze=False)
+            if sheet.wide
+            else figure.subplots(len(found), 1, squeeze=False)
+        )
         for spare in grid.flat[len(found) :]:
             spare.set_visible(False)
         for (name, one), axes in zip(found.items(), grid.flat, strict=False):
@@ -169,8 +236,14 @@ def _histograms(look: Look) -> Plot:
         ink.legend(figure, grid.flat[0], ("now", "then"))
         return figure
 
-    spoken = "; ".join(f"{name}: {percent(one.moved)} of the images would have to change code" for name, one in found.items())
-    uses = ", ".join(f"{name} {perplexity(one.then):.1f} then and {perplexity(one.now):.1f} now" for name, one in found.items())
+    spoken = "; ".join(
+        f"{name}: {percent(one.moved)} of the images would have to change code"
+        for name, one in found.items()
+    )
+    uses = ", ".join(
+        f"{name} {perplexity(one.then):.1f} then and {perplexity(one.now):.1f} now"
+        for name, one in found.items()
+    )
     return ink.plot(
         "codes",
         "Codes then and now",
@@ -187,7 +260,13 @@ def _codes(axes: Axes, name: str, one: Histogram) -> None:
     at = range(len(now))
     each = -(-len(one.now) // _BARS)
     axes.bar(at, now, width=0.82, color=ink.OURS, label="now")
-    axes.stairs(then, [position - 0.5 for position in range(len(then) + 1)], color=ink.THEN, linewidth=1.5, label="then")
+    axes.stairs(
+        then,
+        [position - 0.5 for position in range(len(then) + 1)],
+        color=ink.THEN,
+        linewidth=1.5,
+        label="then",
+    )
     axes.set_title(f"{name}", pad=8)
     said = f"{percent(one.moved)} moved, {len(one.now)} codes{f', {each} to a bar' if each > 1 else ''}"
     inside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
@@ -200,21 +279,35 @@ def _codes(axes: Axes, name: str, one: Histogram) -> None:
 
 def _leaves(report: DriftReport) -> Plot:
     looks = [one for one in report.looks if one.leaf]
-    since, until = max(report.timeline.since, looks[0].at - timedelta(hours=1)), report.timeline.until
+    since, until = (
+        max(report.timeline.since, looks[0].at - timedelta(hours=1)),
+        report.timeline.until,
+    )
     step = -(-len(looks) // _POINTS)
     shown = looks[::-1][::step][::-1]
-    panels = [("Gini of the leaf loads", lambda one: one.leaf.get("gini")), ("Images in a leaf, p99", lambda one: one.leaf.get("p99"))]
+    panels = [
+        ("Gini of the leaf loads", lambda one: one.leaf.get("gini")),
+        ("Images in a leaf, p99", lambda one: one.leaf.get("p99")),
+    ]
     panels += (
-        [("Images in nearly full leaves", lambda one: one.suffix_pressure)] if any(one.suffix_pressure is not None for one in shown) else []
+        [("Images in nearly full leaves", lambda one: one.suffix_pressure)]
+        if any(one.suffix_pressure is not None for one in shown)
+        else []
     )
 
     def draw(sheet: Sheet) -> Figure:
         figure = sheet.figure(136 if sheet.wide else 118 * len(panels))
-        grid = figure.subplots(1, len(panels), squeeze=False) if sheet.wide else figure.subplots(len(panels), 1, squeeze=False)
+        grid = (
+            figure.subplots(1, len(panels), squeeze=False)
+            if sheet.wide
+            else figure.subplots(len(panels), 1, squeeze=False)
+        )
         for (title, value), axes in zip(panels, grid.flat, strict=True):
             points = [(ink.moment(one.at), value(one)) for one in shown if value(one) is not None]
             alone = ink.marks_if_few(len(points))
-            axes.plot([at for at, _ in points], [found for _, found in points], color=ink.OURS, **alone)
+            axes.plot(
+                [at for at, _ in points], [found for _, found in points], color=ink.OURS, **alone
+            )
             axes.set_title(title)
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_locator(ink.few_ticks())
@@ -224,7 +317,11 @@ def _leaves(report: DriftReport) -> Plot:
 
     last = shown[-1]
     spoken = ", ".join(f"{name} {worded(value)}" for name, value in last.leaf.items())
-    pressure = f", suffix pressure {worded(last.suffix_pressure)}" if last.suffix_pressure is not None else ""
+    pressure = (
+        f", suffix pressure {worded(last.suffix_pressure)}"
+        if last.suffix_pressure is not None
+        else ""
+    )
     return ink.plot(
         "leaves",
         "How full the leaves are",

@@ -6,14 +6,14 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from ops.probes import sample
+from ops.jobs.recall_probe import sample
 from schemas.errors import SigmaError
+from workers.query.searcher import Searcher, checked_query
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, generations
 from workers.repository.images import images_by_key
 from workers.repository.postings import postings_of
-from workers.searcher import Searcher, checked_query
-from workers.services import Services
+from workers.runtime.services import Services
 
 PROBES = 100
 """Queries asked of both generations."""
@@ -97,7 +97,9 @@ class Comparison:
     @property
     def image_ids(self) -> set[str]:
         """Images of the examples that a report shows."""
-        return {name for one in self.shown for name in (one.image_id, *one.before.top, *one.after.top)}
+        return {
+            name for one in self.shown for name in (one.image_id, *one.before.top, *one.after.top)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape."""
@@ -123,9 +125,20 @@ def compare(services: Services, conn: Connection, probes: int = PROBES) -> Compa
         wanted = _sample(conn, before.id, after.id, probes)
         old, new = (_answers(services, one, wanted) for one in pair)
     except (SigmaError, OSError) as error:
-        return Comparison(before.id, after.id, why=f"Generations {before.id} and {after.id} could not be compared: {error}.")
-    found = [Example(text, image_id, one, other) for (text, image_id), one, other in zip(wanted, old, new, strict=True)]
-    why = None if found else f"No image with a caption is in both generation {before.id} and generation {after.id}."
+        return Comparison(
+            before.id,
+            after.id,
+            why=f"Generations {before.id} and {after.id} could not be compared: {error}.",
+        )
+    found = [
+        Example(text, image_id, one, other)
+        for (text, image_id), one, other in zip(wanted, old, new, strict=True)
+    ]
+    why = (
+        None
+        if found
+        else f"No image with a caption is in both generation {before.id} and generation {after.id}."
+    )
     return Comparison(before.id, after.id, tuple(found), why)
 
 
@@ -144,20 +157,30 @@ def _sample(conn: Connection, before: int, after: int, probes: int) -> list[tupl
     """(caption, image id) of images at random keys that both generations hold, each once; the same for the same state."""
     texts = {probe.image_key: probe.text for probe in sample(conn, after, probes)}
     known, stored = postings_of(conn, before, list(texts)), images_by_key(conn, list(texts))
-    return [(text, stored[key].image_id) for key, text in texts.items() if key in known and key in stored and text.strip()]
+    return [
+        (text, stored[key].image_id)
+        for key, text in texts.items()
+        if key in known and key in stored and text.strip()
+    ]
 
 
-def _answers(services: Services, generation: Generation, wanted: Sequence[tuple[str, str]]) -> list[Answer]:
+def _answers(
+    services: Services, generation: Generation, wanted: Sequence[tuple[str, str]]
+) -> list[Answer]:
     """One generation's answers. Only one is loaded at a time: both may not fit into memory together."""
     searcher = Searcher(services, generation)
     found: list[Answer] = []
     try:
         for start in range(0, len(wanted), _BATCH):
             part = wanted[start : start + _BATCH]
-            results = searcher.search([checked_query(text[:2000], DEPTH) for text, _ in part], DEPTH)
+            results = searcher.search(
+                [checked_query(text[:2000], DEPTH) for text, _ in part], DEPTH
+            )
             for (_, image_id), result in zip(part, results, strict=True):
                 ids = [hit.image_id for hit in result.hits]
-                found.append(Answer(ids.index(image_id) + 1 if image_id in ids else None, tuple(ids[:TOP])))
+                found.append(
+                    Answer(ids.index(image_id) + 1 if image_id in ids else None, tuple(ids[:TOP]))
+                )
     finally:
         searcher.close()
     return found

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from model.recall import wilson
-from workers.repository.jobs import JobRun
+from model.retrieval.recall import wilson
+from workers.repository.job_runs import JobRun
 
 CUTOFFS = ("R@1", "R@5", "R@10")
 COHORTS = ("hour", "day", "week", "older", "trained")
@@ -58,7 +58,12 @@ class Probe:
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape."""
         cohorts = {name: one.to_dict() for name, one in self.cohorts.items()}
-        return {"at": self.at.isoformat(), "generation": self.generation, "queries": self.queries, "cohorts": cohorts}
+        return {
+            "at": self.at.isoformat(),
+            "generation": self.generation,
+            "queries": self.queries,
+            "cohorts": cohorts,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,10 @@ class Histogram:
             "then": list(self.then),
             "now": list(self.now),
             "moved": round(self.moved, 4),
-            "codes_in_use": {"then": round(perplexity(self.then), 2), "now": round(perplexity(self.now), 2)},
+            "codes_in_use": {
+                "then": round(perplexity(self.then), 2),
+                "now": round(perplexity(self.now), 2),
+            },
         }
 
 
@@ -152,8 +160,16 @@ def look_of(run: JobRun) -> Look | None:
     if generation is None or not isinstance(monitors, list):
         return None
     leaf, found = figures.get("leaf"), figures.get("histograms")
-    loads = {name: number(leaf.get(name)) for name in ("gini", "p99", "max")} if isinstance(leaf, dict) else {}
-    histograms = {name: _histogram(found[name]) for name in LEVELS if name in found} if isinstance(found, dict) else {}
+    loads = (
+        {name: number(leaf.get(name)) for name in ("gini", "p99", "max")}
+        if isinstance(leaf, dict)
+        else {}
+    )
+    histograms = (
+        {name: _histogram(found[name]) for name in LEVELS if name in found}
+        if isinstance(found, dict)
+        else {}
+    )
     readings = tuple(one for one in map(_reading, monitors) if one is not None)
     if not readings:
         return None
@@ -173,8 +189,12 @@ def pooled(parts: list[Recall]) -> Recall | None:
     total = sum(one.queries for one in parts)
     if not total:
         return None
-    ours = {cutoff: sum(one.ours[cutoff] * one.queries for one in parts) / total for cutoff in CUTOFFS}
-    exact = {cutoff: sum(one.exact[cutoff] * one.queries for one in parts) / total for cutoff in CUTOFFS}
+    ours = {
+        cutoff: sum(one.ours[cutoff] * one.queries for one in parts) / total for cutoff in CUTOFFS
+    }
+    exact = {
+        cutoff: sum(one.exact[cutoff] * one.queries for one in parts) / total for cutoff in CUTOFFS
+    }
     return Recall(total, ours, exact)
 
 
@@ -197,7 +217,11 @@ def _count(found: object) -> int | None:
 def _recall(found: object) -> Recall | None:
     if not isinstance(found, dict):
         return None
-    queries, ours, exact = _count(found.get("queries")), _shares(found.get("ours")), _shares(found.get("exact_dense"))
+    queries, ours, exact = (
+        _count(found.get("queries")),
+        _shares(found.get("ours")),
+        _shares(found.get("exact_dense")),
+    )
     return Recall(queries, ours, exact) if queries and ours and exact else None
 
 
@@ -205,7 +229,9 @@ def _shares(found: object) -> dict[str, float] | None:
     if not isinstance(found, dict):
         return None
     read = {cutoff: number(found.get(cutoff)) for cutoff in CUTOFFS}
-    kept = {cutoff: min(1.0, max(0.0, value)) for cutoff, value in read.items() if value is not None}
+    kept = {
+        cutoff: min(1.0, max(0.0, value)) for cutoff, value in read.items() if value is not None
+    }
     return kept if len(kept) == len(CUTOFFS) else None
 
 

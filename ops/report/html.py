@@ -39,7 +39,10 @@ def join(children: Iterable[object]) -> Html:
 def prose(written: str) -> Html:
     """A sentence of ours in which what stands between backticks is code."""
     parts = written.split("`")
-    return join(tag("code", part) if at % 2 else Html(html.escape(part, quote=True)) for at, part in enumerate(parts))
+    return join(
+        tag("code", part) if at % 2 else Html(html.escape(part, quote=True))
+        for at, part in enumerate(parts)
+    )
 
 
 def table(title: str, heads: Iterable[str], rows: Iterable[Iterable[object]], empty: str) -> Html:

@@ -22,7 +22,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ops.report.words import plain
 
 # Stand-ins that nothing else draws with; the stylesheet says what each looks like.
-OURS, EXACT, LIMIT, THEN, NOW, GOOD, BAD = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708", "#070809"
+OURS, EXACT, LIMIT, THEN, NOW, GOOD, BAD = (
+    "#010203",
+    "#020304",
+    "#030405",
+    "#040506",
+    "#050607",
+    "#060708",
+    "#070809",
+)
 TEXT, MUTED, GRID, PAPER = "#08090a", "#090a0b", "#0a0b0c", "#0b0c0d"
 _VARIABLES = {
     OURS: "--ours",
@@ -100,9 +108,15 @@ class Sheet:
     def figure(self, height_pt: float) -> Figure:
         """An empty figure of this width."""
         width = _WIDE_PT if self.wide else _NARROW_PT
-        return Figure(figsize=(width / _DOTS_PER_INCH, height_pt / _DOTS_PER_INCH), dpi=_DOTS_PER_INCH, layout="constrained")
+        return Figure(
+            figsize=(width / _DOTS_PER_INCH, height_pt / _DOTS_PER_INCH),
+            dpi=_DOTS_PER_INCH,
+            layout="constrained",
+        )
 
-    def panels(self, count: int, height_pt: float, *, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    def panels(
+        self, count: int, height_pt: float, *, columns: int | None = None
+    ) -> tuple[Figure, list[Axes]]:
         """`count` panels of one height with common axes; places left over stay empty."""
         across = min(columns or self.columns, count) if self.wide else 1
         down = -(-count // across)
@@ -127,7 +141,9 @@ class Plot:
 
 def plot(name: str, title: str, label: str, caption: str, draw: Callable[[Sheet], Figure]) -> Plot:
     """Draw it for both widths. `name` is unique on its page: a small word."""
-    wide, narrow = (_drawn(draw, Sheet(width), f"{name}-{'w' if width else 'n'}") for width in (True, False))
+    wide, narrow = (
+        _drawn(draw, Sheet(width), f"{name}-{'w' if width else 'n'}") for width in (True, False)
+    )
     return Plot(name, title, label, caption, wide, narrow)
 
 
@@ -142,21 +158,32 @@ def styled() -> Iterator[None]:
 
 def percent_axis(axes: Axes, which: Literal["x", "y"] = "y") -> None:
     """Shares as per cent."""
-    (axes.yaxis if which == "y" else axes.xaxis).set_major_formatter(FuncFormatter(lambda value, _: f"{round(value * 100, 1):g}%"))
+    (axes.yaxis if which == "y" else axes.xaxis).set_major_formatter(
+        FuncFormatter(lambda value, _: f"{round(value * 100, 1):g}%")
+    )
 
 
 def legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
     """One legend for all panels, above them, with these labels of one panel in this order."""
     found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     shown = [label for label in labels if label in found]
-    figure.legend([found[label] for label in shown], shown, loc="outside upper left", ncols=len(shown), borderpad=0, columnspacing=1.4)
+    figure.legend(
+        [found[label] for label in shown],
+        shown,
+        loc="outside upper left",
+        ncols=len(shown),
+        borderpad=0,
+        columnspacing=1.4,
+    )
 
 
 def time_axis(axes: Axes, since: datetime, until: datetime, ticks: int = 4) -> None:
     """Time in UTC from `since` to `until`, with few and short labels."""
     axes.set_xlim(moment(since), moment(until))
     axes.xaxis.set_major_locator(AutoDateLocator(minticks=2, maxticks=ticks))
-    axes.xaxis.set_major_formatter(DateFormatter("%-d %b" if until - since > timedelta(days=2) else "%H:%M", tz=UTC))
+    axes.xaxis.set_major_formatter(
+        DateFormatter("%-d %b" if until - since > timedelta(days=2) else "%H:%M", tz=UTC)
+    )
 
 
 def moment(at: datetime) -> float:
@@ -183,7 +210,9 @@ def switch_lines(axes: Axes, found: Sequence[tuple[datetime, str]]) -> None:
         axes.axvline(moment(at), color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         if 0 <= share < 0.93 and share - last > 0.12:
             inside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-            axes.annotate(name, (share, 0.0), xytext=(3, 3), va="bottom", fontsize=9, color=MUTED, **inside)
+            axes.annotate(
+                name, (share, 0.0), xytext=(3, 3), va="bottom", fontsize=9, color=MUTED, **inside
+            )
             last = share
 
 
@@ -191,7 +220,11 @@ def _drawn(draw: Callable[[Sheet], Figure], sheet: Sheet, name: str) -> str:
     with styled():
         figure = draw(sheet)
         target = io.BytesIO()
-        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            target,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     return inline(target.getvalue().decode("utf-8"), name)
 
 
@@ -199,9 +232,15 @@ def inline(svg: str, name: str) -> str:
     """An SVG file as an element for a page: no style of its own, ids that are unique on the page, colours by variable."""
     root = ElementTree.fromstring(_NOT_XML.sub("", svg))
     for parent in root.iter():
-        for child in [one for one in parent if one.tag in (f"{_SVG}metadata", f"{_SVG}style", f"{_SVG}title")]:
+        for child in [
+            one for one in parent if one.tag in (f"{_SVG}metadata", f"{_SVG}style", f"{_SVG}title")
+        ]:
             parent.remove(child)
-    used = set(re.findall(r"#([A-Za-z0-9_]+)", " ".join(" ".join(one.attrib.values()) for one in root.iter())))
+    used = set(
+        re.findall(
+            r"#([A-Za-z0-9_]+)", " ".join(" ".join(one.attrib.values()) for one in root.iter())
+        )
+    )
     for one in root.iter():
         _tidy(one, used, name)
     for gone in ("width", "height", "version"):
@@ -235,7 +274,9 @@ def _styled(style: str) -> str:
         key, _, value = (piece.strip() for piece in part.partition(":"))
         if key in ("font", "font-size"):
             size = _SIZE.search(value)
-            kept += [f"font-size:{size[1] if size else 10}px"] + (["font-weight:650"] if re.match(r"(bold|700)\b", value) else [])
+            kept += [f"font-size:{size[1] if size else 10}px"] + (
+                ["font-weight:650"] if re.match(r"(bold|700)\b", value) else []
+            )
         elif key and key != "font-family":
             kept.append(f"{key}:{f'var({_VARIABLES[value]})' if value in _VARIABLES else value}")
     return ";".join(kept)

@@ -9,9 +9,14 @@ from ops.report import ink
 from ops.report.ink import Plot, Sheet
 from ops.report.timeline import Timeline
 from ops.report.words import count, plain
-from workers.repository.jobs import JobRun
+from workers.repository.job_runs import JobRun
 
-_MARKS = {"done": ("|", ink.GOOD, 8), "running": ("o", ink.OURS, 6), "skipped": ("s", ink.THEN, 5), "failed": ("X", ink.BAD, 8)}
+_MARKS = {
+    "done": ("|", ink.GOOD, 8),
+    "running": ("o", ink.OURS, 6),
+    "skipped": ("s", ink.THEN, 5),
+    "failed": ("X", ink.BAD, 8),
+}
 _PLACES = 160
 """Marks of one kind on one line: more would cover each other."""
 
@@ -23,16 +28,30 @@ def job_plot(happened: Timeline) -> Plot | None:
     if not happened.runs:
         return None
     names = sorted({one.job for one in happened.runs})[:_JOBS]
-    since, until = max(happened.since, happened.runs[0].started_at - timedelta(hours=1)), happened.until
+    since, until = (
+        max(happened.since, happened.runs[0].started_at - timedelta(hours=1)),
+        happened.until,
+    )
 
     def draw(sheet: Sheet) -> Figure:
         figure = sheet.figure(30 * len(names) + 64)
         axes = figure.subplots()
         for row, name in enumerate(reversed(names)):
             for outcome, (mark, colour, size) in _MARKS.items():
-                found = _spread([one for one in happened.runs if one.job == name and one.outcome == outcome], happened)
+                found = _spread(
+                    [one for one in happened.runs if one.job == name and one.outcome == outcome],
+                    happened,
+                )
                 if found:
-                    axes.plot(found, [row] * len(found), mark, color=colour, markersize=size, label=outcome, linestyle="none")
+                    axes.plot(
+                        found,
+                        [row] * len(found),
+                        mark,
+                        color=colour,
+                        markersize=size,
+                        label=outcome,
+                        linestyle="none",
+                    )
         axes.set_yticks(range(len(names)), [plain(name, 24) for name in reversed(names)])
         axes.tick_params(axis="y", labelcolor=ink.TEXT)
         axes.set_ylim(-0.6, len(names) - 0.4)
@@ -40,7 +59,9 @@ def job_plot(happened: Timeline) -> Plot | None:
         ink.legend(figure, axes, tuple(_MARKS))
         return figure
 
-    totals = ", ".join(f"{sum(one.outcome == name for one in happened.runs):,} {name}" for name in _MARKS)
+    totals = ", ".join(
+        f"{sum(one.outcome == name for one in happened.runs):,} {name}" for name in _MARKS
+    )
     failed = sum(one.outcome == "failed" for one in happened.runs)
     return ink.plot(
         "jobs",
@@ -59,5 +80,7 @@ def job_plot(happened: Timeline) -> Plot | None:
 def _spread(runs: Sequence[JobRun], happened: Timeline) -> list[float]:
     """Times of runs, one for each place on the line."""
     width = max((happened.until - happened.since) / _PLACES, timedelta(seconds=1))
-    places = {int((one.started_at - happened.since) / width): ink.moment(one.started_at) for one in runs}
+    places = {
+        int((one.started_at - happened.since) / width): ink.moment(one.started_at) for one in runs
+    }
     return sorted(places.values())

@@ -28,18 +28,37 @@ class Card:
     tone: str = "plain"
 
 
-def page(kind: str, title: str, lead: str, happened: Timeline, cards: Sequence[Card], parts: Iterable[Html], again: str) -> str:
+def page(
+    kind: str,
+    title: str,
+    lead: str,
+    happened: Timeline,
+    cards: Sequence[Card],
+    parts: Iterable[Html],
+    again: str,
+) -> str:
     """The whole file. `again` is the command that makes it again."""
     live = happened.live
     about = f"Made {moment(happened.until)} · {f'generation {live.id} is live' if live else 'no generation is live'}"
     body = tag(
         "main",
-        tag("header", tag("p", f"sigma-stream · {kind} report", class_="kicker"), tag("h1", title), tag("p", prose(lead), class_="lead")),
+        tag(
+            "header",
+            tag("p", f"sigma-stream · {kind} report", class_="kicker"),
+            tag("h1", title),
+            tag("p", prose(lead), class_="lead"),
+        ),
         tag("p", about, class_="about"),
-        tag("section", *map(_card, cards), class_="cards", aria_label="Headline figures") if cards else Html(""),
+        tag("section", *map(_card, cards), class_="cards", aria_label="Headline figures")
+        if cards
+        else Html(""),
         *parts,
         _glossary(),
-        tag("footer", tag("p", "Make this page again: ", tag("code", again)), tag("p", "The same as JSON: ", tag("code", _as_json(again)))),
+        tag(
+            "footer",
+            tag("p", "Make this page again: ", tag("code", again)),
+            tag("p", "The same as JSON: ", tag("code", _as_json(again))),
+        ),
     )
     head = tag(
         "head",
@@ -50,12 +69,17 @@ def page(kind: str, title: str, lead: str, happened: Timeline, cards: Sequence[C
         tag("meta", name="referrer", content="no-referrer"),
         tag("title", f"{title} · sigma-stream"),
         tag("link", rel="icon", href="data:,"),
-        tag("style", Html(resources.files("ops.report").joinpath("page.css").read_text(encoding="utf-8"))),
+        tag(
+            "style",
+            Html(resources.files("ops.report").joinpath("page.css").read_text(encoding="utf-8")),
+        ),
     )
     whole = f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
     size = len(whole.encode("utf-8"))
     if size > MOST_BYTES:
-        raise WorkFailedError(f"the page has {size:,} bytes, allowed are {MOST_BYTES:,}; report fewer days with --days")
+        raise WorkFailedError(
+            f"the page has {size:,} bytes, allowed are {MOST_BYTES:,}; report fewer days with --days"
+        )
     return whole
 
 
@@ -71,11 +95,17 @@ def plots(found: Sequence[Plot]) -> Html:
 
 def notices(missing: Sequence[tuple[str, str]]) -> Html:
     """What could not be shown, and the command that makes it."""
-    return join(tag("aside", tag("p", what), tag("p", tag("code", command)), class_="notice", role="note") for what, command in missing)
+    return join(
+        tag("aside", tag("p", what), tag("p", tag("code", command)), class_="notice", role="note")
+        for what, command in missing
+    )
 
 
 def _plot(found: Plot) -> Html:
-    drawings = join(tag("div", Html(svg), class_=f"drawing {name}") for name, svg in (("wide", found.wide), ("narrow", found.narrow)))
+    drawings = join(
+        tag("div", Html(svg), class_=f"drawing {name}")
+        for name, svg in (("wide", found.wide), ("narrow", found.narrow))
+    )
     # The caption stands outside of the figure: what is inside a role of img is not read aloud.
     return tag(
         "section",
@@ -97,7 +127,9 @@ def _card(card: Card) -> Html:
 
 
 def _glossary() -> Html:
-    entries = join(join((tag("dt", word), tag("dd", meaning))) for word, meaning in GLOSSARY.items())
+    entries = join(
+        join((tag("dt", word), tag("dd", meaning))) for word, meaning in GLOSSARY.items()
+    )
     return section("Words", tag("dl", entries))
 
 

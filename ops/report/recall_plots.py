@@ -44,7 +44,9 @@ def recall_plots(report: RecallReport) -> list[Plot]:
     return found
 
 
-def thinned(probes: Sequence[Probe], cohort: str, since: datetime, until: datetime) -> list[list[Point]]:
+def thinned(
+    probes: Sequence[Probe], cohort: str, since: datetime, until: datetime
+) -> list[list[Point]]:
     """Lines of one cohort, one for each stretch of one generation: at most `_POINTS` points in all, each the mean of its stretch.
 
     The interval is that of one probe of mean size: probes ask some images again, so a pooled one would promise too much.
@@ -70,7 +72,10 @@ def thinned(probes: Sequence[Probe], cohort: str, since: datetime, until: dateti
 
 def _mean(bucket: Sequence[tuple[Probe, Recall]]) -> Point:
     total = sum(one.queries for _, one in bucket)
-    ours, exact = (sum(getattr(one, name)["R@10"] * one.queries for _, one in bucket) / total for name in ("ours", "exact"))
+    ours, exact = (
+        sum(getattr(one, name)["R@10"] * one.queries for _, one in bucket) / total
+        for name in ("ours", "exact")
+    )
     low, high = Recall(round(total / len(bucket)), {"R@10": ours}, {}).interval()
     middle = bucket[0][0].at + (bucket[-1][0].at - bucket[0][0].at) / 2
     return Point(middle, ours, exact, min(low, ours), max(high, ours))
@@ -86,10 +91,15 @@ def _floor(lowest: float) -> float:
 
 
 def _over_time(report: RecallReport) -> Plot:
-    since, until = max(report.timeline.since, report.probes[0].at - timedelta(hours=1)), report.timeline.until
+    since, until = (
+        max(report.timeline.since, report.probes[0].at - timedelta(hours=1)),
+        report.timeline.until,
+    )
     names = _present(report.probes)
     lines = {name: thinned(report.probes, name, since, until) for name in names}
-    lowest = min(min(point.low, point.exact) for parts in lines.values() for part in parts for point in part)
+    lowest = min(
+        min(point.low, point.exact) for parts in lines.values() for part in parts for point in part
+    )
 
     def draw(sheet: Sheet) -> Figure:
         figure, panels = sheet.panels(len(names), 150 if sheet.wide else 130)
@@ -120,19 +130,42 @@ def _over_time(report: RecallReport) -> Plot:
 def _line(axes: Axes, part: Sequence[Point]) -> None:
     times = [ink.moment(point.at) for point in part]
     axes.fill_between(
-        times, [point.low for point in part], [point.high for point in part], color=ink.OURS, alpha=0.16, linewidth=0, label="_interval"
+        times,
+        [point.low for point in part],
+        [point.high for point in part],
+        color=ink.OURS,
+        alpha=0.16,
+        linewidth=0,
+        label="_interval",
     )
     alone = ink.marks_if_few(len(part))
     if alone:
-        axes.vlines(times, [point.low for point in part], [point.high for point in part], color=ink.OURS, linewidth=1.4, alpha=0.6)
-    axes.plot(times, [point.exact for point in part], color=ink.EXACT, linewidth=1.3, linestyle=(0, (4, 2)), label="exact search", **alone)
+        axes.vlines(
+            times,
+            [point.low for point in part],
+            [point.high for point in part],
+            color=ink.OURS,
+            linewidth=1.4,
+            alpha=0.6,
+        )
+    axes.plot(
+        times,
+        [point.exact for point in part],
+        color=ink.EXACT,
+        linewidth=1.3,
+        linestyle=(0, (4, 2)),
+        label="exact search",
+        **alone,
+    )
     axes.plot(times, [point.ours for point in part], color=ink.OURS, label="ours", **alone)
 
 
 def _title(axes: Axes, name: str, figures: str) -> None:
     axes.set_title(name[:1].upper() + name[1:], pad=19)
     inside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    axes.annotate(figures, (0, 1), xytext=(0, 6), va="bottom", fontsize=9.5, color=ink.MUTED, **inside)
+    axes.annotate(
+        figures, (0, 1), xytext=(0, 6), va="bottom", fontsize=9.5, color=ink.MUTED, **inside
+    )
 
 
 def _newest(probe: Probe) -> Plot:
@@ -141,7 +174,11 @@ def _newest(probe: Probe) -> Plot:
     def draw(sheet: Sheet) -> Figure:
         rows = 30 * len(names) + 44
         figure = sheet.figure(rows + 40 if sheet.wide else 3 * rows + 40)
-        grid = figure.subplots(1, 3, sharey=True, squeeze=False) if sheet.wide else figure.subplots(3, 1, squeeze=False)
+        grid = (
+            figure.subplots(1, 3, sharey=True, squeeze=False)
+            if sheet.wide
+            else figure.subplots(3, 1, squeeze=False)
+        )
         for cutoff, axes in zip(CUTOFFS, grid.flat, strict=True):
             _dumbbells(axes, probe, names, cutoff)
         ink.legend(figure, grid.flat[0], ("ours, 95% interval", "exact search"))
@@ -162,15 +199,38 @@ def _dumbbells(axes: Axes, probe: Probe, names: Sequence[str], cutoff: str) -> N
     for row, name in enumerate(names):
         one = probe.cohorts[name]
         low, high = one.interval(cutoff)
-        axes.plot([one.ours[cutoff], one.exact[cutoff]], [row, row], color=ink.GRID, linewidth=5, zorder=1)
+        axes.plot(
+            [one.ours[cutoff], one.exact[cutoff]], [row, row], color=ink.GRID, linewidth=5, zorder=1
+        )
         axes.plot([low, high], [row, row], color=ink.OURS, linewidth=1.6, zorder=2)
-        axes.plot([one.exact[cutoff]], [row], "D", color=ink.EXACT, markersize=6, zorder=3, clip_on=False, label="exact search")
-        axes.plot([one.ours[cutoff]], [row], "o", color=ink.OURS, markersize=8, zorder=4, clip_on=False, label="ours, 95% interval")
+        axes.plot(
+            [one.exact[cutoff]],
+            [row],
+            "D",
+            color=ink.EXACT,
+            markersize=6,
+            zorder=3,
+            clip_on=False,
+            label="exact search",
+        )
+        axes.plot(
+            [one.ours[cutoff]],
+            [row],
+            "o",
+            color=ink.OURS,
+            markersize=8,
+            zorder=4,
+            clip_on=False,
+            label="ours, 95% interval",
+        )
     axes.set_title(cutoff)
     axes.set_yticks(range(len(names)), [COHORT_WORDS[name] for name in names])
     axes.tick_params(axis="y", labelcolor=ink.TEXT)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    lowest = min(min(probe.cohorts[name].interval(cutoff)[0], probe.cohorts[name].exact[cutoff]) for name in names)
+    lowest = min(
+        min(probe.cohorts[name].interval(cutoff)[0], probe.cohorts[name].exact[cutoff])
+        for name in names
+    )
     axes.set_xlim(_floor(lowest), 1.0)
     axes.xaxis.set_major_locator(ink.few_ticks())
     axes.grid(visible=True, axis="x")
@@ -181,7 +241,12 @@ def _dumbbells(axes: Axes, probe: Probe, names: Sequence[str], cutoff: str) -> N
 def _by_generation(probes: Sequence[Probe]) -> Plot:
     numbers = sorted({one.generation for one in probes})[-_GENERATIONS:]
     names = _present([one for one in probes if one.generation in numbers])
-    last = {(name, one.generation): one.cohorts[name] for one in probes for name in names if name in one.cohorts}
+    last = {
+        (name, one.generation): one.cohorts[name]
+        for one in probes
+        for name in names
+        if name in one.cohorts
+    }
 
     def draw(sheet: Sheet) -> Figure:
         figure, panels = sheet.panels(len(names), 140 if sheet.wide else 120)
@@ -202,7 +267,11 @@ def _by_generation(probes: Sequence[Probe]) -> Plot:
 
     spoken = "; ".join(
         f"generation {number}: "
-        + ", ".join(f"{percent(last[name, number].ours['R@10'])} {COHORT_WORDS[name]}" for name in names if (name, number) in last)
+        + ", ".join(
+            f"{percent(last[name, number].ours['R@10'])} {COHORT_WORDS[name]}"
+            for name in names
+            if (name, number) in last
+        )
         for number in numbers
     )
     return ink.plot(
@@ -218,8 +287,24 @@ def _by_generation(probes: Sequence[Probe]) -> Plot:
 def _generation(axes: Axes, at: int, one: Recall) -> None:
     low, high = one.interval()
     axes.plot([at, at], [low, high], color=ink.OURS, linewidth=1.6)
-    axes.plot([at], [one.exact["R@10"]], "D", color=ink.EXACT, markersize=5.5, clip_on=False, label="exact search")
-    axes.plot([at], [one.ours["R@10"]], "o", color=ink.OURS, markersize=7, clip_on=False, label="ours, 95% interval")
+    axes.plot(
+        [at],
+        [one.exact["R@10"]],
+        "D",
+        color=ink.EXACT,
+        markersize=5.5,
+        clip_on=False,
+        label="exact search",
+    )
+    axes.plot(
+        [at],
+        [one.ours["R@10"]],
+        "o",
+        color=ink.OURS,
+        markersize=7,
+        clip_on=False,
+        label="ours, 95% interval",
+    )
 
 
 def _spoken(probe: Probe) -> str:

@@ -22,7 +22,9 @@ def recall_summary(report: RecallReport) -> str:
                 low, high = one.interval()
                 shown = f"{percent(one.ours['R@10']):>6} ({percent(low)} to {percent(high)}), exact {percent(one.exact['R@10'])}"
                 lines.append(f"  {COHORT_WORDS[name]:<22} {shown}, {one.queries} queries")
-        lines.append(f"probes       {len(report.probes)} in this time, {len(report.switches)} switches")
+        lines.append(
+            f"probes       {len(report.probes)} in this time, {len(report.switches)} switches"
+        )
     return "\n".join([*lines, *_tail(report.timeline, report.missing, "recall")])
 
 
@@ -31,18 +33,31 @@ def drift_summary(report: DriftReport) -> str:
     lines = []
     if report.newest is not None:
         look = report.newest
-        lines.append(f"look         {moment(look.at)}, generation {look.generation}; {look.images:,} images")
+        lines.append(
+            f"look         {moment(look.at)}, generation {look.generation}; {look.images:,} images"
+        )
         for one in sorted(look.readings, key=lambda one: -one.ratio):
             state = "ALARM" if one.alarm else "within limits"
-            lines.append(f"  {monitor_words(one.monitor):<28} {figure(one.effect):>8} of {figure(one.limit):<8} {state}")
-        lines.append(f"looks        {len(report.looks)} in this time, {len(report.switches)} switches")
+            lines.append(
+                f"  {monitor_words(one.monitor):<28} {figure(one.effect):>8} of {figure(one.limit):<8} {state}"
+            )
+        lines.append(
+            f"looks        {len(report.looks)} in this time, {len(report.switches)} switches"
+        )
     return "\n".join([*lines, *_tail(report.timeline, report.missing, "drift")])
 
 
 def _tail(happened: Timeline, missing: Sequence[tuple[str, str]], kind: str) -> list[str]:
-    alarms = [f"ALARM        {one.level}: {monitor_words(one.monitor)}, {_of(one)}, since {moment(one.raised_at)}" for one in happened.open]
+    alarms = [
+        f"ALARM        {one.level}: {monitor_words(one.monitor)}, {_of(one)}, since {moment(one.raised_at)}"
+        for one in happened.open
+    ]
     lacking = [f"MISSING      {what}  {command}" for what, command in missing]
-    return [*(alarms or ["alarms       none open"]), *lacking, f"as a page:   sigma report {kind} --out {kind}.html"]
+    return [
+        *(alarms or ["alarms       none open"]),
+        *lacking,
+        f"as a page:   sigma report {kind} --out {kind}.html",
+    ]
 
 
 def _of(one: Alarm) -> str:

@@ -23,10 +23,14 @@ def mark(word: str, tone: str) -> Html:
 
 def alarm_card(happened: Timeline) -> Card:
     """The card of open alarms."""
-    pages, tickets = (sum(one.level == level for one in happened.open) for level in ("page", "ticket"))
+    pages, tickets = (
+        sum(one.level == level for one in happened.open) for level in ("page", "ticket")
+    )
     if not pages + tickets:
         return Card("Open alarms", "none", "no monitor is beyond its limits", "good")
-    shown = " · ".join(count(number, word) for number, word in ((pages, "page"), (tickets, "ticket")) if number)
+    shown = " · ".join(
+        count(number, word) for number, word in ((pages, "page"), (tickets, "ticket")) if number
+    )
     names = dict.fromkeys(monitor_words(one.monitor) for one in happened.open)
     return Card("Open alarms", shown, plain(", ".join(names), 120), "bad" if pages else "plain")
 
@@ -37,7 +41,9 @@ def generation_card(happened: Timeline) -> Card:
     if live is None:
         return Card("Generation", "none", "no generation is live", "bad")
     parent = live.config.get("parent")
-    made = {"full": "trained in full", "refresh": "refreshed", "recluster": "re-clustered"}.get(mode_of(live), plain(mode_of(live), 20))
+    made = {"full": "trained in full", "refresh": "refreshed", "recluster": "re-clustered"}.get(
+        mode_of(live), plain(mode_of(live), 20)
+    )
     source = f" from G{parent}" if isinstance(parent, int) and mode_of(live) != "full" else ""
     return Card("Generation", f"G{live.id}", f"live since {moment(live.live_at)}, {made}{source}")
 
@@ -55,15 +61,35 @@ def shared(happened: Timeline, jobs: Html) -> Html:
 
 
 def _alarms(happened: Timeline) -> Html:
-    newest = sorted(happened.alarms, key=lambda one: (one.cleared_at is None, one.raised_at), reverse=True)
+    newest = sorted(
+        happened.alarms, key=lambda one: (one.cleared_at is None, one.raised_at), reverse=True
+    )
     listed = table(
         "Alarms, open ones first",
-        ("State", "Level", "Monitor", "Generation", "Effect", "Limit", "p", "R@10 of novel arrivals", "Raised", "Lasted"),
+        (
+            "State",
+            "Level",
+            "Monitor",
+            "Generation",
+            "Effect",
+            "Limit",
+            "p",
+            "R@10 of novel arrivals",
+            "Raised",
+            "Lasted",
+        ),
         [_alarm(one, happened.until) for one in newest[:_ALARMS]],
         "No alarm was raised in this time, and none is open.",
     )
     left = len(newest) - _ALARMS
-    return join((listed, tag("p", f"{left:,} older ones are in the JSON document.", class_="empty") if left > 0 else Html("")))
+    return join(
+        (
+            listed,
+            tag("p", f"{left:,} older ones are in the JSON document.", class_="empty")
+            if left > 0
+            else Html(""),
+        )
+    )
 
 
 def _alarm(one: Alarm, until: datetime) -> tuple[object, ...]:
@@ -72,18 +98,33 @@ def _alarm(one: Alarm, until: datetime) -> tuple[object, ...]:
     place = "—" if one.generation is None else f"G{one.generation}"
     recall = "unknown" if one.recall is None else "{:.0%} → {:.0%}".format(*one.recall)
     figures = (figure(one.effect), figure(one.effect_limit), figure(one.p), recall)
-    return (state, one.level, monitor_words(one.monitor), place, *figures, moment(one.raised_at), lasted)
+    return (
+        state,
+        one.level,
+        monitor_words(one.monitor),
+        place,
+        *figures,
+        moment(one.raised_at),
+        lasted,
+    )
 
 
 def _generations(found: tuple[Generation, ...]) -> Html:
     rows = [_generation(one) for one in reversed(found[-_GENERATIONS:])]
-    return table("Generations, newest first", ("", "State", "Made by", "Images", "Live since", "Gate"), rows, "There is no generation yet.")
+    return table(
+        "Generations, newest first",
+        ("", "State", "Made by", "Images", "Live since", "Gate"),
+        rows,
+        "There is no generation yet.",
+    )
 
 
 def _generation(one: Generation) -> tuple[object, ...]:
     images, parent = number(one.config.get("images")), one.config.get("parent")
     made = plain(mode_of(one), 20) + (f" of G{parent}" if isinstance(parent, int) else "")
-    live = moment(one.live_at) + (f", until {moment(one.ended_at)}" if one.live_at and one.ended_at else "")
+    live = moment(one.live_at) + (
+        f", until {moment(one.ended_at)}" if one.live_at and one.ended_at else ""
+    )
     state = mark(one.standing, _STATES.get(one.standing, "plain"))
     return (f"G{one.id}", state, made, figure(images), live, _gate(gate_of(one)))
 
@@ -93,7 +134,9 @@ def _gate(gate: Mapping[str, Any] | None) -> Html:
         return tag("span", "not asked", class_="about")
     passed = gate.get("passed") is True
     reasons = gate.get("reasons") if isinstance(gate.get("reasons"), list) else []
-    words = [plain(one, _LETTERS) for one in (reasons or [])[:_REASONS]] or _losses(gate.get("probes"))
+    words = [plain(one, _LETTERS) for one in (reasons or [])[:_REASONS]] or _losses(
+        gate.get("probes")
+    )
     said = tag("div", "; ".join(words), class_="about") if words else Html("")
     return join((mark("passed" if passed else "refused", "good" if passed else "bad"), said))
 
@@ -102,7 +145,11 @@ def _losses(probes: object) -> list[str]:
     """R@10 of candidate and live by cohort, as the gate saw them."""
     said = []
     for cohort, one in probes.items() if isinstance(probes, dict) else ():
-        candidate, live = (number(one.get(name)) for name in ("candidate_R@10", "live_R@10")) if isinstance(one, dict) else (None, None)
+        candidate, live = (
+            (number(one.get(name)) for name in ("candidate_R@10", "live_R@10"))
+            if isinstance(one, dict)
+            else (None, None)
+        )
         if candidate is not None and live is not None:
             said.append(f"{plain(cohort, 20)} {percent(candidate)} ({points(candidate - live)})")
     return said
@@ -111,7 +158,12 @@ def _losses(probes: object) -> list[str]:
 def _jobs(happened: Timeline) -> Html:
     rows = [_job(one) for one in happened.jobs()]
     heads = ("Job", "Done", "Failed", "Skipped", "Last success", "Usually takes", "Last failure")
-    return table("How each job went", heads, rows, "No job has run in this time. Start a scheduler: sigma up, or sigma worker scheduler.")
+    return table(
+        "How each job went",
+        heads,
+        rows,
+        "No job has run in this time. Start a scheduler: sigma up, or sigma worker scheduler.",
+    )
 
 
 def _job(one: Mapping[str, Any]) -> tuple[object, ...]:

@@ -12,7 +12,7 @@ from workers.repository.alarms import Alarm, alarms_since, open_alarms
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, generations
 from workers.repository.history import outcomes_since
-from workers.repository.jobs import JobRun
+from workers.repository.job_runs import JobRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,18 @@ def timeline(conn: Connection, since: datetime, until: datetime) -> Timeline:
     )
 
 
-def switches(found: Sequence[Generation], seen: Sequence[tuple[datetime, int]], since: datetime) -> list[Switch]:
+def switches(
+    found: Sequence[Generation], seen: Sequence[tuple[datetime, int]], since: datetime
+) -> list[Switch]:
     """When generations began to answer: as the table says, and as records (`seen`, ascending) show it.
 
     The table keeps the last time only: a generation that came back by rollback has lost its first one.
     """
     known = [Switch(one.live_at, one.id) for one in found if one.live_at is not None]
     for (before, old), (after, new) in pairwise(seen):
-        if new != old and not any(one.generation == new and before <= one.at <= after for one in known):
+        if new != old and not any(
+            one.generation == new and before <= one.at <= after for one in known
+        ):
             known.append(Switch(after, new))
     return sorted((one for one in known if one.at >= since), key=lambda one: one.at)
 
@@ -128,13 +132,23 @@ def _alarm(found: Alarm) -> dict[str, Any]:
 def _job(name: str, runs: Sequence[JobRun]) -> dict[str, Any]:
     done = [one for one in runs if one.outcome == "done" and one.ended_at is not None]
     failed = [one for one in runs if one.outcome == "failed"]
-    seconds = [(one.ended_at - one.started_at).total_seconds() for one in done if one.ended_at is not None]
+    seconds = [
+        (one.ended_at - one.started_at).total_seconds() for one in done if one.ended_at is not None
+    ]
     return {
         "job": name,
-        "runs": {outcome: sum(one.outcome == outcome for one in runs) for outcome in ("done", "failed", "skipped", "running")},
+        "runs": {
+            outcome: sum(one.outcome == outcome for one in runs)
+            for outcome in ("done", "failed", "skipped", "running")
+        },
         "last_done_at": _iso(done[-1].ended_at) if done else None,
         "median_s": round(statistics.median(seconds), 3) if seconds else None,
-        "last_failure": {"at": failed[-1].started_at.isoformat(), "error": failed[-1].figures.get("error")} if failed else None,
+        "last_failure": {
+            "at": failed[-1].started_at.isoformat(),
+            "error": failed[-1].figures.get("error"),
+        }
+        if failed
+        else None,
     }
 
 

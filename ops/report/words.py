@@ -59,7 +59,9 @@ GLOSSARY = {
         "A ticket can wait for working hours. A page cannot: recall itself has moved, that of the tenth of the arrivals that is least "
         "like the generation's first ones, against the same tenth of those."
     ),
-    "code, leaf": ("An identifier's first four numbers are codes (id1 to id4); all images with the same four stand in one leaf."),
+    "code, leaf": (
+        "An identifier's first four numbers are codes (id1 to id4); all images with the same four stand in one leaf."
+    ),
     "codes in use": "As how many equally frequent codes the histogram counts: e to the power of its entropy (perplexity).",
     "Gini, p99": (
         "How unevenly images fill the leaves: 0 when all hold the same, near 1 when few hold everything; "
@@ -76,7 +78,10 @@ _SPACES = re.compile(r"\s+")
 
 def plain(text: object, most: int = MOST_LETTERS) -> str:
     """One line of readable text: no control or direction characters, no runs of spaces, cut at `most` letters."""
-    kept = "".join(" " if unicodedata.category(one) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn") else one for one in str(text)[: 4 * most])
+    kept = "".join(
+        " " if unicodedata.category(one) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn") else one
+        for one in str(text)[: 4 * most]
+    )
     line = _SPACES.sub(" ", kept).strip()
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"
 
@@ -119,7 +124,11 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
 def monitor_words(name: str) -> str:
     """A monitor's name as words."""
-    return MONITORS[name][0] if name in MONITORS else plain(name.replace("_", " ").replace("-", " "), 40)
+    return (
+        MONITORS[name][0]
+        if name in MONITORS
+        else plain(name.replace("_", " ").replace("-", " "), 40)
+    )
 
 
 def monitor_meaning(name: str) -> str:

@@ -1,1 +1,1 @@
-"""The long-run study: what months of arrivals, deletions and shifts do to recall, under several policies of maintenance."""
+"""What do months of change do to recall? The long-run study of maintenance policies."""

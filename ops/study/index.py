@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from model.assign import Assigner, Leaves, with_primary
-from model.checkpoint import Checkpoint
-from model.encoder import Encoder
+from model.decoding.assign import Assigner, Leaves, with_primary
 from model.identifiers.codebook import pack_all
-from model.identifiers.suffixes import assign_suffixes
-from model.sigma import SigmaModel
-from model.teacher import Teacher
-from model.training import visual_tokens
+from model.identifiers.instance_suffixes import assign_suffixes
+from model.network.checkpoint import Checkpoint
+from model.network.encoder import Encoder
+from model.network.sigma import SigmaModel
+from model.network.teacher import Teacher
+from model.training.stages import visual_tokens
 from ops.study.streams import Stream
 from schemas.records import ByteArray, FloatArray, IntArray, Posting
-from workers.engine import Engine, Retrieval
-from workers.repository.follow import Changes, EmbeddingRows, PostingRows
+from workers.query.engine import Engine, Retrieval
+from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 POSTINGS, DEPTH = 3, 10
 _BATCH = 64
@@ -46,13 +46,20 @@ class Corpus:
 def corpus_of(stream: Stream, encoder: Encoder, teacher: Teacher, visual: Tensor) -> Corpus:
     """Everything that is computed once for a stream."""
     pixels = list(stream.pixels)
-    flat = [(image, text) for image, own in zip(pixels, stream.captions, strict=True) for text in own]
+    flat = [
+        (image, text) for image, own in zip(pixels, stream.captions, strict=True) for text in own
+    ]
     scores = [
-        teacher.score([image for image, _ in flat[start : start + _BATCH]], [text for _, text in flat[start : start + _BATCH]])
+        teacher.score(
+            [image for image, _ in flat[start : start + _BATCH]],
+            [text for _, text in flat[start : start + _BATCH]],
+        )
         for start in range(0, len(flat), _BATCH)
     ]
     labels = np.split(np.concatenate(scores), np.cumsum([len(own) for own in stream.captions])[:-1])
-    return Corpus(stream, encoder.embed_images(pixels), encoder.embed_texts(stream.queries), visual, labels)
+    return Corpus(
+        stream, encoder.embed_images(pixels), encoder.embed_texts(stream.queries), visual, labels
+    )
 
 
 class Index:
@@ -78,7 +85,10 @@ class Index:
             found, scores = self._assigner.search(self._pictures(numbers[part]))
             self.confidences[numbers[part]] = scores[:, 0]
             own = suffixed.leaves[part].tolist()
-            posted += [with_primary(leaf, *row, POSTINGS) for leaf, row in zip(own, zip(found, scores, strict=True), strict=True)]
+            posted += [
+                with_primary(leaf, *row, POSTINGS)
+                for leaf, row in zip(own, zip(found, scores, strict=True), strict=True)
+            ]
         self.codes[numbers] = codes
         self._post(numbers, posted, suffixed.suffixes.tolist())
 
@@ -101,15 +111,32 @@ class Index:
 
     def delete(self, numbers: IntArray) -> None:
         """Take images out."""
-        nothing = PostingRows(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
-        none = EmbeddingRows(np.empty(0, np.int64), np.empty((0, 0), np.float16), np.empty(0, np.float32), np.empty(0, np.bool_))
+        nothing = PostingRows(
+            np.empty(0, np.int64),
+            np.empty(0, np.int64),
+            np.empty(0, np.float32),
+            np.empty(0, np.int64),
+        )
+        none = EmbeddingRows(
+            np.empty(0, np.int64),
+            np.empty((0, 0), np.float16),
+            np.empty(0, np.float32),
+            np.empty(0, np.bool_),
+        )
         self.engine.apply(Changes(nothing, none, numbers))
 
     def ranks(self, numbers: IntArray) -> Ranks:
         """The rank of each image for its held-out caption, None beyond the tenth."""
         texts = [self.corpus.stream.queries[number] for number in numbers.tolist()]
-        answers = [one for start in range(0, len(texts), 16) for one in self.engine.answer(texts[start : start + 16], DEPTH, self.how)]
-        return [_position(answer.image_keys, number) for answer, number in zip(answers, numbers.tolist(), strict=True)]
+        answers = [
+            one
+            for start in range(0, len(texts), 16)
+            for one in self.engine.answer(texts[start : start + 16], DEPTH, self.how)
+        ]
+        return [
+            _position(answer.image_keys, number)
+            for answer, number in zip(answers, numbers.tolist(), strict=True)
+        ]
 
     def close(self) -> None:
         """Free the engine's file."""
@@ -118,7 +145,9 @@ class Index:
     def _pictures(self, numbers: IntArray) -> Sequence[ByteArray]:
         return list(self.corpus.stream.pixels[numbers])
 
-    def _post(self, numbers: IntArray, posted: Sequence[Sequence[Posting]], suffixes: Sequence[int]) -> None:
+    def _post(
+        self, numbers: IntArray, posted: Sequence[Sequence[Posting]], suffixes: Sequence[int]
+    ) -> None:
         """Suffixes are not asked for in a study, so those of arrivals may repeat."""
         flat = [
             (posting.leaf, key, posting.weight, -1 if rank else suffix)
@@ -126,17 +155,30 @@ class Index:
             for rank, posting in enumerate(own)
         ]
         leaves, keys, weights, marks = zip(*flat, strict=True)
-        rows = PostingRows(np.array(leaves, np.int64), np.array(keys, np.int64), np.array(weights, np.float32), np.array(marks, np.int64))
+        rows = PostingRows(
+            np.array(leaves, np.int64),
+            np.array(keys, np.int64),
+            np.array(weights, np.float32),
+            np.array(marks, np.int64),
+        )
         embeddings = self.corpus.embeddings[numbers].astype(np.float16)
         trained = np.zeros(len(numbers), dtype=np.bool_)
-        self.engine.apply(Changes(rows, EmbeddingRows(numbers, embeddings, self.confidences[numbers], trained), np.empty(0, np.int64)))
+        self.engine.apply(
+            Changes(
+                rows,
+                EmbeddingRows(numbers, embeddings, self.confidences[numbers], trained),
+                np.empty(0, np.int64),
+            )
+        )
 
 
 def exact_ranks(corpus: Corpus, alive: IntArray, numbers: IntArray) -> Ranks:
     """The same by exact dense search over the images alive: the yardstick."""
     scores = corpus.texts[numbers] @ corpus.embeddings[alive].T
     best = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH]
-    return [_position(alive[row], number) for row, number in zip(best, numbers.tolist(), strict=True)]
+    return [
+        _position(alive[row], number) for row, number in zip(best, numbers.tolist(), strict=True)
+    ]
 
 
 def view_tokens(sigma: SigmaModel, pixels: ByteArray, seed: int) -> Tensor:

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.adapt import AdaptConfig, adapt
-from model.base import SHIPPED, Base
-from model.checkpoint import parts_of, save_checkpoint
-from model.profiles import Profile, profile
+from model.network.base import SHIPPED, Base
+from model.network.checkpoint import parts_of, save_checkpoint
+from model.network.profiles import Profile, profile
 from model.progress import Progress
-from model.recall import recall_at
+from model.retrieval.recall import recall_at
+from model.training.adapt import AdaptConfig, adapt
 from ops.study.index import Corpus, Ranks, corpus_of, exact_ranks, view_tokens
+from ops.study.learning import train_fully
 from ops.study.plots import plots
 from ops.study.policies import POLICIES, State, begin
 from ops.study.streams import KINDS, Kind, StreamConfig, draw_stream, later_share, wide_images
 from ops.study.summary import summary, table
-from ops.study.training import train_fully
 from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
 from schemas.records import IntArray
@@ -53,7 +53,9 @@ class StudyConfig:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.policies) - set(POLICIES))
         if unknown or not self.seeds or not self.kinds:
-            raise UsageError(f"unknown policies {unknown} or no seeds or streams; policies are {', '.join(POLICIES)}")
+            raise UsageError(
+                f"unknown policies {unknown} or no seeds or streams; policies are {', '.join(POLICIES)}"
+            )
 
     @property
     def worlds(self) -> list[tuple[Kind, int]]:
@@ -76,31 +78,50 @@ def study_profile() -> Profile:
     """The `tiny` profile for some hundreds of images: fewer leaves, and smaller batches, so that there are enough steps."""
     tiny = profile("tiny")
     memorize, comprehend, align = (replace(stage, batch=_BATCH) for stage in tiny.stages)
-    stages = (memorize, replace(comprehend, epochs=0.25), replace(align, epochs=3, caption_replay=0.0))
+    stages = (
+        memorize,
+        replace(comprehend, epochs=0.25),
+        replace(align, epochs=3, caption_replay=0.0),
+    )
     refreshed = tuple(replace(stage, batch=_BATCH) for stage in tiny.refresh)
-    return replace(tiny.with_stages(stages).with_refresh(refreshed), shape=IdentifierShape((8, 8, 4, 4), 64))
+    return replace(
+        tiny.with_stages(stages).with_refresh(refreshed), shape=IdentifierShape((8, 8, 4, 4), 64)
+    )
 
 
 def longrun(config: StudyConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     """Run what is missing below `folder` and return the summary of all runs there."""
     (folder / RUNS).mkdir(parents=True, exist_ok=True)
-    missing = [world for world in config.worlds if any(not _file(folder, *world, policy).is_file() for policy in config.policies)]
+    missing = [
+        world
+        for world in config.worlds
+        if any(not _file(folder, *world, policy).is_file() for policy in config.policies)
+    ]
     if missing:
         _make(config, missing, folder, progress)
     return summary(runs_of(folder))
 
 
-def _make(config: StudyConfig, missing: Sequence[tuple[Kind, int]], folder: Path, progress: Progress) -> None:
+def _make(
+    config: StudyConfig, missing: Sequence[tuple[Kind, int]], folder: Path, progress: Progress
+) -> None:
     """Run these streams, one on each core."""
     work = folder / MADE
     base = _base(config, work, progress)
     with (
         progress("sessions", len(missing) * len(config.policies) * config.stream.sessions) as bar,
-        ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn"), initializer=_one_thread) as pool,
+        ProcessPoolExecutor(
+            os.cpu_count() or 1, mp_context=get_context("spawn"), initializer=_one_thread
+        ) as pool,
     ):
         seeds = sorted({seed for _, seed in missing})
-        list(pool.map(_first, [config] * len(seeds), seeds, [base] * len(seeds), [work] * len(seeds)))
-        for done in pool.map(_world, *zip(*((config, kind, seed, base, folder) for kind, seed in missing), strict=True)):
+        list(
+            pool.map(_first, [config] * len(seeds), seeds, [base] * len(seeds), [work] * len(seeds))
+        )
+        for done in pool.map(
+            _world,
+            *zip(*((config, kind, seed, base, folder) for kind, seed in missing), strict=True),
+        ):
             bar.update(done)
 
 
@@ -113,7 +134,10 @@ def publish(document: dict[str, Any], folder: Path) -> None:
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
     """All runs that a folder holds."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / RUNS).glob("*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((folder / RUNS).glob("*.json"))
+    ]
 
 
 def _one_thread() -> None:
@@ -159,7 +183,9 @@ def _first(config: StudyConfig, seed: int, base: Path, work: Path) -> Path:
     """The model of the first images, which all streams of a seed share."""
     folder = work / f"first-{seed}-{config.stream.first}"
     if not folder.is_dir():
-        corpus = _corpus(replace(config, stream=replace(config.stream, sessions=1)), "stationary", seed, base)
+        corpus = _corpus(
+            replace(config, stream=replace(config.stream, sessions=1)), "stationary", seed, base
+        )
         done = train_fully(base, study_profile(), corpus, corpus.stream.arrivals(0), seed)
         with tempfile.TemporaryDirectory(dir=_made(work)) as aside:
             made = replace(done.checkpoint, about={"stages": []})
@@ -183,14 +209,26 @@ def _world(config: StudyConfig, kind: Kind, seed: int, base: Path, folder: Path)
     return count
 
 
-def run_policy(config: StudyConfig, corpus: Corpus, policy: str, base: Path, work: Path) -> dict[str, Any]:
+def run_policy(
+    config: StudyConfig, corpus: Corpus, policy: str, base: Path, work: Path
+) -> dict[str, Any]:
     """One policy on one stream: what was measured in each session, and how each image fared from its own session to the end."""
     stream = corpus.stream
     scratch = Path(tempfile.mkdtemp(prefix="sigma-study-"))
-    state = begin(corpus, study_profile(), base, work / f"first-{stream.config.seed}-{stream.config.first}", scratch, config.beams)
+    state = begin(
+        corpus,
+        study_profile(),
+        base,
+        work / f"first-{stream.config.seed}-{stream.config.first}",
+        scratch,
+        config.beams,
+    )
     own = _Fates(len(corpus.embeddings))
     own.note(state, stream.arrivals(0))
-    sessions = [_session(config, state, own, policy, session) for session in range(1, stream.config.sessions + 1)]
+    sessions = [
+        _session(config, state, own, policy, session)
+        for session in range(1, stream.config.sessions + 1)
+    ]
     final = _Fates(len(corpus.embeddings))
     final.note(state, state.numbers)
     state.index.close()
@@ -201,7 +239,9 @@ def run_policy(config: StudyConfig, corpus: Corpus, policy: str, base: Path, wor
         "policy": policy,
         "config": asdict(config.stream) | {"beams": config.beams},
         "sessions": sessions,
-        "backward_transfer": {name: final.against(own, name, state.numbers) for name in ("ours", "dense")},
+        "backward_transfer": {
+            name: final.against(own, name, state.numbers) for name in ("ours", "dense")
+        },
     }
 
 
@@ -223,7 +263,9 @@ class _Fates:
         return float(np.mean(self.hits[name][numbers] - earlier.hits[name][numbers]))
 
 
-def _session(config: StudyConfig, state: State, own: _Fates, policy: str, session: int) -> dict[str, Any]:
+def _session(
+    config: StudyConfig, state: State, own: _Fates, policy: str, session: int
+) -> dict[str, Any]:
     stream = state.corpus.stream
     gone, arrived = stream.deleted[session - 1], stream.arrivals(session)
     before = state.numbers[~np.isin(state.numbers, gone)]
@@ -237,7 +279,9 @@ def _session(config: StudyConfig, state: State, own: _Fates, policy: str, sessio
     upkeep = POLICIES[policy](state, session)
     new, new_dense = own.note(state, arrived)
     asked = np.sort(
-        np.random.default_rng((stream.config.seed, session)).choice(before, min(config.old_queries, len(before)), replace=False)
+        np.random.default_rng((stream.config.seed, session)).choice(
+            before, min(config.old_queries, len(before)), replace=False
+        )
     )
     old, old_dense = state.index.ranks(asked), exact_ranks(state.corpus, state.numbers, asked)
     return {

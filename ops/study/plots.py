@@ -11,7 +11,12 @@ from matplotlib.ticker import MaxNLocator
 
 matplotlib.use("svg")
 # The same figures give the same bytes.
-matplotlib.rcParams |= {"svg.hashsalt": "sigma", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+matplotlib.rcParams |= {
+    "svg.hashsalt": "sigma",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 COLOURS = {
     "never": "#999999",
@@ -35,33 +40,75 @@ Run = dict[str, Any]
 
 def plots(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write all plots; returns the files."""
-    streams = [name for name in ("stationary", "gradual", "abrupt") if any(run["stream"] == name for run in runs)]
+    streams = [
+        name
+        for name in ("stationary", "gradual", "abrupt")
+        if any(run["stream"] == name for run in runs)
+    ]
     return [
-        _over_sessions(runs, streams, "new", "R@10 of the session's new images, after upkeep", folder / "new.svg"),
-        _over_sessions(runs, streams, "at_arrival", "R@10 of new images at arrival, untrained", folder / "at-arrival.svg"),
+        _over_sessions(
+            runs,
+            streams,
+            "new",
+            "R@10 of the session's new images, after upkeep",
+            folder / "new.svg",
+        ),
+        _over_sessions(
+            runs,
+            streams,
+            "at_arrival",
+            "R@10 of new images at arrival, untrained",
+            folder / "at-arrival.svg",
+        ),
         _over_sessions(runs, streams, "old", "R@10 of older images", folder / "old.svg"),
         _bars(runs, streams, folder / "cost.svg"),
     ]
 
 
-def _over_sessions(runs: Sequence[Run], streams: Sequence[str], measure: str, title: str, path: Path) -> Path:
-    figure, axes = pyplot.subplots(1, len(streams), figsize=(4.2 * len(streams), 3.4), sharey=True, squeeze=False)
+def _over_sessions(
+    runs: Sequence[Run], streams: Sequence[str], measure: str, title: str, path: Path
+) -> Path:
+    figure, axes = pyplot.subplots(
+        1, len(streams), figsize=(4.2 * len(streams), 3.4), sharey=True, squeeze=False
+    )
     for axis, stream in zip(axes[0], streams, strict=True):
         dense = "dense_old" if measure == "old" else "dense_new"
         for policy, colour in COLOURS.items():
-            members = [run for run in runs if run["stream"] == stream and (policy == "exact dense" or run["policy"] == policy)]
+            members = [
+                run
+                for run in runs
+                if run["stream"] == stream and (policy == "exact dense" or run["policy"] == policy)
+            ]
             if members:
                 values = np.array(
-                    [[100 * one[dense if policy == "exact dense" else measure]["R@10"] for one in run["sessions"]] for run in members]
+                    [
+                        [
+                            100 * one[dense if policy == "exact dense" else measure]["R@10"]
+                            for one in run["sessions"]
+                        ]
+                        for run in members
+                    ]
                 )
                 _line(axis, values, LABELS.get(policy, policy), colour, policy == "exact dense")
-        shares = [100 * one["later_share"] for one in next(run for run in runs if run["stream"] == stream)["sessions"]]
-        axis.fill_between(range(1, len(shares) + 1), shares, color="#000000", alpha=0.07, linewidth=0, label="share of later scenes, %")
+        shares = [
+            100 * one["later_share"]
+            for one in next(run for run in runs if run["stream"] == stream)["sessions"]
+        ]
+        axis.fill_between(
+            range(1, len(shares) + 1),
+            shares,
+            color="#000000",
+            alpha=0.07,
+            linewidth=0,
+            label="share of later scenes, %",
+        )
         axis.set(title=stream, xlabel="session", ylim=(0, 102))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set_ylabel("per cent")
     figure.suptitle(title)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=4, frameon=False)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="lower center", ncol=4, frameon=False
+    )
     figure.tight_layout(rect=(0, 0.13, 1, 1))
     return _saved(figure, path)
 
@@ -78,10 +125,23 @@ def _bars(runs: Sequence[Run], streams: Sequence[str], path: Path) -> Path:
     policies = [policy for policy in LABELS if any(run["policy"] == policy for run in runs)]
     width = 0.8 / max(1, len(policies))
     for at, policy in enumerate(policies):
-        members = [[run for run in runs if run["stream"] == stream and run["policy"] == policy] for stream in streams]
+        members = [
+            [run for run in runs if run["stream"] == stream and run["policy"] == policy]
+            for stream in streams
+        ]
         x = np.arange(len(streams)) + (at - (len(policies) - 1) / 2) * width
-        cost = [float(np.mean([sum(one["cpu_s"] for one in run["sessions"]) for run in group])) if group else 0.0 for group in members]
-        lost = [100 * float(np.mean([run["backward_transfer"]["ours"] for run in group])) if group else 0.0 for group in members]
+        cost = [
+            float(np.mean([sum(one["cpu_s"] for one in run["sessions"]) for run in group]))
+            if group
+            else 0.0
+            for group in members
+        ]
+        lost = [
+            100 * float(np.mean([run["backward_transfer"]["ours"] for run in group]))
+            if group
+            else 0.0
+            for group in members
+        ]
         left.bar(x, cost, width, color=COLOURS[policy], label=LABELS[policy])
         right.bar(x, lost, width, color=COLOURS[policy])
     left.set(title="CPU seconds of upkeep, all sessions", yscale="symlog")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from model.checkpoint import Checkpoint, load_checkpoint
-from model.drift import Reference, Window, examine, reference_of
+from model.drift.monitors import Reference, Window, examine, reference_of
 from model.identifiers.codebook import pack_all
 from model.identifiers.recluster import ReclusterConfig, affordable, keep_codes
-from model.profiles import Profile
+from model.network.checkpoint import Checkpoint, load_checkpoint
+from model.network.profiles import Profile
 from ops.study.index import Corpus, Index
-from ops.study.training import Trained, refresh, train_fully
+from ops.study.learning import Trained, refresh, train_fully
 from schemas.records import BoolArray, FloatArray, IntArray
 
 PERIOD = 5
@@ -102,7 +102,13 @@ def full(state: State, session: int) -> Upkeep:
     return _timed(state, "full", _full)
 
 
-POLICIES: dict[str, Policy] = {"never": never, "recluster": recluster_only, "periodic": periodic, "drift": on_drift, "full": full}
+POLICIES: dict[str, Policy] = {
+    "never": never,
+    "recluster": recluster_only,
+    "periodic": periodic,
+    "drift": on_drift,
+    "full": full,
+}
 
 
 def window_of(index: Index, numbers: IntArray) -> Window:
@@ -118,10 +124,19 @@ def window_of(index: Index, numbers: IntArray) -> Window:
     embeddings = corpus.embeddings[numbers]
     analytic = index.checkpoint.codebook.encode(embeddings)
     loads = index.engine.trie.primaries.load[pack_all(codes, shape)].astype(np.int64)
-    return Window(codes, embeddings, confidences, analytic[:, 0] == codes[:, 0], loads, np.empty(0, np.float32))
+    return Window(
+        codes,
+        embeddings,
+        confidences,
+        analytic[:, 0] == codes[:, 0],
+        loads,
+        np.empty(0, np.float32),
+    )
 
 
-def begin(corpus: Corpus, profile: Profile, base: Path, first: Path, folder: Path, beams: int) -> State:
+def begin(
+    corpus: Corpus, profile: Profile, base: Path, first: Path, folder: Path, beams: int
+) -> State:
     """The state before the first session: the first images trained on and posted."""
     checkpoint = load_checkpoint(first)
     numbers = corpus.stream.arrivals(0)
@@ -140,9 +155,16 @@ def _alarms(state: State) -> tuple[str, ...]:
         stream = state.corpus.stream
         normal = window_of(state.index, stream.settling(state.born))
         state.reference = reference_of(
-            normal, state.profile.shape, seed=stream.config.seed, window=LOOK, expected_run=EXPECTED_RUN, replays=REPLAYS
+            normal,
+            state.profile.shape,
+            seed=stream.config.seed,
+            window=LOOK,
+            expected_run=EXPECTED_RUN,
+            replays=REPLAYS,
         )
-    found = examine(state.reference, window_of(state.index, np.array(state.fresh[-LOOK:], dtype=np.int64)))
+    found = examine(
+        state.reference, window_of(state.index, np.array(state.fresh[-LOOK:], dtype=np.int64))
+    )
     return tuple(one.monitor for one in found if one.alarm)
 
 
@@ -161,7 +183,9 @@ def _timed(state: State, action: str, work: Callable[[State], Trained]) -> Upkee
 
 
 def _full(state: State) -> Trained:
-    done = train_fully(state.base, state.profile, state.corpus, state.numbers, state.corpus.stream.config.seed)
+    done = train_fully(
+        state.base, state.profile, state.corpus, state.numbers, state.corpus.stream.config.seed
+    )
     state.trained[done.numbers] = True
     return done
 
@@ -171,7 +195,9 @@ def _recluster(state: State) -> Trained:
     numbers, checkpoint = state.numbers, state.index.checkpoint
     embeddings: FloatArray = state.corpus.embeddings[numbers]
     own = checkpoint.codebook.encode(embeddings)
-    codebook, config = affordable(checkpoint.codebook, embeddings, ReclusterConfig(seed=state.corpus.stream.config.seed))
+    codebook, config = affordable(
+        checkpoint.codebook, embeddings, ReclusterConfig(seed=state.corpus.stream.config.seed)
+    )
     kept = keep_codes(own, embeddings, codebook, config)
     codes = np.where((kept != own).any(axis=1)[:, None], kept, state.index.codes[numbers])
     return Trained(Checkpoint(checkpoint.sigma, codebook, checkpoint.encoder), numbers, codes)
@@ -181,6 +207,14 @@ def _refresh(state: State) -> Trained:
     """Identifiers stay: new images learn those that the model gave them, which it finds easier than the codebook's."""
     numbers, checkpoint = state.numbers, state.index.checkpoint
     seed = state.corpus.stream.config.seed
-    done = refresh(checkpoint, checkpoint.codebook, state.corpus, numbers, state.index.codes[numbers], state.trained[numbers], seed)
+    done = refresh(
+        checkpoint,
+        checkpoint.codebook,
+        state.corpus,
+        numbers,
+        state.index.codes[numbers],
+        state.trained[numbers],
+        seed,
+    )
     state.trained[numbers] = True
     return done

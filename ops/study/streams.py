@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from model.contrastive import CaptionedImages
-from model.pixels import resize
-from model.profiles import profile
+from model.network.profiles import profile
+from model.network.resize import resize
 from model.progress import Progress
-from ops.scenes import FIRST, LATER, captions, draw_scene, render
+from model.training.contrastive import CaptionedImages
+from ops.scenes.scenes import FIRST, LATER, captions, draw_scene, render
 from schemas.errors import UsageError
 from schemas.records import BoolArray, ByteArray, IntArray
 
@@ -44,8 +44,13 @@ class StreamConfig:
     captions: int = 2
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or min(self.first, self.settling, self.sessions, self.arrivals, self.captions) < 1:
-            raise UsageError(f"a stream of kind {self.kind!r} needs positive sizes and one of the kinds {', '.join(KINDS)}, got {self}")
+        if (
+            self.kind not in KINDS
+            or min(self.first, self.settling, self.sessions, self.arrivals, self.captions) < 1
+        ):
+            raise UsageError(
+                f"a stream of kind {self.kind!r} needs positive sizes and one of the kinds {', '.join(KINDS)}, got {self}"
+            )
 
     @property
     def images(self) -> int:
@@ -79,7 +84,16 @@ class Stream:
         config = self.config
         later = round(later_share(config.kind, session, config.sessions) * config.settling)
         first = np.arange(config.images, config.images + config.settling - later, dtype=np.int64)
-        return np.concatenate([first, np.arange(config.images + config.settling, config.images + config.settling + later, dtype=np.int64)])
+        return np.concatenate(
+            [
+                first,
+                np.arange(
+                    config.images + config.settling,
+                    config.images + config.settling + later,
+                    dtype=np.int64,
+                ),
+            ]
+        )
 
 
 def later_share(kind: Kind, session: int, sessions: int) -> float:
@@ -99,8 +113,14 @@ def draw_stream(config: StreamConfig) -> Stream:
     for number in range(total):
         session = 0 if number < config.first else 1 + (number - config.first) // config.arrivals
         settled = number >= config.images
-        rng = Random(f"study/{config.seed}/{'settling' if settled else 'image'}/{number - settled * config.images}")
-        share = float(number >= config.images + config.settling) if settled else later_share(config.kind, session, config.sessions)
+        rng = Random(
+            f"study/{config.seed}/{'settling' if settled else 'image'}/{number - settled * config.images}"
+        )
+        share = (
+            float(number >= config.images + config.settling)
+            if settled
+            else later_share(config.kind, session, config.sessions)
+        )
         later[number] = rng.random() < share
         shown, words = draw(rng, bool(later[number]), config.captions + 1)
         pixels.append(shown)
@@ -109,7 +129,9 @@ def draw_stream(config: StreamConfig) -> Stream:
     return Stream(config, np.stack(pixels), texts, queries, later, _deletions(config))
 
 
-def draw(rng: Random, later: bool, texts: int, world: str = "corpus") -> tuple[ByteArray, tuple[str, ...]]:
+def draw(
+    rng: Random, later: bool, texts: int, world: str = "corpus"
+) -> tuple[ByteArray, tuple[str, ...]]:
     """One scene: (side, side, 3) uint8 as the `tiny` profile looks at it, and its captions."""
     size = profile("tiny").tiny
     assert size is not None
@@ -136,7 +158,10 @@ def _deletions(config: StreamConfig) -> tuple[IntArray, ...]:
     gone: set[int] = set()
     found = []
     for session in range(1, config.sessions + 1):
-        there = np.array([n for n in range(config.first + (session - 1) * config.arrivals) if n not in gone], dtype=np.int64)
+        there = np.array(
+            [n for n in range(config.first + (session - 1) * config.arrivals) if n not in gone],
+            dtype=np.int64,
+        )
         chosen = np.sort(rng.choice(there, min(config.deletions, len(there)), replace=False))
         gone |= set(chosen.tolist())
         found.append(chosen)

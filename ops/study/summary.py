@@ -19,30 +19,49 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     for (stream, policy), members in sorted(groups.items()):
         found[stream][policy] = _policy(members)
-    return {"seeds": sorted({run["seed"] for run in runs}), "streams": dict(found), "answers": answers(runs)}
+    return {
+        "seeds": sorted({run["seed"] for run in runs}),
+        "streams": dict(found),
+        "answers": answers(runs),
+    }
 
 
 def _policy(runs: Sequence[Run]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for measure in MEASURES:
         for cutoff in ("R@1", "R@5", "R@10"):
-            figures[f"{measure} {cutoff}"] = _spread([np.mean([one[measure][cutoff] for one in run["sessions"]]) for run in runs])
-    figures["last five, new R@10"] = _spread([np.mean([one["new"]["R@10"] for one in run["sessions"][-5:]]) for run in runs])
-    figures["last five, old R@10"] = _spread([np.mean([one["old"]["R@10"] for one in run["sessions"][-5:]]) for run in runs])
+            figures[f"{measure} {cutoff}"] = _spread(
+                [np.mean([one[measure][cutoff] for one in run["sessions"]]) for run in runs]
+            )
+    figures["last five, new R@10"] = _spread(
+        [np.mean([one["new"]["R@10"] for one in run["sessions"][-5:]]) for run in runs]
+    )
+    figures["last five, old R@10"] = _spread(
+        [np.mean([one["old"]["R@10"] for one in run["sessions"][-5:]]) for run in runs]
+    )
     figures["new-image ratio"] = _spread([_ratio(run) for run in runs])
     figures["backward transfer"] = _spread([run["backward_transfer"]["ours"] for run in runs])
-    figures["backward transfer, dense"] = _spread([run["backward_transfer"]["dense"] for run in runs])
+    figures["backward transfer, dense"] = _spread(
+        [run["backward_transfer"]["dense"] for run in runs]
+    )
     figures["cpu_s"] = _spread([sum(one["cpu_s"] for one in run["sessions"]) for run in runs])
-    figures["upkeeps"] = _spread([sum(bool(one["action"]) for one in run["sessions"]) for run in runs])
+    figures["upkeeps"] = _spread(
+        [sum(bool(one["action"]) for one in run["sessions"]) for run in runs]
+    )
     moved = [[one["moved"] for one in run["sessions"] if one["action"]] for run in runs]
     figures["moved per upkeep"] = _spread([float(np.mean(one)) if one else 0.0 for one in moved])
-    figures["sessions with alarms"] = _spread([sum(bool(one["alarms"]) for one in run["sessions"]) for run in runs])
+    figures["sessions with alarms"] = _spread(
+        [sum(bool(one["alarms"]) for one in run["sessions"]) for run in runs]
+    )
     return figures
 
 
 def _ratio(run: Run) -> float:
     """Recall of images at their arrival, without training, to that of older ones."""
-    return float(np.mean([one["at_arrival"]["R@10"] for one in run["sessions"]]) / np.mean([one["old"]["R@10"] for one in run["sessions"]]))
+    return float(
+        np.mean([one["at_arrival"]["R@10"] for one in run["sessions"]])
+        / np.mean([one["old"]["R@10"] for one in run["sessions"]])
+    )
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -54,11 +73,21 @@ def answers(runs: Sequence[Run]) -> dict[str, Any]:
     by = {(run["stream"], run["seed"], run["policy"]): run for run in runs}
     seeds = sorted({run["seed"] for run in runs})
     return {
-        "periodic refresh to full, CPU seconds of one upkeep": _over(seeds, lambda seed: _upkeep_ratio(by, seed, "periodic")),
-        "periodic refresh to full, R@10 after a shifted session": _over(seeds, lambda seed: _after_shift(by, seed, "periodic")),
-        "refresh on drift to full, CPU seconds of one upkeep": _over(seeds, lambda seed: _upkeep_ratio(by, seed, "drift")),
-        "refresh on drift to full, R@10 after a shifted session": _over(seeds, lambda seed: _after_shift(by, seed, "drift")),
-        "new images without training to full retraining, stationary R@10": _over(seeds, lambda seed: _untrained(by, seed)),
+        "periodic refresh to full, CPU seconds of one upkeep": _over(
+            seeds, lambda seed: _upkeep_ratio(by, seed, "periodic")
+        ),
+        "periodic refresh to full, R@10 after a shifted session": _over(
+            seeds, lambda seed: _after_shift(by, seed, "periodic")
+        ),
+        "refresh on drift to full, CPU seconds of one upkeep": _over(
+            seeds, lambda seed: _upkeep_ratio(by, seed, "drift")
+        ),
+        "refresh on drift to full, R@10 after a shifted session": _over(
+            seeds, lambda seed: _after_shift(by, seed, "drift")
+        ),
+        "new images without training to full retraining, stationary R@10": _over(
+            seeds, lambda seed: _untrained(by, seed)
+        ),
         "forgetting under the best policy, points of R@10": _forgetting(runs),
     }
 
@@ -79,7 +108,11 @@ def _upkeep_ratio(by: dict[Any, Run], seed: int, policy: str) -> float | None:
     found = _pair(by, "abrupt", seed, policy)
     if found is None:
         return None
-    pairs = [(a["cpu_s"], b["cpu_s"]) for a, b in zip(found[0]["sessions"], found[1]["sessions"], strict=True) if a["action"]]
+    pairs = [
+        (a["cpu_s"], b["cpu_s"])
+        for a, b in zip(found[0]["sessions"], found[1]["sessions"], strict=True)
+        if a["action"]
+    ]
     return float(sum(a for a, _ in pairs) / sum(b for _, b in pairs)) if pairs else None
 
 
@@ -100,7 +133,10 @@ def _untrained(by: dict[Any, Run], seed: int) -> float | None:
     found = _pair(by, "stationary", seed, "never")
     if found is None:
         return None
-    mine, upper = (np.mean([one[name]["R@10"] for one in run["sessions"]]) for name, run in zip(("at_arrival", "new"), found, strict=True))
+    mine, upper = (
+        np.mean([one[name]["R@10"] for one in run["sessions"]])
+        for name, run in zip(("at_arrival", "new"), found, strict=True)
+    )
     return float(mine / upper)
 
 
@@ -133,14 +169,41 @@ def table(document: dict[str, Any]) -> str:
         ("CPU s", "cpu_s"),
     )
     for stream, policies in document["streams"].items():
-        lines += [f"### {stream}", "", "| policy | " + " | ".join(name for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        lines += [
+            f"### {stream}",
+            "",
+            "| policy | " + " | ".join(name for name, _ in columns) + " |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
         for policy, figures in policies.items():
-            lines.append(f"| {policy} | " + " | ".join(_cell(key, figures[key]) for _, key in columns) + " |")
+            lines.append(
+                f"| {policy} | " + " | ".join(_cell(key, figures[key]) for _, key in columns) + " |"
+            )
         dense = next(iter(policies.values()))
-        shown = {"new R@1": "dense_new R@1", "new R@10": "dense_new R@10", "old R@1": "dense_old R@1", "old R@10": "dense_old R@10"}
-        shown |= {"at_arrival R@10": "dense_new R@10", "backward transfer": "backward transfer, dense"}
-        lines += ["| exact dense | " + " | ".join(_cell(key, dense[shown[key]]) if key in shown else "" for _, key in columns) + " |", ""]
-    lines += ["### Answers", "", "| question | mean | standard deviation over seeds |", "|---|---|---|"]
+        shown = {
+            "new R@1": "dense_new R@1",
+            "new R@10": "dense_new R@10",
+            "old R@1": "dense_old R@1",
+            "old R@10": "dense_old R@10",
+        }
+        shown |= {
+            "at_arrival R@10": "dense_new R@10",
+            "backward transfer": "backward transfer, dense",
+        }
+        lines += [
+            "| exact dense | "
+            + " | ".join(
+                _cell(key, dense[shown[key]]) if key in shown else "" for _, key in columns
+            )
+            + " |",
+            "",
+        ]
+    lines += [
+        "### Answers",
+        "",
+        "| question | mean | standard deviation over seeds |",
+        "|---|---|---|",
+    ]
     for question, found in document["answers"].items():
         if found is not None:
             policy = f" ({found['policy']})" if "policy" in found else ""

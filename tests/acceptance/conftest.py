@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from ops.corpus import CorpusConfig, generate
+from ops.scenes.corpus import CorpusConfig, generate
 from schemas.settings import KafkaSettings, S3Settings
-from stream.s3_images import S3ImageStore
+from stream.images.s3 import S3ImageStore
 
 TRAINED, STREAMED = 240, 500
 
@@ -69,7 +69,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images to train on in `train`, images that arrive later in `stream`."""
     folder = tmp_path_factory.mktemp("corpus")
     generate(CorpusConfig(TRAINED, seed=11), folder / "train", "train", lambda _: None)
-    generate(CorpusConfig(STREAMED, seed=11, start=TRAINED), folder / "stream", "test", lambda _: None)
+    generate(
+        CorpusConfig(STREAMED, seed=11, start=TRAINED), folder / "stream", "test", lambda _: None
+    )
     return folder
 
 
@@ -83,7 +85,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     with (shared / "trained.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
-            done = home.ok("train", "--manifest", corpus / "train" / "manifest.jsonl", "--adapt", "never")
+            done = home.ok(
+                "train", "--manifest", corpus / "train" / "manifest.jsonl", "--adapt", "never"
+            )
             assert done["state"] == "live"
             assert done["images"] == TRAINED
             home.folder.rename(made)

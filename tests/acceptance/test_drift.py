@@ -1,9 +1,9 @@
 """The drift report with a real model: it waits for its reference, and asks known items of the generation that answers."""
 
-from model.drift import ASKED
-from ops.commands import ready
-from ops.drift import known_items
-from ops.embedded import services
+from model.drift.monitors import ASKED
+from ops.cli.commands import ready
+from ops.embedded.database import services
+from ops.jobs.drift_report import known_items
 from schemas.settings import Settings
 from tests.acceptance.conftest import TRAINED, Home
 from workers.repository.connection import rows
@@ -12,11 +12,19 @@ from workers.repository.generations import live
 
 def test_known_items_are_asked_of_the_live_generation(home: Home) -> None:
     (run,) = home.ok("jobs", "run", "drift-report")["runs"]
-    assert (run["outcome"], run["figures"]["why"]) == ("done", "calibrating: 0 of 2000 reference images have arrived")
+    assert (run["outcome"], run["figures"]["why"]) == (
+        "done",
+        "calibrating: 0 of 2000 reference images have arrived",
+    )
     with services(Settings(home=home.folder)) as found, ready(found, "test") as conn:
         generation = live(conn)
         assert generation is not None
-        keys = [key for key, *_ in rows(conn, "image_page", generation=generation.id, after=0, amount=TRAINED)]
+        keys = [
+            key
+            for key, *_ in rows(
+                conn, "image_page", generation=generation.id, after=0, amount=TRAINED
+            )
+        ]
         recall = known_items(found, conn, generation, keys)
     assert recall is not None
     # Held-out captions of images that the model was trained on.

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.embedded import services
+from ops.embedded.database import services
 from schemas.settings import Settings
 from stream.manifest import read_manifest
 from tests.acceptance.conftest import STREAMED, TRAINED, Home, copied
@@ -22,10 +22,16 @@ def pid_of(home: Home, role: str) -> int:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                line, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+                line, environment = (
+                    (folder / "cmdline").read_bytes(),
+                    (folder / "environ").read_bytes(),
+                )
             except OSError:
                 continue
-            if f"ops.cli\0worker\0{role}\0".encode() in line and f"SIGMA_HOME={home.folder}\0".encode() in environment:
+            if (
+                f"ops.cli\0worker\0{role}\0".encode() in line
+                and f"SIGMA_HOME={home.folder}\0".encode() in environment
+            ):
                 return int(folder.name)
     raise AssertionError(f"no {role} worker runs in {home.folder}")
 
@@ -34,7 +40,11 @@ def peak_bytes(pid: int) -> int:
     """The most memory that a process and its children ever held."""
     total = 0
     for one in [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]:
-        (line,) = [line for line in Path(f"/proc/{one}/status").read_text().splitlines() if line.startswith("VmHWM")]
+        (line,) = [
+            line
+            for line in Path(f"/proc/{one}/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        ]
         total += int(line.split()[1]) * 1024
     return total
 
@@ -50,7 +60,9 @@ def settled(home: Home, indexed: int, timeout_s: float = 120) -> dict[str, Any]:
         time.sleep(0.5)
 
 
-def test_an_image_that_arrives_is_found_by_its_caption_and_gone_when_deleted(anywhere: Home, corpus: Path) -> None:
+def test_an_image_that_arrives_is_found_by_its_caption_and_gone_when_deleted(
+    anywhere: Home, corpus: Path
+) -> None:
     entries = read_manifest(corpus / "stream" / "manifest.jsonl")
     done = anywhere.ok("ingest", "--manifest", corpus / "stream" / "manifest.jsonl", "--wait")
     assert done == {"published": STREAMED, "indexed": STREAMED, "rejected": []}
@@ -118,7 +130,9 @@ def test_a_folder_full_of_surprises(running: Home, tmp_path: Path) -> None:
     assert {one["image_id"] for one in letters} == set(codes)
     assert running.ok("status")["images"]["rejected"] == len(codes)
     # Mended and replayed, an image goes in; the others are refused again.
-    (tmp_path / "folder" / "empty.jpg").write_bytes((tmp_path / "folder" / "plain.jpg").read_bytes())
+    (tmp_path / "folder" / "empty.jpg").write_bytes(
+        (tmp_path / "folder" / "plain.jpg").read_bytes()
+    )
     running.ok("dead-letters", "replay")
     assert settled(running, TRAINED + good + 1)["images"]["rejected"] == len(codes) - 1
 
@@ -143,7 +157,10 @@ def test_killing_workers_in_the_middle_loses_and_doubles_nothing_and_replays_cha
         os.kill(pid_of(anywhere, role), signal.SIGKILL)
         time.sleep(2.5)
     before = settled(anywhere, TRAINED + STREAMED)
-    assert before["trie"] == before["trie"] | {"images": TRAINED + STREAMED, "checksum": undisturbed}
+    assert before["trie"] == before["trie"] | {
+        "images": TRAINED + STREAMED,
+        "checksum": undisturbed,
+    }
     for _ in range(3):
         anywhere.ok("ingest", "--manifest", corpus / "stream" / "manifest.jsonl")
     assert settled(anywhere, TRAINED + STREAMED)["trie"] == before["trie"]
@@ -177,7 +194,9 @@ def test_explaining_an_image_gives_its_identifier_and_a_caption(idle: Home, corp
         (("demo", "--images", "3"), "at least 64"),
     ],
 )
-def test_bad_usage_is_one_clear_line_and_exit_code_2(idle: Home, arguments: tuple[str, ...], found: str) -> None:
+def test_bad_usage_is_one_clear_line_and_exit_code_2(
+    idle: Home, arguments: tuple[str, ...], found: str
+) -> None:
     done = idle.sigma(*arguments)
     assert done.code == 2
     assert found in done.err
@@ -185,11 +204,31 @@ def test_bad_usage_is_one_clear_line_and_exit_code_2(idle: Home, arguments: tupl
     assert done.err.strip().splitlines()[-1].startswith("sigma: ")
 
 
-def test_a_second_generation_waits_in_shadow_takes_over_and_rolls_back(home: Home, corpus: Path) -> None:
-    home.ok("train", "--manifest", corpus / "train" / "manifest.jsonl", "--stage", "codebook", "--adapt", "never")
-    done = home.ok("train", "--manifest", corpus / "train" / "manifest.jsonl", "--resume", "--adapt", "never", timeout=280)
+def test_a_second_generation_waits_in_shadow_takes_over_and_rolls_back(
+    home: Home, corpus: Path
+) -> None:
+    home.ok(
+        "train",
+        "--manifest",
+        corpus / "train" / "manifest.jsonl",
+        "--stage",
+        "codebook",
+        "--adapt",
+        "never",
+    )
+    done = home.ok(
+        "train",
+        "--manifest",
+        corpus / "train" / "manifest.jsonl",
+        "--resume",
+        "--adapt",
+        "never",
+        timeout=280,
+    )
     assert (done["generation"], done["state"]) == (2, "shadow")
-    states = {one["id"]: one["state"] for one in home.ok("generations", "promote", "2")["generations"]}
+    states = {
+        one["id"]: one["state"] for one in home.ok("generations", "promote", "2")["generations"]
+    }
     assert states == {1: "retired", 2: "live"}
     assert home.ok("query", "a red circle")["generation"] == 2
     states = {one["id"]: one["state"] for one in home.ok("generations", "rollback")["generations"]}
@@ -201,7 +240,9 @@ def test_up_twice_is_once_and_down_leaves_no_process_behind(home: Home) -> None:
     assert home.ok("up") == first
     with services(Settings(home=home.folder)) as found, found.connect("test") as conn:
         names = {name for (name,) in conn.execute("SELECT application_name FROM pg_stat_activity")}
-    assert {"sigma consumer intake", "sigma consumer index"} <= names, "arrivals are taken as soon as it returns"
+    assert {"sigma consumer intake", "sigma consumer index"} <= names, (
+        "arrivals are taken as soon as it returns"
+    )
     os.kill(pid_of(home, "query"), signal.SIGKILL)
     # The supervisor keeps the port: until the next worker answers, a query waits.
     assert httpx.get(f"{first['url']}/healthz", timeout=100).json() == {"alive": True}

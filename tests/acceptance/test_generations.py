@@ -5,23 +5,23 @@ import time
 import numpy as np
 import pytest
 
-from model.base import SHIPPED, Base
-from model.checkpoint import Checkpoint, load_checkpoint, parts_of, save_checkpoint
-from model.profiles import profile
-from ops import gate
+from model.network.base import SHIPPED, Base
+from model.network.checkpoint import Checkpoint, load_checkpoint, parts_of, save_checkpoint
+from model.network.profiles import profile
 from ops.bench.switch import SwitchConfig, copied, switch
-from ops.embedded import services
+from ops.embedded.database import services
+from ops.jobs import gate
 from schemas.errors import WorkFailedError
 from schemas.settings import Settings
 from tests.acceptance.conftest import TRAINED, Home
 from tests.integration.test_serving import answers, asked, serving, until
 from tests.stubs import accepted, held_by
-from workers.holding import load_searcher
+from workers.generations.switching import Sweep, rollback
+from workers.query.residents import load_searcher
 from workers.repository import generations
 from workers.repository.connection import Connection, migrate
 from workers.repository.images import accept_images
-from workers.services import Services
-from workers.switching import Sweep, rollback
+from workers.runtime.services import Services
 
 ROLLBACK_S = 10.0
 
@@ -30,8 +30,13 @@ def undertrained(found: Services, conn: Connection, source: generations.Generati
     """A candidate whose model never learnt the identifiers that its codebook gives."""
     parts = parts_of(Base.load(SHIPPED), profile("tiny"))
     book = load_checkpoint(found.generations / f"g{source.id}").codebook
-    save_checkpoint(Checkpoint(parts.sigma, book, parts.encoder, {"stages": ["codebook"]}), found.generations / "undertrained")
-    return generations.create_generation(conn, source.shape, codebook_version=book.version, checkpoint_path="undertrained")
+    save_checkpoint(
+        Checkpoint(parts.sigma, book, parts.encoder, {"stages": ["codebook"]}),
+        found.generations / "undertrained",
+    )
+    return generations.create_generation(
+        conn, source.shape, codebook_version=book.version, checkpoint_path="undertrained"
+    )
 
 
 def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_rolled_back_at_once(
@@ -42,7 +47,9 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
         migrate(conn)
         first = generations.live(conn)
         assert first is not None
-        shuffled = copied(found, conn, first, np.random.default_rng(0).permutation(TRAINED).tolist())
+        shuffled = copied(
+            found, conn, first, np.random.default_rng(0).permutation(TRAINED).tolist()
+        )
         for bad in (shuffled, undertrained(found, conn, first)):
             generations.set_state(conn, bad, "shadow")
             with pytest.raises(WorkFailedError, match=r"is refused and 1 stays live: .* --force"):
@@ -61,7 +68,11 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
             Sweep(found, conn, generations.get(conn, shuffled)).run()
             began = time.monotonic()
             assert rollback(found, conn).generation == first.id
-            until(lambda: asked(server).generation == first.id, "the good one answers again", ROLLBACK_S)
+            until(
+                lambda: asked(server).generation == first.id,
+                "the good one answers again",
+                ROLLBACK_S,
+            )
             print("rolled back within", round(time.monotonic() - began, 2), "s")
         assert len(held_by(conn, first.id)) == TRAINED + 1
         assert held_by(conn, first.id) == held_by(conn, shuffled)
@@ -71,7 +82,10 @@ def test_an_equal_candidate_passes_the_gate_and_the_job_promotes_it_where_that_i
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate, "PROBES", 60)
-    with services(Settings(home=home.folder, auto_promote=True)) as found, found.connect("test") as conn:
+    with (
+        services(Settings(home=home.folder, auto_promote=True)) as found,
+        found.connect("test") as conn,
+    ):
         migrate(conn)
         first = generations.live(conn)
         assert first is not None

@@ -17,7 +17,9 @@ def empty(tmp_path: Path) -> Iterator[Home]:
 
 
 @pytest.mark.parametrize(("captions", "adapt"), [(9, "auto"), (1, "never")])
-def test_landscapes_of_many_sizes_in_two_languages(empty: Home, tmp_path: Path, captions: int, adapt: str) -> None:
+def test_landscapes_of_many_sizes_in_two_languages(
+    empty: Home, tmp_path: Path, captions: int, adapt: str
+) -> None:
     train = write_landscapes(tmp_path / "train", 96, captions, seed=1)
     later = write_landscapes(tmp_path / "later", 24, captions, seed=2)
     done = empty.sigma("train", "--manifest", train, "--adapt", adapt, "--json", timeout=290)
@@ -26,7 +28,11 @@ def test_landscapes_of_many_sizes_in_two_languages(empty: Home, tmp_path: Path, 
     empty.ok("up")
     assert empty.ok("ingest", "--manifest", later, "--wait")["indexed"] == 24
     both = tmp_path / "both.jsonl"
-    lines = [line.replace('"path": "', f'"path": "{file.parent}/') for file in (train, later) for line in file.read_text().splitlines()]
+    lines = [
+        line.replace('"path": "', f'"path": "{file.parent}/')
+        for file in (train, later)
+        for line in file.read_text().splitlines()
+    ]
     both.write_text("\n".join(lines))
     found = empty.ok("evaluate", "--manifest", both)
     assert found["gallery"] == 120

@@ -14,8 +14,8 @@ from ops.bench.fleet import Fleet, Gap, Publisher, fleet, pictures, settle, warm
 from schemas.errors import RetryLaterError
 from schemas.events import ARRIVED, REJECTED, ImageArrived
 from schemas.settings import KafkaSettings, S3Settings
-from stream.dead_letters import dead_letters, replay, show
-from stream.log import Message, message
+from stream.log.dead_letters import dead_letters, replay, show
+from stream.log.event_log import Message, message
 from tests.services.servers import S3, Kafka
 from workers.repository.connection import Connection
 from workers.repository.counters import recount, totals
@@ -43,18 +43,34 @@ class Poison:
         self._files: dict[Path, bytes] = {}
         self.messages: dict[str, Message] = {}
         for turn in range(2):
-            good = [Path(event.uri.removeprefix("file://")).read_bytes() for event in spare[turn * 4 : turn * 4 + 4]]
+            good = [
+                Path(event.uri.removeprefix("file://")).read_bytes()
+                for event in spare[turn * 4 : turn * 4 + 4]
+            ]
             for number, (name, data) in enumerate(
-                {"cut": good[0][: len(good[0]) // 2], "empty": b"", "text": b"words", "gone": None}.items()
+                {
+                    "cut": good[0][: len(good[0]) // 2],
+                    "empty": b"",
+                    "text": b"words",
+                    "gone": None,
+                }.items()
             ):
                 path = folder / f"{name}-{turn}.png"
                 if data is not None:
                     path.write_bytes(data)
                 self._files[path] = good[number]
                 self._add(message(ImageArrived(path.stem, path.as_uri()), path.stem))
-            for name, value in {"no-json": b"{", "no-object": b"[1]", "no-uri": b'{"image_id": "x"}', "no-text": b"\xff\xfe"}.items():
+            for name, value in {
+                "no-json": b"{",
+                "no-object": b"[1]",
+                "no-uri": b'{"image_id": "x"}',
+                "no-text": b"\xff\xfe",
+            }.items():
                 self._add(Message(ARRIVED, f"{name}-{turn}", value))
-            for name, uri in {"private": "https://127.0.0.1/a.png", "outside": "file:///etc/hostname"}.items():
+            for name, uri in {
+                "private": "https://127.0.0.1/a.png",
+                "outside": "file:///etc/hostname",
+            }.items():
                 self._add(message(ImageArrived(f"{name}-{turn}", uri), f"{name}-{turn}"))
 
     def _add(self, made: Message) -> None:
@@ -94,15 +110,19 @@ def test_poison_goes_to_the_dead_letters_and_comes_back_when_mended(kafka: Kafka
                 assert one.origin_topic == ARRIVED
                 found = show(log, one.place)
                 assert found["origin"]["key"] == one.image_id
-                assert {f"__connect.errors.{name}" for name in ("stage", "exception.class.name", "exception.message")} <= found[
-                    "headers"
-                ].keys()
+                assert {
+                    f"__connect.errors.{name}"
+                    for name in ("stage", "exception.class.name", "exception.message")
+                } <= found["headers"].keys()
                 assert one.reason
                 assert one.code
             poison.mend()
             assert replay(log, conn).replayed == len(poison.messages)
             assert settle(made, log, conn, WARM + count + len(poison.mendable), 60)
-            refused = {image_id for (image_id,) in conn.execute("SELECT image_id FROM rejection").fetchall()}
+            refused = {
+                image_id
+                for (image_id,) in conn.execute("SELECT image_id FROM rejection").fetchall()
+            }
             assert refused == poison.messages.keys() - poison.mendable
             assert sum(log.end_offsets([REJECTED]).values()) == len(poison.messages) + len(refused)
             # Again, with nothing mended: the same few, and no more of them.
@@ -132,10 +152,17 @@ def away_postgres(request: pytest.FixtureRequest, made: Fleet) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("away", [away_kafka, away_postgres, away_s3])
 def test_a_service_that_goes_away_loses_nothing_and_needs_no_hand(
-    request: pytest.FixtureRequest, kafka_server: Kafka, s3_server: S3, kafka: KafkaSettings, s3: S3Settings, away: Callable[..., None]
+    request: pytest.FixtureRequest,
+    kafka_server: Kafka,
+    s3_server: S3,
+    kafka: KafkaSettings,
+    s3: S3Settings,
+    away: Callable[..., None],
 ) -> None:
     count = 600
-    with fleet(kafka.bootstrap[0], replace(s3, bucket=f"outage-{away.__name__.replace('_', '-')}")) as made:
+    with fleet(
+        kafka.bootstrap[0], replace(s3, bucket=f"outage-{away.__name__.replace('_', '-')}")
+    ) as made:
         arrivals = pictures(made.folder, count + WARM, 2)
         log = made.services.log()
         with made.services.connect("test") as conn:
@@ -150,7 +177,9 @@ def test_a_service_that_goes_away_loses_nothing_and_needs_no_hand(
         publisher.join(120)
         ended = time.monotonic()
         assert settled(made, count + WARM)
-        print(f"{away.__name__}: published until {ended - back:.1f} s after it was back, caught up {time.monotonic() - ended:.1f} s later")
+        print(
+            f"{away.__name__}: published until {ended - back:.1f} s after it was back, caught up {time.monotonic() - ended:.1f} s later"
+        )
         with made.services.connect("test") as conn:
             assert agrees(made, conn) == count + WARM
         assert not publisher.failed
@@ -160,7 +189,10 @@ def test_a_service_that_goes_away_loses_nothing_and_needs_no_hand(
 def settled(made: Fleet, count: int) -> bool:
     """Whether that many images are indexed in the end; looking may fail while services come back."""
     deadline = time.monotonic() + 90
-    print("workers that ended:", [member.role for member in made.members if member.process.poll() is not None])
+    print(
+        "workers that ended:",
+        [member.role for member in made.members if member.process.poll() is not None],
+    )
     while time.monotonic() < deadline:
         log = made.services.log()
         try:

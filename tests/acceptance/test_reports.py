@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ops.embedded import services
+from ops.embedded.database import services
 from ops.report.documents import drift_report, recall_report
 from ops.report.drift_page import drift_page
 from ops.report.examples import Answer, Comparison, Example
@@ -33,7 +33,10 @@ PLOTS = {
     "recall": {"recall-time", "recall-newest", "recall-generation", "jobs"},
     "drift": {"drift-now", "drift-time", "codes", "leaves", "jobs"},
 }
-INKS = {"light": {"ours": (0x00, 0x67, 0xA5), "good": (0x00, 0x79, 0x5C)}, "dark": {"ours": (0x5D, 0xB4, 0xF0), "good": (0x45, 0xC9, 0xA4)}}
+INKS = {
+    "light": {"ours": (0x00, 0x67, 0xA5), "good": (0x00, 0x79, 0x5C)},
+    "dark": {"ours": (0x5D, 0xB4, 0xF0), "good": (0x45, 0xC9, 0xA4)},
+}
 DESK, PHONE = 1100, 390
 
 
@@ -54,11 +57,17 @@ def pages(postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     with connect(postgres.get_uri()) as conn:
         conn.execute("CREATE DATABASE reports TEMPLATE template")
     example = Example(HOSTILE, HOSTILE, Answer(None, ("a", "b")), Answer(1, (HOSTILE, "a", "b")))
-    found = Comparison(1, 3, (example, replace(example, before=example.after, after=example.before)))
+    found = Comparison(
+        1, 3, (example, replace(example, before=example.after, after=example.before))
+    )
     with connect(postgres.get_uri(database="reports")) as conn:
         now = record(conn)
         made = {
-            "recall": recall_page(recall_report(conn, found, now, 30), {"a": picture()}, f"sigma report recall --out {HOSTILE}"),
+            "recall": recall_page(
+                recall_report(conn, found, now, 30),
+                {"a": picture()},
+                f"sigma report recall --out {HOSTILE}",
+            ),
             "drift": drift_page(drift_report(conn, now, 30), "sigma report drift --out drift.html"),
         }
     folder = tmp_path_factory.mktemp("pages")
@@ -81,7 +90,11 @@ def pixels(png: bytes) -> ByteArray:
 def colours(shot: ByteArray, box: tuple[int, int, int, int]) -> int:
     """How many colours a place has: an empty one has its paper and its frame."""
     left, top, right, bottom = box
-    return len(np.unique(shot[top:bottom:2, left:right:2].astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])))
+    return len(
+        np.unique(
+            shot[top:bottom:2, left:right:2].astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+        )
+    )
 
 
 def painted(shot: ByteArray, box: tuple[int, int, int, int], ink: tuple[int, int, int]) -> float:
@@ -92,7 +105,13 @@ def painted(shot: ByteArray, box: tuple[int, int, int, int], ink: tuple[int, int
 
 
 @pytest.mark.parametrize(
-    ("kind", "width", "scheme"), [("recall", DESK, "light"), ("recall", PHONE, "dark"), ("drift", DESK, "dark"), ("drift", PHONE, "light")]
+    ("kind", "width", "scheme"),
+    [
+        ("recall", DESK, "light"),
+        ("recall", PHONE, "dark"),
+        ("drift", DESK, "dark"),
+        ("drift", PHONE, "light"),
+    ],
 )
 def test_a_page_opens_without_a_complaint_and_its_plots_are_there(
     browser: Browser, pages: dict[str, Path], kind: str, width: int, scheme: str, tmp_path: Path
@@ -101,12 +120,21 @@ def test_a_page_opens_without_a_complaint_and_its_plots_are_there(
     browser.requests.clear()
     browser.open(pages[kind], width, dark=scheme == "dark")
     shot = browser.screenshot()
-    (Path(os.environ.get("SIGMA_TEST_SHOTS", tmp_path)) / f"{kind}-{width}-{scheme}.png").write_bytes(shot)
+    (
+        Path(os.environ.get("SIGMA_TEST_SHOTS", tmp_path)) / f"{kind}-{width}-{scheme}.png"
+    ).write_bytes(shot)
     assert browser.complaints == []
-    assert {one for one in browser.requests if not one.startswith("data:")} == {pages[kind].as_uri()}
+    assert {one for one in browser.requests if not one.startswith("data:")} == {
+        pages[kind].as_uri()
+    }
     # Nothing hangs over the edge, and nothing hostile became an element.
     assert browser.evaluate("document.documentElement.scrollWidth") == width
-    assert browser.evaluate("document.querySelectorAll('script, iframe, [onerror], img:not([src^=\"data:\"])').length") == 0
+    assert (
+        browser.evaluate(
+            "document.querySelectorAll('script, iframe, [onerror], img:not([src^=\"data:\"])').length"
+        )
+        == 0
+    )
     boxes = browser.boxes("figure")
     assert set(boxes) == PLOTS[kind]
     drawn = pixels(shot)
@@ -122,7 +150,9 @@ def test_a_page_opens_without_a_complaint_and_its_plots_are_there(
     assert (shown == "none") is (width == PHONE)
 
 
-def test_the_browser_does_complain_when_there_is_reason_and_an_empty_place_is_no_plot(browser: Browser, tmp_path: Path) -> None:
+def test_the_browser_does_complain_when_there_is_reason_and_an_empty_place_is_no_plot(
+    browser: Browser, tmp_path: Path
+) -> None:
     bad = tmp_path / "bad.html"
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     bad.write_text(
@@ -144,9 +174,18 @@ def test_the_browser_does_complain_when_there_is_reason_and_an_empty_place_is_no
 
 def test_paper_gets_the_wide_drawings_on_white(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["drift"], PHONE, dark=True)
-    browser.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
-    assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert browser.evaluate("getComputedStyle(document.querySelector('.drawing.narrow')).display") == "none"
+    browser.call(
+        "Emulation.setEmulatedMedia",
+        media="print",
+        features=[{"name": "prefers-color-scheme", "value": "dark"}],
+    )
+    assert (
+        browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    )
+    assert (
+        browser.evaluate("getComputedStyle(document.querySelector('.drawing.narrow')).display")
+        == "none"
+    )
     browser.call("Emulation.setEmulatedMedia", media="")
 
 
@@ -155,7 +194,10 @@ def second_generation(home: Home) -> None:
     with services(Settings(home=home.folder)) as found, found.connect("test") as conn:
         (first,) = generations(conn)
         number = create_generation(
-            conn, first.shape, codebook_version=first.codebook_version, checkpoint_path=first.checkpoint_path or f"g{first.id}"
+            conn,
+            first.shape,
+            codebook_version=first.codebook_version,
+            checkpoint_path=first.checkpoint_path or f"g{first.id}",
         )
         for name, columns in (
             ("posting", "leaf, image_key, weight, suffix"),
@@ -178,7 +220,12 @@ def test_the_command_writes_pages_with_pictures_and_json(home: Home, tmp_path: P
     page = tmp_path / "r.html"
     found = home.ok("report", "recall", "--out", page)
     assert found["examples"]["why"] is None
-    assert 0 < found["examples"]["better"] + found["examples"]["worse"] <= found["examples"]["asked"] <= 100
+    assert (
+        0
+        < found["examples"]["better"] + found["examples"]["worse"]
+        <= found["examples"]["asked"]
+        <= 100
+    )
     assert found["examples"]["worse"] > found["examples"]["better"]
     assert found["newest"]["queries"] > 50
     text = page.read_text(encoding="utf-8")

@@ -5,41 +5,61 @@ from pathlib import Path
 import pytest
 
 from model.progress import quiet
-from ops import retraining
-from ops.embedded import services
+from ops.embedded.database import services
+from ops.jobs import retraining
 from schemas.errors import WorkFailedError
 from schemas.settings import Settings
 from stream.manifest import read_manifest
 from tests.acceptance.conftest import TRAINED, Home
+from workers.generations.switching import Sweep
 from workers.repository import generations
-from workers.repository.training import held_images
-from workers.seeding import seed_images
-from workers.switching import Sweep
+from workers.repository.training_data import held_images
+from workers.trainer.seeding import seed_images
 
 NEW = 24
 
 
-def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(home: Home, corpus: Path) -> None:
+def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
+    home: Home, corpus: Path
+) -> None:
     settings = Settings(home=home.folder)
     with services(settings) as found, found.connect("test") as conn:
         assert retraining.retrain(found, conn)["generation"] is None
         seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:NEW], quiet)
         Sweep(found, conn, generations.get(conn, 1)).run()
         left = home.ok("train", "--refresh", "--stage", "codebook")
-        assert (left["generation"], left["state"], left["images"]) == (2, "building", NEW + NEW // 2)
+        assert (left["generation"], left["state"], left["images"]) == (
+            2,
+            "building",
+            NEW + NEW // 2,
+        )
         figures = retraining.retrain(found, conn)
-        assert (figures["generation"], figures["state"], figures["mode"], figures["resumed"]) == (2, "shadow", "refresh", True)
+        assert (figures["generation"], figures["state"], figures["mode"], figures["resumed"]) == (
+            2,
+            "shadow",
+            "refresh",
+            True,
+        )
         assert figures["evaluations"].keys() == {"memorize", "comprehend", "align"}
         assert figures["cpu_seconds"]["align"] > 0
         assert held_images(conn, 2).trained.sum() == TRAINED + NEW
         assert (home.folder / "logs" / "retrain.log").is_file()
         assert "waits for its gate" in retraining.retrain(found, conn)["why"]
         # One that its gate refused makes room.
-        generations.describe(conn, 2, config={"gate": {"passed": False, "reasons": ["R@10 falls"], "against": 1}})
+        generations.describe(
+            conn, 2, config={"gate": {"passed": False, "reasons": ["R@10 falls"], "against": 1}}
+        )
         assert "generation 2 was refused" in home.ok("status")["alarms"][0]
         figures = retraining.recluster(found, conn)
-        assert (figures["generation"], figures["state"], figures["mode"]) == (3, "shadow", "recluster")
-    states = {one["id"]: (one["state"], one["dropped"]) for one in home.ok("generations", "drop", "3")["generations"]}
+        assert (figures["generation"], figures["state"], figures["mode"]) == (
+            3,
+            "shadow",
+            "recluster",
+        )
+    states = {
+        one["id"]: (one["state"], one["dropped"])
+        for one in home.ok("generations", "drop", "3")["generations"]
+    }
     assert states == {1: ("live", False), 2: ("failed", True), 3: ("failed", True)}
     assert [path.name for path in (home.folder / "generations").iterdir()] == ["g1"]
 

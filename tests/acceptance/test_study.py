@@ -12,7 +12,9 @@ def test_a_reduced_study_runs_resumes_and_leaves_tables_and_plots(tmp_path: Path
     assert set(runs) == set(REDUCED.policies)
     for run in runs.values():
         assert len(run["sessions"]) == REDUCED.stream.sessions
-        assert all(0 <= one["old"]["R@10"] <= one["dense_old"]["R@10"] + 0.2 for one in run["sessions"])
+        assert all(
+            0 <= one["old"]["R@10"] <= one["dense_old"]["R@10"] + 0.2 for one in run["sessions"]
+        )
     # All policies saw the same first session, before any of them did anything.
     assert len({run["sessions"][0]["at_arrival"]["R@10"] for run in runs.values()}) == 1
 

@@ -5,13 +5,13 @@ import sys
 import time
 from collections.abc import Mapping
 
-from ops import scheduler
-from ops.jobs import Figures, Job
+from ops.jobs import scheduler
+from ops.jobs.registry import Figures, Job
 from schemas.settings import Settings
-from workers.logs import configure
 from workers.repository.connection import Connection
-from workers.running import stop_on_signals
-from workers.services import Services
+from workers.runtime.logs import configure
+from workers.runtime.process import stop_on_signals
+from workers.runtime.services import Services
 
 EVERY_S = 2.0
 
@@ -28,7 +28,10 @@ def dawdle(services: Services, conn: Connection) -> Figures:
     return {"process": os.getpid()}
 
 
-JOBS: Mapping[str, Job] = {"note": Job("note", EVERY_S, "note a row", note), "dawdle": Job("dawdle", 2 * EVERY_S, "take long", dawdle)}
+JOBS: Mapping[str, Job] = {
+    "note": Job("note", EVERY_S, "note a row", note),
+    "dawdle": Job("dawdle", 2 * EVERY_S, "take long", dawdle),
+}
 
 if __name__ == "__main__":
     configure("info")

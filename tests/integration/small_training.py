@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model.gates import Gates
-from model.profiles import Profile, Stage, profile
+from model.network.profiles import Profile, Stage, profile
 from model.progress import Bar, Progress, quiet
+from model.training.stage_gates import Gates
 from schemas.events import ImageAccepted
 from schemas.settings import Settings
 from tests.unit.model.conftest import TEXTS, pictures, small_base, small_profile
 from workers.repository.connection import Connection
 from workers.repository.images import accept_images
-from workers.services import Services
-from workers.trainer import TrainRequest, TrainResult, train
+from workers.runtime.services import Services
+from workers.trainer.trainer import TrainRequest, TrainResult, train
 
 LENIENT = Gates(progress=-1.0, drop=1.0, rise=100.0)
 """Random pictures cannot be learnt in seconds; the gates' own tests are elsewhere."""
@@ -44,22 +44,38 @@ def profile_of_tests(vision: bool = False) -> Profile:
     small = small_profile()
     short: tuple[Stage, ...] = tuple(replace(stage, epochs=1.0) for stage in small.stages)
     # A checkpoint does not carry these two: what is loaded has the text limit of the profile of that name.
-    return replace(small.with_refresh(short), views=0 if vision else 1, max_text_tokens=profile("tiny").max_text_tokens)
+    return replace(
+        small.with_refresh(short),
+        views=0 if vision else 1,
+        max_text_tokens=profile("tiny").max_text_tokens,
+    )
 
 
 def request(services: Services, **changes: Any) -> TrainRequest:
     """A training of that profile from that base."""
     base = services.home / "base"
-    return replace(TrainRequest(profile_of_tests(), base=base, adapt="never", gates=LENIENT), **changes)
+    return replace(
+        TrainRequest(profile_of_tests(), base=base, adapt="never", gates=LENIENT), **changes
+    )
 
 
-def fill(services: Services, conn: Connection, count: int, first: int = 0, captions: Sequence[str] = TEXTS) -> list[int]:
+def fill(
+    services: Services,
+    conn: Connection,
+    count: int,
+    first: int = 0,
+    captions: Sequence[str] = TEXTS,
+) -> list[int]:
     """Random pictures in the store, accepted; returns their keys."""
     images = []
     for number, pixels in enumerate(pictures(count, seed=first + 1), first):
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, format="PNG")
-        own = (captions[number % len(captions)], captions[(number + 1) % len(captions)]) if captions else ()
+        own = (
+            (captions[number % len(captions)], captions[(number + 1) % len(captions)])
+            if captions
+            else ()
+        )
         images.append(
             ImageAccepted(
                 image_id=f"image {number:03}",
@@ -94,7 +110,9 @@ def dying(label: str, step: int) -> Progress:
     return open_bar
 
 
-def train_in(home: Path, database: str, killed: tuple[str, int] | None, changes: dict[str, Any]) -> TrainResult:
+def train_in(
+    home: Path, database: str, killed: tuple[str, int] | None, changes: dict[str, Any]
+) -> TrainResult:
     """One training, in a process of its own if it is to be killed at a step."""
     services = tiny_services(home, database)
     progress = quiet if killed is None else dying(*killed)
@@ -103,15 +121,17 @@ def train_in(home: Path, database: str, killed: tuple[str, int] | None, changes:
 
 def states(folder: Path) -> dict[str, np.ndarray]:
     """The weights of a checkpoint by name."""
-    from model.checkpoint import load_checkpoint
+    from model.network.checkpoint import load_checkpoint
 
-    return {name: value.numpy() for name, value in load_checkpoint(folder).sigma.state_dict().items()}
+    return {
+        name: value.numpy() for name, value in load_checkpoint(folder).sigma.state_dict().items()
+    }
 
 
 def rank_of_torchrun(home: Path, database: str) -> None:
     """What every process of a torchrun does; each leaves the weights that it ended with."""
-    from model.ranks import is_first, join, leave
-    from workers.stages import Trainee, assist
+    from model.training.ranks import is_first, join, leave
+    from workers.trainer.stage_runner import Trainee, assist
 
     learn, ended = Trainee.learn, []
 
@@ -128,7 +148,10 @@ def rank_of_torchrun(home: Path, database: str) -> None:
         train(services, None, request(services, profile=profile_of_tests(vision=True)), quiet)
     else:
         assist(Services(Settings(home=home), ""))
-    np.savez(home / f"rank{rank}.npz", **{name: value.numpy() for name, value in ended[-1].state_dict().items()})
+    np.savez(
+        home / f"rank{rank}.npz",
+        **{name: value.numpy() for name, value in ended[-1].state_dict().items()},
+    )
     leave()
 
 

@@ -8,21 +8,21 @@ import numpy as np
 import psycopg
 import pytest
 
-from model.drift import Recall
+from model.drift.monitors import Recall
 from model.identifiers.codebook import CodebookConfig, fit_codebook
-from ops.drift import CALM, drift_report, known_items, seen, served_scores
-from ops.jobs import Job, perform
+from ops.jobs.drift_report import CALM, drift_report, known_items, seen, served_scores
+from ops.jobs.registry import Job, perform
 from ops.status import status
 from schemas.events import OPERATIONS, ImageAccepted, OperationsEvent, QueryServed, decode
 from schemas.identifiers import IdentifierShape
 from schemas.records import Assignment, Posting
 from schemas.settings import Settings
-from stream.log import message
-from workers.metrics import DriftMetrics
+from stream.log.event_log import message
 from workers.repository import alarms, generations, images, jobs, monitoring, postings
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
-from workers.services import Services
+from workers.runtime.metrics import DriftMetrics
+from workers.runtime.services import Services
 
 SHAPE = IdentifierShape((4, 2, 2, 2), 1000)
 WIDTH, SAMPLE, REFERENCE = 8, 100, 200
@@ -40,7 +40,9 @@ def generation(conn: Connection, services: Services) -> int:
     rng = np.random.default_rng(0)
     rows = MIDDLES[rng.integers(0, 4, 200)] + 0.1 * rng.normal(size=(200, WIDTH)).astype(np.float32)
     book = fit_codebook(rows, CodebookConfig(SHAPE))
-    number = generations.create_generation(conn, SHAPE, codebook_version=book.version, checkpoint_path="g1")
+    number = generations.create_generation(
+        conn, SHAPE, codebook_version=book.version, checkpoint_path="g1"
+    )
     book.save(services.generations / "g1")
     accept(conn, number, 50, rng, trained=True)
     for state in ("shadow", "live"):
@@ -52,13 +54,28 @@ def generation(conn: Connection, services: Services) -> int:
 
 
 def accept(
-    conn: Connection, generation: int, count: int, rng: np.random.Generator, *, new: float = 0.0, trained: bool = False
+    conn: Connection,
+    generation: int,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    new: float = 0.0,
+    trained: bool = False,
 ) -> list[int]:
     """Images of four topics, and a share of something else, assigned as a model would."""
     first = conn.execute("SELECT count(*) FROM image").fetchone()
     assert first is not None
     events = [
-        ImageAccepted(f"i{first[0] + n:05d}", "file:///a.png", "file:///b.png", "0" * 64, 8, 8, datetime.now(UTC), captions=("a",))
+        ImageAccepted(
+            f"i{first[0] + n:05d}",
+            "file:///a.png",
+            "file:///b.png",
+            "0" * 64,
+            8,
+            8,
+            datetime.now(UTC),
+            captions=("a",),
+        )
         for n in range(count)
     ]
     keys = [key for key, _ in images.accept_images(conn, events)]
@@ -74,10 +91,17 @@ def accept(
     return keys
 
 
-def report(services: Services, conn: Connection, recall: Recall | None = None, asked: list[int] | None = None) -> jobs.JobRun:
+def report(
+    services: Services,
+    conn: Connection,
+    recall: Recall | None = None,
+    asked: list[int] | None = None,
+) -> jobs.JobRun:
     """One run of the job as the scheduler does it, with small sizes and a probe of the test's, which notes what it is asked for."""
 
-    def probe(services: Services, conn: Connection, generation: Generation, keys: Sequence[int]) -> Recall | None:
+    def probe(
+        services: Services, conn: Connection, generation: Generation, keys: Sequence[int]
+    ) -> Recall | None:
         (asked if asked is not None else []).extend(keys)
         return recall
 
@@ -95,10 +119,15 @@ def notes(services: Services) -> list[OperationsEvent]:
     return [one for one in found if isinstance(one, OperationsEvent)]
 
 
-def test_the_reference_is_the_first_arrivals_of_the_live_generation(conn: Connection, services: Services, generation: int) -> None:
+def test_the_reference_is_the_first_arrivals_of_the_live_generation(
+    conn: Connection, services: Services, generation: int
+) -> None:
     rng = np.random.default_rng(1)
     first = accept(conn, generation, REFERENCE - 1, rng)
-    assert report(services, conn).figures["why"] == "calibrating: 199 of 200 reference images have arrived"
+    assert (
+        report(services, conn).figures["why"]
+        == "calibrating: 199 of 200 reference images have arrived"
+    )
     first += accept(conn, generation, 1, rng)
     figures = report(services, conn, Recall(90, 100)).figures
     assert figures["why"] == "calibrated on 200 images"
@@ -110,10 +139,15 @@ def test_the_reference_is_the_first_arrivals_of_the_live_generation(conn: Connec
     assert monitoring.first_arrivals(conn, generation, 0, 1) == first[:1]
     assert set(kept.document["watched"]) >= {"id1", "embedding", "agreement", "leaf-load"}
     assert "query-score" not in kept.document["watched"]
-    assert report(services, conn).figures["why"] == "0 of the 100 images of the next window have arrived"
+    assert (
+        report(services, conn).figures["why"]
+        == "0 of the 100 images of the next window have arrived"
+    )
 
 
-def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(conn: Connection, services: Services, generation: int) -> None:
+def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(
+    conn: Connection, services: Services, generation: int
+) -> None:
     rng = np.random.default_rng(2)
     accept(conn, generation, REFERENCE, rng)
     report(services, conn, Recall(90, 100))
@@ -141,11 +175,15 @@ def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(conn: Conn
         accept(conn, generation, SAMPLE, rng)
         report(services, conn)
     assert alarms.open_alarms(conn) == []
-    assert {one.monitor for one in alarms.alarms_since(conn, datetime.now(UTC) - timedelta(hours=1))} == raised
+    assert {
+        one.monitor for one in alarms.alarms_since(conn, datetime.now(UTC) - timedelta(hours=1))
+    } == raised
     assert {note.kind for note in notes(services)} == {"alarm", "alarm-cleared"}
 
 
-def test_a_ticket_becomes_a_page_when_recall_falls(conn: Connection, services: Services, generation: int) -> None:
+def test_a_ticket_becomes_a_page_when_recall_falls(
+    conn: Connection, services: Services, generation: int
+) -> None:
     rng = np.random.default_rng(3)
     accept(conn, generation, REFERENCE, rng)
     report(services, conn, Recall(180, 200))
@@ -154,16 +192,24 @@ def test_a_ticket_becomes_a_page_when_recall_falls(conn: Connection, services: S
     accept(conn, generation, SAMPLE, rng, new=0.5)
     assert report(services, conn, Recall(120, 200)).figures["pages"] > 0
     # A monitor that alarmed before and not now stays what it was.
-    assert {one.level for one in alarms.open_alarms(conn) if one.monitor in ("embedding", "novelty")} == {"page"}
-    assert alarms.open_alarms(conn)[0].detail == {"recall_then": {"hits": 180, "queries": 200}, "recall_now": {"hits": 120, "queries": 200}}
+    assert {
+        one.level for one in alarms.open_alarms(conn) if one.monitor in ("embedding", "novelty")
+    } == {"page"}
+    assert alarms.open_alarms(conn)[0].detail == {
+        "recall_then": {"hits": 180, "queries": 200},
+        "recall_now": {"hits": 120, "queries": 200},
+    }
     assert alarms.open_alarms(conn)[0].recall == (0.9, 0.6)
     assert any(
-        note.message.startswith("page: ") and "R@10 of the most novel arrivals 60%, at first 90%" in note.message
+        note.message.startswith("page: ")
+        and "R@10 of the most novel arrivals 60%, at first 90%" in note.message
         for note in notes(services)
     )
 
 
-def test_recall_is_asked_for_what_is_least_like_the_reference(conn: Connection, services: Services, generation: int) -> None:
+def test_recall_is_asked_for_what_is_least_like_the_reference(
+    conn: Connection, services: Services, generation: int
+) -> None:
     rng, asked = np.random.default_rng(3), list[int]()
     accept(conn, generation, REFERENCE, rng)
     report(services, conn)
@@ -174,7 +220,9 @@ def test_recall_is_asked_for_what_is_least_like_the_reference(conn: Connection, 
     assert set(asked[: len(new)]) == set(new)
 
 
-def test_windows_tile_the_stream_and_a_rush_of_arrivals_is_sampled(conn: Connection, services: Services, generation: int) -> None:
+def test_windows_tile_the_stream_and_a_rush_of_arrivals_is_sampled(
+    conn: Connection, services: Services, generation: int
+) -> None:
     rng = np.random.default_rng(4)
     accept(conn, generation, REFERENCE, rng)
     report(services, conn)
@@ -192,8 +240,12 @@ def test_windows_tile_the_stream_and_a_rush_of_arrivals_is_sampled(conn: Connect
     assert draws[0] == draws[1] == sorted(set(draws[0]))
 
 
-def test_alarms_end_with_their_generation(conn: Connection, services: Services, generation: int) -> None:
-    alarms.raise_alarm(conn, generation, "id1", "ticket", effect=1, effect_limit=0.1, p=0, p_limit=1e-5)
+def test_alarms_end_with_their_generation(
+    conn: Connection, services: Services, generation: int
+) -> None:
+    alarms.raise_alarm(
+        conn, generation, "id1", "ticket", effect=1, effect_limit=0.1, p=0, p_limit=1e-5
+    )
     other = generations.create_generation(conn, SHAPE)
     generations.set_state(conn, other, "shadow")
     generations.promote(conn, other)
@@ -203,7 +255,9 @@ def test_alarms_end_with_their_generation(conn: Connection, services: Services, 
 
 def test_at_most_one_alarm_of_a_monitor_is_open(conn: Connection, generation: int) -> None:
     def up(level: str) -> int | None:
-        return alarms.raise_alarm(conn, generation, "id1", level, effect=0.4, effect_limit=0.1, p=1e-9, p_limit=1e-5)
+        return alarms.raise_alarm(
+            conn, generation, "id1", level, effect=0.4, effect_limit=0.1, p=1e-9, p_limit=1e-5
+        )
 
     number = up("ticket")
     assert up("ticket") is None
@@ -216,7 +270,9 @@ def test_at_most_one_alarm_of_a_monitor_is_open(conn: Connection, generation: in
     assert not alarms.clear_alarm(conn, number)
     assert up("ticket") not in (None, number)
     with pytest.raises(psycopg.errors.CheckViolation):
-        alarms.raise_alarm(conn, generation, "id2", "shout", effect=1, effect_limit=1, p=1, p_limit=1)
+        alarms.raise_alarm(
+            conn, generation, "id2", "shout", effect=1, effect_limit=1, p=1, p_limit=1
+        )
 
 
 def test_the_key_of_a_moment_is_found_by_looks(conn: Connection, generation: int) -> None:
@@ -230,21 +286,31 @@ def test_the_key_of_a_moment_is_found_by_looks(conn: Connection, generation: int
     assert monitoring.first_key_since(conn, moment - timedelta(days=30)) <= old[0]
 
 
-def test_the_best_scores_of_served_queries_are_read_per_generation(services: Services, generation: int) -> None:
+def test_the_best_scores_of_served_queries_are_read_per_generation(
+    services: Services, generation: int
+) -> None:
     log = services.log()
-    served = [QueryServed("q", generation + n % 2, 1.0, ("a", "b"), (float(n), 0.0)) for n in range(40)]
+    served = [
+        QueryServed("q", generation + n % 2, 1.0, ("a", "b"), (float(n), 0.0)) for n in range(40)
+    ]
     served.append(QueryServed("nothing found", generation, 1.0, (), ()))
     log.publish(None, [message(one, one.query_id) for one in served])
     log.close()
-    assert sorted(served_scores(services, generation).tolist()) == [float(n) for n in range(0, 40, 2)]
+    assert sorted(served_scores(services, generation).tolist()) == [
+        float(n) for n in range(0, 40, 2)
+    ]
 
 
-def test_recall_is_unknown_without_enough_captions(conn: Connection, services: Services, generation: int) -> None:
+def test_recall_is_unknown_without_enough_captions(
+    conn: Connection, services: Services, generation: int
+) -> None:
     keys = accept(conn, generation, 190, np.random.default_rng(6))
     assert known_items(services, conn, generations.get(conn, generation), keys) is None
 
 
-def test_a_scheduler_shows_what_the_database_says(conn: Connection, services: Services, generation: int) -> None:
+def test_a_scheduler_shows_what_the_database_says(
+    conn: Connection, services: Services, generation: int
+) -> None:
     metrics = DriftMetrics()
     rng = np.random.default_rng(7)
     accept(conn, generation, REFERENCE, rng)
@@ -252,16 +318,25 @@ def test_a_scheduler_shows_what_the_database_says(conn: Connection, services: Se
     accept(conn, generation, SAMPLE, rng, new=0.5)
     report(services, conn)
     probed = jobs.begin_by_hand(conn, "recall-probe")
-    jobs.end(conn, probed, "done", {"cohorts": {"hour": {"ours": {"R@10": 0.8}, "exact_dense": {"R@10": 0.9}}}})
+    jobs.end(
+        conn,
+        probed,
+        "done",
+        {"cohorts": {"hour": {"ours": {"R@10": 0.8}, "exact_dense": {"R@10": 0.9}}}},
+    )
     metrics.seen = seen(conn)
 
     def value(name: str, **labels: str) -> float | None:
         return metrics.registry.get_sample_value(name, labels)
 
-    assert (value("sigma_drift_effect", monitor="embedding") or 0) > (value("sigma_drift_limit", monitor="embedding") or 1)
+    assert (value("sigma_drift_effect", monitor="embedding") or 0) > (
+        value("sigma_drift_limit", monitor="embedding") or 1
+    )
     assert value("sigma_alarms_open", level="ticket") == len(alarms.open_alarms(conn))
     assert value("sigma_alarms_open", level="page") == 0
     assert value("sigma_recall_at_10", cohort="hour", kind="ours") == 0.8
     assert value("sigma_recall_at_10", cohort="hour", kind="exact") == 0.9
     assert value("sigma_job_runs_total", job="drift-report", outcome="done") == 2
-    assert value("sigma_job_last_success_timestamp_seconds", job="drift-report") == pytest.approx(datetime.now(UTC).timestamp(), abs=300)
+    assert value("sigma_job_last_success_timestamp_seconds", job="drift-report") == pytest.approx(
+        datetime.now(UTC).timestamp(), abs=300
+    )

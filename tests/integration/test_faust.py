@@ -10,14 +10,14 @@ import pytest
 
 from schemas.events import ACCEPTED, ARRIVED, DELETED
 from schemas.settings import KafkaSettings, Settings
-from stream.faust_app import application, run
-from stream.kafka_log import KafkaLog
-from stream.log import Batch, Event, EventLog, Message
-from stream.offsets import store_offsets, unbroken
+from stream.log.event_log import Batch, Event, EventLog, Message
+from stream.log.faust_app import application, run
+from stream.log.kafka import KafkaLog
+from stream.log.offsets import store_offsets, unbroken
 from workers.intake import GROUP, Delivered, Intake
-from workers.metrics import IntakeMetrics
 from workers.repository.connection import Connection, transaction
-from workers.services import Services
+from workers.runtime.metrics import IntakeMetrics
+from workers.runtime.services import Services
 
 
 class Broken(Exception):
@@ -58,7 +58,9 @@ class App:
         self.counts: dict[str, int] = {}
         self._handler = Delivered(cast(Intake, collector), self.stop)
         app = application(kafka, folder, self._handler, self.counts.__setitem__)
-        self._thread = threading.Thread(target=run, args=(app, self.stop, self.started.set), daemon=True)
+        self._thread = threading.Thread(
+            target=run, args=(app, self.stop, self.started.set), daemon=True
+        )
         self._thread.start()
 
     def end(self) -> None:
@@ -70,7 +72,9 @@ class App:
 
 def send(kafka: KafkaSettings, topic: str, values: Sequence[bytes]) -> None:
     log = KafkaLog(kafka, "")
-    log.publish(None, [Message(topic, f"key-{number}", value) for number, value in enumerate(values)])
+    log.publish(
+        None, [Message(topic, f"key-{number}", value) for number, value in enumerate(values)]
+    )
     log.close()
 
 
@@ -109,7 +113,9 @@ def test_events_of_both_topics_arrive_in_order_and_a_new_life_repeats_none(
     assert collector.values == sorted([*VALUES, b"gone", b"new"])
 
 
-def test_a_batch_that_failed_is_tried_again_although_faust_went_on(kafka: KafkaSettings, collector: Collector, tmp_path: Path) -> None:
+def test_a_batch_that_failed_is_tried_again_although_faust_went_on(
+    kafka: KafkaSettings, collector: Collector, tmp_path: Path
+) -> None:
     collector.failures = 3
     send(kafka, ARRIVED, VALUES)
     app = App(kafka, tmp_path, collector)
@@ -136,7 +142,9 @@ def test_a_batch_that_failed_in_a_life_that_ended_is_worked_on_in_the_next(
     assert collector.values == sorted(VALUES)
 
 
-def test_a_stop_in_the_middle_of_a_batch_loses_and_doubles_nothing(kafka: KafkaSettings, collector: Collector, tmp_path: Path) -> None:
+def test_a_stop_in_the_middle_of_a_batch_loses_and_doubles_nothing(
+    kafka: KafkaSettings, collector: Collector, tmp_path: Path
+) -> None:
     collector.go_on.clear()
     send(kafka, ARRIVED, VALUES)
     app = App(kafka, tmp_path, collector)
@@ -151,7 +159,9 @@ def test_a_stop_in_the_middle_of_a_batch_loses_and_doubles_nothing(kafka: KafkaS
     assert collector.values == sorted(VALUES)
 
 
-def test_bytes_that_no_codec_can_read_are_events_like_others(kafka: KafkaSettings, collector: Collector, tmp_path: Path) -> None:
+def test_bytes_that_no_codec_can_read_are_events_like_others(
+    kafka: KafkaSettings, collector: Collector, tmp_path: Path
+) -> None:
     values = [b"\xff\xfe\x00", b"", b"{", b"[" * 5000, b"good"]
     send(kafka, ARRIVED, values)
     app = App(kafka, tmp_path, collector)
@@ -182,7 +192,9 @@ def test_what_a_client_passed_over_is_read_from_the_log(kafka: KafkaSettings) ->
     log.close()
 
 
-def test_a_long_gap_is_worked_on_in_parts(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_gap_is_worked_on_in_parts(
+    kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("stream.offsets._SPAN", 4)
     log = KafkaLog(kafka, "")
     log.publish(None, [Message(ARRIVED, "same", value) for value in VALUES[:10]])
@@ -197,7 +209,9 @@ def test_a_long_gap_is_worked_on_in_parts(kafka: KafkaSettings, monkeypatch: pyt
     log.close()
 
 
-def test_verdicts_are_counted_by_the_minute(kafka: KafkaSettings, collector: Collector, tmp_path: Path) -> None:
+def test_verdicts_are_counted_by_the_minute(
+    kafka: KafkaSettings, collector: Collector, tmp_path: Path
+) -> None:
     app = App(kafka, tmp_path, collector)
     send(kafka, ACCEPTED, [b"{}"] * 3)
     until(lambda: "accepted" in app.counts)
@@ -206,7 +220,9 @@ def test_verdicts_are_counted_by_the_minute(kafka: KafkaSettings, collector: Col
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
 def test_credentials_reach_faust(mechanism: str, collector: Collector, tmp_path: Path) -> None:
-    settings = KafkaSettings(("127.0.0.1:9",), username="me", password="secret", mechanism=mechanism, tls=True)
+    settings = KafkaSettings(
+        ("127.0.0.1:9",), username="me", password="secret", mechanism=mechanism, tls=True
+    )
     handler = Delivered(cast(Intake, collector), threading.Event())
     app = application(settings, tmp_path, handler, lambda *_: None)
     handler.close()

@@ -9,7 +9,7 @@ from schemas.identifiers import IdentifierShape
 from tests.integration.test_repository import SHAPE, accept, assignment
 from workers.repository import counters, generations, images, postings
 from workers.repository.connection import Connection, connect, transaction
-from workers.repository.follow import Changes, TrieFollower
+from workers.repository.follower import Changes, TrieFollower
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def keys_of(changes: Changes) -> set[int]:
     return set(changes.embeddings.image_keys.tolist())
 
 
-def test_commits_out_of_order_are_all_followed(conn: Connection, database: str, generation: int) -> None:
+def test_commits_out_of_order_are_all_followed(
+    conn: Connection, database: str, generation: int
+) -> None:
     first, second, third = accept(conn, ["a", "b", "c"])
     with connect(database) as slow, connect(database) as fast, connect(database) as own:
         follower = TrieFollower(own, generation)
@@ -38,7 +40,9 @@ def test_commits_out_of_order_are_all_followed(conn: Connection, database: str, 
         assert not follower.changes()
 
 
-def test_deletions_and_what_was_loaded_before_are_told_apart(conn: Connection, database: str, generation: int) -> None:
+def test_deletions_and_what_was_loaded_before_are_told_apart(
+    conn: Connection, database: str, generation: int
+) -> None:
     keys = accept(conn, ["a", "b"])
     postings.append(conn, generation, SHAPE, [assignment(key, 1, 2) for key in keys])
     with connect(database) as own:
@@ -73,7 +77,9 @@ def test_many_writers_at_once_are_followed_completely(conn: Connection, database
         try:
             with connect(database) as own:
                 for key in keys[number::6]:
-                    postings.append(own, generation, shape, [assignment(key, int(generator.integers(0, 256)))])
+                    postings.append(
+                        own, generation, shape, [assignment(key, int(generator.integers(0, 256)))]
+                    )
         except BaseException as error:
             failures.append(error)
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from ops.job_commands import list_jobs, run_job
-from ops.jobs import JOBS, Job, job, perform
-from ops.operating import jobs as jobs_command
-from ops.timetable import OVERDUE_S, job_alarms, plans
+from ops.cli.jobs import list_jobs, run_job
+from ops.cli.operations import jobs as jobs_command
+from ops.jobs.registry import JOBS, Job, job, perform
+from ops.jobs.timetable import OVERDUE_S, job_alarms, plans
 from schemas.errors import RetryLaterError, UsageError, WorkFailedError
 from schemas.schedules import Schedule
 from schemas.settings import Settings
 from workers.repository.connection import Connection, connect
-from workers.repository.jobs import (
+from workers.repository.job_runs import (
     ATTEMPTS,
     BACKLOG,
     Calls,
@@ -31,7 +31,7 @@ from workers.repository.jobs import (
     release,
     waits,
 )
-from workers.services import Services
+from workers.runtime.services import Services
 
 TEN = Schedule.parse("every 10")
 NOW = int(datetime(2026, 11, 25, 12, 0, 5, tzinfo=UTC).timestamp())
@@ -60,10 +60,14 @@ def test_a_window_is_begun_once_and_again_only_if_its_process_died(conn: Connect
     assert begin(conn, "j", TEN, now=NOW + 1) == first
     end(conn, first, "done", {"n": 1})
     assert begin(conn, "j", TEN, now=NOW + 4) is None
-    assert [(one.window, one.attempt, one.outcome) for one in job_runs(conn)] == [(NOW // 10 * 10, 2, "done")]
+    assert [(one.window, one.attempt, one.outcome) for one in job_runs(conn)] == [
+        (NOW // 10 * 10, 2, "done")
+    ]
 
 
-def test_missed_windows_are_made_up_for_in_order_and_older_ones_recorded_as_skipped(conn: Connection) -> None:
+def test_missed_windows_are_made_up_for_in_order_and_older_ones_recorded_as_skipped(
+    conn: Connection,
+) -> None:
     for schedule, step in ((TEN, 10), (Schedule.parse("* * * * *"), 60)):
         conn.execute("TRUNCATE job_run, job_schedule")
         adopt(conn, "j", schedule, now=NOW)
@@ -80,14 +84,18 @@ def test_missed_windows_are_made_up_for_in_order_and_older_ones_recorded_as_skip
         assert found[skipped[0]].figures == {"why": f"more than {BACKLOG} windows were missed"}
 
 
-def test_another_schedule_skips_what_the_old_one_still_had_and_counts_from_now(conn: Connection) -> None:
+def test_another_schedule_skips_what_the_old_one_still_had_and_counts_from_now(
+    conn: Connection,
+) -> None:
     adopt(conn, "j", TEN, now=NOW)
     assert len(work_off(conn, TEN, NOW)) == 1
     daily = Schedule.parse("0 3 * * *")
     adopt(conn, "j", daily, now=NOW + 30)
     runs = job_runs(conn)
     assert [one.outcome for one in runs].count("skipped") == 3
-    assert {"why": "its schedule was every 10 and became 0 3 * * *"} in [one.figures for one in runs]
+    assert {"why": "its schedule was every 10 and became 0 3 * * *"} in [
+        one.figures for one in runs
+    ]
     # A leader that does not know yet finds nothing by the schedule that no longer holds.
     assert begin(conn, "j", TEN, now=NOW + 100) is None
     assert work_off(conn, daily, NOW + 86_400) == [NOW // 86_400 * 86_400 + 86_400 + 3 * 3600]
@@ -97,7 +105,9 @@ def test_another_schedule_skips_what_the_old_one_still_had_and_counts_from_now(c
     assert work_off(conn, daily, NOW + 90_000 + 5 * 86_400) == []
 
 
-def test_a_run_that_takes_its_process_with_it_fails_at_last_and_one_by_hand_at_once(conn: Connection) -> None:
+def test_a_run_that_takes_its_process_with_it_fails_at_last_and_one_by_hand_at_once(
+    conn: Connection,
+) -> None:
     adopt(conn, "j", TEN, now=NOW)
     numbers = [begin(conn, "j", TEN, now=NOW) for _ in range(ATTEMPTS + 1)]
     assert len(set(numbers[:ATTEMPTS])) == 1
@@ -105,8 +115,17 @@ def test_a_run_that_takes_its_process_with_it_fails_at_last_and_one_by_hand_at_o
     by_hand = begin_by_hand(conn, "j")
     assert begin(conn, "j", TEN, now=NOW) is None
     first, second = job_run(conn, numbers[0] or 0), job_run(conn, by_hand)
-    assert (first.outcome, first.attempt, first.figures) == ("failed", ATTEMPTS, {"error": f"its process died {ATTEMPTS} times"})
-    assert (second.outcome, second.window, second.cause, second.figures) == ("failed", -1, {"by": "hand"}, {"error": "its process died"})
+    assert (first.outcome, first.attempt, first.figures) == (
+        "failed",
+        ATTEMPTS,
+        {"error": f"its process died {ATTEMPTS} times"},
+    )
+    assert (second.outcome, second.window, second.cause, second.figures) == (
+        "failed",
+        -1,
+        {"by": "hand"},
+        {"error": "its process died"},
+    )
 
 
 def test_an_alarm_calls_for_one_run_and_a_flood_waits_for_the_cool_down(conn: Connection) -> None:
@@ -142,7 +161,9 @@ def test_only_one_leads_and_only_one_holds_a_job(conn: Connection, database: str
 
 
 @pytest.mark.parametrize("error", [WorkFailedError("no room"), ValueError("no room")])
-def test_a_failure_is_recorded_and_told_until_the_job_succeeds(conn: Connection, database: str, error: Exception) -> None:
+def test_a_failure_is_recorded_and_told_until_the_job_succeeds(
+    conn: Connection, database: str, error: Exception
+) -> None:
     def fail(services: Services, conn: Connection) -> dict[str, Any]:
         raise error
 
@@ -155,7 +176,9 @@ def test_a_failure_is_recorded_and_told_until_the_job_succeeds(conn: Connection,
     assert (found.outcome, found.window) == ("failed", -1)
     (alarm,) = job_alarms(conn, jobs, now=NOW)
     assert alarm.startswith("job broken failed at 20")
-    assert "no room; it runs again at 2026-11-25 12:00:05 UTC, or now: sigma jobs run broken" in alarm
+    assert (
+        "no room; it runs again at 2026-11-25 12:00:05 UTC, or now: sigma jobs run broken" in alarm
+    )
     perform(services, conn, Job("broken", 10.0, "works", nothing), begin_by_hand(conn, "broken"))
     assert job_alarms(conn, jobs, now=NOW) == []
 
@@ -168,15 +191,24 @@ def test_a_window_that_nobody_runs_is_told_once_it_waited_too_long(conn: Connect
     (alarm,) = job_alarms(conn, jobs, now=NOW + OVERDUE_S)
     assert alarm.startswith("job j is due since 2026-11-25 12:00:00 UTC and nobody runs it")
     assert begin(conn, "j", TEN, now=NOW) is not None
-    assert job_alarms(conn, jobs, now=NOW) == ["job j was left unfinished by a process that died: see that a scheduler runs (sigma up)"]
+    assert job_alarms(conn, jobs, now=NOW) == [
+        "job j was left unfinished by a process that died: see that a scheduler runs (sigma up)"
+    ]
     assert hold(conn, "j")
     assert job_alarms(conn, jobs, now=NOW + OVERDUE_S) == []
 
 
 def test_settings_override_schedules_switch_jobs_off_and_must_name_jobs_that_exist() -> None:
-    jobs = {"a": Job("a", 10.0, "", nothing), "b": Job("b", None, "", nothing, on_alarm=frozenset({"page"}))}
+    jobs = {
+        "a": Job("a", 10.0, "", nothing),
+        "b": Job("b", None, "", nothing, on_alarm=frozenset({"page"})),
+    }
     found = plans(Settings.from_environment({"SIGMA_SCHEDULE": "a=0 3 * * 0"}), jobs)
-    assert (found["a"].schedule.text, found["b"].schedule.text, found["b"].on_alarm) == ("0 3 * * 0", "off", {"page"})
+    assert (found["a"].schedule.text, found["b"].schedule.text, found["b"].on_alarm) == (
+        "0 3 * * 0",
+        "off",
+        {"page"},
+    )
     found = plans(Settings.from_environment({"SIGMA_SCHEDULE": "a=off; b=off"}), jobs)
     assert (found["a"].schedule.off, found["b"].on_alarm) == (True, frozenset())
     with pytest.raises(UsageError, match="SIGMA_SCHEDULE names the job 'c', known are a, b"):
@@ -185,8 +217,15 @@ def test_settings_override_schedules_switch_jobs_off_and_must_name_jobs_that_exi
 
 def test_what_keeps_the_index_fresh_runs_by_itself() -> None:
     found = plans(Settings.from_environment({}))
-    assert {name for name, plan in found.items() if not plan.schedule.text or plan.schedule.text == "off"} == set()
-    assert (found["retrain"].schedule.text, found["retrain"].on_alarm) == ("0 3 * * 0", frozenset({"page"}))
+    assert {
+        name
+        for name, plan in found.items()
+        if not plan.schedule.text or plan.schedule.text == "off"
+    } == set()
+    assert (found["retrain"].schedule.text, found["retrain"].on_alarm) == (
+        "0 3 * * 0",
+        frozenset({"page"}),
+    )
     assert found["recluster"].schedule.text == "0 5 1 * *"
 
 
@@ -194,7 +233,10 @@ def test_the_list_shows_schedules_next_windows_and_results(conn: Connection, dat
     services = Services(Settings.from_environment({"SIGMA_SCHEDULE": "prune=0 3 * * 0"}), database)
     adopt(conn, "recall-probe", Schedule.parse("every 3600"))
     document, text = run_job(services, conn, "prune")
-    assert (document["runs"][0]["outcome"], document["runs"][0]["cause"]) == ("done", {"by": "hand"})
+    assert (document["runs"][0]["outcome"], document["runs"][0]["cause"]) == (
+        "done",
+        {"by": "hand"},
+    )
     assert not held(conn, "prune")
     document, text = list_jobs(services, conn)
     found = {one["name"]: one for one in document["jobs"]}
@@ -210,7 +252,10 @@ def test_the_list_shows_schedules_next_windows_and_results(conn: Connection, dat
 def test_a_job_that_runs_elsewhere_is_not_run_by_hand(conn: Connection, database: str) -> None:
     services = Services(Settings(), database)
     assert hold(conn, "prune")
-    with connect(database) as other, pytest.raises(RetryLaterError, match="prune is running elsewhere"):
+    with (
+        connect(database) as other,
+        pytest.raises(RetryLaterError, match="prune is running elsewhere"),
+    ):
         run_job(services, other, "prune")
     with pytest.raises(UsageError, match="recall-probe"):
         job("nothing")
@@ -224,22 +269,30 @@ def test_the_command_wants_a_name_to_run_and_only_then(database: str) -> None:
 
 
 def test_windows_of_an_older_schema_are_named_by_their_second(conn: Connection) -> None:
-    from schemas.queries import migrations
+    from schemas.named_sql import migrations
 
     conn.execute("TRUNCATE job_run")
     conn.execute("DROP TABLE job_schedule")
     conn.execute("ALTER TABLE job_run DROP COLUMN cause")
     conn.execute("DROP INDEX job_run_newest")
     hour, day = NOW // 3600, NOW // 86_400
-    conn.execute("INSERT INTO job_run (job, time_window, outcome) VALUES ('recall-probe', %s, 'done'), ('prune', %s, 'done')", (hour, day))
+    conn.execute(
+        "INSERT INTO job_run (job, time_window, outcome) VALUES ('recall-probe', %s, 'done'), ('prune', %s, 'done')",
+        (hour, day),
+    )
     conn.execute(next(step.sql for step in migrations() if step.version == 7))
-    assert {one.job: one.window for one in job_runs(conn)} == {"recall-probe": hour * 3600, "prune": day * 86_400}
+    assert {one.job: one.window for one in job_runs(conn)} == {
+        "recall-probe": hour * 3600,
+        "prune": day * 86_400,
+    }
     adopt(conn, "recall-probe", Schedule.parse("every 3600"), now=NOW + 7200)
     number = begin(conn, "recall-probe", Schedule.parse("every 3600"), now=NOW + 7200)
     assert job_run(conn, number or 0).window == (hour + 1) * 3600
 
 
-def test_an_answer_to_an_alarm_is_given_once_more_when_there_was_time_to_learn(conn: Connection) -> None:
+def test_an_answer_to_an_alarm_is_given_once_more_when_there_was_time_to_learn(
+    conn: Connection,
+) -> None:
     off, calls = Schedule(), Calls([3], 3600, 86_400)
     adopt(conn, "j", off, now=NOW)
     by_hand = begin_by_hand(conn, "j")

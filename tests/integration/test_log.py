@@ -9,19 +9,23 @@ import pytest
 from schemas.errors import RetryLaterError, UsageError
 from schemas.events import ARRIVED, REJECTED, ImageArrived, ImageRejected, trace_of
 from schemas.settings import KafkaSettings
-from stream.dead_letters import Replay, dead_letter, dead_letters, replay, show
-from stream.kafka_log import KafkaLog
-from stream.log import Batch, Consumer, EventLog, Message, message
-from stream.offsets import lag, rewind, store_offsets
-from stream.outbox import forward
-from stream.postgres_log import PostgresLog
+from stream.log.dead_letters import Replay, dead_letter, dead_letters, replay, show
+from stream.log.event_log import Batch, Consumer, EventLog, Message, message
+from stream.log.kafka import KafkaLog
+from stream.log.offsets import lag, rewind, store_offsets
+from stream.log.outbox import forward
+from stream.log.postgres import PostgresLog
 from workers.repository.connection import Connection, connect, transaction
 from workers.repository.images import reject_image
 
 
 @pytest.fixture(params=["postgres", "kafka"])
 def log(request: pytest.FixtureRequest, database: str) -> Iterator[EventLog]:
-    made: EventLog = PostgresLog(database) if request.param == "postgres" else KafkaLog(request.getfixturevalue("kafka"), database)
+    made: EventLog = (
+        PostgresLog(database)
+        if request.param == "postgres"
+        else KafkaLog(request.getfixturevalue("kafka"), database)
+    )
     made.ensure_topics()
     yield made
     made.close()
@@ -65,9 +69,14 @@ def drained(log: EventLog, conn: Connection, group: str, count: int) -> list[str
     return values
 
 
-def test_events_of_a_key_keep_their_order_and_every_group_sees_all(log: EventLog, conn: Connection) -> None:
+def test_events_of_a_key_keep_their_order_and_every_group_sees_all(
+    log: EventLog, conn: Connection
+) -> None:
     names = [f"{key}" for _ in range(5) for key in "abcdef"]
-    log.publish(None, [Message(ARRIVED, key, f"{key}{number:02}".encode()) for number, key in enumerate(names)])
+    log.publish(
+        None,
+        [Message(ARRIVED, key, f"{key}{number:02}".encode()) for number, key in enumerate(names)],
+    )
     for group in ("one", "two"):
         values = drained(log, conn, group, 30)
         assert len(values) == 30
@@ -77,7 +86,9 @@ def test_events_of_a_key_keep_their_order_and_every_group_sees_all(log: EventLog
             assert len(mine) == 5
 
 
-def test_without_a_commit_events_come_again_and_with_one_they_do_not(log: EventLog, conn: Connection) -> None:
+def test_without_a_commit_events_come_again_and_with_one_they_do_not(
+    log: EventLog, conn: Connection
+) -> None:
     send(log, ["same"] * 3)
     with log.consumer("g", [ARRIVED]) as consumer:
         first = polled(consumer, 3)
@@ -111,7 +122,9 @@ def test_offsets_vanish_with_the_transaction_that_failed(log: EventLog, conn: Co
         assert polled(consumer, 1).events == batch.events
 
 
-def test_a_member_that_holds_reads_nothing_and_misses_nothing(log: EventLog, conn: Connection) -> None:
+def test_a_member_that_holds_reads_nothing_and_misses_nothing(
+    log: EventLog, conn: Connection
+) -> None:
     send(log, ["same"] * 2)
     with log.consumer("g", [ARRIVED]) as consumer:
         batch = polled(consumer, 2)
@@ -124,7 +137,9 @@ def test_a_member_that_holds_reads_nothing_and_misses_nothing(log: EventLog, con
         assert [event.offset for event in polled(consumer, 2).events] == [2, 3]
 
 
-def test_a_topic_made_anew_is_read_from_its_start(database: str, kafka: KafkaSettings, conn: Connection) -> None:
+def test_a_topic_made_anew_is_read_from_its_start(
+    database: str, kafka: KafkaSettings, conn: Connection
+) -> None:
     for _ in range(2):
         log = KafkaLog(kafka, database)
         send(log, ["same"] * 2)
@@ -163,7 +178,9 @@ def test_publishing_wakes_a_waiting_consumer(log: EventLog) -> None:
         timer.join()
 
 
-def test_an_event_exists_only_if_the_transaction_that_published_it_committed(log: EventLog, conn: Connection) -> None:
+def test_an_event_exists_only_if_the_transaction_that_published_it_committed(
+    log: EventLog, conn: Connection
+) -> None:
     with pytest.raises(Interrupted):
         failing(conn, lambda: log.publish(conn, [Message(ARRIVED, "b", b"b")]))
     with transaction(conn):
@@ -186,20 +203,30 @@ def rejected(log: EventLog, conn: Connection, image_id: str) -> None:
     """An arrival of an image, and its dead letter."""
     arrived = ImageArrived(image_id, f"file:///{image_id}.jpg")
     log.publish(None, [message(arrived, image_id)])
-    (event,) = [event for place, end in log.end_offsets([ARRIVED]).items() if end for event in log.read(*place) if event.key == image_id]
-    refused = ImageRejected(image_id, f"file:///{image_id}.jpg", "truncated", "it is cut short", "intake")
+    (event,) = [
+        event
+        for place, end in log.end_offsets([ARRIVED]).items()
+        if end
+        for event in log.read(*place)
+        if event.key == image_id
+    ]
+    refused = ImageRejected(
+        image_id, f"file:///{image_id}.jpg", "truncated", "it is cut short", "intake"
+    )
     with transaction(conn):
         reject_image(conn, refused)
     log.publish(None, [dead_letter(event, refused), dead_letter(event, refused)])
     assert trace_of(dead_letter(event, refused).headers) == trace_of(event.headers) != ""
 
 
-def test_a_dead_letter_names_its_origin_and_replays_do_not_multiply(log: EventLog, conn: Connection) -> None:
+def test_a_dead_letter_names_its_origin_and_replays_do_not_multiply(
+    log: EventLog, conn: Connection
+) -> None:
     rejected(log, conn, "a")
     letters = dead_letters(log)
-    assert {(one.image_id, one.code, one.stage, one.origin_topic, one.origin_offset) for one in letters} == {
-        ("a", "truncated", "intake", ARRIVED, 0)
-    }
+    assert {
+        (one.image_id, one.code, one.stage, one.origin_topic, one.origin_offset) for one in letters
+    } == {("a", "truncated", "intake", ARRIVED, 0)}
     shown = show(log, letters[0].place)
     assert shown["headers"]["__connect.errors.exception.message"] == "it is cut short"
     assert '"image_id":"a"' in shown["origin"]["value"]
@@ -209,7 +236,12 @@ def test_a_dead_letter_names_its_origin_and_replays_do_not_multiply(log: EventLo
     assert replay(log, conn) == Replay(1, 0)
     assert sum(log.end_offsets([ARRIVED]).values()) == 2
     # The copy fails again: one original still.
-    copy = [event for place, end in log.end_offsets([ARRIVED]).items() if end for event in log.read(*place)][-1]
+    copy = [
+        event
+        for place, end in log.end_offsets([ARRIVED]).items()
+        if end
+        for event in log.read(*place)
+    ][-1]
     log.publish(None, [dead_letter(copy, ImageRejected("a", "", "truncated", "still", "intake"))])
     assert replay(log, conn) == Replay(1, 0)
     conn.execute("DELETE FROM rejection")

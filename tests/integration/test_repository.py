@@ -40,7 +40,13 @@ def accept(conn: Connection, names: Sequence[str]) -> list[int]:
 
 def assignment(key: int, *leaves: int, spill: Sequence[int] = ()) -> Assignment:
     posted = tuple(Posting(leaf, -0.5 * rank) for rank, leaf in enumerate(leaves))
-    return Assignment(image_key=key, postings=posted, embedding=np.full(8, 0.25, np.float16), confidence=-1.0, spill=tuple(spill))
+    return Assignment(
+        image_key=key,
+        postings=posted,
+        embedding=np.full(8, 0.25, np.float16),
+        confidence=-1.0,
+        spill=tuple(spill),
+    )
 
 
 @pytest.fixture
@@ -60,7 +66,9 @@ def test_a_database_newer_than_the_program_is_refused(conn: Connection) -> None:
         migrate(conn)
 
 
-def test_processes_that_start_at_once_migrate_in_turn(postgres: object, conn: Connection, database: str) -> None:
+def test_processes_that_start_at_once_migrate_in_turn(
+    postgres: object, conn: Connection, database: str
+) -> None:
     conn.execute("DROP SCHEMA public CASCADE")
     conn.execute("CREATE SCHEMA public")
     failures: list[BaseException] = []
@@ -88,9 +96,13 @@ def test_a_replayed_arrival_keeps_its_key(conn: Connection) -> None:
     assert images.accept_image(conn, accepted("a", version=1)) == (key, False)
 
 
-def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_version(conn: Connection, generation: int) -> None:
+def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_version(
+    conn: Connection, generation: int
+) -> None:
     (key,) = accept(conn, ["a"])
-    assert images.delete_images(conn, ["a", "unknown"]) == images.Deletion(deleted=("a",), untouched=("unknown",))
+    assert images.delete_images(conn, ["a", "unknown"]) == images.Deletion(
+        deleted=("a",), untouched=("unknown",)
+    )
     assert images.accept_image(conn, accepted("a")) == (key, False)
     assert postings.append(conn, generation, SHAPE, [assignment(key, 1)])[0].fate is Fate.GONE
     back, fresh = images.accept_image(conn, accepted("a", version=2))
@@ -105,7 +117,9 @@ def test_a_replayed_deletion_spares_a_newer_version(conn: Connection) -> None:
     assert images.delete_images(conn, [ImageDeleted("a", version=2)]).deleted == ("a",)
 
 
-def test_a_new_version_replaces_the_old_one_and_late_work_for_the_old_one_is_dropped(conn: Connection, generation: int) -> None:
+def test_a_new_version_replaces_the_old_one_and_late_work_for_the_old_one_is_dropped(
+    conn: Connection, generation: int
+) -> None:
     (old,) = accept(conn, ["a"])
     postings.append(conn, generation, SHAPE, [assignment(old, 1, 2)])
     new, _ = images.accept_image(conn, accepted("a", version=2))
@@ -116,7 +130,9 @@ def test_a_new_version_replaces_the_old_one_and_late_work_for_the_old_one_is_dro
 
 
 def test_an_image_is_rejected_once_and_forgiven_when_it_is_accepted(conn: Connection) -> None:
-    refused = ImageRejected(image_id="a", uri="file:///a.jpg", code="truncated", reason="cut short", stage="intake")
+    refused = ImageRejected(
+        image_id="a", uri="file:///a.jpg", code="truncated", reason="cut short", stage="intake"
+    )
     assert images.reject_image(conn, refused)
     assert not images.reject_image(conn, refused)
     assert [one.code for one in images.rejections(conn)] == ["truncated"]
@@ -125,18 +141,32 @@ def test_an_image_is_rejected_once_and_forgiven_when_it_is_accepted(conn: Connec
     assert counters.image_totals(conn).rejected == 0
 
 
-def test_an_image_gets_a_primary_with_a_suffix_and_alternates_without(conn: Connection, generation: int) -> None:
+def test_an_image_gets_a_primary_with_a_suffix_and_alternates_without(
+    conn: Connection, generation: int
+) -> None:
     first, second = accept(conn, ["a", "b"])
-    outcomes = postings.append(conn, generation, SHAPE, [assignment(first, 5, 6), assignment(second, 5)])
-    assert [(o.fate, o.leaf, o.suffix) for o in outcomes] == [(Fate.INDEXED, 5, 0), (Fate.INDEXED, 5, 1)]
-    assert postings.postings_of(conn, generation, [first]) == {first: [(5, 0, 0.0), (6, None, -0.5)]}
+    outcomes = postings.append(
+        conn, generation, SHAPE, [assignment(first, 5, 6), assignment(second, 5)]
+    )
+    assert [(o.fate, o.leaf, o.suffix) for o in outcomes] == [
+        (Fate.INDEXED, 5, 0),
+        (Fate.INDEXED, 5, 1),
+    ]
+    assert postings.postings_of(conn, generation, [first]) == {
+        first: [(5, 0, 0.0), (6, None, -0.5)]
+    }
     assert postings.identifiers_of(conn, generation, SHAPE, [second]) == {second: [0, 1, 0, 1, 1]}
     assert postings.image_at(conn, generation, 5, 1) == second
     assert images.images_by_id(conn, ["a"])["a"].state == "indexed"
 
 
-def test_replaying_a_batch_three_times_leaves_the_same_checksum(conn: Connection, generation: int) -> None:
-    work = [assignment(key, key % 16, (key + 1) % 16) for key in accept(conn, [f"i{n}" for n in range(20)])]
+def test_replaying_a_batch_three_times_leaves_the_same_checksum(
+    conn: Connection, generation: int
+) -> None:
+    work = [
+        assignment(key, key % 16, (key + 1) % 16)
+        for key in accept(conn, [f"i{n}" for n in range(20)])
+    ]
     postings.append(conn, generation, SHAPE, work)
     before = counters.totals(conn, generation)
     for _ in range(3):
@@ -145,7 +175,10 @@ def test_replaying_a_batch_three_times_leaves_the_same_checksum(conn: Connection
 
 
 def test_the_checksum_does_not_depend_on_the_order_of_arrival(conn: Connection) -> None:
-    work = [assignment(key, key % 16, (key + 1) % 16) for key in accept(conn, [f"i{n}" for n in range(12)])]
+    work = [
+        assignment(key, key % 16, (key + 1) % 16)
+        for key in accept(conn, [f"i{n}" for n in range(12)])
+    ]
     sums = []
     for order in (work, work[::-1]):
         generation = generations.create_generation(conn, SHAPE)
@@ -165,23 +198,37 @@ def test_an_image_named_twice_in_a_batch_is_indexed_once(conn: Connection, gener
 def test_a_full_leaf_spills_and_stays_an_alternate(conn: Connection, generation: int) -> None:
     keys = accept(conn, [f"i{n}" for n in range(6)])
     postings.append(conn, generation, SHAPE, [assignment(key, 3) for key in keys[:4]])
-    spilled, listed = postings.append(conn, generation, SHAPE, [assignment(keys[4], 3, 9), assignment(keys[5], 3, 9, spill=[7])])
+    spilled, listed = postings.append(
+        conn, generation, SHAPE, [assignment(keys[4], 3, 9), assignment(keys[5], 3, 9, spill=[7])]
+    )
     assert (spilled.fate, spilled.leaf, spilled.suffix) == (Fate.SPILLED, 9, 0)
     assert (listed.fate, listed.leaf) == (Fate.SPILLED, 7)
-    assert postings.postings_of(conn, generation, [keys[4]])[keys[4]] == [(9, 0, -0.5), (3, None, 0.0)]
-    assert postings.postings_of(conn, generation, [keys[5]])[keys[5]] == [(7, 0, -0.5), (3, None, 0.0)]
+    assert postings.postings_of(conn, generation, [keys[4]])[keys[4]] == [
+        (9, 0, -0.5),
+        (3, None, 0.0),
+    ]
+    assert postings.postings_of(conn, generation, [keys[5]])[keys[5]] == [
+        (7, 0, -0.5),
+        (3, None, 0.0),
+    ]
     assert counters.totals(conn, generation).spilled == 2
 
 
-def test_an_image_without_room_anywhere_is_reported_and_the_others_go_in(conn: Connection, generation: int) -> None:
+def test_an_image_without_room_anywhere_is_reported_and_the_others_go_in(
+    conn: Connection, generation: int
+) -> None:
     keys = accept(conn, [f"i{n}" for n in range(6)])
-    outcomes = postings.append(conn, generation, SHAPE, [*(assignment(key, 3) for key in keys[:5]), assignment(keys[5], 4)])
+    outcomes = postings.append(
+        conn, generation, SHAPE, [*(assignment(key, 3) for key in keys[:5]), assignment(keys[5], 4)]
+    )
     assert [o.fate for o in outcomes] == [Fate.INDEXED] * 4 + [Fate.NO_ROOM, Fate.INDEXED]
     assert counters.totals(conn, generation).no_room == 1
     assert images.images_by_key(conn, [keys[4]])[keys[4]].state == "accepted"
 
 
-def test_a_full_leaf_reuses_the_gap_that_a_deleted_image_left(conn: Connection, generation: int) -> None:
+def test_a_full_leaf_reuses_the_gap_that_a_deleted_image_left(
+    conn: Connection, generation: int
+) -> None:
     keys = accept(conn, [f"i{n}" for n in range(5)])
     postings.append(conn, generation, SHAPE, [assignment(key, 3) for key in keys[:4]])
     images.delete_images(conn, ["i2"])
@@ -189,7 +236,9 @@ def test_a_full_leaf_reuses_the_gap_that_a_deleted_image_left(conn: Connection, 
     assert (outcome.fate, outcome.suffix) == (Fate.INDEXED, 2)
 
 
-def test_deleting_removes_every_trace_from_every_generation(conn: Connection, generation: int) -> None:
+def test_deleting_removes_every_trace_from_every_generation(
+    conn: Connection, generation: int
+) -> None:
     other = generations.create_generation(conn, SHAPE)
     keys = accept(conn, ["a", "b"])
     for one in (generation, other):
@@ -202,7 +251,9 @@ def test_deleting_removes_every_trace_from_every_generation(conn: Connection, ge
     assert counters.image_totals(conn).deleted == 2
 
 
-def test_eight_writers_hand_out_unique_suffixes_without_deadlock(conn: Connection, database: str) -> None:
+def test_eight_writers_hand_out_unique_suffixes_without_deadlock(
+    conn: Connection, database: str
+) -> None:
     shape = IdentifierShape(codes=(2, 2, 2, 2), suffixes=20)
     generation = generations.create_generation(conn, shape)
     keys = accept(conn, [f"i{n}" for n in range(320)])
@@ -215,7 +266,10 @@ def test_eight_writers_hand_out_unique_suffixes_without_deadlock(conn: Connectio
             with connect(database) as own:
                 for start in range(number * 40, number * 40 + 40, 10):
                     # Few leaves in random order, nearly full: locks and spills meet all the time.
-                    work = [assignment(key, *map(int, generator.permutation(16)[:16])) for key in keys[start : start + 10]]
+                    work = [
+                        assignment(key, *map(int, generator.permutation(16)[:16]))
+                        for key in keys[start : start + 10]
+                    ]
                     fates.extend(o.fate for o in postings.append(own, generation, shape, work))
                     doomed = f"i{start}"
                     images.delete_images(own, [doomed])
@@ -243,7 +297,9 @@ def test_eight_writers_hand_out_unique_suffixes_without_deadlock(conn: Connectio
     assert totals.spilled == tally[Fate.SPILLED]
 
 
-def test_the_initial_load_equals_appending_one_by_one_and_leaves_out_deleted_images(conn: Connection, generation: int) -> None:
+def test_the_initial_load_equals_appending_one_by_one_and_leaves_out_deleted_images(
+    conn: Connection, generation: int
+) -> None:
     keys = np.array(accept(conn, [f"i{n}" for n in range(5)]))
     images.delete_images(conn, ["i4"])
     load = InitialLoad(
@@ -264,7 +320,9 @@ def test_the_initial_load_equals_appending_one_by_one_and_leaves_out_deleted_ima
         postings.bulk_append(conn, generation, load)
 
 
-def test_a_generation_takes_only_the_steps_that_are_allowed(conn: Connection, generation: int) -> None:
+def test_a_generation_takes_only_the_steps_that_are_allowed(
+    conn: Connection, generation: int
+) -> None:
     with pytest.raises(UsageError, match="building"):
         generations.promote(conn, generation)
     generations.set_state(conn, generation, "shadow")
@@ -309,7 +367,9 @@ def test_a_candidate_learns_which_images_it_misses(conn: Connection, generation:
     assert [image.image_id for image in images.missing_images(conn, generation)] == ["c"]
 
 
-def test_freshness_is_measured_from_publishing_to_searchable(conn: Connection, generation: int) -> None:
+def test_freshness_is_measured_from_publishing_to_searchable(
+    conn: Connection, generation: int
+) -> None:
     assert images.freshness(conn) == (None, None)
     keys = accept(conn, ["a"])
     postings.append(conn, generation, SHAPE, [assignment(keys[0], 1)])

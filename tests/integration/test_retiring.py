@@ -8,10 +8,10 @@ from ops.status import candidates
 from schemas.errors import RetryLaterError, UsageError
 from schemas.identifiers import IdentifierShape
 from schemas.settings import Settings
+from workers.generations.retiring import drop, prune, refused
 from workers.repository import generations
 from workers.repository.connection import Connection, connect
-from workers.retiring import drop, prune, refused
-from workers.services import Services
+from workers.runtime.services import Services
 
 SHAPE = IdentifierShape((4, 4, 2, 2), 16)
 
@@ -21,7 +21,9 @@ def services(database: str, tmp_path: Path) -> Services:
     return Services(Settings(home=tmp_path), database)
 
 
-def made(services: Services, conn: Connection, *states: str, folder: str | None = None, **config: object) -> int:
+def made(
+    services: Services, conn: Connection, *states: str, folder: str | None = None, **config: object
+) -> int:
     """A generation that went through these states, with a checkpoint's folder."""
     number = generations.create_generation(conn, SHAPE, checkpoint_path=folder, config=config)
     for state in states:
@@ -39,10 +41,17 @@ def chain(services: Services, conn: Connection, count: int) -> list[int]:
 
 
 def tables(conn: Connection) -> set[str]:
-    return {name for (name,) in conn.execute("SELECT relname FROM pg_class WHERE relname ~ '^(posting|image_embedding)_[0-9]+$'")}
+    return {
+        name
+        for (name,) in conn.execute(
+            "SELECT relname FROM pg_class WHERE relname ~ '^(posting|image_embedding)_[0-9]+$'"
+        )
+    }
 
 
-def test_a_candidate_gives_back_its_tables_and_its_folder_and_its_row_stays(services: Services, conn: Connection) -> None:
+def test_a_candidate_gives_back_its_tables_and_its_folder_and_its_row_stays(
+    services: Services, conn: Connection
+) -> None:
     (live,) = chain(services, conn, 1)
     candidate = made(services, conn, "shadow")
     drop(services, conn, candidate)
@@ -56,7 +65,9 @@ def test_a_candidate_gives_back_its_tables_and_its_folder_and_its_row_stays(serv
         generations.promote(conn, candidate)
 
 
-def test_what_is_in_use_is_kept_and_the_refusal_tells_the_cure(services: Services, conn: Connection) -> None:
+def test_what_is_in_use_is_kept_and_the_refusal_tells_the_cure(
+    services: Services, conn: Connection
+) -> None:
     back, live = chain(services, conn, 2)
     building = made(services, conn, parent=live)
     with pytest.raises(UsageError, match="is live; make another one live first"):
@@ -84,16 +95,26 @@ def test_a_folder_that_another_generation_uses_stays(services: Services, conn: C
     assert (services.generations / "shared").is_dir()
 
 
-def test_pruning_waits_a_week_and_never_takes_the_way_back(services: Services, conn: Connection) -> None:
+def test_pruning_waits_a_week_and_never_takes_the_way_back(
+    services: Services, conn: Connection
+) -> None:
     first, second, live = chain(services, conn, 3)
     failed = made(services, conn, "failed", failure=["too few images"])
     assert prune(services, conn) == []
-    conn.execute("UPDATE generation SET ended_at = ended_at - interval '8 days' WHERE id IN (%s, %s)", (first, failed))
+    conn.execute(
+        "UPDATE generation SET ended_at = ended_at - interval '8 days' WHERE id IN (%s, %s)",
+        (first, failed),
+    )
     assert prune(services, conn) == [first, failed]
-    conn.execute("UPDATE generation SET ended_at = ended_at - interval '8 days' WHERE id = %s", (second,))
+    conn.execute(
+        "UPDATE generation SET ended_at = ended_at - interval '8 days' WHERE id = %s", (second,)
+    )
     assert prune(services, conn) == []
     assert generations.way_back(conn).id == second
-    assert sorted(path.name for path in services.generations.iterdir()) == [f"g{second}", f"g{live}"]
+    assert sorted(path.name for path in services.generations.iterdir()) == [
+        f"g{second}",
+        f"g{live}",
+    ]
     assert {one.id: one.standing for one in generations.generations(conn)} == {
         first: "dropped",
         second: "retired",
@@ -102,7 +123,9 @@ def test_pruning_waits_a_week_and_never_takes_the_way_back(services: Services, c
     }
 
 
-def test_nothing_waits_behind_a_drop_that_waits_for_a_reader(services: Services, conn: Connection, database: str) -> None:
+def test_nothing_waits_behind_a_drop_that_waits_for_a_reader(
+    services: Services, conn: Connection, database: str
+) -> None:
     candidate = made(services, conn, "shadow")
     with connect(database) as reader, reader.transaction():
         reader.execute("SELECT count(*) FROM posting")
@@ -115,12 +138,21 @@ def test_nothing_waits_behind_a_drop_that_waits_for_a_reader(services: Services,
     assert tables(conn) == set()
 
 
-def test_status_tells_which_candidates_wait_for_a_person(services: Services, conn: Connection) -> None:
+def test_status_tells_which_candidates_wait_for_a_person(
+    services: Services, conn: Connection
+) -> None:
     (live,) = chain(services, conn, 1)
     fresh = made(services, conn, "shadow")
     good = made(services, conn, "shadow", gate={"passed": True, "reasons": [], "against": live})
-    bad = made(services, conn, "shadow", gate={"passed": False, "reasons": ["R@10 falls"], "against": live})
-    outdated = made(services, conn, "shadow", gate={"passed": False, "reasons": ["R@10 falls"], "against": live + 100})
+    bad = made(
+        services, conn, "shadow", gate={"passed": False, "reasons": ["R@10 falls"], "against": live}
+    )
+    outdated = made(
+        services,
+        conn,
+        "shadow",
+        gate={"passed": False, "reasons": ["R@10 falls"], "against": live + 100},
+    )
     found, now_live = generations.generations(conn), generations.live(conn)
     assert [one.id for one in found if refused(one, now_live)] == [bad]
     told = candidates(found, now_live)

@@ -8,7 +8,7 @@ import pytest
 
 from schemas.errors import RejectInputError, RetryLaterError
 from schemas.settings import S3Settings
-from stream.s3_images import S3ImageStore
+from stream.images.s3 import S3ImageStore
 from tests.services.servers import free_port
 
 DATA = b"\x89PNG picture"
@@ -28,7 +28,9 @@ def store(settings: S3Settings) -> S3ImageStore:
     return made
 
 
-def test_bytes_come_back_under_their_content_and_storing_twice_is_storing_once(store: S3ImageStore) -> None:
+def test_bytes_come_back_under_their_content_and_storing_twice_is_storing_once(
+    store: S3ImageStore,
+) -> None:
     uri = store.put(DATA)
     assert uri == store.put(DATA)
     assert uri.startswith("store:///")
@@ -55,7 +57,11 @@ def test_originals_are_kept_and_read_with_a_cap(store: S3ImageStore, settings: S
     assert store.read(settings.bucket, key, len(DATA)) == DATA
     with pytest.raises(RejectInputError, match="more than the allowed"):
         store.read(settings.bucket, key, len(DATA) - 1)
-    for bucket, name in ((settings.bucket, "nothing.png"), ("no-such-bucket-here", key), (settings.bucket, "a/../b")):
+    for bucket, name in (
+        (settings.bucket, "nothing.png"),
+        ("no-such-bucket-here", key),
+        (settings.bucket, "a/../b"),
+    ):
         with pytest.raises(RejectInputError) as refused:
             store.read(bucket, name, 100)
         assert refused.value.code == "unreadable"
@@ -69,14 +75,27 @@ def test_damage_in_the_store_is_noticed(store: S3ImageStore, settings: S3Setting
     assert refused.value.code == "damaged-store"
 
 
-@pytest.mark.parametrize("uri", ["file:///etc/passwd", "store:///../secret", "store://host/ab/" + "0" * 62 + ".png", "store:///x?y"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///etc/passwd",
+        "store:///../secret",
+        "store://host/ab/" + "0" * 62 + ".png",
+        "store:///x?y",
+    ],
+)
 def test_only_addresses_that_the_store_gave_are_looked_up(store: S3ImageStore, uri: str) -> None:
     with pytest.raises(RejectInputError, match="address of the image store"):
         store.get(uri)
 
 
-def test_wrong_keys_and_a_store_that_is_away_are_worth_another_try_and_name_no_secret(settings: S3Settings) -> None:
-    for broken in (replace(settings, secret_key="wrong-secret"), replace(settings, endpoint=f"127.0.0.1:{free_port()}")):
+def test_wrong_keys_and_a_store_that_is_away_are_worth_another_try_and_name_no_secret(
+    settings: S3Settings,
+) -> None:
+    for broken in (
+        replace(settings, secret_key="wrong-secret"),
+        replace(settings, endpoint=f"127.0.0.1:{free_port()}"),
+    ):
         with pytest.raises(RetryLaterError) as refused:
             S3ImageStore(broken).put(DATA)
         assert "wrong-secret" not in str(refused.value)

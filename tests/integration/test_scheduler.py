@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from ops import scheduler
-from ops.jobs import JOBS, Figures, Job
+from ops.jobs import scheduler
+from ops.jobs.registry import JOBS, Figures, Job
 from schemas.events import ARRIVED, INDEXED
 from schemas.settings import Settings
-from stream.log import Message
-from stream.postgres_log import PostgresLog
+from stream.log.event_log import Message
+from stream.log.postgres import PostgresLog
 from tests.integration.scheduler_process import EVERY_S
 from tests.integration.scheduler_process import JOBS as JOBS_HERE
 from workers.repository.connection import Connection, connect
-from workers.repository.jobs import held, hold, job_runs, lead
-from workers.services import Services
+from workers.repository.job_runs import held, hold, job_runs, lead
+from workers.runtime.services import Services
 
 KILLS = int(os.environ.get("SIGMA_TEST_LEADER_KILLS", "3"))
 
@@ -30,8 +30,12 @@ KILLS = int(os.environ.get("SIGMA_TEST_LEADER_KILLS", "3"))
 def test_pruning_forgets_old_events_that_all_have_read(conn: Connection, database: str) -> None:
     log = PostgresLog(database)
     log.ensure_topics()
-    log.publish(None, [Message(topic, "same", b"") for topic in (ARRIVED, INDEXED) for _ in range(4)])
-    conn.execute("UPDATE log_event SET published_at = now() - interval '40 days' WHERE \"offset\" < 3")
+    log.publish(
+        None, [Message(topic, "same", b"") for topic in (ARRIVED, INDEXED) for _ in range(4)]
+    )
+    conn.execute(
+        "UPDATE log_event SET published_at = now() - interval '40 days' WHERE \"offset\" < 3"
+    )
     ((place, _),) = [(place, end) for place, end in log.end_offsets([ARRIVED]).items() if end]
     conn.execute("INSERT INTO consumer_offset VALUES ('intake', %s, %s, 2)", place)
     figures = JOBS["prune"].work(Services(Settings(), database), conn)
@@ -42,12 +46,18 @@ def test_pruning_forgets_old_events_that_all_have_read(conn: Connection, databas
 
 
 @pytest.mark.timeout(300)
-def test_leaders_that_are_killed_leave_every_window_run_once(conn: Connection, database: str, tmp_path: Path) -> None:
+def test_leaders_that_are_killed_leave_every_window_run_once(
+    conn: Connection, database: str, tmp_path: Path
+) -> None:
     conn.execute("CREATE TABLE noted (id bigint GENERATED ALWAYS AS IDENTITY, process int)")
 
     def start() -> "subprocess.Popen[bytes]":
         with (tmp_path / "log").open("ab") as log:
-            return subprocess.Popen([sys.executable, "-m", "tests.integration.scheduler_process", database], stdout=log, stderr=log)
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.integration.scheduler_process", database],
+                stdout=log,
+                stderr=log,
+            )
 
     processes = {one.pid: one for one in (start() for _ in range(3))}
     gaps = []
@@ -73,18 +83,30 @@ def test_leaders_that_are_killed_leave_every_window_run_once(conn: Connection, d
     runs = {name: job_runs(conn, name, limit=1000) for name in ("note", "dawdle")}
     for name, found in runs.items():
         windows = sorted(one.window for one in found)
-        assert windows == list(range(windows[0], windows[-1] + 1, int(JOBS_HERE[name].every_s or 0)))
+        assert windows == list(
+            range(windows[0], windows[-1] + 1, int(JOBS_HERE[name].every_s or 0))
+        )
         # The last kill may have met a run in the middle; all others are done, and each left one row.
         assert sum(one.outcome != "done" for one in found) <= 1
     # Leaders died in the middle of the long job; its runs were begun again.
     assert any(one.attempt > 1 for one in runs["dawdle"])
     noted = conn.execute("SELECT count(*) FROM noted").fetchone()
     assert noted is not None
-    assert sum(one.outcome == "done" for one in runs["note"]) <= noted[0] <= sum(one.attempt for one in runs["note"])
+    assert (
+        sum(one.outcome == "done" for one in runs["note"])
+        <= noted[0]
+        <= sum(one.attempt for one in runs["note"])
+    )
 
 
-def test_a_long_job_does_not_hold_up_a_short_one_and_an_alarm_starts_its_job(conn: Connection, database: str) -> None:
-    release, stop, alarms = threading.Event(), threading.Event(), [Alarm(7, "confidence", "page"), Alarm(8, "leaf", "ticket")]
+def test_a_long_job_does_not_hold_up_a_short_one_and_an_alarm_starts_its_job(
+    conn: Connection, database: str
+) -> None:
+    release, stop, alarms = (
+        threading.Event(),
+        threading.Event(),
+        [Alarm(7, "confidence", "page"), Alarm(8, "leaf", "ticket")],
+    )
 
     def wait(services: Services, conn: Connection) -> Figures:
         return {"released": release.wait(60)}
@@ -99,7 +121,9 @@ def test_a_long_job_does_not_hold_up_a_short_one_and_an_alarm_starts_its_job(con
         "idle": Job("idle", None, "", quick, on_alarm=frozenset({"suffix"})),
     }
     services = Services(Settings(), database)
-    leader = threading.Thread(target=scheduler.run, args=(services, stop, jobs, lambda conn: alarms))
+    leader = threading.Thread(
+        target=scheduler.run, args=(services, stop, jobs, lambda conn: alarms)
+    )
     leader.start()
     try:
         until(lambda: [one.cause for one in job_runs(conn, "slow")] == [{"alarms": [7]}])
@@ -128,9 +152,13 @@ def test_a_long_job_does_not_hold_up_a_short_one_and_an_alarm_starts_its_job(con
 def test_what_is_no_job_any_more_leaves_the_store(conn: Connection, database: str) -> None:
     def once(jobs: dict[str, Job]) -> list[str]:
         stop = threading.Event()
-        leader = threading.Thread(target=scheduler.run, args=(Services(Settings(), database), stop, jobs))
+        leader = threading.Thread(
+            target=scheduler.run, args=(Services(Settings(), database), stop, jobs)
+        )
         leader.start()
-        until(lambda: all(any(one.outcome == "done" for one in job_runs(conn, name)) for name in jobs))
+        until(
+            lambda: all(any(one.outcome == "done" for one in job_runs(conn, name)) for name in jobs)
+        )
         stop.set()
         leader.join(30)
         return sorted(name for (name,) in conn.execute("SELECT id FROM scheduler_job"))
@@ -162,12 +190,16 @@ def until(met: Callable[[], bool], timeout_s: float = 30) -> None:
         time.sleep(0.02)
 
 
-def _leader(conn: Connection, processes: "dict[int, subprocess.Popen[bytes]]", timeout_s: float = 60) -> int:
+def _leader(
+    conn: Connection, processes: "dict[int, subprocess.Popen[bytes]]", timeout_s: float = 60
+) -> int:
     """The process that ran the job last, once it is one that lives and ran after now."""
     before = conn.execute("SELECT coalesce(max(id), 0) FROM noted").fetchone()
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        found = conn.execute("SELECT process FROM noted WHERE id > %s ORDER BY id DESC LIMIT 1", before).fetchone()
+        found = conn.execute(
+            "SELECT process FROM noted WHERE id > %s ORDER BY id DESC LIMIT 1", before
+        ).fetchone()
         if found is not None and found[0] in processes:
             return int(found[0])
         time.sleep(0.05)

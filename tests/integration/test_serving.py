@@ -11,20 +11,20 @@ import pytest
 from ops.bench.stub import shadow_generation, stub_generation
 from ops.bench.stub_query import load_appender, load_searcher
 from schemas.errors import RefuseToStartError, SigmaError, UsageError
-from stream.postgres_log import PostgresLog
+from stream.log.postgres import PostgresLog
 from tests.stubs import accepted, leave_in, services_at
-from workers.holding import Load
-from workers.metrics import Metrics
+from workers.generations.switching import Sweep, promote, rollback
+from workers.query.residents import Load
+from workers.query.searcher import Result, Searcher
+from workers.query.server import Query, Server
+from workers.query.shadowing import BACKLOG
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.postings import identifiers_of
-from workers.repository.shadow import prune_shadow_queries, shadow_summary
-from workers.searcher import Result, Searcher
-from workers.services import Services
-from workers.serving import Query, Server
-from workers.shadowing import BACKLOG
-from workers.switching import Sweep, promote, rollback
+from workers.repository.shadow_queries import prune_shadow_queries, shadow_summary
+from workers.runtime.metrics import Metrics
+from workers.runtime.services import Services
 
 PATIENCE_S = 60.0
 
@@ -93,7 +93,9 @@ def of_one_generation(conn: Connection, result: Result) -> bool:
     return all(list(hit.identifier) == known[keys[hit.image_id]] for hit in result.hits)
 
 
-def test_a_switch_and_a_rollback_are_answered_without_a_gap_and_without_a_mixture(services: Services, conn: Connection) -> None:
+def test_a_switch_and_a_rollback_are_answered_without_a_gap_and_without_a_mixture(
+    services: Services, conn: Connection
+) -> None:
     first, second = filled(services, conn)
     results: list[Result] = []
     failed: list[BaseException] = []
@@ -122,12 +124,18 @@ def test_a_switch_and_a_rollback_are_answered_without_a_gap_and_without_a_mixtur
     assert not failed
     order = [result.generation for result in results]
     # Each generation answered for one stretch of time: first, second, first.
-    assert [number for at, number in enumerate(order) if at == 0 or order[at - 1] != number] == [first, second, first]
+    assert [number for at, number in enumerate(order) if at == 0 or order[at - 1] != number] == [
+        first,
+        second,
+        first,
+    ]
     assert all(of_one_generation(conn, result) for result in results)
     assert all(result.hits for result in results)
 
 
-def test_what_arrives_before_a_switch_is_reported_searchable_whoever_answers(services: Services, conn: Connection) -> None:
+def test_what_arrives_before_a_switch_is_reported_searchable_whoever_answers(
+    services: Services, conn: Connection
+) -> None:
     first, second = filled(services, conn)
     with serving(services) as (server, _):
         until(lambda: answers(server, first) and answers(server, second), "both are held")
@@ -138,16 +146,22 @@ def test_what_arrives_before_a_switch_is_reported_searchable_whoever_answers(ser
         until(lambda: conn.execute(query).fetchone() != (0,), "the newcomer is searchable")
 
 
-def test_a_candidate_that_cannot_be_loaded_is_counted_and_the_live_generation_answers(services: Services, conn: Connection) -> None:
+def test_a_candidate_that_cannot_be_loaded_is_counted_and_the_live_generation_answers(
+    services: Services, conn: Connection
+) -> None:
     first, second = filled(services, conn)
 
-    def load(services: Services, generation: Generation, before: Searcher | None, live: bool) -> Searcher:
+    def load(
+        services: Services, generation: Generation, before: Searcher | None, live: bool
+    ) -> Searcher:
         if generation.id == second:
             raise RefuseToStartError("the folder is empty")
         return load_searcher(services, generation, before, live)
 
     with serving(services, load) as (server, metrics):
-        until(lambda: value(metrics, "sigma_candidate_load_failures_total"), "the failure is counted")
+        until(
+            lambda: value(metrics, "sigma_candidate_load_failures_total"), "the failure is counted"
+        )
         until(lambda: answers(server, first), "the live generation answers")
         assert server.problem == ""
         assert server.alive
@@ -155,10 +169,14 @@ def test_a_candidate_that_cannot_be_loaded_is_counted_and_the_live_generation_an
             asked(server, generation=second)
 
 
-def test_a_live_generation_that_cannot_be_loaded_is_named_as_the_problem(services: Services, conn: Connection) -> None:
+def test_a_live_generation_that_cannot_be_loaded_is_named_as_the_problem(
+    services: Services, conn: Connection
+) -> None:
     filled(services, conn)
 
-    def load(services: Services, generation: Generation, before: Searcher | None, live: bool) -> Searcher:
+    def load(
+        services: Services, generation: Generation, before: Searcher | None, live: bool
+    ) -> Searcher:
         raise RefuseToStartError(f"generation {generation.id} is damaged")
 
     with serving(services, load) as (server, _):
@@ -166,7 +184,9 @@ def test_a_live_generation_that_cannot_be_loaded_is_named_as_the_problem(service
         assert server.alive
 
 
-def test_generations_that_are_needed_no_more_are_freed(services: Services, conn: Connection) -> None:
+def test_generations_that_are_needed_no_more_are_freed(
+    services: Services, conn: Connection
+) -> None:
     first, second = filled(services, conn)
     closed: list[int] = []
 
@@ -175,7 +195,9 @@ def test_generations_that_are_needed_no_more_are_freed(services: Services, conn:
             closed.append(self.generation.id)
             super().close()
 
-    def load(services: Services, generation: Generation, before: Searcher | None, live: bool) -> Searcher:
+    def load(
+        services: Services, generation: Generation, before: Searcher | None, live: bool
+    ) -> Searcher:
         made = load_searcher(services, generation, before, live)
         made.__class__ = Watched
         return made
@@ -195,9 +217,14 @@ def test_generations_that_are_needed_no_more_are_freed(services: Services, conn:
     assert sorted(closed) == [first, second, third]
 
 
-def test_the_way_back_can_be_left_out_of_memory(database: str, services: Services, conn: Connection, tmp_path: Path) -> None:
+def test_the_way_back_can_be_left_out_of_memory(
+    database: str, services: Services, conn: Connection, tmp_path: Path
+) -> None:
     first, second = filled(services, conn)
-    with serving(services_at(database, tmp_path, keep_fallback=False, shadow_share=0.0)) as (server, metrics):
+    with serving(services_at(database, tmp_path, keep_fallback=False, shadow_share=0.0)) as (
+        server,
+        metrics,
+    ):
         until(lambda: answers(server, first) and answers(server, second), "both are held")
         promote(services, conn, second, load=load_appender)
         until(lambda: value(metrics, "sigma_generations_held") == 1, "only the live one is held")
@@ -210,19 +237,26 @@ def test_live_queries_are_answered_by_the_shadow_too_and_compared(
 ) -> None:
     first, second = filled(services, conn)
     # Beams that reach every leaf, and ranking by the cosine alone: what exact search does.
-    with serving(services_at(database, tmp_path, shadow_share=1.0, beams=200, fusion_weight=0.0)) as (server, metrics):
+    with serving(
+        services_at(database, tmp_path, shadow_share=1.0, beams=200, fusion_weight=0.0)
+    ) as (server, metrics):
         until(lambda: answers(server, first) and answers(server, second), "both are held")
         texts = [f"query {number}" for number in range(5)]
         for text in texts:
             asked(server, text)
-        until(lambda: shadow_summary(conn, second, first).queries >= len(texts), "the comparisons are written")
+        until(
+            lambda: shadow_summary(conn, second, first).queries >= len(texts),
+            "the comparisons are written",
+        )
         assert value(metrics, "sigma_shadow_queries_total") >= len(texts)
     found = shadow_summary(conn, second, first)
     assert found.latency_ratio is not None
     assert (found.live_recall, found.candidate_recall) == (1.0, 1.0)
     assert found.overlap is not None
     assert 0 < found.overlap < 1
-    conn.execute("UPDATE shadow_query SET asked_at = now() - interval '40 days' WHERE id = (SELECT min(id) FROM shadow_query)")
+    conn.execute(
+        "UPDATE shadow_query SET asked_at = now() - interval '40 days' WHERE id = (SELECT min(id) FROM shadow_query)"
+    )
     assert prune_shadow_queries(conn, 30) == 1
 
 
@@ -230,12 +264,18 @@ def test_a_busy_worker_drops_comparisons_and_no_query(services: Services, conn: 
     first, second = filled(services, conn)
     with serving(services) as (server, metrics):
         until(lambda: answers(server, first) and answers(server, second), "both are held")
-        queries: Sequence[Query] = [Query(f"query {number}", 10, "fused", None) for number in range(BACKLOG + 80)]
+        queries: Sequence[Query] = [
+            Query(f"query {number}", 10, "fused", None) for number in range(BACKLOG + 80)
+        ]
         for query in queries:
             server.ask(query)
         assert {query.answer.result(PATIENCE_S).generation for query in queries} == {first}
         until(
-            lambda: value(metrics, "sigma_shadow_queries_total") + value(metrics, "sigma_shadow_dropped_total") >= len(queries),
+            lambda: (
+                value(metrics, "sigma_shadow_queries_total")
+                + value(metrics, "sigma_shadow_dropped_total")
+                >= len(queries)
+            ),
             "every query was compared or counted as dropped",
         )
         assert value(metrics, "sigma_shadow_dropped_total") > 0

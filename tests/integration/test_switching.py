@@ -14,19 +14,19 @@ from ops.bench.stub import StubAppender, shadow_generation, stub_generation
 from ops.bench.stub_query import load_appender
 from schemas.errors import RefuseToStartError, UsageError, WorkFailedError
 from schemas.records import ByteArray
-from stream.log import EventLog, message
-from stream.postgres_log import PostgresLog
+from stream.log.event_log import EventLog, message
+from stream.log.postgres import PostgresLog
 from tests.stubs import accepted, held_by, leave_in, services_at
-from workers import switching
-from workers.append import Appender, Inferred
+from workers.generations import switching
+from workers.generations.appender import Appender, Inferred
+from workers.generations.switching import promote, rollback
 from workers.index import GROUP, TOPICS, IndexWorker
-from workers.metrics import IndexMetrics
 from workers.repository import generations
 from workers.repository.connection import Connection, connect, transaction
 from workers.repository.generations import Generation
 from workers.repository.images import delete_images, missing_images
-from workers.services import Services
-from workers.switching import promote, rollback
+from workers.runtime.metrics import IndexMetrics
+from workers.runtime.services import Services
 
 
 @pytest.fixture
@@ -73,7 +73,12 @@ class Worker:
         self.worker.handle(self.conn, self.log, batch)
 
 
-def worker_of(services: Services, log: EventLog, conn: Connection, meanwhile: Callable[[], None] = lambda: None) -> Worker:
+def worker_of(
+    services: Services,
+    log: EventLog,
+    conn: Connection,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Worker:
     """A worker that has loaded what receives now; `meanwhile` happens while the first of them looks at a batch."""
     first = generations.receiving(conn)[0].id
 
@@ -115,7 +120,9 @@ def test_a_batch_begun_before_a_switch_is_appended_to_the_generation_that_is_liv
     assert held_by(conn, first) == {"a", "b", "c"}
 
 
-def test_a_batch_that_commits_after_the_last_sweep_is_swept_before_the_switch(services: Services, conn: Connection, database: str) -> None:
+def test_a_batch_that_commits_after_the_last_sweep_is_swept_before_the_switch(
+    services: Services, conn: Connection, database: str
+) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
     one, two = accepted(services.store, ["early", "late"])
     with connect(database) as writer, connect(database) as switcher, ThreadPoolExecutor(1) as hands:
@@ -132,7 +139,9 @@ def test_a_batch_that_commits_after_the_last_sweep_is_swept_before_the_switch(se
     assert held_by(conn, second) == {"early", "late"}
 
 
-def test_a_generation_that_becomes_shadow_waits_for_batches_on_their_way(services: Services, conn: Connection, database: str) -> None:
+def test_a_generation_that_becomes_shadow_waits_for_batches_on_their_way(
+    services: Services, conn: Connection, database: str
+) -> None:
     first = stub_generation(conn)
     second = generations.create_generation(conn, generations.get(conn, first).shape)
     with connect(database) as writer, connect(database) as other, ThreadPoolExecutor(1) as hands:
@@ -155,7 +164,11 @@ def test_many_batches_and_switches_at_once_leave_every_image_in_every_generation
     log.publish(None, [message(event, event.image_id) for event in accepted(services.store, names)])
     stop = threading.Event()
     workers = [
-        threading.Thread(target=IndexWorker(services, IndexMetrics(), batch=4, load=StubAppender.load).run, args=(stop,)) for _ in "ab"
+        threading.Thread(
+            target=IndexWorker(services, IndexMetrics(), batch=4, load=StubAppender.load).run,
+            args=(stop,),
+        )
+        for _ in "ab"
     ]
     for thread in workers:
         thread.start()
@@ -172,7 +185,9 @@ def test_many_batches_and_switches_at_once_leave_every_image_in_every_generation
         thread.join(30)
 
 
-def test_a_rollback_brings_along_what_the_way_back_lacked(services: Services, conn: Connection) -> None:
+def test_a_rollback_brings_along_what_the_way_back_lacked(
+    services: Services, conn: Connection
+) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
     promote(services, conn, second, load=load_appender)
     leave_in(conn, second, accepted(services.store, ["a", "b"]))
@@ -181,7 +196,9 @@ def test_a_rollback_brings_along_what_the_way_back_lacked(services: Services, co
     assert held_by(conn, first) == {"a", "b"}
 
 
-def test_a_promotion_completes_the_generation_that_it_replaces(services: Services, conn: Connection) -> None:
+def test_a_promotion_completes_the_generation_that_it_replaces(
+    services: Services, conn: Connection
+) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
     leave_in(conn, second, accepted(services.store, ["trained on, never posted"]))
     promote(services, conn, second, load=load_appender)
@@ -197,10 +214,17 @@ def test_a_rollback_that_lacks_nothing_needs_no_model(services: Services, conn: 
 
     assert rollback(services, conn, load=broken).generation == first
     with pytest.raises(UsageError, match="building"):
-        promote(services, conn, generations.create_generation(conn, generations.get(conn, first).shape), load=broken)
+        promote(
+            services,
+            conn,
+            generations.create_generation(conn, generations.get(conn, first).shape),
+            load=broken,
+        )
 
 
-def test_images_without_a_picture_or_deleted_do_not_hold_a_switch_up(services: Services, conn: Connection) -> None:
+def test_images_without_a_picture_or_deleted_do_not_hold_a_switch_up(
+    services: Services, conn: Connection
+) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
     events = accepted(services.store, ["kept", "lost", "deleted"])
     leave_in(conn, first, events)
@@ -221,10 +245,14 @@ def test_a_stream_that_outruns_the_model_is_named_as_the_reason(
     def flood() -> None:
         with services.connect("flood") as other:
             wave = next(waves)
-            leave_in(other, first, accepted(services.store, [f"{wave} {number}" for number in range(70)]))
+            leave_in(
+                other, first, accepted(services.store, [f"{wave} {number}" for number in range(70)])
+            )
 
     def load(_: Services, generation: Generation) -> Appender:
-        return cast(Appender, Interrupting(generation, flood if generation.id == second else lambda: None))
+        return cast(
+            Appender, Interrupting(generation, flood if generation.id == second else lambda: None)
+        )
 
     flood()
     with pytest.raises(WorkFailedError, match="faster than they are assigned"):
@@ -232,7 +260,9 @@ def test_a_stream_that_outruns_the_model_is_named_as_the_reason(
     assert generations.live_number(conn) == first
 
 
-def test_a_model_that_cannot_be_loaded_leaves_the_live_generation_working(services: Services, log: EventLog, conn: Connection) -> None:
+def test_a_model_that_cannot_be_loaded_leaves_the_live_generation_working(
+    services: Services, log: EventLog, conn: Connection
+) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
 
     def load(_: Services, generation: Generation) -> StubAppender:
@@ -251,6 +281,12 @@ def test_a_model_that_cannot_be_loaded_leaves_the_live_generation_working(servic
     assert metrics.registry.get_sample_value("sigma_index_load_failures_total") >= 1
 
 
-def missing_in_all(conn: Connection, names: Sequence[str], numbers: Sequence[int]) -> dict[int, int]:
+def missing_in_all(
+    conn: Connection, names: Sequence[str], numbers: Sequence[int]
+) -> dict[int, int]:
     """How many images each generation still lacks; generations that lack none are left out."""
-    return {number: lacking for number in numbers if (lacking := len(set(names) - held_by(conn, number)))}
+    return {
+        number: lacking
+        for number in numbers
+        if (lacking := len(set(names) - held_by(conn, number)))
+    }

@@ -14,20 +14,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.gates import Gates
 from model.identifiers.codebook import Codebook, pack_all
 from model.progress import quiet
+from model.training.stage_gates import Gates
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import FloatArray, IntArray
-from tests.integration.small_training import fill, profile_of_tests, request, states, tiny_services, train_in
+from tests.integration.small_training import (
+    fill,
+    profile_of_tests,
+    request,
+    states,
+    tiny_services,
+    train_in,
+)
+from workers.generations.switching import Sweep
 from workers.repository import counters, generations
 from workers.repository.connection import Connection, connect
 from workers.repository.images import delete_images
 from workers.repository.postings import identifiers_of, postings_of
-from workers.repository.training import claim_trainer, embeddings_of, held_images
-from workers.services import Services
-from workers.switching import Sweep
-from workers.trainer import train
+from workers.repository.training_data import claim_trainer, embeddings_of, held_images
+from workers.runtime.services import Services
+from workers.trainer.trainer import train
 
 SEEN, LATER = 24, 8
 
@@ -45,18 +52,28 @@ def forks() -> ForkServerContext:
     return context
 
 
-def arrive(services: Services, conn: Connection, generation: int, count: int, captions: Any = ...) -> list[int]:
+def arrive(
+    services: Services, conn: Connection, generation: int, count: int, captions: Any = ...
+) -> list[int]:
     """Later images, assigned by the model in a generation."""
-    keys = fill(services, conn, count, SEEN) if captions is ... else fill(services, conn, count, SEEN, captions)
+    keys = (
+        fill(services, conn, count, SEEN)
+        if captions is ...
+        else fill(services, conn, count, SEEN, captions)
+    )
     Sweep(services, conn, generations.get(conn, generation)).run()
     return keys
 
 
 def counted_right(conn: Connection, generation: int) -> bool:
-    return replace(counters.totals(conn, generation), spilled=0) == counters.recount(conn, generation)
+    return replace(counters.totals(conn, generation), spilled=0) == counters.recount(
+        conn, generation
+    )
 
 
-def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(services: Services, conn: Connection) -> None:
+def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(
+    services: Services, conn: Connection
+) -> None:
     old = fill(services, conn, SEEN)
     first = train(services, None, request(services), quiet)
     assert (first.state, first.images, first.figures["mode"]) == ("live", SEEN, "full")
@@ -74,11 +91,18 @@ def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(se
     }
     assert counted_right(conn, second.generation)
     config = generations.get(conn, second.generation).config
-    assert (config["mode"], config["parent"], config["images"]) == ("refresh", first.generation, LATER + LATER // 2)
+    assert (config["mode"], config["parent"], config["images"]) == (
+        "refresh",
+        first.generation,
+        LATER + LATER // 2,
+    )
     assert config["stages"] == ["codebook", "memorize", "comprehend", "align"]
     assert config["evaluations"].keys() == {"memorize", "comprehend", "align"}
     assert config["cpu_seconds"].keys() >= {"prepare", "memorize", "comprehend", "align", "load"}
-    one, other = (states(services.generations / f"g{number}") for number in (first.generation, second.generation))
+    one, other = (
+        states(services.generations / f"g{number}")
+        for number in (first.generation, second.generation)
+    )
     assert any(not np.array_equal(one[name], other[name]) for name in one)
     generations.promote(conn, second.generation)
     with pytest.raises(UsageError, match="nothing to refresh"):
@@ -98,21 +122,32 @@ def recluster_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
         def to_dict(self) -> dict[str, object]:
             return {"kept": [1.0, 1.0, 1.0, 0.5]}
 
-    def affordable(old: Codebook, embeddings: FloatArray, config: ReclusterConfig) -> tuple[Codebook, ReclusterConfig]:
+    def affordable(
+        old: Codebook, embeddings: FloatArray, config: ReclusterConfig
+    ) -> tuple[Codebook, ReclusterConfig]:
         assert embeddings.dtype == np.float32
         return replace(old, codewords=np.ascontiguousarray(old.codewords[:, ::-1])), config
 
-    def keep_codes(codes: IntArray, embeddings: FloatArray, codebook: Codebook, config: ReclusterConfig) -> IntArray:
+    def keep_codes(
+        codes: IntArray, embeddings: FloatArray, codebook: Codebook, config: ReclusterConfig
+    ) -> IntArray:
         assert len(codes) == len(embeddings)
         return np.column_stack([codes[:, :3], np.ones(len(codes), np.int64)])
 
     module = ModuleType("recluster")
-    vars(module).update(ReclusterConfig=ReclusterConfig, affordable=affordable, keep_codes=keep_codes, recluster_report=lambda *_: Report())
+    vars(module).update(
+        ReclusterConfig=ReclusterConfig,
+        affordable=affordable,
+        keep_codes=keep_codes,
+        recluster_report=lambda *_: Report(),
+    )
     monkeypatch.setitem(sys.modules, "model.identifiers.recluster", module)
 
 
 @pytest.mark.usefixtures("recluster_of_tests")
-def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weights(services: Services, conn: Connection) -> None:
+def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weights(
+    services: Services, conn: Connection
+) -> None:
     fill(services, conn, SEEN)
     first = train(services, None, request(services), quiet).generation
     arrive(services, conn, first, LATER)
@@ -124,7 +159,11 @@ def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weight
     wanted = np.where(own[:, 3] == 0, pack_all(own, profile_of_tests().shape) + 1, before.leaves)
     moved = wanted != before.leaves
     assert 0 < moved.sum() < len(moved)
-    assert (done.state, done.images, done.figures["recluster"]["moved"]) == ("shadow", SEEN + LATER, moved.sum())
+    assert (done.state, done.images, done.figures["recluster"]["moved"]) == (
+        "shadow",
+        SEEN + LATER,
+        moved.sum(),
+    )
     np.testing.assert_array_equal(after.image_keys, before.image_keys)
     np.testing.assert_array_equal(after.leaves[~moved], before.leaves[~moved])
     np.testing.assert_array_equal(after.suffixes[~moved], before.suffixes[~moved])
@@ -133,21 +172,40 @@ def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weight
     np.testing.assert_array_equal(after.trained, before.trained & ~moved)
     stay = before.image_keys[~moved].tolist()
     assert postings_of(conn, done.generation, stay) == postings_of(conn, first, stay)
-    assert all(len(places) == 3 for places in postings_of(conn, done.generation, before.image_keys.tolist()).values())
+    assert all(
+        len(places) == 3
+        for places in postings_of(conn, done.generation, before.image_keys.tolist()).values()
+    )
     assert counted_right(conn, done.generation)
-    one, other = (states(services.generations / f"g{number}") for number in (first, done.generation))
+    one, other = (
+        states(services.generations / f"g{number}") for number in (first, done.generation)
+    )
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
     config = generations.get(conn, done.generation).config
-    assert (config["mode"], config["parent"], config["stages"]) == ("recluster", first, ["codebook"])
-    assert generations.get(conn, done.generation).codebook_version != generations.get(conn, first).codebook_version
+    assert (config["mode"], config["parent"], config["stages"]) == (
+        "recluster",
+        first,
+        ["codebook"],
+    )
+    assert (
+        generations.get(conn, done.generation).codebook_version
+        != generations.get(conn, first).codebook_version
+    )
     generations.promote(conn, done.generation)
-    learnt = train(services, None, request(services, mode="refresh", profile=replace(profile_of_tests(), replay=0.0)), quiet)
+    learnt = train(
+        services,
+        None,
+        request(services, mode="refresh", profile=replace(profile_of_tests(), replay=0.0)),
+        quiet,
+    )
     assert learnt.images == (~after.trained).sum()
     assert held_images(conn, learnt.generation).trained.all()
 
 
-def test_more_images_than_the_setting_allows_are_sampled_and_the_rest_is_left_to_the_model(services: Services, conn: Connection) -> None:
+def test_more_images_than_the_setting_allows_are_sampled_and_the_rest_is_left_to_the_model(
+    services: Services, conn: Connection
+) -> None:
     fill(services, conn, SEEN)
     narrow = Services(replace(services.settings, training_images=16), services.database_url)
     done = train(narrow, None, request(services, until="align"), quiet)
@@ -159,7 +217,9 @@ def test_more_images_than_the_setting_allows_are_sampled_and_the_rest_is_left_to
     assert held_images(conn, again.generation).trained.all()
 
 
-def test_a_stage_below_its_gate_fails_the_generation_and_frees_its_tables(services: Services, conn: Connection) -> None:
+def test_a_stage_below_its_gate_fails_the_generation_and_frees_its_tables(
+    services: Services, conn: Connection
+) -> None:
     fill(services, conn, SEEN)
     with pytest.raises(WorkFailedError, match=r"memorize: id1 is .* allowed is at least"):
         train(services, None, request(services, gates=Gates(progress=1.0, z=0.0, images=0)), quiet)
@@ -167,14 +227,18 @@ def test_a_stage_below_its_gate_fails_the_generation_and_frees_its_tables(servic
     assert (found.state, found.config["stages"]) == ("failed", ["codebook"])
     assert "id1" in found.config["failure"][0]
     assert conn.execute("SELECT to_regclass(%s)", [f"posting_{found.id}"]).fetchone() == (None,)
-    wild = profile_of_tests().with_stages((replace(profile_of_tests().stage("memorize"), learning_rate=1e30, clip=0.0),))
+    wild = profile_of_tests().with_stages(
+        (replace(profile_of_tests().stage("memorize"), learning_rate=1e30, clip=0.0),)
+    )
     with pytest.raises(WorkFailedError, match="loss is"):
         train(services, None, request(services, profile=wild), quiet)
     with pytest.raises(UsageError, match="nothing to resume"):
         train(services, None, request(services, resume=True), quiet)
 
 
-def test_one_trainer_at_a_time_and_a_refresh_needs_a_live_generation(services: Services, conn: Connection, database: str) -> None:
+def test_one_trainer_at_a_time_and_a_refresh_needs_a_live_generation(
+    services: Services, conn: Connection, database: str
+) -> None:
     with connect(database) as other:
         assert claim_trainer(other)
         with pytest.raises(RetryLaterError, match="another training"):
@@ -189,11 +253,15 @@ def test_one_trainer_at_a_time_and_a_refresh_needs_a_live_generation(services: S
 KILLS = (("1 memorisation", 4), ("2 comprehension", 9), ("3 alignment", 9), ("post images", 1))
 
 
-def test_a_training_killed_in_every_stage_ends_as_if_undisturbed(services: Services, conn: Connection, forks: ForkServerContext) -> None:
+def test_a_training_killed_in_every_stage_ends_as_if_undisturbed(
+    services: Services, conn: Connection, forks: ForkServerContext
+) -> None:
     fill(services, conn, SEEN)
     changes: dict[str, Any] = {"seed": 5}
     for killed in KILLS:
-        process = forks.Process(target=train_in, args=(services.home, services.database_url, killed, changes))
+        process = forks.Process(
+            target=train_in, args=(services.home, services.database_url, killed, changes)
+        )
         process.start()
         process.join(240)
         assert process.exitcode == -signal.SIGKILL, killed
@@ -206,16 +274,29 @@ def test_a_training_killed_in_every_stage_ends_as_if_undisturbed(services: Servi
     assert held.image_keys[~held.trained].tolist() == late
     delete_images(conn, [f"image {SEEN:03}"])
     straight = train(services, None, request(services, seed=5), quiet)
-    one, other = (states(services.generations / f"g{number}") for number in (resumed.generation, straight.generation))
+    one, other = (
+        states(services.generations / f"g{number}")
+        for number in (resumed.generation, straight.generation)
+    )
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
     assert counters.totals(conn, resumed.generation) == counters.totals(conn, straight.generation)
     assert counted_right(conn, resumed.generation)
 
 
-def test_two_processes_under_torchrun_learn_what_one_learns(services: Services, conn: Connection) -> None:
+def test_two_processes_under_torchrun_learn_what_one_learns(
+    services: Services, conn: Connection
+) -> None:
     fill(services, conn, SEEN)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.integration.small_training"]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.integration.small_training",
+    ]
     launched = subprocess.run(
         [sys.executable, *launcher, str(services.home), services.database_url],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -231,7 +312,10 @@ def test_two_processes_under_torchrun_learn_what_one_learns(services: Services, 
     for name in single:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
     # Sums in another order, and what Adam makes of that: little beside what training changed.
-    difference, change = (sum(float(((single[name] - other[name]) ** 2).sum()) for name in single) for other in (first, begun))
+    difference, change = (
+        sum(float(((single[name] - other[name]) ** 2).sum()) for name in single)
+        for other in (first, begun)
+    )
     assert change > 1.0
     assert difference < 1e-4 * change
 
@@ -242,8 +326,8 @@ def states_of_rank(services: Services, rank: int) -> dict[str, Any]:
 
 
 def states_of_base(services: Services) -> dict[str, Any]:
-    from model.base import Base
-    from model.checkpoint import parts_of
+    from model.network.base import Base
+    from model.network.checkpoint import parts_of
 
     parts = parts_of(Base.load(services.home / "base"), profile_of_tests())
     return {name: value.numpy() for name, value in parts.sigma.state_dict().items()}

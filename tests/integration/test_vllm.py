@@ -10,20 +10,20 @@ from random import Random
 import numpy as np
 import pytest
 
-from model.base import SHIPPED, Base
-from model.beam import NEVER, Beams, search_identifiers, search_leaves
-from model.checkpoint import Checkpoint, parts_of
-from model.decoder import Decoder
-from model.export import exported
+from model.decoding.beam import NEVER, Beams, search_identifiers, search_leaves
+from model.decoding.decoder import Decoder
+from model.decoding.export import exported
+from model.decoding.vllm import Rows, VllmScorer
 from model.identifiers.codebook import CodebookConfig, fit_codebook
-from model.profiles import profile
-from model.trie import ALTERNATE, Trie
-from model.vllm_engine import Rows, VllmScorer
-from ops.scenes import caption, draw_scene
+from model.network.base import SHIPPED, Base
+from model.network.checkpoint import Checkpoint, parts_of
+from model.network.profiles import profile
+from model.retrieval.trie import ALTERNATE, Trie
+from ops.scenes.scenes import caption, draw_scene
 from schemas.errors import RefuseToStartError
 from schemas.records import FloatArray
-from workers.engine import Engine, Retrieval
-from workers.repository.follow import Changes, EmbeddingRows, PostingRows
+from workers.query.engine import Engine, Retrieval
+from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 TOLERANCE = 5e-5
 """Of a leaf's log-probability. Measured over 500 queries of 20 leaves: 6e-6."""
@@ -53,13 +53,20 @@ class Engines:
         """Images under random leaves."""
         trie = Trie(self.checkpoint.sigma.profile.shape)
         leaves = np.random.default_rng(seed).integers(0, trie.shape.leaves, images)
-        trie.insert(leaves, np.arange(images), np.zeros(images, np.float32), np.arange(images) % trie.shape.suffixes)
+        trie.insert(
+            leaves,
+            np.arange(images),
+            np.zeros(images, np.float32),
+            np.arange(images) % trie.shape.suffixes,
+        )
         return trie
 
     def both(self, texts: Sequence[str], trie: Trie, beams: int = BEAMS) -> tuple[Beams, Beams]:
         """Leaves that the torch engine finds, and those that vLLM finds."""
         return (
-            search_leaves(self.torch, self.torch.read_texts(texts), trie.shape, beams, trie.branches),
+            search_leaves(
+                self.torch, self.torch.read_texts(texts), trie.shape, beams, trie.branches
+            ),
             search_leaves(self.vllm, self.vllm.read_texts(texts), trie.shape, beams, trie.branches),
         )
 
@@ -71,7 +78,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     parts = parts_of(Base.load(SHIPPED), profile("tiny"))
     decoder = Decoder(parts.sigma)
     try:
-        scorer = VllmScorer(decoder, exported(parts.sigma, tmp_path_factory.mktemp("exports"), "base"))
+        scorer = VllmScorer(
+            decoder, exported(parts.sigma, tmp_path_factory.mktemp("exports"), "base")
+        )
     except RefuseToStartError as error:
         if os.environ.get("CI"):
             raise
@@ -89,14 +98,19 @@ def queries(count: int) -> list[str]:
     found: dict[str, None] = {}
     while len(found) < count:
         rng = Random(f"vllm {len(found)}")
-        found[f"{caption(rng, draw_scene(rng, 'corpus'), rng.randrange(5))}, number {len(found)}"] = None
+        found[
+            f"{caption(rng, draw_scene(rng, 'corpus'), rng.randrange(5))}, number {len(found)}"
+        ] = None
     return list(found)
 
 
 def assert_same_best(wanted: Beams, found: Beams, trie: Trie, top: int) -> None:
     """The same `top` leaves with the same scores; leaves that tie with the last of them may stand for each other."""
     for row in range(len(wanted.leaves)):
-        sides = [dict(zip(one.leaves[row].tolist(), one.scores[row].tolist(), strict=True)) for one in (wanted, found)]
+        sides = [
+            dict(zip(one.leaves[row].tolist(), one.scores[row].tolist(), strict=True))
+            for one in (wanted, found)
+        ]
         for ours, theirs in (sides, sides[::-1]):
             last = sorted(theirs.values(), reverse=True)[:top][-1]
             for leaf, score in list(ours.items())[:top]:
@@ -125,7 +139,9 @@ def test_prompts_of_all_lengths_and_twins_are_scored_alike(engines: Engines) -> 
     np.testing.assert_allclose(alone.scores[0], found.scores[4], atol=TOLERANCE)
 
 
-def test_each_prefix_of_a_prompt_is_sent_once(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_prefix_of_a_prompt_is_sent_once(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent: list[list[int]] = []
     score = engines.vllm.score_rows
 
@@ -139,12 +155,16 @@ def test_each_prefix_of_a_prompt_is_sent_once(engines: Engines, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("images", [0, 1, 2, 40])
-def test_only_leaves_of_the_trie_are_reached_and_all_when_the_beam_is_wide(engines: Engines, images: int) -> None:
+def test_only_leaves_of_the_trie_are_reached_and_all_when_the_beam_is_wide(
+    engines: Engines, images: int
+) -> None:
     trie = engines.trie(images, seed=images)
     found = engines.both(ODD_TEXTS[:2], trie, beams=60)[1]
     for row in range(2):
         real = found.scores[row] > NEVER
-        assert sorted(found.leaves[row][real].tolist()) == np.flatnonzero(trie.branches.load).tolist()
+        assert (
+            sorted(found.leaves[row][real].tolist()) == np.flatnonzero(trie.branches.load).tolist()
+        )
 
 
 def test_deletes_and_inserts_show_in_the_next_search(engines: Engines) -> None:
@@ -161,15 +181,23 @@ def test_the_papers_mode_gives_the_same_identifiers(engines: Engines) -> None:
     wanted = search_identifiers(engines.torch, engines.torch.read_texts(texts), trie, BEAMS)
     found = search_identifiers(engines.vllm, engines.vllm.read_texts(texts), trie, BEAMS)
     for ours, theirs in zip(wanted, found, strict=True):
-        assert [one.score for one in theirs] == pytest.approx([one.score for one in ours], abs=TOLERANCE)
+        assert [one.score for one in theirs] == pytest.approx(
+            [one.score for one in ours], abs=TOLERANCE
+        )
         last = ours[-1].score + 2 * TOLERANCE
-        assert {(one.leaf, one.suffix) for one in ours if one.score > last} <= {(one.leaf, one.suffix) for one in theirs}
+        assert {(one.leaf, one.suffix) for one in ours if one.score > last} <= {
+            (one.leaf, one.suffix) for one in theirs
+        }
         assert all(trie.suffixes(one.leaf)[one.suffix] == one.slot for one in theirs)
 
 
-def test_the_next_engine_of_a_process_takes_over_and_the_one_before_goes_on(engines: Engines, tmp_path: Path) -> None:
+def test_the_next_engine_of_a_process_takes_over_and_the_one_before_goes_on(
+    engines: Engines, tmp_path: Path
+) -> None:
     trie, changes = engines.trie(), changes_of(engines)
-    plain, first = (Engine(1, engines.checkpoint, tmp_path, engine=name) for name in ("torch", "vllm"))
+    plain, first = (
+        Engine(1, engines.checkpoint, tmp_path, engine=name) for name in ("torch", "vllm")
+    )
     for engine in (plain, first):
         engine.apply(changes)
     made = list((tmp_path / "exports").iterdir())
@@ -182,14 +210,21 @@ def test_the_next_engine_of_a_process_takes_over_and_the_one_before_goes_on(engi
 
     def ask() -> None:
         for engine in (plain, first, second):
-            answers.append([answer.image_keys.tolist() for answer in engine.answer(ODD_TEXTS[:4], 5, Retrieval())])
+            answers.append(
+                [
+                    answer.image_keys.tolist()
+                    for answer in engine.answer(ODD_TEXTS[:4], 5, Retrieval())
+                ]
+            )
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
     for engine in (first, plain):
         engine.close()
-    answers.append([answer.image_keys.tolist() for answer in second.answer(ODD_TEXTS[:4], 5, Retrieval())])
+    answers.append(
+        [answer.image_keys.tolist() for answer in second.answer(ODD_TEXTS[:4], 5, Retrieval())]
+    )
     second.close()
     assert len(answers) == 4
     assert all(one == answers[0] for one in answers)

@@ -34,7 +34,15 @@ def classpath(name: str, folder: Path) -> str:
     if shutil.which("java") is None or shutil.which("mvn") is None:
         raise Absent("java and mvn are needed to start the servers of the tests")
     target = folder / f"{name}.classpath"
-    command = ["mvn", "-q", "-B", "-f", str(HERE / f"{name}.xml"), "dependency:build-classpath", f"-Dmdep.outputFile={target}"]
+    command = [
+        "mvn",
+        "-q",
+        "-B",
+        "-f",
+        str(HERE / f"{name}.xml"),
+        "dependency:build-classpath",
+        f"-Dmdep.outputFile={target}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode != 0:
         raise RuntimeError(f"Maven cannot fetch {name}: {done.stdout[-2000:]}")
@@ -53,7 +61,9 @@ class Server:
     def start(self) -> None:
         """Start and return when the port answers."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
@@ -62,7 +72,9 @@ class Server:
             except OSError:
                 time.sleep(0.1)
         self.stop()
-        raise RuntimeError(f"{self.name} does not start: {self._log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
+        raise RuntimeError(
+            f"{self.name} does not start: {self._log.read_text(encoding='utf-8', errors='replace')[-3000:]}"
+        )
 
     def stop(self, number: int = signal.SIGKILL) -> None:
         """End the process."""
@@ -77,7 +89,14 @@ class Kafka(Server):
     def __init__(self, folder: Path) -> None:
         port, controller = free_port(), free_port()
         folder.mkdir(parents=True, exist_ok=True)
-        java = ["java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", classpath("kafka", folder)]
+        java = [
+            "java",
+            "-Xmx512m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-cp",
+            classpath("kafka", folder),
+        ]
         settings = {
             "process.roles": "broker,controller",
             "node.id": "1",
@@ -98,11 +117,24 @@ class Kafka(Server):
             "default.replication.factor": "1",
         }
         file = folder / "server.properties"
-        file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
-        format_command = [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id()}", "-c", str(file)]
-        done = subprocess.run(format_command, capture_output=True, text=True, check=False, timeout=60)
+        file.write_text(
+            "".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8"
+        )
+        format_command = [
+            *java,
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={cluster_id()}",
+            "-c",
+            str(file),
+        ]
+        done = subprocess.run(
+            format_command, capture_output=True, text=True, check=False, timeout=60
+        )
         if done.returncode != 0:
-            raise RuntimeError(f"Kafka's storage cannot be formatted: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+            raise RuntimeError(
+                f"Kafka's storage cannot be formatted: {done.stdout[-1000:]}{done.stderr[-2000:]}"
+            )
         super().__init__("kafka", folder, port, [*java, "kafka.Kafka", str(file)])
         self.start()
 
@@ -128,10 +160,21 @@ class S3(Server):
             "jclouds.filesystem.basedir": str(folder / "buckets"),
         }
         file = folder / "s3proxy.conf"
-        file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
+        file.write_text(
+            "".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8"
+        )
         file.chmod(0o600)
-        java = ["java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", classpath("s3", folder)]
-        super().__init__("s3", folder, port, [*java, "org.gaul.s3proxy.Main", "--properties", str(file)])
+        java = [
+            "java",
+            "-Xmx256m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-cp",
+            classpath("s3", folder),
+        ]
+        super().__init__(
+            "s3", folder, port, [*java, "org.gaul.s3proxy.Main", "--properties", str(file)]
+        )
         self.start()
 
     @property

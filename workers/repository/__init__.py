@@ -1,4 +1,4 @@
-"""The repository: everything the processes keep in Postgres, as functions that take a psycopg connection.
+"""What is kept in PostgreSQL, and how is it read and changed? Functions that take a psycopg connection.
 
 Lock order, kept by every function here so that writers wait but never deadlock: the set of generations (shared by whoever
 accepts images, alone for a change of state), then images by id, then counters of the whole database, then generations

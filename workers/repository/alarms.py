@@ -31,10 +31,20 @@ class Alarm:
     def recall(self) -> tuple[float, float] | None:
         """R@10 of the most novel arrivals when the generation began and when the alarm was raised. None when it could not be measured."""
         then, now = (self.detail.get(name) or {} for name in ("recall_then", "recall_now"))
-        return (then["hits"] / then["queries"], now["hits"] / now["queries"]) if then.get("queries") and now.get("queries") else None
+        return (
+            (then["hits"] / then["queries"], now["hits"] / now["queries"])
+            if then.get("queries") and now.get("queries")
+            else None
+        )
 
     def __str__(self) -> str:
-        recall = "" if self.recall is None else "; R@10 of the most novel arrivals {:.0%}, at first {:.0%}".format(*reversed(self.recall))
+        recall = (
+            ""
+            if self.recall is None
+            else "; R@10 of the most novel arrivals {:.0%}, at first {:.0%}".format(
+                *reversed(self.recall)
+            )
+        )
         return (
             f"{self.level}: {self.monitor} of generation {self.generation} drifted "
             f"(effect {self.effect:.3g}, {self.effect_limit:.3g} is allowed; p {self.p:.1g}{recall})"

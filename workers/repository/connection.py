@@ -9,7 +9,7 @@ from psycopg import errors
 from psycopg.pq import TransactionStatus
 
 from schemas.errors import RefuseToStartError, RetryLaterError
-from schemas.queries import migrations, queries
+from schemas.named_sql import migrations, queries
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -19,7 +19,9 @@ def connect(url: str, *, name: str = "sigma") -> Connection:
     try:
         return psycopg.connect(url, autocommit=True, application_name=name)
     except psycopg.OperationalError as error:
-        raise RetryLaterError(f"the database does not answer ({str(error).strip()[:300]}); check that it runs, then try again") from error
+        raise RetryLaterError(
+            f"the database does not answer ({str(error).strip()[:300]}); check that it runs, then try again"
+        ) from error
 
 
 @contextmanager
@@ -28,8 +30,15 @@ def transaction(conn: Connection) -> Iterator[None]:
     try:
         with conn.transaction():
             yield
-    except (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, psycopg.OperationalError) as error:
-        raise RetryLaterError(f"the transaction was undone ({str(error).strip()[:300]}); nothing was written, try it again") from error
+    except (
+        errors.DeadlockDetected,
+        errors.SerializationFailure,
+        errors.LockNotAvailable,
+        psycopg.OperationalError,
+    ) as error:
+        raise RetryLaterError(
+            f"the transaction was undone ({str(error).strip()[:300]}); nothing was written, try it again"
+        ) from error
 
 
 @contextmanager
@@ -68,9 +77,14 @@ def migrate(conn: Connection) -> int:
         found = conn.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
         current, newest = int(found[0]) if found else 0, migrations()[-1].version
         if current > newest:
-            raise RefuseToStartError(f"the database has schema {current}, this program knows up to {newest}; install the newer version")
+            raise RefuseToStartError(
+                f"the database has schema {current}, this program knows up to {newest}; install the newer version"
+            )
         for step in migrations():
             if step.version > current:
                 conn.execute(step.sql)
-                conn.execute("INSERT INTO schema_version (version, name) VALUES (%s, %s)", (step.version, step.name))
+                conn.execute(
+                    "INSERT INTO schema_version (version, name) VALUES (%s, %s)",
+                    (step.version, step.name),
+                )
     return newest

@@ -35,14 +35,26 @@ def count_up(conn: Connection, generation: int, amounts: Mapping[str, int]) -> N
     """Adds to counters in the running transaction."""
     changed = {name: amount for name, amount in amounts.items() if amount}
     if changed:
-        rows(conn, "count_up", generation=generation, names=list(changed), amounts=list(changed.values()))
+        rows(
+            conn,
+            "count_up",
+            generation=generation,
+            names=list(changed),
+            amounts=list(changed.values()),
+        )
 
 
 def totals(conn: Connection, generation: int) -> Totals:
     """The counters of a generation."""
     found = {name: int(value) for name, value in rows(conn, "counters", generation=generation)}
     checksum = _checksum(found.pop("checksum", 0))
-    return Totals(**{name: found.get(name, 0) for name in ("images", "postings", "leaves", "spilled", "no_room")}, checksum=checksum)
+    return Totals(
+        **{
+            name: found.get(name, 0)
+            for name in ("images", "postings", "leaves", "spilled", "no_room")
+        },
+        checksum=checksum,
+    )
 
 
 def image_totals(conn: Connection) -> ImageTotals:
@@ -54,7 +66,9 @@ def image_totals(conn: Connection) -> ImageTotals:
 def recount(conn: Connection, generation: int) -> Totals:
     """The slow truth, by scanning all postings; spills are not in the postings and stay 0."""
     images, postings, leaves, checksum = row(conn, "recount", generation=generation) or (0, 0, 0, 0)
-    return Totals(images=images, postings=postings, leaves=leaves, checksum=_checksum(int(checksum)))
+    return Totals(
+        images=images, postings=postings, leaves=leaves, checksum=_checksum(int(checksum))
+    )
 
 
 def _checksum(total: int) -> str:

@@ -157,8 +157,14 @@ def set_state(conn: Connection, generation: int, state: str) -> None:
             if not run(conn, "set_generation_state", generation=generation, state=state):
                 raise _unknown(conn, generation)
             rows(conn, "notify_generation", generation=generation)
-    except (errors.CheckViolation, errors.UniqueViolation, errors.InvalidTextRepresentation) as error:
-        raise UsageError(f"{error.diag.message_primary}; allowed are: {error.diag.message_hint or 'one live generation'}") from error
+    except (
+        errors.CheckViolation,
+        errors.UniqueViolation,
+        errors.InvalidTextRepresentation,
+    ) as error:
+        raise UsageError(
+            f"{error.diag.message_primary}; allowed are: {error.diag.message_hint or 'one live generation'}"
+        ) from error
 
 
 def promote(conn: Connection, generation: int) -> int | None:
@@ -181,7 +187,9 @@ def way_back(conn: Connection) -> Generation:
     """The generation that a rollback makes live again; `UsageError` when there is none."""
     previous = fallback(generations(conn))
     if previous is None:
-        raise UsageError("no generation was live before this one, so there is no way back; list them with: sigma generations list")
+        raise UsageError(
+            "no generation was live before this one, so there is no way back; list them with: sigma generations list"
+        )
     return previous
 
 
@@ -194,7 +202,9 @@ def drop(conn: Connection, generation: int) -> None:
         lock_set(conn)
         found = get(conn, generation)
         if found.state not in ("shadow", "failed", "retired"):
-            raise UsageError(f"generation {generation} is {found.state}, only candidates, failed and retired ones can be dropped")
+            raise UsageError(
+                f"generation {generation} is {found.state}, only candidates, failed and retired ones can be dropped"
+            )
         set_state(conn, generation, "failed")
         for query in ("drop_partitions", "delete_leaves", "delete_counters"):
             run(conn, query, generation=generation)
@@ -218,4 +228,6 @@ def _generation(found: tuple[Any, ...]) -> Generation:
 
 def _unknown(conn: Connection, generation: int) -> UsageError:
     known = ", ".join(str(g.id) for g in generations(conn)) or "none yet"
-    return UsageError(f"there is no generation {generation}, known are: {known}; list them with: sigma generations list")
+    return UsageError(
+        f"there is no generation {generation}, known are: {known}; list them with: sigma generations list"
+    )

@@ -17,7 +17,18 @@ VISIBILITY_KEPT = 10_000
 """Rows of freshness measurements; status looks at the newest 1,000."""
 
 
-_COLUMNS = ("image_id", "version", "uri", "normalized_uri", "checksum", "width", "height", "split", "arrived_at", "published_at")
+_COLUMNS = (
+    "image_id",
+    "version",
+    "uri",
+    "normalized_uri",
+    "checksum",
+    "width",
+    "height",
+    "split",
+    "arrived_at",
+    "published_at",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +86,28 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[tup
             newest[image.image_id] = image
     with joining(conn):
         share_set(conn)
-        stored = {i: (key, version, state) for key, i, version, state in rows(conn, "lock_images_by_id", image_ids=sorted(newest))}
-        fresh = [newest[i] for i in sorted(newest) if i not in stored or newest[i].version > stored[i][1]]
-        remove(conn, [stored[image.image_id][0] for image in fresh if image.image_id in stored and stored[image.image_id][2] == "indexed"])
+        stored = {
+            i: (key, version, state)
+            for key, i, version, state in rows(conn, "lock_images_by_id", image_ids=sorted(newest))
+        }
+        fresh = [
+            newest[i] for i in sorted(newest) if i not in stored or newest[i].version > stored[i][1]
+        ]
+        remove(
+            conn,
+            [
+                stored[image.image_id][0]
+                for image in fresh
+                if image.image_id in stored and stored[image.image_id][2] == "indexed"
+            ],
+        )
         keys = {image_id: key for image_id, (key, _, _) in stored.items()}
         keys |= _upsert(conn, fresh, set(stored))
         _forget_rejections(conn, fresh)
     versions = {image.image_id: image.version for image in fresh}
-    return [(keys[image.image_id], versions.get(image.image_id) == image.version) for image in images]
+    return [
+        (keys[image.image_id], versions.get(image.image_id) == image.version) for image in images
+    ]
 
 
 def reject_image(conn: Connection, rejected: ImageRejected) -> bool:
@@ -103,9 +128,13 @@ def reject_image(conn: Connection, rejected: ImageRejected) -> bool:
     return fresh
 
 
-def rejections(conn: Connection, image_ids: Sequence[str] | None = None, *, limit: int = 1000) -> list[Rejection]:
+def rejections(
+    conn: Connection, image_ids: Sequence[str] | None = None, *, limit: int = 1000
+) -> list[Rejection]:
     """Refused images, newest first; of these ids, or of all."""
-    found = rows(conn, "rejections", image_ids=None if image_ids is None else list(image_ids), amount=limit)
+    found = rows(
+        conn, "rejections", image_ids=None if image_ids is None else list(image_ids), amount=limit
+    )
     return [Rejection(*one) for one in found]
 
 
@@ -114,10 +143,15 @@ def delete_images(conn: Connection, deletions: Iterable[ImageDeleted | str]) -> 
 
     A deletion that names a version leaves newer versions alone, so that a replayed deletion is harmless.
     """
-    wanted = {d if isinstance(d, str) else d.image_id: None if isinstance(d, str) else d.version for d in deletions}
+    wanted = {
+        d if isinstance(d, str) else d.image_id: None if isinstance(d, str) else d.version
+        for d in deletions
+    }
     with transaction(conn):
         doomed: dict[str, int] = {}
-        for key, image_id, version, state in rows(conn, "lock_images_by_id", image_ids=sorted(wanted)):
+        for key, image_id, version, state in rows(
+            conn, "lock_images_by_id", image_ids=sorted(wanted)
+        ):
             bound = wanted[image_id]
             if state != "deleted" and (bound is None or version <= bound):
                 doomed[image_id] = key
@@ -129,17 +163,27 @@ def delete_images(conn: Connection, deletions: Iterable[ImageDeleted | str]) -> 
 
 def images_by_key(conn: Connection, image_keys: Sequence[int]) -> dict[int, StoredImage]:
     """Images by key; keys of deleted images are there too, with their state."""
-    return {found[0]: _stored(found) for found in rows(conn, "images_by_key", image_keys=[int(key) for key in image_keys])}
+    return {
+        found[0]: _stored(found)
+        for found in rows(conn, "images_by_key", image_keys=[int(key) for key in image_keys])
+    }
 
 
 def images_by_id(conn: Connection, image_ids: Sequence[str]) -> dict[str, StoredImage]:
     """Images by id, whatever their state."""
-    return {found[1]: _stored(found) for found in rows(conn, "images_by_id", image_ids=list(image_ids))}
+    return {
+        found[1]: _stored(found) for found in rows(conn, "images_by_id", image_ids=list(image_ids))
+    }
 
 
-def missing_images(conn: Connection, generation: int, *, after: int = 0, limit: int = 1000) -> list[StoredImage]:
+def missing_images(
+    conn: Connection, generation: int, *, after: int = 0, limit: int = 1000
+) -> list[StoredImage]:
     """Images that a generation does not hold yet, keys above `after` ascending: what it must catch up."""
-    return [_stored(found) for found in rows(conn, "missing_images", generation=generation, after=after, amount=limit)]
+    return [
+        _stored(found)
+        for found in rows(conn, "missing_images", generation=generation, after=after, amount=limit)
+    ]
 
 
 def newest_image(conn: Connection) -> int:
@@ -148,11 +192,19 @@ def newest_image(conn: Connection) -> int:
     return int(found[0]) if found else 0
 
 
-def record_visibility(conn: Connection, worker: str, image_keys: Sequence[int], searchable_at: datetime | None = None) -> list[float]:
+def record_visibility(
+    conn: Connection, worker: str, image_keys: Sequence[int], searchable_at: datetime | None = None
+) -> list[float]:
     """Notes when a query worker began to return these images; keeps the newest rows only. Returns seconds since they were appended."""
     with transaction(conn):
         keys = [int(key) for key in image_keys]
-        found = rows(conn, "record_visibility", worker=worker, image_keys=keys, searchable_at=searchable_at or now())
+        found = rows(
+            conn,
+            "record_visibility",
+            worker=worker,
+            image_keys=keys,
+            searchable_at=searchable_at or now(),
+        )
         run(conn, "prune_visibility", keep=VISIBILITY_KEPT)
     return [float(seconds) for (seconds,) in found]
 
@@ -165,24 +217,52 @@ def freshness(conn: Connection) -> tuple[float | None, float | None]:
 
 def _upsert(conn: Connection, images: Sequence[ImageAccepted], known: set[str]) -> dict[str, int]:
     """Keys of images that are new or newer, by their ids; `known` are those that our lock found."""
-    columns: dict[str, list[Any]] = {name: [getattr(image, name) for image in images] for name in _COLUMNS}
-    columns |= {name: [json.dumps(getattr(image, name), ensure_ascii=False) for image in images] for name in ("captions", "test_captions")}
+    columns: dict[str, list[Any]] = {
+        name: [getattr(image, name) for image in images] for name in _COLUMNS
+    }
+    columns |= {
+        name: [json.dumps(getattr(image, name), ensure_ascii=False) for image in images]
+        for name in ("captions", "test_captions")
+    }
     written = rows(conn, "upsert_images", **columns) if images else []
-    keys = {image_id: int(key) for image_id, key, inserted in written if inserted is not (image_id in known)}
+    keys = {
+        image_id: int(key)
+        for image_id, key, inserted in written
+        if inserted is not (image_id in known)
+    }
     if len(keys) < len(images):
         # Somebody inserted it between our lock, which found nothing, and our write: its postings were not removed.
         missed = ", ".join(image.image_id for image in images if image.image_id not in keys)
-        raise RetryLaterError(f"image {missed} was accepted by another worker at the same moment; try again")
+        raise RetryLaterError(
+            f"image {missed} was accepted by another worker at the same moment; try again"
+        )
     return keys
 
 
 def _forget_rejections(conn: Connection, images: Sequence[ImageAccepted]) -> None:
-    forgotten = run(conn, "delete_rejections", image_ids=[i.image_id for i in images], versions=[i.version for i in images])
+    forgotten = run(
+        conn,
+        "delete_rejections",
+        image_ids=[i.image_id for i in images],
+        versions=[i.version for i in images],
+    )
     count_up(conn, WHOLE_DATABASE, {"rejected": -forgotten})
 
 
 def _stored(found: tuple[Any, ...]) -> StoredImage:
-    key, image_id, version, state, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at = found
+    (
+        key,
+        image_id,
+        version,
+        state,
+        uri,
+        normalized_uri,
+        captions,
+        test_captions,
+        split,
+        arrived_at,
+        indexed_at,
+    ) = found
     return StoredImage(
         image_key=key,
         image_id=image_id,

@@ -59,7 +59,10 @@ def first_key_since(conn: Connection, moment: datetime) -> int:
 
 def first_arrivals(conn: Connection, generation: int, after: int, count: int) -> list[int]:
     """Keys of the first `count` images after a key that the generation was not trained on."""
-    return [key for (key,) in rows(conn, "first_arrivals", generation=generation, after=after, amount=count)]
+    return [
+        key
+        for (key,) in rows(conn, "first_arrivals", generation=generation, after=after, amount=count)
+    ]
 
 
 def sample_arrivals(conn: Connection, generation: int, after: int, count: int) -> list[int]:
@@ -74,12 +77,17 @@ def sample_arrivals(conn: Connection, generation: int, after: int, count: int) -
     if len(first) < _DRAWS * count:
         return sorted(chance.sample(first, min(count, len(first))))
     draws = [chance.randint(after + 1, last) for _ in range(_DRAWS * count)]
-    drawn = sorted(key for (key,) in rows(conn, "sampled_arrivals", generation=generation, keys=draws, last=last))
+    drawn = sorted(
+        key
+        for (key,) in rows(conn, "sampled_arrivals", generation=generation, keys=draws, last=last)
+    )
     # Where most keys are gaps even that many draws meet few images; then the oldest do.
     return sorted(chance.sample(drawn if len(drawn) >= count else first, count))
 
 
-def arrivals(conn: Connection, generation: int, shape: IdentifierShape, keys: Sequence[int]) -> Arrivals:
+def arrivals(
+    conn: Connection, generation: int, shape: IdentifierShape, keys: Sequence[int]
+) -> Arrivals:
     """What the generation says of images."""
     found = rows(conn, "arrivals", generation=generation, keys=list(keys))
     embeddings = [np.frombuffer(one[4], "<f2") for one in found]
@@ -97,18 +105,38 @@ def stored_reference(conn: Connection, generation: int) -> StoredReference | Non
     found = row(conn, "monitor_reference", generation=generation)
     if found is None:
         return None
-    return StoredReference(found[0], found[1], None if found[2] is None else (found[2]["hits"], found[2]["queries"]))
+    return StoredReference(
+        found[0], found[1], None if found[2] is None else (found[2]["hits"], found[2]["queries"])
+    )
 
 
 def store_reference(conn: Connection, generation: int, reference: StoredReference) -> None:
     """Keeps a generation's reference; one that is there stays."""
-    recall = None if reference.recall is None else Jsonb({"hits": reference.recall[0], "queries": reference.recall[1]})
-    run(conn, "store_reference", generation=generation, reference=Jsonb(reference.document), last_key=reference.last_key, recall=recall)
+    recall = (
+        None
+        if reference.recall is None
+        else Jsonb({"hits": reference.recall[0], "queries": reference.recall[1]})
+    )
+    run(
+        conn,
+        "store_reference",
+        generation=generation,
+        reference=Jsonb(reference.document),
+        last_key=reference.last_key,
+        recall=recall,
+    )
 
 
-def examined_windows(conn: Connection, job: str, generation: int | None = None, *, limit: int = 1) -> list[dict[str, Any]]:
+def examined_windows(
+    conn: Connection, job: str, generation: int | None = None, *, limit: int = 1
+) -> list[dict[str, Any]]:
     """Figures of the newest windows that the monitors saw, of one generation or of any, newest first."""
-    return [figures for (figures,) in rows(conn, "examined_windows", job=job, generation=generation, amount=limit)]
+    return [
+        figures
+        for (figures,) in rows(
+            conn, "examined_windows", job=job, generation=generation, amount=limit
+        )
+    ]
 
 
 def newest_figures(conn: Connection, job: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
 from schemas.records import Assignment, BoolArray, FloatArray, HalfArray, IntArray, Posting
-from workers.repository.binary import as_bytes, write_rows
+from workers.repository.binary_copy import as_bytes, write_rows
 from workers.repository.connection import Connection, joining, row, rows, run, transaction
 from workers.repository.counters import count_up, totals
-from workers.repository.suffixes import Place, hand_out
+from workers.repository.suffix_allocation import Place, hand_out
 
 Column = npt.NDArray[Any]
 
@@ -46,7 +46,9 @@ class Outcome:
     postings: tuple[Posting, ...] = ()
 
 
-def append(conn: Connection, generation: int, shape: IdentifierShape, assignments: Sequence[Assignment]) -> list[Outcome]:
+def append(
+    conn: Connection, generation: int, shape: IdentifierShape, assignments: Sequence[Assignment]
+) -> list[Outcome]:
     """Appends images to the trie in one transaction and returns the outcome of each, in the order given.
 
     Suffixes are handed out under locks on the leaves. A full leaf gives way to the next of `spill` and the alternates, and
@@ -55,14 +57,24 @@ def append(conn: Connection, generation: int, shape: IdentifierShape, assignment
     work = {a.image_key: a for a in assignments}
     with joining(conn):
         outcomes = _standing(conn, generation, list(work))
-        given = hand_out(conn, generation, shape, [a for key, a in work.items() if key not in outcomes])
-        outcomes |= {key: _outcome(a, given.places.get(key)) for key, a in work.items() if key not in outcomes}
+        given = hand_out(
+            conn, generation, shape, [a for key, a in work.items() if key not in outcomes]
+        )
+        outcomes |= {
+            key: _outcome(a, given.places.get(key))
+            for key, a in work.items()
+            if key not in outcomes
+        }
         counts = {"leaves": given.occupied}
         if given.places:
             counts |= _write(conn, generation, work, [outcomes[key] for key in given.places])
         fates = [outcome.fate for outcome in outcomes.values()]
         # All counters in one statement, last: a second one could meet another writer's in the opposite order.
-        count_up(conn, generation, counts | {"no_room": fates.count(Fate.NO_ROOM), "spilled": fates.count(Fate.SPILLED)})
+        count_up(
+            conn,
+            generation,
+            counts | {"no_room": fates.count(Fate.NO_ROOM), "spilled": fates.count(Fate.SPILLED)},
+        )
     return [outcomes[a.image_key] for a in assignments]
 
 
@@ -92,7 +104,9 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
     """Loads an empty generation with COPY, or `more` into one that is loaded in parts, where what a part before brought is
     left out. Images deleted meanwhile are left out too; returns how many were loaded."""
     with transaction(conn):
-        living = {key for (key,) in rows(conn, "lock_images_by_key", image_keys=load.image_keys.tolist())}
+        living = {
+            key for (key,) in rows(conn, "lock_images_by_key", image_keys=load.image_keys.tolist())
+        }
         rows(conn, "own_generation", generation=generation)
         if more:
             living -= present_images(conn, generation, load.image_keys.tolist())
@@ -111,21 +125,39 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
 
 def present_images(conn: Connection, generation: int, image_keys: Sequence[int]) -> set[int]:
     """Which of these images the generation holds."""
-    return {key for (key,) in rows(conn, "present_images", generation=generation, image_keys=[int(key) for key in image_keys])}
+    return {
+        key
+        for (key,) in rows(
+            conn,
+            "present_images",
+            generation=generation,
+            image_keys=[int(key) for key in image_keys],
+        )
+    }
 
 
-def postings_of(conn: Connection, generation: int, image_keys: Sequence[int]) -> dict[int, list[tuple[int, int | None, float]]]:
+def postings_of(
+    conn: Connection, generation: int, image_keys: Sequence[int]
+) -> dict[int, list[tuple[int, int | None, float]]]:
     """(leaf, suffix, weight) of each image's postings, the primary first; the suffix of an alternate is None."""
     found: dict[int, list[tuple[int, int | None, float]]] = {}
-    for key, leaf, suffix, weight in rows(conn, "postings_of_images", generation=generation, image_keys=[int(k) for k in image_keys]):
+    for key, leaf, suffix, weight in rows(
+        conn, "postings_of_images", generation=generation, image_keys=[int(k) for k in image_keys]
+    ):
         found.setdefault(key, []).append((leaf, suffix, weight))
     return found
 
 
-def identifiers_of(conn: Connection, generation: int, shape: IdentifierShape, image_keys: Sequence[int]) -> dict[int, list[int]]:
+def identifiers_of(
+    conn: Connection, generation: int, shape: IdentifierShape, image_keys: Sequence[int]
+) -> dict[int, list[int]]:
     """The five numbers of each image that the generation holds."""
     first = {key: places[0] for key, places in postings_of(conn, generation, image_keys).items()}
-    return {key: shape.identifier(leaf, suffix) for key, (leaf, suffix, _) in first.items() if suffix is not None}
+    return {
+        key: shape.identifier(leaf, suffix)
+        for key, (leaf, suffix, _) in first.items()
+        if suffix is not None
+    }
 
 
 def image_at(conn: Connection, generation: int, leaf: int, suffix: int) -> int | None:
@@ -134,9 +166,16 @@ def image_at(conn: Connection, generation: int, leaf: int, suffix: int) -> int |
     return None if found is None else int(found[0])
 
 
-def fullest_leaves(conn: Connection, generation: int, *, limit: int = 10) -> list[tuple[int, int, int]]:
+def fullest_leaves(
+    conn: Connection, generation: int, *, limit: int = 10
+) -> list[tuple[int, int, int]]:
     """(leaf, primaries in it, suffixes handed out) of the leaves with the most primaries."""
-    return [(leaf, live, next_suffix) for leaf, live, next_suffix in rows(conn, "fullest_leaves", generation=generation, amount=limit)]
+    return [
+        (leaf, live, next_suffix)
+        for leaf, live, next_suffix in rows(
+            conn, "fullest_leaves", generation=generation, amount=limit
+        )
+    ]
 
 
 def _standing(conn: Connection, generation: int, image_keys: Sequence[int]) -> dict[int, Outcome]:
@@ -158,9 +197,17 @@ def _outcome(assignment: Assignment, place: Place | None) -> Outcome:
     else:
         fate = Fate.SPILLED
         # An unknown leaf is trusted no more than the least plausible one that the model named.
-        weight = next((p.weight for p in wanted if p.leaf == place.leaf), min(p.weight for p in wanted))
+        weight = next(
+            (p.weight for p in wanted if p.leaf == place.leaf), min(p.weight for p in wanted)
+        )
         postings = _distinct((Posting(place.leaf, weight), *wanted))[: max(1, len(wanted))]
-    return Outcome(image_key=assignment.image_key, fate=fate, leaf=place.leaf, suffix=place.suffix, postings=postings)
+    return Outcome(
+        image_key=assignment.image_key,
+        fate=fate,
+        leaf=place.leaf,
+        suffix=place.suffix,
+        postings=postings,
+    )
 
 
 def _distinct(postings: Sequence[Posting]) -> tuple[Posting, ...]:
@@ -170,9 +217,16 @@ def _distinct(postings: Sequence[Posting]) -> tuple[Posting, ...]:
     return tuple(first.values())
 
 
-def _write(conn: Connection, generation: int, assignments: Mapping[int, Assignment], added: Sequence[Outcome]) -> dict[str, int]:
+def _write(
+    conn: Connection,
+    generation: int,
+    assignments: Mapping[int, Assignment],
+    added: Sequence[Outcome],
+) -> dict[str, int]:
     """Writes the rows of placed images and returns what the counters gain."""
-    flat = [(o.image_key, p, o.suffix if p.leaf == o.leaf else None) for o in added for p in o.postings]
+    flat = [
+        (o.image_key, p, o.suffix if p.leaf == o.leaf else None) for o in added for p in o.postings
+    ]
     postings, checksum = row(
         conn,
         "append_postings",
@@ -197,8 +251,13 @@ def _write(conn: Connection, generation: int, assignments: Mapping[int, Assignme
     return {"images": len(added), "postings": postings, "checksum": int(checksum)}
 
 
-def _copy(conn: Connection, generation: int, load: InitialLoad, kept: BoolArray, posted: BoolArray) -> None:
-    for query, rows_of in (("copy_primaries", posted & (load.suffixes >= 0)), ("copy_alternates", posted & (load.suffixes < 0))):
+def _copy(
+    conn: Connection, generation: int, load: InitialLoad, kept: BoolArray, posted: BoolArray
+) -> None:
+    for query, rows_of in (
+        ("copy_primaries", posted & (load.suffixes >= 0)),
+        ("copy_alternates", posted & (load.suffixes < 0)),
+    ):
         order = np.flatnonzero(rows_of)[np.argsort(load.leaves[rows_of], kind="stable")]
         columns: dict[str, tuple[str, Column]] = {
             "generation": (">i4", np.full(len(order), generation)),
@@ -226,22 +285,41 @@ def _open_leaves(conn: Connection, generation: int, leaves: IntArray, suffixes: 
     occupied, where, live = np.unique(leaves, return_inverse=True, return_counts=True)
     after = np.zeros(len(occupied), dtype=np.int64)
     np.maximum.at(after, where, suffixes + 1)
-    before = {leaf: (used, there) for leaf, used, there in rows(conn, "lock_leaves", generation=generation, leaves=occupied.tolist())}
+    before = {
+        leaf: (used, there)
+        for leaf, used, there in rows(
+            conn, "lock_leaves", generation=generation, leaves=occupied.tolist()
+        )
+    }
     run(
         conn,
         "update_leaves",
         generation=generation,
         leaves=occupied.tolist(),
-        next_suffixes=[max(before[leaf][0], end) for leaf, end in zip(occupied.tolist(), after.tolist(), strict=True)],
-        lives=[before[leaf][1] + more for leaf, more in zip(occupied.tolist(), live.tolist(), strict=True)],
+        next_suffixes=[
+            max(before[leaf][0], end)
+            for leaf, end in zip(occupied.tolist(), after.tolist(), strict=True)
+        ],
+        lives=[
+            before[leaf][1] + more
+            for leaf, more in zip(occupied.tolist(), live.tolist(), strict=True)
+        ],
     )
     return sum(there == 0 for _, there in before.values())
 
 
 def _count_loaded(conn: Connection, generation: int, image_keys: list[int], leaves: int) -> None:
-    images, postings, checksum = row(conn, "recount_images", generation=generation, image_keys=image_keys) or (0, 0, 0)
-    count_up(conn, generation, {"images": images, "postings": postings, "leaves": leaves, "checksum": int(checksum)})
+    images, postings, checksum = row(
+        conn, "recount_images", generation=generation, image_keys=image_keys
+    ) or (0, 0, 0)
+    count_up(
+        conn,
+        generation,
+        {"images": images, "postings": postings, "leaves": leaves, "checksum": int(checksum)},
+    )
 
 
 def _not_empty(generation: int) -> UsageError:
-    return UsageError(f"generation {generation} holds images already, the initial load needs an empty one; create a new generation")
+    return UsageError(
+        f"generation {generation} holds images already, the initial load needs an empty one; create a new generation"
+    )

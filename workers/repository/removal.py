@@ -16,9 +16,16 @@ def remove(conn: Connection, image_keys: Sequence[int]) -> None:
         return
     for (generation,) in rows(conn, "generations_of_images", image_keys=keys):
         rows(conn, "lock_leaves_of_images", generation=generation, image_keys=keys)
-        images, postings, emptied, checksum = row(conn, "remove_postings", generation=generation, image_keys=keys) or (0, 0, 0, 0)
+        images, postings, emptied, checksum = row(
+            conn, "remove_postings", generation=generation, image_keys=keys
+        ) or (0, 0, 0, 0)
         run(conn, "remove_embeddings", generation=generation, image_keys=keys)
-        lost = {"images": -images, "postings": -postings, "leaves": -emptied, "checksum": -int(checksum)}
+        lost = {
+            "images": -images,
+            "postings": -postings,
+            "leaves": -emptied,
+            "checksum": -int(checksum),
+        }
         count_up(conn, generation, lost)
         rows(conn, "notify_index", generation=generation)
     run(conn, "insert_tombstones", image_keys=keys)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from model.backbone import fresh_backbone
-from model.base import Base
-from model.checkpoint import Parts, parts_of
-from model.encoder import TwoTower
-from model.profiles import Profile, Stage, TinySize, profile
-from model.teacher import CrossHead
-from model.tokenizer import train_tokenizer
+from model.network.backbone import fresh_backbone
+from model.network.base import Base
+from model.network.checkpoint import Parts, parts_of
+from model.network.encoder import TwoTower
+from model.network.profiles import Profile, Stage, TinySize, profile
+from model.network.teacher import CrossHead
+from model.network.tokenizer import train_tokenizer
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
 
@@ -28,7 +28,12 @@ SMALL = TinySize(
     vision_feed_forward=32,
     vocabulary=400,
 )
-TEXTS = ("a small red circle", "two blue squares on navy", "eine grüne Scheibe", "a large star at the top left")
+TEXTS = (
+    "a small red circle",
+    "two blue squares on navy",
+    "eine grüne Scheibe",
+    "a large star at the top left",
+)
 
 
 def small_profile() -> Profile:
@@ -39,7 +44,13 @@ def small_profile() -> Profile:
         Stage("align", epochs=2, learning_rate=2e-3, batch=8, soft_label_weight=0.1),
     )
     shape = IdentifierShape(codes=(4, 3, 3, 2), suffixes=8)
-    return replace(profile("tiny").with_stages(stages), shape=shape, embedding_width=24, tiny=SMALL, max_text_tokens=24)
+    return replace(
+        profile("tiny").with_stages(stages),
+        shape=shape,
+        embedding_width=24,
+        tiny=SMALL,
+        max_text_tokens=24,
+    )
 
 
 def small_base(seed: int = 0) -> Base:
@@ -59,7 +70,9 @@ def small_base(seed: int = 0) -> Base:
 
 def pictures(count: int, seed: int = 0, side: int = 56) -> list[ByteArray]:
     """Random pictures."""
-    return list(np.random.default_rng(seed).integers(0, 255, (count, side, side, 3), dtype=np.uint8))
+    return list(
+        np.random.default_rng(seed).integers(0, 255, (count, side, side, 3), dtype=np.uint8)
+    )
 
 
 @pytest.fixture

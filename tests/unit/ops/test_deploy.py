@@ -8,12 +8,14 @@ from typing import Any
 import yaml
 from prometheus_client import CollectorRegistry
 
-from ops.cli import parser
-from workers import metrics
+from ops.cli.main import parser
+from workers.runtime import metrics
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
-BOARD: dict[str, Any] = json.loads((ROOT / "ops/deploy/grafana/dashboards/sigma.json").read_text(encoding="utf-8"))
+BOARD: dict[str, Any] = json.loads(
+    (ROOT / "ops/deploy/grafana/dashboards/sigma.json").read_text(encoding="utf-8")
+)
 RULES: dict[str, Any] = yaml.safe_load((ROOT / "ops/deploy/alerts.yml").read_text(encoding="utf-8"))
 OURS = ("init", "intake", "index", "scheduler", "query")
 
@@ -24,7 +26,11 @@ def test_every_command_of_ours_is_one_that_the_command_line_knows() -> None:
 
 
 def test_every_setting_is_one_that_is_read() -> None:
-    known = set(re.findall(r"SIGMA_[A-Z0-9_]+", (ROOT / "schemas" / "settings.py").read_text(encoding="utf-8")))
+    known = set(
+        re.findall(
+            r"SIGMA_[A-Z0-9_]+", (ROOT / "schemas" / "settings.py").read_text(encoding="utf-8")
+        )
+    )
     for name in OURS:
         assert set(COMPOSE["services"][name]["environment"]) <= known
 
@@ -51,13 +57,24 @@ def test_what_is_mounted_and_copied_is_there() -> None:
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
             assert source in COMPOSE["volumes"] or (ROOT / source).exists(), volume
-    for line in re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE):
+    for line in re.findall(
+        r"^COPY (?!--from)(.+) \S+$",
+        (ROOT / "Dockerfile").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    ):
         assert all((ROOT / name).exists() for name in line.split()), line
 
 
 def test_dashboards_and_alerts_ask_for_metrics_that_exist() -> None:
-    registries: list[CollectorRegistry] = [one().registry for name, one in vars(metrics).items() if name.endswith("Metrics")]
-    names = {name for registry in registries for family in registry.collect() for name in names_of(family)}
+    registries: list[CollectorRegistry] = [
+        one().registry for name, one in vars(metrics).items() if name.endswith("Metrics")
+    ]
+    names = {
+        name
+        for registry in registries
+        for family in registry.collect()
+        for name in names_of(family)
+    }
     used = {name for expression in asked() for name in re.findall(r"sigma_[a-z0-9_]+", expression)}
     assert len(used) > 20
     assert used <= names
@@ -73,13 +90,17 @@ def test_panels_have_numbers_and_places_of_their_own() -> None:
 def test_every_rule_says_how_urgent_it_is_and_names_commands_that_exist() -> None:
     for rule in [rule for group in RULES["groups"] for rule in group["rules"]]:
         assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
-        for command, word in re.findall(r"\bsigma ([a-z-]+) ([a-z-]+)", rule["annotations"]["summary"]):
+        for command, word in re.findall(
+            r"\bsigma ([a-z-]+) ([a-z-]+)", rule["annotations"]["summary"]
+        ):
             parser().parse_args([command, word])
 
 
 def test_a_label_named_job_survives_the_scrape() -> None:
     # Prometheus calls the place it scrapes `job` too, and renames ours unless it is told not to.
-    scraped = yaml.safe_load((ROOT / "ops/deploy/prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    scraped = yaml.safe_load((ROOT / "ops/deploy/prometheus.yml").read_text(encoding="utf-8"))[
+        "scrape_configs"
+    ]
     assert any("(job" in expression or "{job" in expression for expression in asked())
     assert all(one["honor_labels"] is True for one in scraped)
     names = [name for one in scraped for place in one["dns_sd_configs"] for name in place["names"]]
@@ -97,5 +118,7 @@ def cells(place: dict[str, int]) -> list[tuple[int, int]]:
 
 
 def names_of(family: Any) -> set[str]:
-    endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+    endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(
+        family.type, ("",)
+    )
     return {family.name + ending for ending in endings}

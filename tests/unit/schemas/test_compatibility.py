@@ -40,14 +40,25 @@ def test_every_event_has_a_schema_and_every_version_reads_every_other() -> None:
 def test_a_published_schema_is_never_edited() -> None:
     folder = resources.files("schemas").joinpath("events")
     published = json.loads(folder.joinpath("published.json").read_text(encoding="utf-8"))
-    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir() if file.name.endswith(".json")}
+    found = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.iterdir()
+        if file.name.endswith(".json")
+    }
     found.pop("published.json")
-    assert found == published, "add a new version beside the published one, and its hash to published.json"
+    assert found == published, (
+        "add a new version beside the published one, and its hash to published.json"
+    )
 
 
 @pytest.mark.parametrize(
     "other",
-    [EVENT, changed("new", type="string"), changed(description="words"), changed("id", description="words")],
+    [
+        EVENT,
+        changed("new", type="string"),
+        changed(description="words"),
+        changed("id", description="words"),
+    ],
     ids=["same", "optional field", "described", "field described"],
 )
 def test_compatible_changes_pass(other: dict[str, Any]) -> None:

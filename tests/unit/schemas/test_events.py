@@ -27,8 +27,18 @@ from schemas.events import (
 
 MOMENT = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 EXAMPLES: list[Record] = [
-    ImageArrived("ü 1", "file:///a.jpg", version=3, captions=("ein Bild", "绘画"), test_captions=("x",), split="train", arrived_at=MOMENT),
-    ImageAccepted("a", "file:///a.jpg", "file:///b.png", "0" * 64, 10, 20, MOMENT, published_at=MOMENT),
+    ImageArrived(
+        "ü 1",
+        "file:///a.jpg",
+        version=3,
+        captions=("ein Bild", "绘画"),
+        test_captions=("x",),
+        split="train",
+        arrived_at=MOMENT,
+    ),
+    ImageAccepted(
+        "a", "file:///a.jpg", "file:///b.png", "0" * 64, 10, 20, MOMENT, published_at=MOMENT
+    ),
     ImageRejected("a", "file:///a.jpg", "truncated", "cut short", "intake"),
     ImageIndexed("a", 1, 2, (1, 2, 3, 0, 5), (10, 11), -0.5, MOMENT, MOMENT),
     ImageDeleted("a", 2),
@@ -83,7 +93,11 @@ def test_a_naive_time_is_refused() -> None:
 
 def test_headers_are_cloudevents_in_binary_mode_and_carry_the_trace_on() -> None:
     found = headers(EXAMPLES[0], "ü 1")
-    assert (found["ce_specversion"], found["ce_type"], found["ce_subject"]) == ("1.0", "sigma.image_arrived.v1", "ü 1")
+    assert (found["ce_specversion"], found["ce_type"], found["ce_subject"]) == (
+        "1.0",
+        "sigma.image_arrived.v1",
+        "ü 1",
+    )
     assert found["content-type"] == "application/json"
     assert datetime.fromisoformat(found["ce_time"]).tzinfo is not None
     assert len(trace_of(found)) == 32
@@ -93,7 +107,15 @@ def test_headers_are_cloudevents_in_binary_mode_and_carry_the_trace_on() -> None
     assert after["ce_id"] != found["ce_id"]
 
 
-@pytest.mark.parametrize("broken", ["", "00-abc", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "ff-" + "a" * 32 + "-" + "1" * 16 + "-01\r\n"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "",
+        "00-abc",
+        "00-" + "0" * 32 + "-" + "1" * 16 + "-01",
+        "ff-" + "a" * 32 + "-" + "1" * 16 + "-01\r\n",
+    ],
+)
 def test_a_broken_trace_parent_begins_a_new_trace(broken: str) -> None:
     found = trace_of(headers(EXAMPLES[1], cause={"traceparent": broken}))
     assert len(found) == 32

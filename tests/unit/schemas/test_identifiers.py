@@ -33,7 +33,10 @@ def test_leaves_outside_the_shape_are_refused(leaf: int) -> None:
         SHAPE.unpack(leaf)
 
 
-@pytest.mark.parametrize(("codes", "suffixes"), [((0, 1, 1, 1), 1), ((1, 1, 1, 1), 0), ((1 << 20, 1 << 20, 1 << 20, 4), 2)])
+@pytest.mark.parametrize(
+    ("codes", "suffixes"),
+    [((0, 1, 1, 1), 1), ((1, 1, 1, 1), 0), ((1 << 20, 1 << 20, 1 << 20, 4), 2)],
+)
 def test_impossible_shapes_are_refused(codes: tuple[int, int, int, int], suffixes: int) -> None:
     with pytest.raises(UsageError):
         IdentifierShape(codes=codes, suffixes=suffixes)

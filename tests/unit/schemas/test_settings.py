@@ -33,13 +33,17 @@ def test_an_empty_environment_gives_the_embedded_defaults() -> None:
         ("SIGMA_RETRAIN", "often"),
     ],
 )
-def test_a_bad_value_names_the_variable_what_was_found_and_what_is_allowed(name: str, value: str) -> None:
+def test_a_bad_value_names_the_variable_what_was_found_and_what_is_allowed(
+    name: str, value: str
+) -> None:
     with pytest.raises(UsageError, match=f"{name} is {value!r}, allowed"):
         Settings.from_environment({name: value})
 
 
 def test_a_password_is_shown_nowhere() -> None:
-    found = Settings.from_environment({"SIGMA_DATABASE_URL": "postgresql://me:hunter2@db/sigma?password=hunter3"})
+    found = Settings.from_environment(
+        {"SIGMA_DATABASE_URL": "postgresql://me:hunter2@db/sigma?password=hunter3"}
+    )
     assert "hunter" not in repr(found)
     with pytest.raises(UsageError) as refused:
         Settings.from_environment({"SIGMA_DATABASE_URL": "mysql://me:hunter2@db/sigma"})
@@ -60,8 +64,16 @@ def test_real_services_are_read_whole_and_their_secrets_stay_hidden() -> None:
     found = Settings.from_environment(environ)
     assert found.kafka is not None
     assert found.s3 is not None
-    assert (found.kafka.bootstrap, found.kafka.tls, found.kafka.password) == (("one:9092", "two:9092"), True, "hunter2")
-    assert (found.s3.endpoint, found.s3.secure, found.s3.secret_key) == ("127.0.0.1:9000", False, "hunter4")
+    assert (found.kafka.bootstrap, found.kafka.tls, found.kafka.password) == (
+        ("one:9092", "two:9092"),
+        True,
+        "hunter2",
+    )
+    assert (found.s3.endpoint, found.s3.secure, found.s3.secret_key) == (
+        "127.0.0.1:9000",
+        False,
+        "hunter4",
+    )
     assert found.s3.source_buckets == ("their-images", "more-images")
     assert found.https_hosts == ("images.example.org", "*.example.net")
     assert "hunter" not in repr(found)
@@ -79,13 +91,17 @@ def test_real_services_are_read_whole_and_their_secrets_stay_hidden() -> None:
         ({"SIGMA_ENGINE": "jax"}, "allowed are torch, vllm"),
     ],
 )
-def test_half_configured_services_are_refused_with_the_cure(environ: dict[str, str], found: str) -> None:
+def test_half_configured_services_are_refused_with_the_cure(
+    environ: dict[str, str], found: str
+) -> None:
     with pytest.raises(UsageError, match=re.escape(found)):
         Settings.from_environment(environ)
 
 
 def test_schedules_of_jobs_are_read_by_name() -> None:
-    found = Settings.from_environment({"SIGMA_SCHEDULE": "retrain=0 3 * * 0; recall-probe = */30 * * * *;prune=off;"})
+    found = Settings.from_environment(
+        {"SIGMA_SCHEDULE": "retrain=0 3 * * 0; recall-probe = */30 * * * *;prune=off;"}
+    )
     assert {name: schedule.text for name, schedule in found.schedules} == {
         "retrain": "0 3 * * 0",
         "recall-probe": "*/30 * * * *",

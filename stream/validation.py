@@ -1,0 +1,42 @@
+"""The intake: what an arrival must pass before it may enter the index. A plain function from record to record."""
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+
+from schemas.errors import RejectInputError
+from schemas.events import ImageAccepted, ImageArrived, ImageRejected
+from stream.images.decode_pool import DecodePool
+from stream.images.store import ImageStore
+from stream.log.dead_letters import refusal
+
+STAGE = "intake"
+
+
+def accept(
+    arrived: ImageArrived,
+    store: ImageStore,
+    decoder: DecodePool,
+    source: Callable[[str], bytes],
+    published_at: datetime | None = None,
+) -> ImageAccepted | ImageRejected:
+    """Reads, decodes and stores the image. A refusal is a record too; only `RetryLaterError` is raised."""
+    try:
+        data = source(arrived.uri)
+        picture = decoder.decode(data)
+    except RejectInputError as error:
+        return refusal(arrived, error, stage=STAGE)
+    return ImageAccepted(
+        image_id=arrived.image_id,
+        uri=arrived.uri,
+        normalized_uri=store.put(picture.png, ".png"),
+        checksum=hashlib.sha256(data).hexdigest(),
+        width=picture.width,
+        height=picture.height,
+        arrived_at=arrived.arrived_at,
+        version=arrived.version,
+        captions=arrived.captions,
+        test_captions=arrived.test_captions,
+        split=arrived.split,
+        published_at=published_at,
+    )

@@ -1,0 +1,80 @@
+"""The backbone's inputs, against what transformers itself computes."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2VLImageProcessor
+
+from model.network.backbone import ImageInputs, rope_positions
+from model.network.checkpoint import Parts
+from tests.unit.model.conftest import SMALL, pictures
+
+
+def test_patches_equal_the_image_processors() -> None:
+    images = pictures(3)
+    ours = ImageInputs.tiny(SMALL)(images)
+    processor = Qwen2VLImageProcessor(
+        do_resize=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        patch_size=SMALL.patch_px,
+        temporal_patch_size=2,
+        merge_size=2,
+        do_convert_rgb=False,
+    )
+    theirs = processor(images=images, return_tensors="pt")
+    np.testing.assert_array_equal(ours.grid, theirs["image_grid_thw"])
+    np.testing.assert_allclose(ours.patches, theirs["pixel_values"], atol=1e-5)
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+def test_positions_equal_the_models_own(parts: Parts, with_image: bool) -> None:
+    sigma = parts.sigma
+    given = sigma.inputs(pictures(2))
+    count = given.tokens(sigma.merge)[0]
+    rows = [sigma.prompts.image_prompt(count), sigma.prompts.query_prompt("a star at the top")]
+    if with_image:
+        rows.append([*sigma.prompts.image_prompt(count), 5, 6, 7])
+    else:
+        rows = rows[1:]
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [sigma.pad] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    grid = given.grid if with_image else None
+    kinds = (tokens == sigma.prompts.image).int()
+    theirs, _ = sigma.backbone.model.get_rope_index(
+        tokens, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=mask.long()
+    )
+    ours = rope_positions(tokens, mask, grid, sigma.prompts.image, sigma.merge)
+    np.testing.assert_array_equal(ours[:, mask], theirs[:, mask])
+
+
+def test_text_logits_equal_a_plain_qwen2_decoder_with_the_same_weights(parts: Parts) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    text = parts.sigma.backbone.config.text_config
+    config = Qwen2Config(
+        **{
+            name: getattr(text, name)
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+            )
+        },
+        num_key_value_heads=text.num_key_value_heads,
+        rms_norm_eps=text.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+    )
+    plain = Qwen2ForCausalLM(config).eval()
+    plain.model.load_state_dict(parts.sigma.backbone.model.language_model.state_dict())
+    plain.tie_weights()
+    tokens = torch.tensor([parts.sigma.prompts.query_prompt("two blue squares")])
+    with torch.inference_mode():
+        positions = torch.arange(tokens.shape[1]).view(1, 1, -1).expand(3, 1, -1)
+        ours = parts.sigma.backbone(input_ids=tokens, position_ids=positions).logits
+        theirs = plain(input_ids=tokens).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

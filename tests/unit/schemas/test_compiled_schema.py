@@ -1,0 +1,85 @@
+"""Quick checks: what they call valid is valid, so that nothing passes which the schema forbids."""
+
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from schemas.compiled_schema import compiled
+from schemas.events import EVENTS, validator
+
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    1,
+    -1,
+    1.0,
+    1.5,
+    2**31,
+    float("nan"),
+    "",
+    "x",
+    "\x00",
+    "a\n",
+    [],
+    ["\x00"],
+    [1, 2],
+    {},
+    "f" * 64,
+    10**400,
+)
+
+
+def documents(schema: Mapping[str, Any], chance: random.Random) -> dict[str, Any]:
+    """A document that is mostly right."""
+    good = {"string": "2026-11-25T12:00:00+00:00", "integer": 3, "number": 0.5, "array": ["a", "b"]}
+    found = {}
+    for name, one in schema["properties"].items():
+        value = good[one["type"]]
+        if one["type"] == "array":
+            value = [good[one["items"]["type"]]] * max(5, one.get("minItems", 0))
+        found[name] = "a" * 64 if "0-9a-f" in one.get("pattern", "") else value
+    for _ in range(chance.choice((0, 0, 1, 2))):
+        name = chance.choice([*found, "unknown"])
+        if chance.random() < 0.3:
+            found.pop(name, None)
+        else:
+            found[name] = chance.choice(ODD)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted({event.NAME for event in EVENTS.values()}))
+def test_the_quick_check_agrees_with_the_schema(name: str) -> None:
+    slow = validator(name)
+    assert isinstance(slow.schema, dict)
+    quick = compiled(slow.schema)
+    assert quick is not None
+    chance = random.Random(name)
+    verdicts = set()
+    for _ in range(300):
+        document = documents(slow.schema, chance)
+        valid = slow.is_valid(document)
+        # A quick no is looked at again (NaN is one), a quick yes is final.
+        assert valid or not quick(document), json.dumps(document)
+        verdicts.add((valid, quick(document)))
+    assert {(True, True), (False, False)} <= verdicts
+    assert not any(quick(odd) and not slow.is_valid(odd) for odd in ODD)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "date"},
+        {"type": ["string", "null"]},
+        {"enum": ["a"]},
+        {"type": "object", "additionalProperties": False},
+        {"type": "array", "items": {"type": "string", "not": {}}},
+    ],
+)
+def test_a_schema_with_words_that_are_not_understood_is_left_to_the_validator(
+    schema: dict[str, Any],
+) -> None:
+    assert compiled(schema) is None

@@ -1,0 +1,212 @@
+"""Hostile bytes: everything convertible becomes one plain picture, everything else a reason, and nothing takes the worker along."""
+
+import io
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from schemas.errors import RejectInputError
+from stream.images.decode_pool import DecodeLimits, DecodePool
+from stream.images.normalize import LONGEST_SIDE, normalize
+from tests.hostile import CONVERTIBLE, REFUSED, encoded, picture, rotated
+
+PIXELS = 50_000_000
+PEAK_BYTES = 256 << 20
+SIDE = 7000
+"""49 million pixels in a square, just under what is allowed."""
+
+
+class Warm:
+    """A decoder that has decoded before, and the process and memory that it then had."""
+
+    def __init__(self, pool: DecodePool) -> None:
+        self.pool = pool
+        pool.decode(CONVERTIBLE["plain.jpg"]())
+        self.pid, self.bytes = self._peak()
+
+    def held(self) -> None:
+        """The process is the same, and never held more than is allowed beyond what it had when warm."""
+        pid, most = self._peak()
+        assert pid == self.pid
+        assert most - self.bytes <= PEAK_BYTES
+
+    def _peak(self) -> tuple[int, int]:
+        child = self.pool._idle.get()
+        self.pool._idle.put(child)
+        assert child is not None
+        pid = child._process.pid
+        (line,) = [
+            line
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        ]
+        return pid, int(line.split()[1]) * 1024
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    """One warm decoder with the default limits."""
+    with DecodePool() as pool:
+        yield Warm(pool)
+
+
+def large(mode: str, kind: str, **options: object) -> bytes:
+    """A blank picture as large as is allowed."""
+    options = {"compress_level": 1, **options} if kind == "PNG" else options
+    return encoded(Image.new(mode, (SIDE, SIDE)), kind, **options)
+
+
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_a_convertible_image_becomes_plain_rgb(name: str) -> None:
+    made = normalize(CONVERTIBLE[name](), max_pixels=PIXELS)
+    image = Image.open(io.BytesIO(made.png))
+    assert (image.format, image.mode, image.info) == ("PNG", "RGB", {})
+    assert sorted(image.size) == [60, 80]
+    assert np.asarray(image).std() > 5
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_everything_else_is_refused_with_a_reason(name: str) -> None:
+    code, make = REFUSED[name]
+    with pytest.raises(RejectInputError) as refused:
+        normalize(make(), max_pixels=PIXELS)
+    assert refused.value.code == code
+    assert len(str(refused.value)) > 20
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_hostile_image_costs_little_time_and_memory_and_the_decoder_stays(
+    name: str, warm: Warm
+) -> None:
+    hostile = REFUSED[name][1]()
+    started = time.monotonic()
+    with pytest.raises(RejectInputError) as refused:
+        warm.pool.decode(hostile)
+    assert time.monotonic() - started < 5
+    assert refused.value.code == REFUSED[name][0]
+    warm.held()
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "PNG", {}),
+        ("RGB", "PNG", {"transparency": (0, 0, 0)}),
+        ("RGBA", "PNG", {}),
+        ("LA", "PNG", {}),
+        ("P", "PNG", {"transparency": 0}),
+        ("I;16", "PNG", {}),
+        ("1", "PNG", {}),
+        ("RGB", "JPEG", {}),
+        ("RGB", "JPEG", {"progressive": True}),
+    ],
+)
+def test_the_largest_pictures_allowed_are_decoded_in_little_memory(
+    mode: str, kind: str, options: dict[str, object], warm: Warm
+) -> None:
+    made = warm.pool.decode(large(mode, kind, **options))
+    assert (made.width, made.height) == (SIDE, SIDE)
+    warm.held()
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
+        ("CMYK", "JPEG", {"progressive": True}),
+        ("RGB", "WEBP", {"lossless": True, "method": 0}),
+    ],
+)
+def test_what_would_take_too_much_memory_is_refused_by_its_header(
+    mode: str, kind: str, options: dict[str, object], warm: Warm
+) -> None:
+    with pytest.raises(RejectInputError, match="MiB to decode") as refused:
+        warm.pool.decode(large(mode, kind, **options))
+    assert refused.value.code == "out-of-memory"
+    warm.held()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16"])
+def test_a_large_picture_is_the_same_when_it_is_converted_in_strips(mode: str) -> None:
+    size = (5400, 3700)
+    if mode == "I;16":
+        image = Image.fromarray(
+            np.linspace(0, 65535, size[0] * size[1]).reshape(size[::-1]).astype(np.uint16)
+        )
+    elif mode == "P":
+        image = picture(1, size).quantize(16)
+    else:
+        image = picture(1, size).convert("RGBA" if mode == "LA" else mode).convert(mode)
+    made = np.asarray(
+        Image.open(
+            io.BytesIO(normalize(encoded(image, "PNG", compress_level=1), max_pixels=PIXELS).png)
+        ),
+        dtype=int,
+    )
+    whole = (
+        image.point(lambda value: value / 257 + 0).convert("L")
+        if mode == "I;16"
+        else image.convert("RGB")
+    )
+    whole.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    assert np.abs(made - np.asarray(whole.convert("RGB"), dtype=int)).mean() < 2
+
+
+def test_a_picture_on_its_side_is_turned_upright() -> None:
+    made = normalize(rotated(), max_pixels=PIXELS)
+    assert (made.width, made.height) == (60, 80)
+    assert Image.open(io.BytesIO(made.png)).size == (60, 80)
+
+
+def test_a_large_picture_is_kept_small_and_its_size_remembered() -> None:
+    made = normalize(encoded(picture(1, (1600, 1200)), "JPEG"), max_pixels=PIXELS)
+    assert (made.width, made.height) == (1600, 1200)
+    assert max(Image.open(io.BytesIO(made.png)).size) == LONGEST_SIDE
+
+
+def test_transparency_becomes_white() -> None:
+    clear = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    made = normalize(encoded(clear, "PNG"), max_pixels=PIXELS)
+    assert np.asarray(Image.open(io.BytesIO(made.png))).min() == 255
+
+
+def test_the_pool_decodes_refuses_and_goes_on() -> None:
+    with DecodePool(processes=1) as pool:
+        assert pool.decode(CONVERTIBLE["plain.jpg"]()).format == "JPEG"
+        with pytest.raises(RejectInputError, match="no bytes"):
+            pool.decode(b"")
+        assert pool.decode(CONVERTIBLE["plain.png"]()).format == "PNG"
+
+
+def test_too_many_bytes_never_reach_a_decoder() -> None:
+    with DecodePool(DecodeLimits(max_bytes=10)) as pool, pytest.raises(RejectInputError) as refused:
+        pool.decode(bytes(11))
+    assert refused.value.code == "too-many-bytes"
+
+
+def test_an_image_that_needs_too_much_memory_is_refused_and_the_next_one_decodes() -> None:
+    wide = encoded(Image.new("RGB", (9000, 5000)), "PNG")
+    with DecodePool(DecodeLimits(memory_bytes=32 << 20)) as pool:
+        with pytest.raises(RejectInputError) as refused:
+            pool.decode(wide)
+        assert refused.value.code in ("out-of-memory", "decode-failed")
+        assert pool.decode(CONVERTIBLE["plain.jpg"]()).format == "JPEG"
+
+
+def test_a_decoder_that_dies_costs_one_image() -> None:
+    with DecodePool() as pool:
+        pool.decode(CONVERTIBLE["plain.jpg"]())
+        child = pool._idle.get()
+        assert child is not None
+        os.kill(child._process.pid, signal.SIGKILL)
+        pool._idle.put(child)
+        deadline = time.monotonic() + 5
+        while child.alive and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert pool.decode(CONVERTIBLE["plain.jpg"]()).format == "JPEG"

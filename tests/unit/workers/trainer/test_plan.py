@@ -1,0 +1,83 @@
+"""The plan: what stays, what is learnt, and what is left to the model."""
+
+from pathlib import Path
+
+import numpy as np
+
+from schemas.identifiers import IdentifierShape
+from workers.repository.training_data import Held
+from workers.trainer.plan import Plan, codes_of, plan_full, plan_recluster, plan_refresh
+
+SHAPE = IdentifierShape(codes=(2, 3, 2, 2), suffixes=8)
+
+
+def held(count: int = 20, trained: int = 12) -> Held:
+    """`trained` images that the parent was trained on, then arrivals, every fourth of them without a caption."""
+    keys = np.arange(count) * 3 + 1
+    leaves = np.arange(count) % 5
+    number = np.arange(count)
+    return Held(keys, leaves, number // 5, number < trained, (number < trained) | (number % 4 != 0))
+
+
+def test_in_full_every_image_is_learnt_under_the_codebooks_leaf() -> None:
+    plan = plan_full(np.array([4, 9, 2]), np.array([7, 7, 1]), SHAPE)
+    assert plan.learnt.all()
+    assert plan.trained.all()
+    assert plan.identifiers(np.array([2, 4, 9]), SHAPE)[:, 4].tolist() == [0, 0, 1]
+
+
+def test_a_refresh_learns_new_images_where_they_stand_and_leaves_those_without_captions_to_the_model() -> (
+    None
+):
+    before = held()
+    plan = plan_refresh(before, before.leaves, SHAPE, replay=0.5, limit=1000, seed=0)
+    new = before.image_keys[~before.trained & before.captioned]
+    assert set(plan.image_keys) == {*before.image_keys[before.trained], *new}
+    assert set(plan.image_keys[plan.learnt]) >= set(new)
+    assert plan.learnt.sum() == len(new) + round(0.5 * len(new))
+    at = np.searchsorted(before.image_keys, plan.image_keys)
+    np.testing.assert_array_equal(plan.leaves, before.leaves[at])
+    np.testing.assert_array_equal(plan.suffixes, before.suffixes[at])
+    assert not plan.moved.any()
+
+
+def test_an_image_that_moved_is_learnt_again() -> None:
+    before = held()
+    leaves = before.leaves.copy()
+    leaves[0] = 11
+    plan = plan_refresh(before, leaves, SHAPE, replay=0.0, limit=1000, seed=0)
+    assert plan.learnt[0]
+    assert plan.moved.tolist() == [True, *[False] * (len(plan.moved) - 1)]
+    clustered = plan_recluster(before, leaves, SHAPE)
+    assert len(clustered.image_keys) == len(before.image_keys)
+    assert (clustered.leaves[0], clustered.suffixes[0]) == (11, 0)
+    assert clustered.trained.tolist() == [False, *before.trained[1:].tolist()]
+    assert not clustered.learnt.any()
+
+
+def test_no_more_is_learnt_than_allowed_and_known_images_keep_their_place_all_the_same() -> None:
+    before = held(count=40, trained=10)
+    plan = plan_refresh(before, before.leaves, SHAPE, replay=1.0, limit=8, seed=0)
+    assert plan.learnt.sum() == 8
+    assert set(plan.image_keys) > set(before.image_keys[before.trained])
+    assert len(plan.image_keys) == 10 + 4
+
+
+def test_a_plan_survives_its_file_and_loses_what_the_store_lost(tmp_path: Path) -> None:
+    before = held()
+    plan = plan_refresh(before, before.leaves, SHAPE, replay=1.0, limit=1000, seed=0)
+    plan.save(tmp_path)
+    again = Plan.load(tmp_path)
+    np.testing.assert_array_equal(again.image_keys, plan.image_keys)
+    np.testing.assert_array_equal(again.learnt, plan.learnt)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.npz"]
+    wanted = plan.image_keys[plan.learnt]
+    left = again.without_lost(wanted, wanted[1:])
+    assert set(plan.image_keys) - set(left.image_keys) == {wanted[0]}
+
+
+def test_codes_and_leaves_are_the_same_thing() -> None:
+    leaves = np.arange(SHAPE.leaves)
+    assert [tuple(codes) for codes in codes_of(leaves, SHAPE).tolist()] == [
+        SHAPE.unpack(int(leaf)) for leaf in leaves
+    ]

@@ -1,0 +1,1 @@
+"""How does a generation grow, go live and end? Assignment and appending, switching, retiring."""

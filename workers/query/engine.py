@@ -1,0 +1,165 @@
+"""The engine: one generation ready to answer, its model, trie and ranking embeddings in memory. Owned by one thread."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.decoding.beam import NEVER, TextScorer, search_identifiers, search_leaves
+from model.decoding.decoder import Decoder
+from model.decoding.export import exported
+from model.decoding.vllm import VllmScorer
+from model.network.checkpoint import Checkpoint
+from model.retrieval.ranking import rank
+from model.retrieval.trie import Trie
+from schemas.records import FloatArray, IntArray
+from workers.query.gallery import Gallery
+from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+
+EXPORTS = "exports"
+"""The folder of vLLM's exports, below an engine's folder."""
+
+
+def export_name(generation: int) -> str:
+    """What the export of a generation is called."""
+    return f"generation-{generation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """How to search: `beams` leaves, then the fused score of DESIGN section 6 with weight `fusion_weight`."""
+
+    beams: int = 20
+    fusion_weight: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Images of one query, best first; `candidates` images were scored, `leaves` were decoded."""
+
+    image_keys: IntArray
+    scores: FloatArray
+    candidates: int
+    leaves: IntArray
+
+
+class Engine:
+    """Answers queries of one generation. `folder` is for files that may be lost."""
+
+    def __init__(
+        self, generation: int, checkpoint: Checkpoint, folder: Path, *, engine: str = "torch"
+    ) -> None:
+        """`engine` decodes queries, "torch" or "vllm"; vLLM reads an export of the checkpoint, made once."""
+        self.generation = generation
+        self.checkpoint = checkpoint
+        self.encoder = checkpoint.encoder
+        self.decoder = Decoder(checkpoint.sigma)
+        self._vllm = _vllm(self.decoder, generation, folder) if engine == "vllm" else None
+        self.scorer: TextScorer[Any] = self._vllm or self.decoder
+        self.shape = checkpoint.sigma.profile.shape
+        self.trie = Trie(self.shape, self.decoder.device)
+        self.gallery = Gallery(folder)
+
+    def sink(self, rows: EmbeddingRows) -> None:
+        """Take a chunk of ranking embeddings (initial load)."""
+        self.gallery.add(rows.image_keys, rows.embeddings)
+
+    def apply(self, changes: Changes) -> IntArray:
+        """Bring trie and embeddings up to date; returns the image keys that became searchable."""
+        if len(changes.deleted):
+            slots = self.gallery.slots(changes.deleted)
+            self.trie.delete(slots[slots >= 0].tolist())
+        if len(changes.embeddings):
+            self.sink(changes.embeddings)
+        self._insert(changes.postings, changes.deleted)
+        return np.setdiff1d(changes.embeddings.image_keys, changes.deleted)
+
+    def answer(self, texts: Sequence[str], count: int, how: Retrieval) -> list[Answer]:
+        """The `count` best images of each text: beams of leaves, their members, the fused score."""
+        queries = self.encoder.embed_texts(texts)
+        return self._ranked(texts, queries, count, how)
+
+    def answer_paper(self, texts: Sequence[str], count: int, beams: int) -> list[Answer]:
+        """The paper's own mode: five tokens decoded over primary identifiers, ranked by their probability."""
+        answers = []
+        for found in search_identifiers(
+            self.scorer, self.scorer.read_texts(texts), self.trie, beams
+        ):
+            slots = np.array([one.slot for one in found[:count]], dtype=np.int64)
+            scores = np.array([one.score for one in found[:count]], dtype=np.float32)
+            leaves = np.array([one.leaf for one in found], dtype=np.int64)
+            answers.append(Answer(self.gallery.keys(slots), scores, len(found), leaves))
+        return answers
+
+    def answer_exact(self, queries: FloatArray, count: int) -> list[Answer]:
+        """Exact dense search over the stored embeddings with unit query vectors (B, D): the yardstick."""
+        alive = self.alive()
+        matrix = self.gallery.embeddings[alive].astype(np.float32)
+        answers = []
+        for query in queries:
+            scores = matrix @ query
+            best = np.argsort(-scores, kind="stable")[:count]
+            answers.append(
+                Answer(
+                    self.gallery.keys(alive[best]), scores[best], len(alive), np.empty(0, np.int64)
+                )
+            )
+        return answers
+
+    def alive(self) -> IntArray:
+        """Slots of the images that can be found, ascending."""
+        reached = self.trie.reached(np.flatnonzero(self.trie.branches.load))
+        return np.unique(reached.slots)
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether vLLM decodes."""
+        return self._vllm is not None and self._vllm.running
+
+    def close(self) -> None:
+        """Free the embeddings' file and vLLM's memory."""
+        self.gallery.close()
+        if self._vllm is not None:
+            self._vllm.close()
+
+    def _ranked(
+        self, texts: Sequence[str], queries: FloatArray, count: int, how: Retrieval
+    ) -> list[Answer]:
+        beams = search_leaves(
+            self.scorer, self.scorer.read_texts(texts), self.shape, how.beams, self.trie.branches
+        )
+        leaves, scores = beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
+        answers = []
+        for row, query in enumerate(queries):
+            real = scores[row] > NEVER
+            reached = self.trie.reached(leaves[row][real])
+            embeddings = self.gallery.embeddings
+            best = rank(
+                query,
+                reached,
+                scores[row][real],
+                embeddings,
+                self.encoder.scale,
+                how.fusion_weight,
+                count,
+            )
+            answers.append(
+                Answer(
+                    self.gallery.keys(best.slots), best.scores, best.candidates, leaves[row][real]
+                )
+            )
+        return answers
+
+    def _insert(self, postings: PostingRows, deleted: IntArray) -> None:
+        slots = self.gallery.slots(postings.image_keys)
+        # A posting whose image was deleted in the same breath has an embedding no more.
+        kept = (slots >= 0) & ~np.isin(postings.image_keys, deleted)
+        self.trie.insert(
+            postings.leaves[kept], slots[kept], postings.weights[kept], postings.suffixes[kept]
+        )
+
+
+def _vllm(decoder: Decoder, generation: int, folder: Path) -> VllmScorer:
+    return VllmScorer(decoder, exported(decoder.sigma, folder / EXPORTS, export_name(generation)))

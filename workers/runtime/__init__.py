@@ -1,0 +1,1 @@
+"""What does every worker process need? Services, start and stop, logs, metrics, model loading, the outbox relay."""

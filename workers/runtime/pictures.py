@@ -1,0 +1,70 @@
+"""Pictures: normalised images of the store as pixel arrays."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import overload
+
+import numpy as np
+from PIL import Image
+
+from schemas.errors import RejectInputError
+from schemas.records import ByteArray
+from stream.images.store import ImageStore
+
+
+def read_picture(store: ImageStore, uri: str) -> ByteArray:
+    """(H, W, 3) uint8 of a normalised image. `RejectInputError` when the store lost or damaged it."""
+    data = store.get(uri)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.asarray(image.convert("RGB"), dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RejectInputError(
+            "damaged-store",
+            f"the stored image {uri} cannot be read ({error}); ingest the image again",
+        ) from error
+
+
+class StoredPictures(Sequence[ByteArray]):
+    """Images of the store, read when asked for: a training set may be larger than memory.
+
+    With `prepare` (the fixed square of the `tiny` profile) each is shrunk once and kept.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        uris: Sequence[str],
+        prepare: Callable[[ByteArray], ByteArray] | None = None,
+    ) -> None:
+        self._store = store
+        self._uris = uris
+        self._prepare = prepare
+        self._kept: dict[int, ByteArray] = {}
+
+    def __len__(self) -> int:
+        return len(self._uris)
+
+    def rows(self, kept: Sequence[int]) -> "StoredPictures":
+        """Some of the images, in that order."""
+        return StoredPictures(self._store, [self._uris[row] for row in kept], self._prepare)
+
+    @overload
+    def __getitem__(self, index: int) -> ByteArray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ByteArray]: ...
+
+    def __getitem__(self, index: int | slice) -> ByteArray | list[ByteArray]:
+        if isinstance(index, slice):
+            return [self._read(at) for at in range(*index.indices(len(self)))]
+        return self._read(index if index >= 0 else index + len(self))
+
+    def _read(self, index: int) -> ByteArray:
+        if index in self._kept:
+            return self._kept[index]
+        picture = read_picture(self._store, self._uris[index])
+        if self._prepare is None:
+            return picture
+        self._kept[index] = self._prepare(picture)
+        return self._kept[index]

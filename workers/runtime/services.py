@@ -1,0 +1,87 @@
+"""The services that every process uses: database, event log, image store, sources. Built once, from settings, by whoever starts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from schemas.settings import Settings
+from stream.images.decode_pool import DecodeLimits
+from stream.images.https import HttpsReader
+from stream.images.s3 import S3ImageStore
+from stream.images.sources import Sources
+from stream.images.store import ImageStore, LocalImageStore
+from stream.log.event_log import EventLog
+from stream.log.kafka import KafkaLog
+from stream.log.postgres import PostgresLog
+from workers.repository.connection import Connection, connect
+
+_HTTPS_S = 4.0
+"""Seconds that one `https://` source may take: the others of its batch wait for it."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """Where things are. `home` holds the embedded mode's state."""
+
+    settings: Settings
+    database_url: str
+
+    @property
+    def home(self) -> Path:
+        """The folder of this installation's state."""
+        return self.settings.home.absolute()
+
+    @property
+    def generations(self) -> Path:
+        """The folder of checkpoints, one folder per generation."""
+        return self.home / "generations"
+
+    @property
+    def cache(self) -> Path:
+        """The folder of files that may be lost."""
+        return self.home / "cache"
+
+    @property
+    def limits(self) -> DecodeLimits:
+        """What one image may cost."""
+        settings = self.settings
+        return DecodeLimits(
+            settings.max_image_bytes, settings.max_image_pixels, settings.decode_memory_bytes
+        )
+
+    def connect(self, name: str) -> Connection:
+        """A connection to the database; `name` shows in pg_stat_activity."""
+        return connect(self.database_url, name=f"sigma {name}")
+
+    def log(self) -> EventLog:
+        """The event log: Kafka where brokers are configured, Postgres otherwise."""
+        if self.settings.kafka is not None:
+            return KafkaLog(self.settings.kafka, self.database_url)
+        return PostgresLog(self.database_url)
+
+    @cached_property
+    def s3(self) -> S3ImageStore | None:
+        """The S3 store, if one is configured."""
+        return S3ImageStore(self.settings.s3) if self.settings.s3 is not None else None
+
+    @cached_property
+    def store(self) -> ImageStore:
+        """The image store: S3 where it is configured, a folder of `home` otherwise."""
+        return self.s3 or LocalImageStore(self.home / "images")
+
+    @cached_property
+    def sources(self) -> Sources:
+        """Where arrivals may be read from. With Kafka, producers are elsewhere: then no folder of this machine unless named."""
+        settings = self.settings
+        roots = settings.source_roots
+        if roots is None and settings.kafka is not None:
+            roots = ()
+        https = (
+            HttpsReader(settings.https_hosts, timeout_s=_HTTPS_S, connect_timeout_s=_HTTPS_S / 2)
+            if settings.https_hosts
+            else None
+        )
+        buckets = (settings.s3.bucket, *settings.s3.source_buckets) if settings.s3 else ()
+        return Sources(
+            settings.max_image_bytes, roots, self.s3.read if self.s3 else None, https, buckets
+        )
