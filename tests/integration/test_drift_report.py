@@ -18,7 +18,8 @@ from schemas.identifiers import IdentifierShape
 from schemas.records import Assignment, Posting
 from schemas.settings import Settings
 from stream.log.event_log import message
-from workers.repository import alarms, generations, images, jobs, monitoring, postings
+from workers.repository import alarms, generations, images, monitoring, postings
+from workers.repository import job_runs as jobs
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.runtime.metrics import DriftMetrics
