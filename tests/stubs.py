@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ops.bench.stub import StubAppender
+from ops.bench.stub import StubAssigner
 from schemas.events import ImageAccepted
 from schemas.settings import Settings
 from stream.images.store import ImageStore
@@ -53,7 +53,7 @@ def accepted(store: ImageStore, names: Sequence[str]) -> list[ImageAccepted]:
 def leave_in(conn: Connection, generation: int, events: Sequence[ImageAccepted]) -> None:
     """Accept images and post them in one generation only, as a worker does that has not loaded the others."""
     found = generations.get(conn, generation)
-    stub = StubAppender(found.shape, generation)
+    stub = StubAssigner(found.shape, generation)
     with transaction(conn):
         keys = [key for key, _ in accept_images(conn, events)]
         inferred = stub.infer([np.full((2, 2, 3), key % 256, np.uint8) for key in keys])

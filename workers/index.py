@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import structlog
 
@@ -20,18 +19,18 @@ from schemas.events import (
     decode,
     now,
 )
-from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
 from stream.log.dead_letters import dead_letter, refusal, rejection
 from stream.log.event_log import Batch, Consumer, Event, EventLog, Message, message
 from stream.log.offsets import lag, store_offsets
+from workers.generations.image_assigner import ImageAssigner
 from workers.generations.inferred import Inferred
 from workers.repository.connection import Connection, rows, transaction
 from workers.repository.generations import Generation, receiving, share_set
 from workers.repository.images import accept_images, images_by_id, reject_image
 from workers.repository.postings import Fate, Outcome, append
 from workers.runtime.metrics import IndexMetrics
-from workers.runtime.model_loader import Loading
+from workers.runtime.model_loader import ModelLoader
 from workers.runtime.pictures import read_picture
 from workers.runtime.process import announce_ready, keep_running
 from workers.runtime.services import Services
@@ -42,18 +41,7 @@ TOPICS = (ACCEPTED,)
 _POLL_S, _HOLD_S, _WATCH_S, _READERS, _SLICE = 1.0, 1.0, 5.0, 4, 16
 
 
-class Infers(Protocol):
-    """What the worker needs of a generation's model."""
-
-    @property
-    def shape(self) -> IdentifierShape:
-        """Codes of each level."""
-
-    def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
-        """Leaves and embeddings of a batch of pictures."""
-
-
-Loader = Callable[[Services, Generation], Infers]
+Loader = Callable[[Services, Generation], ImageAssigner]
 
 log = structlog.get_logger()
 
@@ -67,10 +55,10 @@ class _Work:
     picture: ByteArray
 
 
-class _Seen:
+class _BatchInference:
     """What one generation's model says about a batch, and how long it took. Mutable, lives as long as the batch."""
 
-    def __init__(self, model: Infers) -> None:
+    def __init__(self, model: ImageAssigner) -> None:
         self.model = model
         self.inferred: list[Inferred] = []
         self.seconds = 0.0
@@ -105,7 +93,7 @@ class IndexWorker:
         self._services = services
         self._metrics = metrics
         read = load or _load
-        self._models: Loading[Infers] = Loading(
+        self._models: ModelLoader[ImageAssigner] = ModelLoader(
             lambda generation: read(services, generation), metrics.load_failures.inc
         )
         self._store = services.store
@@ -161,7 +149,9 @@ class IndexWorker:
         began, models = time.perf_counter(), self._models.loaded()
         fresh, refused = self._fresh(conn, batch.events, models)
         work: list[_Work] = []
-        seen: dict[int, _Seen] = {number: _Seen(model) for number, model in models.items()}
+        seen: dict[int, _BatchInference] = {
+            number: _BatchInference(model) for number, model in models.items()
+        }
         # All pictures are asked for at once; those of the next slice are read while the model looks at this one.
         pictures = (
             self._readers.map(self._picture, *zip(*fresh, strict=True)) if fresh else iter(())
@@ -179,7 +169,7 @@ class IndexWorker:
                     store_offsets(events, conn, GROUP, batch)
                 break
             except _NotLoadedError as missing:
-                seen[missing.generation.id] = _Seen(self._models.wait(missing.generation))
+                seen[missing.generation.id] = _BatchInference(self._models.wait(missing.generation))
                 seen[missing.generation.id].look(work)
         model_s = sum(looking.seconds for looking in seen.values())
         self._metrics.done(
@@ -195,7 +185,7 @@ class IndexWorker:
         conn: Connection,
         events: EventLog,
         work: Sequence[_Work],
-        seen: Mapping[int, _Seen],
+        seen: Mapping[int, _BatchInference],
         refused: Sequence[tuple[Event, ImageRejected]],
     ) -> None:
         """Append to every generation that receives arrivals at this moment and that a model looked for."""
@@ -270,7 +260,12 @@ class IndexWorker:
         return done
 
     def _append(
-        self, conn: Connection, number: int, work: Sequence[_Work], keys: Sequence[int], seen: _Seen
+        self,
+        conn: Connection,
+        number: int,
+        work: Sequence[_Work],
+        keys: Sequence[int],
+        seen: _BatchInference,
     ) -> list[Message]:
         shape = seen.model.shape
         outcomes = append(
@@ -297,7 +292,7 @@ class IndexWorker:
         return messages
 
 
-def _load(services: Services, generation: Generation) -> Infers:
+def _load(services: Services, generation: Generation) -> ImageAssigner:
     # Imported here, for torch and transformers take seconds that a worker with another model need not spend.
     from workers.generations.appender import Appender
 

@@ -30,7 +30,7 @@ from stream.validation import STAGE, accept
 from workers.repository.connection import Connection, transaction
 from workers.repository.images import delete_images, reject_image
 from workers.runtime.metrics import IntakeMetrics
-from workers.runtime.process import AWAY, announce_ready, keep_running
+from workers.runtime.process import TRANSIENT_ERRORS, announce_ready, keep_running
 from workers.runtime.services import Services
 
 GROUP = "intake"
@@ -123,7 +123,7 @@ class Delivered:
                 if not batch:
                     return
                 self._intake.process(conn, self._log, batch)
-            except AWAY as error:
+            except TRANSIENT_ERRORS as error:
                 log.warning("events wait", worker=GROUP, count=len(events), reason=str(error))
                 self._stop.wait(_PAUSE_S)
 
@@ -143,7 +143,7 @@ class Delivered:
             self._stood = {place: done.get(place, 0) for place in ends}
             for place in stuck:
                 self.handle(self._log.read(*place, first=done.get(place, 0), limit=_BATCH))
-        except AWAY as error:
+        except TRANSIENT_ERRORS as error:
             log.warning("no sweep", worker=GROUP, reason=str(error))
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ SHAPE = IdentifierShape((16, 8, 8, 4), 64)
 WIDTH, _POSTINGS, _SPILL = 64, 3, 5
 
 
-class StubAppender:
+class StubAssigner:
     """Stands in for `workers.generations.appender.Appender`."""
 
     def __init__(self, shape: IdentifierShape, salt: int) -> None:
@@ -37,7 +37,7 @@ class StubAppender:
         self._salt = str(salt).encode()
 
     @classmethod
-    def load(cls, services: Services, generation: Generation) -> "StubAppender":
+    def load(cls, services: Services, generation: Generation) -> "StubAssigner":
         """The stub of a generation."""
         return cls(generation.shape, generation.id)
 
@@ -92,7 +92,7 @@ def main(role: str) -> None:
         serve(services, stop)
         return
     start_relay(services, stop)
-    IndexWorker(services, IndexMetrics(), load=StubAppender.load).run(stop)
+    IndexWorker(services, IndexMetrics(), load=StubAssigner.load).run(stop)
 
 
 if __name__ == "__main__":

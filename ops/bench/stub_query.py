@@ -11,10 +11,9 @@ from torch import Tensor
 
 from model.network.checkpoint import Checkpoint
 from model.retrieval.trie import Trie
-from ops.bench.stub import WIDTH, StubAppender, noise_of, unit
+from ops.bench.stub import WIDTH, noise_of, unit
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import ByteArray, FloatArray
-from workers.generations.appender import Appender
 from workers.query import http as query
 from workers.query.engine import Engine
 from workers.query.gallery import Gallery
@@ -27,11 +26,6 @@ def serve(services: Services, stop: threading.Event) -> None:
     """One query worker process, until stopped."""
     torch.set_num_threads(1)
     query.run(services, stop, load_searcher)
-
-
-def load_appender(services: Services, generation: Generation) -> Appender:
-    """The stub where an appender is asked for: a switch's sweeps use no more than both have."""
-    return cast(Appender, StubAppender.load(services, generation))
 
 
 class StubEncoder:

@@ -18,7 +18,7 @@ from model.network.profiles import profile
 from ops.bench.fleet import Fleet, Publisher, fleet, pictures, settle
 from ops.bench.load_client import Asked, Asker
 from ops.bench.query import texts
-from ops.bench.stub import StubAppender
+from ops.bench.stub import StubAssigner
 from ops.cli.progress_bar import bar
 from ops.scenes.corpus import CorpusConfig, generate
 from schemas.errors import WorkFailedError
@@ -167,17 +167,13 @@ def _stage(config: SwitchConfig) -> Iterator[_Stage]:
     with fleet(None, stub=config.stub) as made:
         log = made.services.log()
         with made.services.connect("bench") as conn:
-            load: Load = _stub if config.stub else _trained(made, conn)
+            load: Load = StubAssigner.load if config.stub else _trained(made, conn)
             with bind("127.0.0.1", 0) as free:
                 port = int(free.getsockname()[1])
             for role in ("intake", "index", "query"):
                 made.start(role, SIGMA_HTTP_PORT=str(port))
             yield _Stage(made, log, conn, load, f"http://127.0.0.1:{port}")
         log.close()
-
-
-def _stub(services: Services, generation: Generation) -> Any:
-    return StubAppender.load(services, generation)
 
 
 def _trained(made: Fleet, conn: Connection) -> Load:

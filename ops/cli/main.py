@@ -208,7 +208,7 @@ def _looking(add: Add) -> None:
     switch.add_argument(
         "--force",
         action="store_true",
-        help="promote without asking the gate; drop even the way back",
+        help="promote without asking the gate; drop even the fallback generation",
     )
     jobs = add("jobs", operate.jobs, "scheduled jobs and their runs, or run one now")
     jobs.add_argument("action", choices=("list", "run"), nargs="?", default="list")

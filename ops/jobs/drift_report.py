@@ -33,7 +33,7 @@ from workers.repository.alarms import Alarm, clear_alarm, open_alarms, raise_ala
 from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation, generations, live
 from workers.repository.images import images_by_key
-from workers.runtime.metrics import DriftMetrics, Seen
+from workers.runtime.metrics import DriftMetrics, MonitoringSnapshot
 from workers.runtime.process import keep_running
 from workers.runtime.services import Services
 
@@ -151,12 +151,12 @@ def watch(services: Services, metrics: DriftMetrics, stop: threading.Event) -> t
     return thread
 
 
-def seen(conn: Connection) -> Seen:
+def seen(conn: Connection) -> MonitoringSnapshot:
     """What the metrics show: the newest window, open alarms, the newest probes, and how the jobs do."""
     generation = live(conn)
     windows = monitoring.examined_windows(conn, JOB, generation.id) if generation else []
     cohorts = monitoring.newest_figures(conn, PROBES_JOB).get("cohorts", {})
-    return Seen(
+    return MonitoringSnapshot(
         effects={
             one["name"]: (one["effect"], one["effect_limit"])
             for figures in windows

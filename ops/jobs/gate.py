@@ -121,7 +121,7 @@ def promote(
 
 
 def gate_job(services: Services, conn: Connection) -> dict[str, Any]:
-    """The job: complete the way back, judge every shadow generation, and promote one that passes where that is allowed."""
+    """The job: complete the fallback generation, judge every shadow generation, and promote one that passes where that is allowed."""
     live = generations.live(conn)
     if live is None:
         return {"judged": {}, "why": "no generation is live"}
@@ -215,5 +215,7 @@ def _complete(services: Services, conn: Connection, generation: Generation) -> i
     try:
         return Sweep(services, conn, generation).run()
     except SigmaError as error:
-        log.error("the way back cannot catch up", generation=generation.id, reason=str(error))
+        log.error(
+            "the fallback generation cannot catch up", generation=generation.id, reason=str(error)
+        )
         return 0

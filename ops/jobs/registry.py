@@ -95,7 +95,7 @@ JOBS: Mapping[str, Job] = {
         Job(
             "gate",
             3600.0,
-            "judge shadow generations beside the live one, and let the way back catch up",
+            "judge shadow generations beside the live one, and let the fallback generation catch up",
             _gate,
         ),
         Job(

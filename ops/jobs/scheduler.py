@@ -31,7 +31,7 @@ from schemas.schedules import Schedule
 from workers.repository import job_runs as repository
 from workers.repository.alarms import Alarm, open_alarms
 from workers.repository.connection import Connection
-from workers.runtime.process import AWAY, keep_running
+from workers.runtime.process import TRANSIENT_ERRORS, keep_running
 from workers.runtime.services import Services
 
 _PROBE_S = 1.0
@@ -111,7 +111,7 @@ def work(name: str) -> None:
                 return
             while _Running.leads.is_set() and (number := _begin(conn, plan)) is not None:
                 _perform(conn, plan.job, number)
-    except AWAY as error:
+    except TRANSIENT_ERRORS as error:
         log.warning(
             "the job was interrupted, its run is begun again when the database answers",
             job=name,

@@ -63,7 +63,7 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
             until(lambda: answers(server, first.id) and answers(server, shuffled), "both are held")
             gate.promote(found, conn, shuffled, force=True)
             until(lambda: asked(server).generation == shuffled, "the bad one answers")
-            # Arrives at a worker that has not loaded the way back.
+            # Arrives at a worker that has not loaded the fallback generation.
             accept_images(conn, accepted(found.store, ["newcomer"]))
             Sweep(found, conn, generations.get(conn, shuffled)).run()
             began = time.monotonic()

@@ -343,7 +343,7 @@ def test_a_switch_and_a_rollback_leave_exactly_one_live_generation(conn: Connect
         generations.promote(conn, one)
     assert [g.state for g in generations.generations(conn)] == ["retired", "live"]
     assert [g.id for g in generations.receiving(conn)] == [first, second]
-    assert generations.promote(conn, generations.way_back(conn).id) == second
+    assert generations.promote(conn, generations.require_fallback(conn).id) == second
     assert [g.state for g in generations.generations(conn)] == ["live", "retired"]
     generations.drop(conn, second)
     assert [g.id for g in generations.receiving(conn)] == [first]

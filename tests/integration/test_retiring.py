@@ -74,7 +74,7 @@ def test_what_is_in_use_is_kept_and_the_refusal_tells_the_cure(
         drop(services, conn, live)
     with pytest.raises(UsageError, match="being trained"):
         drop(services, conn, building)
-    with pytest.raises(UsageError, match=f"is the way back.* drop {back} --force"):
+    with pytest.raises(UsageError, match=f"is the fallback generation.* drop {back} --force"):
         drop(services, conn, back)
     parent = made(services, conn, "shadow")
     made(services, conn, parent=parent)
@@ -84,8 +84,8 @@ def test_what_is_in_use_is_kept_and_the_refusal_tells_the_cure(
         generations.drop(conn, live)
     assert len(tables(conn)) == 10
     drop(services, conn, back, force=True)
-    with pytest.raises(UsageError, match="no way back"):
-        generations.way_back(conn)
+    with pytest.raises(UsageError, match="no fallback generation"):
+        generations.require_fallback(conn)
 
 
 def test_a_folder_that_another_generation_uses_stays(services: Services, conn: Connection) -> None:
@@ -95,7 +95,7 @@ def test_a_folder_that_another_generation_uses_stays(services: Services, conn: C
     assert (services.generations / "shared").is_dir()
 
 
-def test_pruning_waits_a_week_and_never_takes_the_way_back(
+def test_pruning_waits_a_week_and_never_takes_the_fallback_generation(
     services: Services, conn: Connection
 ) -> None:
     first, second, live = chain(services, conn, 3)
@@ -110,7 +110,7 @@ def test_pruning_waits_a_week_and_never_takes_the_way_back(
         "UPDATE generation SET ended_at = ended_at - interval '8 days' WHERE id = %s", (second,)
     )
     assert prune(services, conn) == []
-    assert generations.way_back(conn).id == second
+    assert generations.require_fallback(conn).id == second
     assert sorted(path.name for path in services.generations.iterdir()) == [
         f"g{second}",
         f"g{live}",

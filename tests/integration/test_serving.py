@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from ops.bench.stub import shadow_generation, stub_generation
-from ops.bench.stub_query import load_appender, load_searcher
+from ops.bench.stub import StubAssigner, shadow_generation, stub_generation
+from ops.bench.stub_query import load_searcher
 from schemas.errors import RefuseToStartError, SigmaError, UsageError
 from stream.log.postgres import PostgresLog
 from tests.stubs import accepted, leave_in, services_at
 from workers.generations.switching import Sweep, promote, rollback
-from workers.query.residents import Load
+from workers.query.residents import LoadSearcher
 from workers.query.searcher import Result, Searcher
-from workers.query.server import Query, Server
+from workers.query.server import PendingQuery, Server
 from workers.query.shadowing import BACKLOG
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.postings import identifiers_of
 from workers.repository.shadow_queries import prune_shadow_queries, shadow_summary
-from workers.runtime.metrics import Metrics
+from workers.runtime.metrics import QueryMetrics
 from workers.runtime.services import Services
 
 PATIENCE_S = 60.0
@@ -38,9 +38,11 @@ def services(database: str, tmp_path: Path) -> Services:
 
 
 @contextmanager
-def serving(services: Services, load: Load = load_searcher) -> Iterator[tuple[Server, Metrics]]:
+def serving(
+    services: Services, load: LoadSearcher = load_searcher
+) -> Iterator[tuple[Server, QueryMetrics]]:
     """A running server."""
-    metrics = Metrics()
+    metrics = QueryMetrics()
     server = Server(services, "test", threading.Event(), metrics, load)
     server.start()
     try:
@@ -59,7 +61,7 @@ def until(condition: Callable[[], object], what: str, within_s: float = PATIENCE
 
 def asked(server: Server, text: str = "something", generation: int | None = None) -> Result:
     """One answered query."""
-    query = Query(text, 10, "fused", generation)
+    query = PendingQuery(text, 10, "fused", generation)
     server.ask(query)
     return query.answer.result(PATIENCE_S)
 
@@ -72,7 +74,7 @@ def answers(server: Server, generation: int | None) -> bool:
         return False
 
 
-def value(metrics: Metrics, name: str) -> float:
+def value(metrics: QueryMetrics, name: str) -> float:
     """A metric's value."""
     return metrics.registry.get_sample_value(name) or 0.0
 
@@ -81,7 +83,7 @@ def filled(services: Services, conn: Connection, count: int = 30) -> tuple[int, 
     """A live generation and a shadow one, both complete."""
     first, second = stub_generation(conn), shadow_generation(conn)
     leave_in(conn, first, accepted(services.store, [f"image {number}" for number in range(count)]))
-    Sweep(services, conn, generations.get(conn, second), load=load_appender).run()
+    Sweep(services, conn, generations.get(conn, second), load=StubAssigner.load).run()
     return first, second
 
 
@@ -113,9 +115,9 @@ def test_a_switch_and_a_rollback_are_answered_without_a_gap_and_without_a_mixtur
         thread = threading.Thread(target=ask_on)
         thread.start()
         until(lambda: results, "the first answer")
-        promote(services, conn, second, load=load_appender)
+        promote(services, conn, second, load=StubAssigner.load)
         until(lambda: results[-1].generation == second, "the switch")
-        rollback(services, conn, load=load_appender)
+        rollback(services, conn, load=StubAssigner.load)
         until(lambda: results[-1].generation == first, "the rollback")
         done.set()
         thread.join(PATIENCE_S)
@@ -141,7 +143,7 @@ def test_what_arrives_before_a_switch_is_reported_searchable_whoever_answers(
         until(lambda: answers(server, first) and answers(server, second), "both are held")
         # It is in the candidate only, as if the live one's follower were slow: the switch makes it searchable.
         leave_in(conn, second, accepted(services.store, ["newcomer"]))
-        promote(services, conn, second, load=load_appender)
+        promote(services, conn, second, load=StubAssigner.load)
         query = "SELECT count(*) FROM visibility JOIN image USING (image_key) WHERE image_id = 'newcomer'"
         until(lambda: conn.execute(query).fetchone() != (0,), "the newcomer is searchable")
 
@@ -204,11 +206,11 @@ def test_generations_that_are_needed_no_more_are_freed(
 
     with serving(services, load) as (server, _):
         until(lambda: answers(server, first) and answers(server, second), "both are held")
-        promote(services, conn, second, load=load_appender)
+        promote(services, conn, second, load=StubAssigner.load)
         third = shadow_generation(conn)
         until(lambda: answers(server, third), "the third is held")
-        promote(services, conn, third, load=load_appender)
-        # The second is the way back now, the first is not needed.
+        promote(services, conn, third, load=StubAssigner.load)
+        # The second is the fallback now, the first is not needed.
         until(lambda: closed == [first], "the first is freed")
         assert answers(server, second)
         generations.drop(conn, first)
@@ -217,7 +219,7 @@ def test_generations_that_are_needed_no_more_are_freed(
     assert sorted(closed) == [first, second, third]
 
 
-def test_the_way_back_can_be_left_out_of_memory(
+def test_the_fallback_generation_can_be_left_out_of_memory(
     database: str, services: Services, conn: Connection, tmp_path: Path
 ) -> None:
     first, second = filled(services, conn)
@@ -226,9 +228,9 @@ def test_the_way_back_can_be_left_out_of_memory(
         metrics,
     ):
         until(lambda: answers(server, first) and answers(server, second), "both are held")
-        promote(services, conn, second, load=load_appender)
+        promote(services, conn, second, load=StubAssigner.load)
         until(lambda: value(metrics, "sigma_generations_held") == 1, "only the live one is held")
-        rollback(services, conn, load=load_appender)
+        rollback(services, conn, load=StubAssigner.load)
         until(lambda: asked(server).generation == first, "it is loaded again")
 
 
@@ -264,8 +266,8 @@ def test_a_busy_worker_drops_comparisons_and_no_query(services: Services, conn: 
     first, second = filled(services, conn)
     with serving(services) as (server, metrics):
         until(lambda: answers(server, first) and answers(server, second), "both are held")
-        queries: Sequence[Query] = [
-            Query(f"query {number}", 10, "fused", None) for number in range(BACKLOG + 80)
+        queries: Sequence[PendingQuery] = [
+            PendingQuery(f"query {number}", 10, "fused", None) for number in range(BACKLOG + 80)
         ]
         for query in queries:
             server.ask(query)

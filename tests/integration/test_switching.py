@@ -10,8 +10,7 @@ from typing import cast
 
 import pytest
 
-from ops.bench.stub import StubAppender, shadow_generation, stub_generation
-from ops.bench.stub_query import load_appender
+from ops.bench.stub import StubAssigner, shadow_generation, stub_generation
 from schemas.errors import RefuseToStartError, UsageError, WorkFailedError
 from schemas.records import ByteArray
 from stream.log.event_log import EventLog, message
@@ -42,7 +41,7 @@ def log(services: Services) -> Iterator[EventLog]:
     made.close()
 
 
-class Interrupting(StubAppender):
+class Interrupting(StubAssigner):
     """A stub that calls back while it looks at a batch."""
 
     def __init__(self, generation: Generation, call: Callable[[], None]) -> None:
@@ -82,7 +81,7 @@ def worker_of(
     """A worker that has loaded what receives now; `meanwhile` happens while the first of them looks at a batch."""
     first = generations.receiving(conn)[0].id
 
-    def load(_: Services, generation: Generation) -> StubAppender:
+    def load(_: Services, generation: Generation) -> StubAssigner:
         return Interrupting(generation, meanwhile if generation.id == first else lambda: None)
 
     made = IndexWorker(services, IndexMetrics(), load=load)
@@ -111,12 +110,12 @@ def test_a_batch_begun_before_a_switch_is_appended_to_the_generation_that_is_liv
         with services.connect("switch") as other:
             if not second:
                 second.append(shadow_generation(other))
-                assert promote(services, other, second[0], load=load_appender).before == first
+                assert promote(services, other, second[0], load=StubAssigner.load).before == first
 
     worker = worker_of(services, log, conn, switch)
     worker.handle(["a", "b", "c"])
     assert held_by(conn, second[0]) == {"a", "b", "c"}
-    # The one that was live goes on receiving, for the way back.
+    # The one that was live goes on receiving, as the fallback generation.
     assert held_by(conn, first) == {"a", "b", "c"}
 
 
@@ -131,7 +130,7 @@ def test_a_batch_that_commits_after_the_last_sweep_is_swept_before_the_switch(
         with transaction(writer):
             generations.share_set(writer)
             leave_in(writer, first, [two])
-            switched = hands.submit(promote, services, switcher, second, load=load_appender)
+            switched = hands.submit(promote, services, switcher, second, load=StubAssigner.load)
             blocked(conn)
             assert generations.live_number(conn) == first
         assert switched.result(30).caught_up == 2
@@ -165,7 +164,7 @@ def test_many_batches_and_switches_at_once_leave_every_image_in_every_generation
     stop = threading.Event()
     workers = [
         threading.Thread(
-            target=IndexWorker(services, IndexMetrics(), batch=4, load=StubAppender.load).run,
+            target=IndexWorker(services, IndexMetrics(), batch=4, load=StubAssigner.load).run,
             args=(stop,),
         )
         for _ in "ab"
@@ -174,8 +173,8 @@ def test_many_batches_and_switches_at_once_leave_every_image_in_every_generation
         thread.start()
     with connect(database) as switcher:
         for turn in range(6):
-            promote(services, switcher, numbers[(turn + 1) % 2], load=load_appender)
-        rollback(services, switcher, load=load_appender)
+            promote(services, switcher, numbers[(turn + 1) % 2], load=StubAssigner.load)
+        rollback(services, switcher, load=StubAssigner.load)
         deadline = time.monotonic() + 60
         while missing_in_all(conn, names, numbers):
             assert time.monotonic() < deadline, missing_in_all(conn, names, numbers)
@@ -185,13 +184,13 @@ def test_many_batches_and_switches_at_once_leave_every_image_in_every_generation
         thread.join(30)
 
 
-def test_a_rollback_brings_along_what_the_way_back_lacked(
+def test_a_rollback_brings_along_what_the_fallback_generation_lacked(
     services: Services, conn: Connection
 ) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
-    promote(services, conn, second, load=load_appender)
+    promote(services, conn, second, load=StubAssigner.load)
     leave_in(conn, second, accepted(services.store, ["a", "b"]))
-    done = rollback(services, conn, load=load_appender)
+    done = rollback(services, conn, load=StubAssigner.load)
     assert (done.generation, done.before, done.caught_up) == (first, second, 2)
     assert held_by(conn, first) == {"a", "b"}
 
@@ -201,13 +200,13 @@ def test_a_promotion_completes_the_generation_that_it_replaces(
 ) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
     leave_in(conn, second, accepted(services.store, ["trained on, never posted"]))
-    promote(services, conn, second, load=load_appender)
+    promote(services, conn, second, load=StubAssigner.load)
     assert held_by(conn, first) == {"trained on, never posted"}
 
 
 def test_a_rollback_that_lacks_nothing_needs_no_model(services: Services, conn: Connection) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
-    promote(services, conn, second, load=load_appender)
+    promote(services, conn, second, load=StubAssigner.load)
 
     def broken(_: Services, generation: Generation) -> Appender:
         raise RefuseToStartError(f"generation {generation.id} is damaged")
@@ -230,7 +229,7 @@ def test_images_without_a_picture_or_deleted_do_not_hold_a_switch_up(
     leave_in(conn, first, events)
     services.store.path(events[1].normalized_uri).unlink()
     delete_images(conn, ["deleted"])
-    done = promote(services, conn, second, load=load_appender)
+    done = promote(services, conn, second, load=StubAssigner.load)
     assert (done.caught_up, done.refused) == (1, 1)
     assert held_by(conn, second) == {"kept"}
 
@@ -265,10 +264,10 @@ def test_a_model_that_cannot_be_loaded_leaves_the_live_generation_working(
 ) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
 
-    def load(_: Services, generation: Generation) -> StubAppender:
+    def load(_: Services, generation: Generation) -> StubAssigner:
         if generation.id == second:
             raise RefuseToStartError("the folder is empty")
-        return StubAppender(generation.shape, generation.id)
+        return StubAssigner(generation.shape, generation.id)
 
     metrics = IndexMetrics()
     worker = Worker(services, log, conn, IndexWorker(services, metrics, load=load))

@@ -13,7 +13,7 @@ from workers.repository.generations import Generation
 from workers.runtime.services import Services
 
 KEPT = timedelta(days=7)
-"""How long a generation that was live, or that failed, is kept beside the way back."""
+"""How long a generation that was live, or that failed, is kept beside the fallback generation."""
 
 _USED = ("building", "shadow", "live", "retired")
 
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 def drop(services: Services, conn: Connection, number: int, *, force: bool = False) -> None:
     """Give up a candidate, a retired or a failed generation.
 
-    `UsageError` when it is in use: live, being trained, the start of a training under way, or (without `force`) the way back.
+    `UsageError` when it is in use: live, being trained, the start of a training under way, or (without `force`) the fallback generation.
     """
     wanted, found = generations.get(conn, number), generations.generations(conn)
     if wanted.state == "live":
@@ -41,14 +41,14 @@ def drop(services: Services, conn: Connection, number: int, *, force: bool = Fal
     back = generations.fallback(found)
     if back is not None and back.id == number and not force:
         raise UsageError(
-            f"generation {number} is the way back, without which nothing can be rolled back; "
+            f"generation {number} is the fallback generation, which a rollback needs; "
             f"to drop it nevertheless: sigma generations drop {number} --force"
         )
     _drop(services, conn, wanted)
 
 
 def prune(services: Services, conn: Connection) -> list[int]:
-    """Drop what ended longer than `KEPT` ago and is not the way back; returns the numbers. What is locked is left for the next time."""
+    """Drop what ended longer than `KEPT` ago and is not the fallback generation; returns the numbers. What is locked is left for the next time."""
     found = generations.generations(conn)
     back, gone = generations.fallback(found), []
     for one in found:

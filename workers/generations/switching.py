@@ -7,13 +7,13 @@ after it go to the new live generation. Sweeps run beside ingestion; only the la
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import structlog
 
 from model.progress import Progress, quiet
 from schemas.errors import RejectInputError, SigmaError, UsageError, WorkFailedError
 from schemas.records import ByteArray
+from workers.generations.image_assigner import ImageAssigner
 from workers.repository import generations
 from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation
@@ -22,22 +22,19 @@ from workers.repository.postings import Fate, append
 from workers.runtime.pictures import read_picture
 from workers.runtime.services import Services
 
-if TYPE_CHECKING:
-    # A rollback that finds nothing missing needs no model, and does not wait until PyTorch is imported.
-    from workers.generations.appender import Appender
-
 TRIES = 20
 """Sweeps before a switch gives up. Each leaves less than the one before unless images come faster than the model works."""
 
 _BATCH = 64
 
-Load = Callable[[Services, Generation], "Appender"]
+Load = Callable[[Services, Generation], ImageAssigner]
 
 log = structlog.get_logger()
 
 
-def load_appender(services: Services, generation: Generation) -> "Appender":
+def load_appender(services: Services, generation: Generation) -> ImageAssigner:
     """The model of a generation."""
+    # Imported here: a rollback that finds nothing missing needs no model, and does not wait for PyTorch.
     from workers.generations.appender import Appender
 
     return Appender.load(services, generation)
@@ -62,7 +59,7 @@ class Sweep:
         conn: Connection,
         generation: Generation,
         *,
-        appender: "Appender | None" = None,
+        appender: ImageAssigner | None = None,
         load: Load = load_appender,
     ) -> None:
         self.generation = generation
@@ -125,7 +122,7 @@ class Sweep:
             self.refused.add(image.image_key)
             return None
 
-    def _model(self) -> "Appender":
+    def _model(self) -> ImageAssigner:
         if self._appender is None:
             self._appender = self._load(self._services, self.generation)
         return self._appender
@@ -136,10 +133,10 @@ def promote(
     conn: Connection,
     generation: int,
     *,
-    appender: "Appender | None" = None,
+    appender: ImageAssigner | None = None,
     load: Load = load_appender,
 ) -> Switched:
-    """Make a shadow or retired generation live, complete. The one it replaces is completed too: it is the way back.
+    """Make a shadow or retired generation live, complete. The one it replaces is completed too: it is the fallback generation.
 
     `UsageError` from another state, `WorkFailedError` when images keep coming faster than they can be caught up.
     """
@@ -151,7 +148,7 @@ def promote(
             f"generation {generation} is {wanted.state}, only a shadow or retired one can become live; see sigma generations"
         )
     if before is not None:
-        _complete_the_way_back(services, conn, before, load)
+        _complete_fallback(services, conn, before, load)
     return _switch(
         conn,
         Sweep(services, conn, wanted, appender=appender, load=load),
@@ -161,10 +158,10 @@ def promote(
 
 def rollback(services: Services, conn: Connection, *, load: Load = load_appender) -> Switched:
     """Make the generation live again that was before, complete. `UsageError` when there is none."""
-    wanted = generations.way_back(conn)
+    wanted = generations.require_fallback(conn)
 
     def switch() -> int | None:
-        if generations.way_back(conn).id != wanted.id:
+        if generations.require_fallback(conn).id != wanted.id:
             raise WorkFailedError(
                 "somebody else switched at the same moment; look at sigma generations list and try again"
             )
@@ -177,7 +174,7 @@ def publish(
     services: Services,
     conn: Connection,
     generation: int,
-    appender: "Appender",
+    appender: ImageAssigner,
     progress: Progress = quiet,
 ) -> str:
     """Let a trained generation receive arrivals, and make it live if none is. Returns its state."""
@@ -225,9 +222,7 @@ def _switch(conn: Connection, sweep: Sweep, switch: Callable[[], int | None]) ->
     return Switched(sweep.generation.id, before, sweep.done, len(sweep.refused))
 
 
-def _complete_the_way_back(
-    services: Services, conn: Connection, live: Generation, load: Load
-) -> None:
+def _complete_fallback(services: Services, conn: Connection, live: Generation, load: Load) -> None:
     try:
         Sweep(services, conn, live, load=load).run()
     except SigmaError as error:

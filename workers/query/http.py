@@ -15,10 +15,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
 from schemas.errors import RetryLaterError, SigmaError, WorkFailedError
-from workers.query.residents import Load, load_searcher
+from workers.query.residents import LoadSearcher, load_searcher
 from workers.query.searcher import MAX_QUERY_LETTERS, MAX_RESULTS, checked_query
-from workers.query.server import Query, Server
-from workers.runtime.metrics import Metrics
+from workers.query.server import PendingQuery, Server
+from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import bind
 from workers.runtime.services import Services
 
@@ -69,7 +69,7 @@ class QueryResponse(BaseModel):
     results: list[QueryResult]
 
 
-def application(server: Server, metrics: Metrics) -> FastAPI:
+def application(server: Server, metrics: QueryMetrics) -> FastAPI:
     """The HTTP interface of one server."""
     app = FastAPI(
         title="sigma-stream",
@@ -80,7 +80,7 @@ def application(server: Server, metrics: Metrics) -> FastAPI:
     @app.post("/v1/query", response_model=QueryResponse, summary="Find images by text")
     async def query(request: QueryRequest) -> dict[str, Any]:
         started = time.monotonic()
-        asked = Query(
+        asked = PendingQuery(
             checked_query(request.query, request.k), request.k, request.mode, request.generation
         )
         server.ask(asked)
@@ -121,7 +121,7 @@ def application(server: Server, metrics: Metrics) -> FastAPI:
 def run(
     services: Services,
     stop: threading.Event,
-    load: Load = load_searcher,
+    load: LoadSearcher = load_searcher,
     listener: socket.socket | None = None,
 ) -> None:
     """Serve until stopped, on a socket that listens already, or on the configured address: loopback unless told otherwise.
@@ -132,7 +132,7 @@ def run(
     # The decode thread gives the interpreter's lock away with every tensor operation; a loading thread must not keep it for 5 ms.
     sys.setswitchinterval(_SWITCH_S)
     listener = listener or bind(settings.http_host, settings.http_port)
-    metrics = Metrics()
+    metrics = QueryMetrics()
     server = Server(services, f"{socket.gethostname()}-{os.getpid()}", stop, metrics, load)
     http = uvicorn.Server(
         uvicorn.Config(

@@ -11,7 +11,7 @@ from stream.log.event_log import Message
 from workers.repository.connection import Connection
 from workers.repository.images import record_visibility
 from workers.repository.shadow_queries import ShadowQuery, record_shadow_queries
-from workers.runtime.metrics import Metrics
+from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import keep_running
 from workers.runtime.services import Services
 
@@ -20,21 +20,21 @@ _WAITING, _TOGETHER = 10_000, 500
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SearchableImages:
     """Image keys that answers may hold from a moment on."""
 
     keys: IntArray
     since: datetime
 
 
-Report = Seen | ShadowQuery | Message
+Report = SearchableImages | ShadowQuery | Message
 
 
 class Reporter:
     """Writes reports in the order they come; drops them, counted, when the database is away too long."""
 
     def __init__(
-        self, services: Services, name: str, stop: threading.Event, metrics: Metrics
+        self, services: Services, name: str, stop: threading.Event, metrics: QueryMetrics
     ) -> None:
         self._services, self._name, self._stop, self._metrics = services, name, stop, metrics
         self._reports: queue.Queue[Report] = queue.Queue(_WAITING)
@@ -68,9 +68,9 @@ class Reporter:
                     conn, [report for report in found if isinstance(report, ShadowQuery)]
                 )
                 for report in found:
-                    if isinstance(report, Seen):
+                    if isinstance(report, SearchableImages):
                         self._note(conn, report)
 
-    def _note(self, conn: Connection, seen: Seen) -> None:
+    def _note(self, conn: Connection, seen: SearchableImages) -> None:
         for seconds in record_visibility(conn, self._name, seen.keys.tolist(), seen.since):
             self._metrics.freshness.observe(seconds)

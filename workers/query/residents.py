@@ -1,6 +1,6 @@
-"""Holding: a query worker keeps the live generation, the shadow ones and the way back in memory, each followed by a thread of its own.
+"""Holding: a query worker keeps the live generation, the shadow ones and the fallback generation in memory, each followed by a thread of its own.
 
-Everything goes to the decode thread, which owns the engines, as a `Hand`: so a switch is a message between two batches of
+Everything goes to the decode thread, which owns the engines, as an `EngineUpdate`: so a switch is a message between two batches of
 queries, from one warm engine to another. A follower that finds its own generation live brings it up to date before it says
 so, hence an image that could be found before a switch can be found after it.
 """
@@ -18,9 +18,9 @@ from workers.query.searcher import Searcher
 from workers.repository import generations
 from workers.repository.follower import Changes
 from workers.repository.generations import Generation
-from workers.runtime.metrics import Metrics
+from workers.runtime.metrics import QueryMetrics
 from workers.runtime.model_loader import RETRY_S, background
-from workers.runtime.process import AWAY, keep_running, settle_memory
+from workers.runtime.process import TRANSIENT_ERRORS, keep_running, settle_memory
 from workers.runtime.services import Services
 
 _LOOK_S = 1.0
@@ -31,14 +31,14 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class GenerationLoaded:
     """A generation can answer from now on; it takes the place of an engine of the same number."""
 
     searcher: Searcher
 
 
 @dataclass(frozen=True, slots=True)
-class Apply:
+class ChangesApplied:
     """What changed in a generation."""
 
     searcher: Searcher
@@ -46,22 +46,22 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
-class Lead:
+class GenerationPromoted:
     """This generation is live: queries that name none are answered from it."""
 
     searcher: Searcher
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class GenerationUnloaded:
     """This generation is needed no more."""
 
     searcher: Searcher
 
 
-Hand = Hold | Apply | Lead | Drop
+EngineUpdate = GenerationLoaded | ChangesApplied | GenerationPromoted | GenerationUnloaded
 
-Load = Callable[[Services, Generation, Searcher | None, bool], Searcher]
+LoadSearcher = Callable[[Services, Generation, Searcher | None, bool], Searcher]
 """Loads a generation; the searcher it replaces has weights that are still good; whether it is live."""
 
 
@@ -79,16 +79,16 @@ def load_searcher(
     return searcher
 
 
-class Keeper:
+class ResidentGenerations:
     """Decides which generations are held, and holds them."""
 
     def __init__(
         self,
         services: Services,
         stop: threading.Event,
-        metrics: Metrics,
-        hand: Callable[[Hand], None],
-        load: Load = load_searcher,
+        metrics: QueryMetrics,
+        hand: Callable[[EngineUpdate], None],
+        load: LoadSearcher = load_searcher,
     ) -> None:
         self.services, self.stop, self.metrics, self.hand, self.load = (
             services,
@@ -104,7 +104,7 @@ class Keeper:
         self.shadows: frozenset[int] = frozenset()
         """Numbers of the candidates."""
         self.loader: ThreadPoolExecutor = background("loading")
-        self._holders: dict[int, _Holder] = {}
+        self._holders: dict[int, GenerationFollower] = {}
 
     def run(self) -> None:
         """Look which generations are wanted whenever one changes its state; until stopped."""
@@ -136,14 +136,14 @@ class Keeper:
             self._holders.pop(number).stop.set()
         for number, generation in wanted.items():
             if number not in self._holders:
-                self._holders[number] = _Holder(self, generation)
+                self._holders[number] = GenerationFollower(self, generation)
         self.metrics.held.set(len(self._holders))
 
 
-class _Holder:
+class GenerationFollower:
     """Loads one generation and follows it until it is told to stop."""
 
-    def __init__(self, keeper: Keeper, generation: Generation) -> None:
+    def __init__(self, keeper: ResidentGenerations, generation: Generation) -> None:
         self.stop = threading.Event()
         self._keeper = keeper
         self._generation = generation
@@ -166,7 +166,7 @@ class _Holder:
         while not self._over:
             try:
                 self._session()
-            except AWAY as error:
+            except TRANSIENT_ERRORS as error:
                 log.warning(
                     "following ended, trying again",
                     generation=self._generation.id,
@@ -178,7 +178,7 @@ class _Holder:
             ) as error:  # whatever is wrong with one generation must not end the others
                 self.stop.wait(self._failed(error))
         if self._searcher is not None:
-            self._keeper.hand(Drop(self._searcher))
+            self._keeper.hand(GenerationUnloaded(self._searcher))
 
     def _failed(self, error: Exception) -> float:
         """Say what is wrong; returns the seconds until the next try."""
@@ -199,7 +199,7 @@ class _Holder:
         return _LIVE_RETRY_S if live else RETRY_S
 
     def _session(self) -> None:
-        """Load, hand over, then pass on what changes; the weights of an earlier session are used again."""
+        """Load, then pass on what changes; the weights of an earlier session are used again."""
         with self._keeper.services.connect("query control") as conn:
             self._generation = generations.get(conn, self._generation.id)
         searcher = self._loaded(self._generation.state == "live")
@@ -208,9 +208,9 @@ class _Holder:
             # Asked first and read afterwards: what was committed before the switch is then in the changes.
             live = searcher.follower.live()
             if changes := searcher.follower.changes():
-                self._keeper.hand(Apply(searcher, changes))
+                self._keeper.hand(ChangesApplied(searcher, changes))
             if live and not leads:
-                self._keeper.hand(Lead(searcher))
+                self._keeper.hand(GenerationPromoted(searcher))
                 if self._slow(searcher):
                     searcher = self._loaded(live=True)
                     continue
@@ -234,7 +234,7 @@ class _Holder:
                 continue
             searcher.listen(generations.CHANNEL)
             self._searcher = searcher
-            keeper.hand(Hold(searcher))
+            keeper.hand(GenerationLoaded(searcher))
             return searcher
         future.cancel()
         future.add_done_callback(_unwanted)
@@ -242,7 +242,11 @@ class _Holder:
 
 
 def _load(
-    load: Load, services: Services, generation: Generation, before: Searcher | None, live: bool
+    load: LoadSearcher,
+    services: Services,
+    generation: Generation,
+    before: Searcher | None,
+    live: bool,
 ) -> Searcher:
     found = load(services, generation, before, live)
     settle_memory()

@@ -19,11 +19,20 @@ from schemas.errors import RetryLaterError, SigmaError, UsageError
 from schemas.events import QueryServed, now
 from stream.log.event_log import message
 from workers.query.engine import Engine
-from workers.query.reporter import Reporter, Seen
-from workers.query.residents import Apply, Drop, Hand, Hold, Keeper, Lead, Load, load_searcher
+from workers.query.reporter import Reporter, SearchableImages
+from workers.query.residents import (
+    ChangesApplied,
+    EngineUpdate,
+    GenerationLoaded,
+    GenerationPromoted,
+    GenerationUnloaded,
+    LoadSearcher,
+    ResidentGenerations,
+    load_searcher,
+)
 from workers.query.searcher import Mode, Result, Searcher
 from workers.query.shadowing import Shadows
-from workers.runtime.metrics import Metrics
+from workers.runtime.metrics import QueryMetrics
 from workers.runtime.services import Services
 
 _BATCH = 16
@@ -34,7 +43,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class PendingQuery:
     """One query on its way; the future gets a `Result` or an error."""
 
     text: str
@@ -53,17 +62,17 @@ class Server:
         services: Services,
         name: str,
         stop: threading.Event,
-        metrics: Metrics,
-        load: Load = load_searcher,
+        metrics: QueryMetrics,
+        load: LoadSearcher = load_searcher,
     ) -> None:
         self._stop = stop
         self._metrics = metrics
-        self._work: queue.SimpleQueue[Query | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[PendingQuery | None] = queue.SimpleQueue()
         """None wakes the decode thread."""
-        self._hands: queue.SimpleQueue[Hand] = queue.SimpleQueue()
+        self._hands: queue.SimpleQueue[EngineUpdate] = queue.SimpleQueue()
         self._held: dict[int, Searcher] = {}
         self._live: Searcher | None = None
-        self._keeper = Keeper(services, stop, metrics, self._hand, load)
+        self._keeper = ResidentGenerations(services, stop, metrics, self._hand, load)
         self._reporter = Reporter(services, name, stop, metrics)
         self._shadows = Shadows(services.settings.shadow_share, metrics, self._reporter.tell)
         self._threads = [
@@ -99,13 +108,13 @@ class Server:
         """Why this worker is not ready; empty when it is."""
         return self._keeper.problem if self._live is None else ""
 
-    def ask(self, query: Query) -> None:
+    def ask(self, query: PendingQuery) -> None:
         """Put a query in line; `RetryLaterError` while there is nothing to answer with."""
         if self._live is None:
             raise RetryLaterError(self.problem or "the query worker is starting; try again")
         self._work.put(query)
 
-    def served(self, query: Query, result: Result, took_ms: float) -> None:
+    def served(self, query: PendingQuery, result: Result, took_ms: float) -> None:
         """Report an answered query on `sigma.queries.served`, without making it wait."""
         self._metrics.queries.inc()
         self._metrics.latency.observe(took_ms / 1000)
@@ -120,7 +129,7 @@ class Server:
 
     # ------------------------------------------------------------------ decode
 
-    def _hand(self, item: Hand) -> None:
+    def _hand(self, item: EngineUpdate) -> None:
         self._hands.put(item)
         self._work.put(None)
 
@@ -132,7 +141,7 @@ class Server:
             self._answer(waiting)
         self._refuse_the_rest()
 
-    def _waiting(self) -> list[Query]:
+    def _waiting(self) -> list[PendingQuery]:
         """The next batch of queries, perhaps an empty one."""
         found = [self._next()]
         with contextlib.suppress(queue.Empty):
@@ -140,7 +149,7 @@ class Server:
                 found.append(self._work.get_nowait())
         return [query for query in found if query is not None]
 
-    def _next(self) -> Query | None:
+    def _next(self) -> PendingQuery | None:
         """The next query, or that something else is to be done; while nobody waits, comparisons with a candidate go on."""
         while self._shadows.waiting:
             try:
@@ -149,9 +158,9 @@ class Server:
                 self._shadows.step()
         return self._work.get()
 
-    def _answer(self, waiting: Sequence[Query]) -> None:
+    def _answer(self, waiting: Sequence[PendingQuery]) -> None:
         """Each query from the generation it names, or the live one; one generation from start to end."""
-        groups: dict[tuple[int, Mode], list[Query]] = {}
+        groups: dict[tuple[int, Mode], list[PendingQuery]] = {}
         for query in waiting:
             number = (
                 query.generation
@@ -173,7 +182,7 @@ class Server:
         for (number, mode), group in groups.items():
             self._answer_group(self._held[number], group, mode)
 
-    def _answer_group(self, searcher: Searcher, group: Sequence[Query], mode: Mode) -> None:
+    def _answer_group(self, searcher: Searcher, group: Sequence[PendingQuery], mode: Mode) -> None:
         try:
             results = searcher.search(
                 [query.text for query in group], max(query.count for query in group), mode
@@ -208,16 +217,16 @@ class Server:
                     [self._held[one] for one in self._keeper.shadows if one in self._held],
                 )
 
-    def _take(self, item: Hand) -> None:
+    def _take(self, item: EngineUpdate) -> None:
         """Do what a follower says. Messages of a searcher that was replaced come to nothing."""
-        if isinstance(item, Hold):
+        if isinstance(item, GenerationLoaded):
             self._hold(item.searcher)
         elif self._held.get(item.searcher.generation.id) is item.searcher:
-            if isinstance(item, Apply):
+            if isinstance(item, ChangesApplied):
                 self._apply(item)
-            elif isinstance(item, Lead):
+            elif isinstance(item, GenerationPromoted):
                 self._lead(item.searcher)
-            elif isinstance(item, Drop):
+            elif isinstance(item, GenerationUnloaded):
                 self._drop(item.searcher)
 
     def _hold(self, searcher: Searcher) -> None:
@@ -251,7 +260,7 @@ class Server:
             searcher.engine.gallery.newest(_NEWEST), before.engine.gallery.newest(2 * _NEWEST)
         )
         if len(fresh):
-            self._reporter.tell(Seen(fresh, now()))
+            self._reporter.tell(SearchableImages(fresh, now()))
         if before.generation.id != searcher.generation.id:
             self._metrics.switches.inc()
             log.info(
@@ -260,11 +269,11 @@ class Server:
                 before=before.generation.id,
             )
 
-    def _apply(self, item: Apply) -> None:
+    def _apply(self, item: ChangesApplied) -> None:
         keys = item.searcher.engine.apply(item.changes)
         if item.searcher is self._live:
             if len(keys):
-                self._reporter.tell(Seen(keys, now()))
+                self._reporter.tell(SearchableImages(keys, now()))
             self._measure(item.searcher.engine)
 
     def _drop(self, searcher: Searcher) -> None:
@@ -286,7 +295,7 @@ class Server:
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._work.get_nowait()
-                if isinstance(item, Query):
+                if isinstance(item, PendingQuery):
                     item.answer.set_exception(
                         RetryLaterError("the query worker is stopping; ask another one")
                     )

@@ -11,7 +11,7 @@ import structlog
 from workers.query.engine import Answer
 from workers.query.searcher import Searcher, retrieval_of
 from workers.repository.shadow_queries import ShadowQuery
-from workers.runtime.metrics import Metrics
+from workers.runtime.metrics import QueryMetrics
 
 DEPTH = 10
 """Images of each answer that are compared."""
@@ -28,7 +28,9 @@ log = structlog.get_logger()
 class Shadows:
     """Comparisons that wait. Owned by the decode thread, which takes one step at a time and looks for queries in between."""
 
-    def __init__(self, share: float, metrics: Metrics, tell: Callable[[ShadowQuery], None]) -> None:
+    def __init__(
+        self, share: float, metrics: QueryMetrics, tell: Callable[[ShadowQuery], None]
+    ) -> None:
         self._share = share
         self._metrics = metrics
         self._tell = tell

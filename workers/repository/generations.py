@@ -183,12 +183,12 @@ def promote(conn: Connection, generation: int) -> int | None:
     return None if before is None else before.id
 
 
-def way_back(conn: Connection) -> Generation:
+def require_fallback(conn: Connection) -> Generation:
     """The generation that a rollback makes live again; `UsageError` when there is none."""
     previous = fallback(generations(conn))
     if previous is None:
         raise UsageError(
-            "no generation was live before this one, so there is no way back; list them with: sigma generations list"
+            "no generation was live before this one, so there is no fallback generation; list them with: sigma generations list"
         )
     return previous
 

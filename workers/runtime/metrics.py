@@ -106,7 +106,7 @@ class IndexMetrics:
         self.other.inc(other_s)
 
 
-class Metrics:
+class QueryMetrics:
     """What the person on call watches of one query worker."""
 
     def __init__(self) -> None:
@@ -180,7 +180,7 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class MonitoringSnapshot:
     """What the database says of drift, recall and jobs."""
 
     effects: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -199,7 +199,7 @@ class DriftMetrics(Collector):
     """What the person on call watches of the scheduler. Shows `seen`, which comes from the database: a new leader shows the same."""
 
     def __init__(self) -> None:
-        self.seen = Seen()
+        self.seen = MonitoringSnapshot()
         self.registry = CollectorRegistry()
         self.registry.register(self)
 

@@ -36,7 +36,7 @@ def _yielding() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
-class Loading(Generic[T]):
+class ModelLoader(Generic[T]):
     """What is loaded of each generation, by its number. Safe to use from several threads."""
 
     def __init__(

@@ -13,7 +13,7 @@ import structlog
 
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
 
-AWAY = (RetryLaterError, psycopg.OperationalError)
+TRANSIENT_ERRORS = (RetryLaterError, psycopg.OperationalError)
 """What a service that went away raises; the work is tried again on a new connection."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
@@ -54,7 +54,7 @@ def keep_running(
         try:
             session(stop)
             pause = _FIRST_PAUSE_S
-        except AWAY as error:
+        except TRANSIENT_ERRORS as error:
             log.warning(
                 "session ended, trying again", worker=name, reason=str(error), pause_s=pause
             )

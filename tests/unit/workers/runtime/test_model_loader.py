@@ -8,7 +8,7 @@ import pytest
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
 from workers.repository.generations import Generation
-from workers.runtime.model_loader import Loading
+from workers.runtime.model_loader import ModelLoader
 
 
 def generation(number: int, state: str = "shadow") -> Generation:
@@ -33,7 +33,7 @@ def test_the_live_generation_is_loaded_first_and_the_newest_next() -> None:
         begun.append(one.id)
         return one.id
 
-    loading = Loading(load)
+    loading = ModelLoader(load)
     loading.want([generation(1, "retired"), generation(2, "live"), generation(3)])
     assert loading.loaded() == {}
     gate.set()
@@ -52,7 +52,7 @@ def test_a_failure_is_counted_raised_to_who_waits_and_tried_again() -> None:
             raise RefuseToStartError("the folder is empty")
         return "loaded"
 
-    loading = Loading(load, lambda: failures.append(1))
+    loading = ModelLoader(load, lambda: failures.append(1))
     with pytest.raises(RefuseToStartError):
         loading.wait(generation(1))
     # Nobody waits: it is left alone for a while.
@@ -65,7 +65,7 @@ def test_a_failure_is_counted_raised_to_who_waits_and_tried_again() -> None:
 
 
 def test_what_is_wanted_no_more_is_forgotten() -> None:
-    loading = Loading(lambda one: one.id)
+    loading = ModelLoader(lambda one: one.id)
     loading.want([generation(1), generation(2)])
     assert loading.wait(generation(2)) == 2
     loading.want([generation(2)])
