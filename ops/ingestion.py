@@ -95,7 +95,7 @@ def _reachable(services: Services, event: ImageArrived) -> ImageArrived:
     data = read_source(event.uri, cap_bytes=services.settings.max_image_bytes)
     suffix = Path(urlsplit(event.uri).path).suffix.lower()
     return replace(
-        event, uri=services.s3.keep(data, suffix if _SUFFIX.fullmatch(suffix) else ".bin")
+        event, uri=services.s3.put_original(data, suffix if _SUFFIX.fullmatch(suffix) else ".bin")
     )
 
 

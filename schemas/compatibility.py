@@ -30,7 +30,7 @@ _KNOWN = {
 }
 
 
-def versions() -> dict[str, dict[int, Schema]]:
+def schema_versions() -> dict[str, dict[int, Schema]]:
     """Every version of every event's schema, by the event's NAME."""
     found: dict[str, dict[int, Schema]] = {}
     for file in resources.files("schemas").joinpath("events").iterdir():
@@ -42,16 +42,16 @@ def versions() -> dict[str, dict[int, Schema]]:
     return found
 
 
-def full_transitive(schemas: Mapping[int, Schema]) -> list[str]:
+def incompatibilities(schemas: Mapping[int, Schema]) -> list[str]:
     """What keeps the versions of one event from reading each other's data; empty if nothing does."""
     return [
         f"a reader of v{reader} cannot read what v{writer} writes: {problem}"
         for reader, writer in permutations(sorted(schemas), 2)
-        for problem in unreadable(schemas[reader], schemas[writer])
+        for problem in reading_problems(schemas[reader], schemas[writer])
     ]
 
 
-def unreadable(reader: Schema, writer: Schema, place: str = "") -> Iterator[str]:
+def reading_problems(reader: Schema, writer: Schema, place: str = "") -> Iterator[str]:
     """Why data valid for `writer` may be invalid for `reader`."""
     where = place or "the document"
     for schema in (reader, writer):
@@ -66,7 +66,7 @@ def unreadable(reader: Schema, writer: Schema, place: str = "") -> Iterator[str]
         yield f"{where} may lack {name}"
     shared = reader.get("properties", {}).keys() & writer.get("properties", {}).keys()
     for name in sorted(shared):
-        yield from unreadable(
+        yield from reading_problems(
             reader["properties"][name], writer["properties"][name], f"{place}/{name}"
         )
     if reader.get("additionalProperties") is False:
@@ -75,7 +75,7 @@ def unreadable(reader: Schema, writer: Schema, place: str = "") -> Iterator[str]
         ):
             yield f"{where} may have {name}"
     if "items" in reader:
-        yield from unreadable(reader["items"], writer.get("items", {}), f"{place}[]")
+        yield from reading_problems(reader["items"], writer.get("items", {}), f"{place}[]")
 
 
 def _types(schema: Schema) -> set[str]:

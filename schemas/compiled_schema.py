@@ -37,7 +37,7 @@ _BOUNDS: Mapping[str, Callable[[Any], Check]] = {
 _SILENT = {"$schema", "title", "description"}
 
 
-def compiled(schema: Mapping[str, Any]) -> Check | None:
+def compile_check(schema: Mapping[str, Any]) -> Check | None:
     """A function that tells whether a document is valid, or None for a schema that says more than is understood here."""
     try:
         return _compiled(schema)

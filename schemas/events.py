@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from jsonschema import Draft202012Validator
 
-from schemas.compiled_schema import Check, compiled
+from schemas.compiled_schema import Check, compile_check
 from schemas.errors import RejectInputError, UsageError
 from schemas.records import require_aware
 
@@ -161,7 +161,7 @@ class OperationsEvent:
         require_aware("happened_at", self.happened_at)
 
 
-Record = (
+EventRecord = (
     ImageArrived
     | ImageAccepted
     | ImageRejected
@@ -170,7 +170,7 @@ Record = (
     | QueryServed
     | OperationsEvent
 )
-EVENTS: Mapping[str, type[Record]] = {
+EVENTS: Mapping[str, type[EventRecord]] = {
     event.TOPIC: event
     for event in (
         ImageArrived,
@@ -184,7 +184,7 @@ EVENTS: Mapping[str, type[Record]] = {
 }
 
 
-def encode(event: Record) -> bytes:
+def encode(event: EventRecord) -> bytes:
     """The event as compact UTF-8 JSON; times in ISO 8601 with their offset, absent values left out."""
     present = {
         f.name: value for f in fields(event) if (value := getattr(event, f.name)) is not None
@@ -194,7 +194,7 @@ def encode(event: Record) -> bytes:
     ).encode()
 
 
-def decode(topic: str, payload: bytes) -> Record:
+def decode(topic: str, payload: bytes) -> EventRecord:
     """The event of a payload. Unknown fields are tolerated and null means absent; `RejectInputError` with code `bad-event` otherwise."""
     kind = EVENTS.get(topic)
     if kind is None:
@@ -226,7 +226,7 @@ def decode(topic: str, payload: bytes) -> Record:
 
 
 def headers(
-    event: Record, key: str = "", cause: Mapping[str, str] | None = None, source: str = "sigma"
+    event: EventRecord, key: str = "", cause: Mapping[str, str] | None = None, source: str = "sigma"
 ) -> dict[str, str]:
     """CloudEvents attributes of an event in binary mode (Kafka protocol binding 1.0), and its W3C trace context.
 
@@ -267,10 +267,10 @@ def validator(name: str) -> Draft202012Validator:
 @cache
 def _quick(name: str) -> Check | None:
     schema = validator(name).schema
-    return compiled(schema) if isinstance(schema, dict) else None
+    return compile_check(schema) if isinstance(schema, dict) else None
 
 
-def _parse(kind: type[Record], payload: bytes) -> dict[str, Any]:
+def _parse(kind: type[EventRecord], payload: bytes) -> dict[str, Any]:
     try:
         document = json.loads(payload.decode("utf-8"))
         # A lone surrogate is legal JSON, but neither Kafka nor Postgres can store it as text.
@@ -290,7 +290,7 @@ def _value(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _bad_event(kind: type[Record], found: str) -> RejectInputError:
+def _bad_event(kind: type[EventRecord], found: str) -> RejectInputError:
     return RejectInputError(
         "bad-event",
         f"the payload is not a valid {kind.NAME} event: {found}; correct the producer and publish again",

@@ -10,7 +10,7 @@ from schemas.errors import UsageError
 if TYPE_CHECKING:
     from apscheduler.triggers.cron import CronTrigger
 
-MEANT = "off, every SECONDS, or five cron fields (minute hour day month weekday, UTC)"
+ALLOWED_FORMS = "off, every SECONDS, or five cron fields (minute hour day month weekday, UTC)"
 
 _OFF, _EVERY = "off", "every "
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -30,7 +30,7 @@ class Schedule:
             seconds = found.text.removeprefix(_EVERY)
             if not (seconds.isascii() and seconds.isdigit() and int(seconds) > 0):
                 raise UsageError(
-                    f"{text!r} is no schedule: {seconds!r} is no whole number of seconds above 0; allowed are {MEANT}"
+                    f"{text!r} is no schedule: {seconds!r} is no whole number of seconds above 0; allowed are {ALLOWED_FORMS}"
                 )
         elif found.text != _OFF:
             _cron(found.text)
@@ -47,29 +47,29 @@ class Schedule:
         return int(self.text.removeprefix(_EVERY)) if self.text.startswith(_EVERY) else None
 
     @property
-    def cron(self) -> "CronTrigger | None":
+    def cron_trigger(self) -> "CronTrigger | None":
         """The cron trigger, if the schedule is one."""
         return None if self.off or self.period_s else _cron(self.text)
 
-    def following(self, after: int) -> int | None:
+    def next_window(self, after: int) -> int | None:
         """The first window later than a moment."""
         if self.period_s is not None:
             return (after // self.period_s + 1) * self.period_s
-        if self.cron is None:
+        if self.cron_trigger is None:
             return None
-        fires = self.cron.get_next_fire_time(None, datetime.fromtimestamp(after + 1, UTC))
+        fires = self.cron_trigger.get_next_fire_time(None, datetime.fromtimestamp(after + 1, UTC))
         return None if fires is None else int(fires.timestamp())
 
-    def due(self, after: int, until: int) -> list[int]:
+    def windows_between(self, after: int, until: int) -> list[int]:
         """All windows later than one moment and not later than the other, oldest first."""
         found = []
-        window = self.following(after)
+        window = self.next_window(after)
         while window is not None and window <= until:
             found.append(window)
-            window = self.following(window)
+            window = self.next_window(window)
         return found
 
-    def origin(self, now: int) -> int:
+    def start_after(self, now: int) -> int:
         """The moment after which windows count for a job never seen before.
 
         What is due every so often begins with the window that runs now. What is due at a time of day waits for it: nobody who installs
@@ -86,7 +86,7 @@ def _cron(text: str) -> "CronTrigger":
     fields = text.split(" ")
     if len(fields) != 5:
         raise UsageError(
-            f"{text!r} is no schedule: it has {len(fields)} fields; allowed are {MEANT}"
+            f"{text!r} is no schedule: it has {len(fields)} fields; allowed are {ALLOWED_FORMS}"
         )
     if fields[2] != "*" and fields[4] != "*":
         # Cron means either one, APScheduler both; whoever writes it should not have to know.
@@ -99,9 +99,11 @@ def _cron(text: str) -> "CronTrigger":
         )
         fires = found.get_next_fire_time(None, datetime.now(UTC))
     except ValueError as error:
-        raise UsageError(f"{text!r} is no schedule: {error}; allowed are {MEANT}") from error
+        raise UsageError(
+            f"{text!r} is no schedule: {error}; allowed are {ALLOWED_FORMS}"
+        ) from error
     if fires is None:
-        raise UsageError(f"{text!r} is no schedule: it never comes; allowed are {MEANT}")
+        raise UsageError(f"{text!r} is no schedule: it never comes; allowed are {ALLOWED_FORMS}")
     return found
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from schemas.errors import UsageError
-from schemas.schedules import MEANT, Schedule
+from schemas.schedules import ALLOWED_FORMS, Schedule
 
 MEBIBYTE = 1 << 20
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENGINES = ("torch", "vllm")
-RETRAININGS = ("refresh", "full")
+RETRAIN_MODES = ("refresh", "full")
 
 _BROKER = re.compile(r"[A-Za-z0-9._-]+:[0-9]{1,5}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -46,7 +46,7 @@ class S3Settings:
     region: str = "us-east-1"
     source_buckets: tuple[str, ...] = ()
     """Buckets that `s3://` arrivals may name beside `bucket`."""
-    link_s: int = 900
+    link_lifetime_s: int = 900
     """Seconds that a link in an answer is good for."""
 
 
@@ -96,7 +96,7 @@ class Settings:
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__slots__}
-        shown["database_url"] = redacted(self.database_url)
+        shown["database_url"] = redacted_url(self.database_url)
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
@@ -155,7 +155,7 @@ class Settings:
             training_processes=_integer(
                 environ, "SIGMA_TRAINING_PROCESSES", default.training_processes, low=1, high=1024
             ),
-            retrain=_choice(environ, "SIGMA_RETRAIN", default.retrain, RETRAININGS),
+            retrain=_choice(environ, "SIGMA_RETRAIN", default.retrain, RETRAIN_MODES),
             log_level=_choice(environ, "SIGMA_LOG_LEVEL", default.log_level, LOG_LEVELS),
             threads=_integer(environ, "SIGMA_THREADS", 0, low=1, high=1024)
             if environ.get("SIGMA_THREADS")
@@ -164,7 +164,7 @@ class Settings:
         )
 
 
-def redacted(url: str | None) -> str | None:
+def redacted_url(url: str | None) -> str | None:
     """A database address without its password and query, fit for a log."""
     if url is None:
         return None
@@ -251,7 +251,7 @@ def _s3(environ: Mapping[str, str]) -> S3Settings | None:
             _BUCKET,
             "names of buckets, several separated by commas",
         ),
-        link_s=_integer(environ, "SIGMA_S3_LINK_SECONDS", 900, low=1, high=604_800),
+        link_lifetime_s=_integer(environ, "SIGMA_S3_LINK_SECONDS", 900, low=1, high=604_800),
     )
 
 
@@ -282,7 +282,7 @@ def _schedules(environ: Mapping[str, str]) -> tuple[tuple[str, Schedule], ...]:
         if not is_set or not _JOB.fullmatch(name) or name in found:
             problem = "a job twice" if name in found else "no schedule"
             raise UsageError(
-                f"SIGMA_SCHEDULE holds {problem} in {part.strip()!r}; write JOB=SCHEDULE, several separated by semicolons: {MEANT}"
+                f"SIGMA_SCHEDULE holds {problem} in {part.strip()!r}; write JOB=SCHEDULE, several separated by semicolons: {ALLOWED_FORMS}"
             )
         try:
             found[name] = Schedule.parse(text)

@@ -145,7 +145,7 @@ def fleet(kafka: str | None, s3: S3Settings | None = None, *, stub: bool = True)
         database = server(replace(settings, kafka=None), keep=False)
         services = Services(settings, database.get_uri())
         if services.s3 is not None:
-            services.s3.ensure()
+            services.s3.create_bucket()
         if settings.kafka is not None:
             empty_topics(settings.kafka)
         log = services.log()

@@ -31,7 +31,7 @@ def ready(found: Services, name: str) -> Connection:
     conn = found.connect(name)
     migrate(conn)
     if found.s3 is not None:
-        found.s3.ensure()
+        found.s3.create_bucket()
     log = found.log()
     log.ensure_topics()
     log.close()

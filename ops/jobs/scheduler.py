@@ -238,4 +238,4 @@ def _trigger(schedule: Schedule) -> BaseTrigger | None:
         return IntervalTrigger(
             seconds=schedule.period_s, start_date=datetime(1970, 1, 1, tzinfo=UTC)
         )
-    return schedule.cron
+    return schedule.cron_trigger

@@ -90,14 +90,14 @@ def _entry(plan: Plan, state: JobState) -> dict[str, Any]:
 
 
 def _next(schedule: Schedule, state: JobState) -> int | None:
-    return schedule.following(int(time.time()) if state.after is None else state.after)
+    return schedule.next_window(int(time.time()) if state.after is None else state.after)
 
 
 def _alarms(name: str, state: JobState, now: int) -> Sequence[str]:
     due = (
         None
         if state.schedule is None or state.after is None
-        else state.schedule.following(state.after)
+        else state.schedule.next_window(state.after)
     )
     found = []
     if state.last is not None and state.last.outcome == "failed":

@@ -17,7 +17,7 @@ from schemas.settings import MEBIBYTE
 
 
 @dataclass(frozen=True, slots=True)
-class Normalized:
+class NormalizedImage:
     """`png` is RGB, longest side at most 448 pixels; width, height and format are those of the image that arrived, upright."""
 
     png: bytes
@@ -45,12 +45,12 @@ class DecodePool:
 
     def __init__(self, limits: DecodeLimits | None = None, *, processes: int = 1) -> None:
         self.limits = limits or DecodeLimits()
-        self._idle: queue.SimpleQueue[_Child | None] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[_DecoderProcess | None] = queue.SimpleQueue()
         self._size = processes
         for _ in range(processes):
             self._idle.put(None)
 
-    def decode(self, data: bytes) -> Normalized:
+    def decode(self, data: bytes) -> NormalizedImage:
         """The picture in the bytes. `RejectInputError` codes: empty, too-many-bytes, not-an-image, unsupported-format,
         truncated, too-many-parts, too-many-pixels, animated, decode-failed, out-of-memory, timeout."""
         if len(data) > self.limits.max_bytes:
@@ -64,7 +64,7 @@ class DecodePool:
                 child.close()
                 child = None
             if child is None:
-                child = _Child(self.limits)
+                child = _DecoderProcess(self.limits)
             return child.decode(data, self.limits.timeout_s)
         finally:
             self._idle.put(child)
@@ -90,7 +90,7 @@ class DecodePool:
         self.close()
 
 
-class _Child:
+class _DecoderProcess:
     """One decoding process and its two pipes."""
 
     def __init__(self, limits: DecodeLimits) -> None:
@@ -129,7 +129,7 @@ class _Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def decode(self, data: bytes, timeout_s: float) -> Normalized:
+    def decode(self, data: bytes, timeout_s: float) -> NormalizedImage:
         overdue = threading.Event()
 
         def kill() -> None:
@@ -153,7 +153,7 @@ class _Child:
             watch.cancel()
         if "code" in answer:
             raise RejectInputError(str(answer["code"]), str(answer["reason"]))
-        return Normalized(
+        return NormalizedImage(
             png=png,
             width=int(answer["width"]),
             height=int(answer["height"]),

@@ -102,7 +102,7 @@ class HttpsReader:
         too-many-bytes, timeout, unreadable.
         """
         if not self._hosts:
-            raise https_is_off()
+            raise https_disabled()
         deadline = _Deadline(self._timeout_s)
         target = self._target(uri)
         for _ in range(_MAX_REDIRECTS + 1):
@@ -117,12 +117,12 @@ class HttpsReader:
                 ) from error
         raise RejectInputError(
             "too-many-redirects",
-            f"{shown(uri)} redirects more often than the allowed {_MAX_REDIRECTS} times; send the last address",
+            f"{uri_for_message(uri)} redirects more often than the allowed {_MAX_REDIRECTS} times; send the last address",
         )
 
     def _target(self, uri: str) -> "_Target":
         """Everything that the text alone can tell. Parsed strictly, so that nothing else can read it in another way."""
-        what = shown(uri)
+        what = uri_for_message(uri)
         if len(uri) > _MAX_URI or not _PLAIN.fullmatch(uri):
             message = f"{what} is too long or has characters other than those of a URI; send at most {_MAX_URI:,}, percent-encoded"
             raise RejectInputError("unsupported-source", message)
@@ -232,7 +232,7 @@ class HttpsReader:
         return answer
 
 
-def https_is_off() -> RejectInputError:
+def https_disabled() -> RejectInputError:
     """The refusal of every `https://` URI where no host is allowed."""
     message = "the URI is an https:// address and no host is allowed; name the allowed hosts in SIGMA_HTTPS_HOSTS"
     return RejectInputError("unsupported-source", message)
@@ -270,7 +270,7 @@ def connect(address: str, port: int, timeout_s: float) -> socket.socket:
     return socket.create_connection((address, port), timeout_s)
 
 
-def shown(uri: str) -> str:
+def uri_for_message(uri: str) -> str:
     """A URI fit for a message: without user, password, query and fragment, at most 200 printable characters."""
     bare = re.split(r"[?#]", uri, maxsplit=1)[0]
     start = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]*", bare)

@@ -4,19 +4,19 @@ import json
 import re
 from typing import Any
 
-from stream.images.https import shown
+from stream.images.https import uri_for_message
 
 _PATH = re.compile(r"file:(///|/[^/])", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]{1,3}\S+")
 
 
-def harmless(uri: str) -> str:
+def redact_uri(uri: str) -> str:
     """A URI without what may be secret: a path on this machine as it is, of all others scheme, host and path."""
-    return uri if _PATH.match(uri) else shown(uri)
+    return uri if _PATH.match(uri) else uri_for_message(uri)
 
 
-def harmless_text(text: str) -> str:
-    """Text with the addresses in it made harmless: each string of a JSON document; elsewhere an address ends at white space. Text that
+def redact_text(text: str) -> str:
+    """Text with the addresses in it made redact_uri: each string of a JSON document; elsewhere an address ends at white space. Text that
     holds no secret comes back as it is."""
     try:
         document = json.loads(text)
@@ -37,7 +37,7 @@ def _harmless(value: Any) -> Any:
         return value
     # A string that begins as an address is one, white space or not.
     return (
-        harmless(value)
+        redact_uri(value)
         if _ADDRESS.match(value)
-        else _ADDRESS.sub(lambda found: harmless(found[0]), value)
+        else _ADDRESS.sub(lambda found: redact_uri(found[0]), value)
     )

@@ -49,7 +49,7 @@ class S3ImageStore:
             http_client=pool,
         )
 
-    def ensure(self) -> None:
+    def create_bucket(self) -> None:
         """Creates the bucket if it is missing (`sigma init`)."""
         with _away("create the bucket"):
             if not self._client.bucket_exists(bucket_name=self._settings.bucket):
@@ -63,7 +63,7 @@ class S3ImageStore:
                 self._send(f"normalized/{name}", data)
         return f"{_OURS}:///{name}"
 
-    def keep(self, data: bytes, suffix: str) -> str:
+    def put_original(self, data: bytes, suffix: str) -> str:
         """Stores an original under `arrived/` and returns its `s3://` URI, which an arrival may name."""
         name = f"arrived/{content_name(data, suffix)}"
         with _away("store an image"):
@@ -94,7 +94,7 @@ class S3ImageStore:
             link: str = self._client.presigned_get_object(
                 bucket_name=self._settings.bucket,
                 object_name=name,
-                expires=timedelta(seconds=self._settings.link_s),
+                expires=timedelta(seconds=self._settings.link_lifetime_s),
             )
             return link
 

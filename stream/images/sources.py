@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from schemas.errors import RejectInputError, RetryLaterError
-from stream.images.https import HttpsReader, https_is_off, shown
+from stream.images.https import HttpsReader, https_disabled, uri_for_message
 
 StoreReader = Callable[[str, str, int], bytes]
 """From bucket, key and the most bytes allowed to the bytes of an object."""
@@ -59,14 +59,14 @@ class Sources:
         if _CONTROL.search(uri):
             raise RejectInputError(
                 "unsupported-source",
-                f"{shown(uri)} has control characters, which no URI may have; percent-encode them",
+                f"{uri_for_message(uri)} has control characters, which no URI may have; percent-encode them",
             )
         if scheme == "file":
             return self._file(uri)
         if scheme == "s3":
             return self._object(uri)
         if self._https is None:
-            raise https_is_off()
+            raise https_disabled()
         try:
             return self._https.read(uri, self._cap_bytes)
         except RetryLaterError as error:
@@ -87,7 +87,8 @@ class Sources:
             raise RejectInputError("unreadable", message) from error
         except ValueError as error:
             raise RejectInputError(
-                "unreadable", f"{shown(uri)} does not name a file: {error}; correct the URI"
+                "unreadable",
+                f"{uri_for_message(uri)} does not name a file: {error}; correct the URI",
             ) from error
 
     def _object(self, uri: str) -> bytes:
@@ -112,7 +113,7 @@ def read_source(uri: str, *, cap_bytes: int, roots: Sequence[Path] | None = None
 def _local_path(uri: str) -> Path:
     parts = _FILE.fullmatch(uri)
     if parts is None:
-        message = f"{shown(uri)} is no whole path on this machine, which alone is allowed; write file:///folder/image.jpg"
+        message = f"{uri_for_message(uri)} is no whole path on this machine, which alone is allowed; write file:///folder/image.jpg"
         raise RejectInputError("unsupported-source", message)
     return Path(unquote(parts["path"], errors="surrogateescape"))
 

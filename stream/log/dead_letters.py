@@ -11,7 +11,7 @@ from typing import Any
 from schemas.errors import RejectInputError, UsageError
 from schemas.events import REJECTED, ImageAccepted, ImageArrived, ImageRejected
 from schemas.named_sql import queries
-from stream.images.redaction import harmless, harmless_text
+from stream.images.redaction import redact_text, redact_uri
 from stream.log.event_log import Connection, Event, EventLog, Message, Partition, message
 
 _PREFIX = "__connect.errors."
@@ -75,7 +75,7 @@ def refusal(
     where the event stands that has it whole, and a replay takes that one."""
     return ImageRejected(
         image_id=image.image_id,
-        uri=harmless(image.uri),
+        uri=redact_uri(image.uri),
         code=error.code,
         reason=str(error),
         stage=stage,
@@ -130,8 +130,8 @@ def show(log: EventLog, place: str) -> dict[str, Any]:
 
 def _shown(event: Event) -> dict[str, Any]:
     return {
-        "headers": {name: harmless_text(value) for name, value in event.headers.items()},
-        "value": harmless_text(event.value.decode("utf-8", "replace")),
+        "headers": {name: redact_text(value) for name, value in event.headers.items()},
+        "value": redact_text(event.value.decode("utf-8", "replace")),
     }
 
 

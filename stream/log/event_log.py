@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from schemas.events import Record, encode, headers
+from schemas.events import EventRecord, encode, headers
 from stream.log.topics import TOPICS, Topic
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -120,7 +120,7 @@ def joining(conn: Connection) -> Iterator[None]:
 
 
 def message(
-    event: Record,
+    event: EventRecord,
     key: str,
     *,
     cause: Event | None = None,

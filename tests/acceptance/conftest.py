@@ -142,7 +142,7 @@ def running(home: Home) -> Home:
 def full_services(kafka: KafkaSettings, s3: S3Settings, trained: Path) -> dict[str, str]:
     """Settings that point at the real broker and the real S3 store, which then holds the training images too."""
     store = S3ImageStore(s3)
-    store.ensure()
+    store.create_bucket()
     for file in (trained / "images").rglob("*.png"):
         store.put(file.read_bytes())
     return {

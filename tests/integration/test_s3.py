@@ -23,8 +23,8 @@ def settings(s3: S3Settings) -> S3Settings:
 @pytest.fixture
 def store(settings: S3Settings) -> S3ImageStore:
     made = S3ImageStore(settings)
-    made.ensure()
-    made.ensure()
+    made.create_bucket()
+    made.create_bucket()
     return made
 
 
@@ -51,8 +51,8 @@ def test_a_link_opens_without_keys_and_only_as_signed(store: S3ImageStore) -> No
 
 
 def test_originals_are_kept_and_read_with_a_cap(store: S3ImageStore, settings: S3Settings) -> None:
-    uri = store.keep(DATA, ".png")
-    assert uri == store.keep(DATA, ".png")
+    uri = store.put_original(DATA, ".png")
+    assert uri == store.put_original(DATA, ".png")
     key = uri.removeprefix(f"s3://{settings.bucket}/")
     assert store.read(settings.bucket, key, len(DATA)) == DATA
     with pytest.raises(RejectInputError, match="more than the allowed"):

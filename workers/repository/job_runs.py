@@ -77,11 +77,11 @@ def adopt(conn: Connection, job: str, schedule: Schedule, *, now: int | None = N
             return
         newest = _newest(conn, job)
         if old is None:
-            after = schedule.origin(moment) if newest is None else newest
+            after = schedule.start_after(moment) if newest is None else newest
         else:
-            missed = Schedule.parse(old).due(max(after, newest or 0), moment)
+            missed = Schedule.parse(old).windows_between(max(after, newest or 0), moment)
             _skip(conn, job, missed, f"its schedule was {old} and became {schedule.text}")
-            after = schedule.origin(moment)
+            after = schedule.start_after(moment)
         run(conn, "job_reschedule", job=job, schedule=schedule.text, after=after)
 
 
@@ -206,7 +206,7 @@ def _due(conn: Connection, job: str, schedule: Schedule, now: int) -> list[int]:
     if known is None or known[0] != schedule.text:
         # A leader that was replaced while it looked away must not run windows of a schedule that no longer holds.
         return []
-    return schedule.due(max(known[1], _newest(conn, job) or 0), now)
+    return schedule.windows_between(max(known[1], _newest(conn, job) or 0), now)
 
 
 def _newest(conn: Connection, job: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schemas.compatibility import full_transitive, unreadable, versions
+from schemas.compatibility import incompatibilities, reading_problems, schema_versions
 from schemas.events import EVENTS
 
 EVENT = {
@@ -30,11 +30,11 @@ def changed(name: str | None = None, **values: Any) -> dict[str, Any]:
 
 
 def test_every_event_has_a_schema_and_every_version_reads_every_other() -> None:
-    found = versions()
+    found = schema_versions()
     assert set(found) == {event.NAME for event in EVENTS.values()}
     for name, schemas in found.items():
         assert 1 in schemas
-        assert full_transitive(schemas) == [], name
+        assert incompatibilities(schemas) == [], name
 
 
 def test_a_published_schema_is_never_edited() -> None:
@@ -62,7 +62,7 @@ def test_a_published_schema_is_never_edited() -> None:
     ids=["same", "optional field", "described", "field described"],
 )
 def test_compatible_changes_pass(other: dict[str, Any]) -> None:
-    assert full_transitive({1: EVENT, 2: other}) == []
+    assert incompatibilities({1: EVENT, 2: other}) == []
 
 
 @pytest.mark.parametrize(
@@ -84,16 +84,16 @@ def test_compatible_changes_pass(other: dict[str, Any]) -> None:
     ],
 )
 def test_a_change_that_breaks_one_direction_is_found(other: dict[str, Any]) -> None:
-    assert full_transitive({1: EVENT, 2: other})
+    assert incompatibilities({1: EVENT, 2: other})
 
 
 def test_closing_the_content_breaks_readers_of_older_versions() -> None:
     closed = changed(additionalProperties=False)
-    assert list(unreadable(closed, changed("new", type="string")))
-    assert not list(unreadable(closed, EVENT))
+    assert list(reading_problems(closed, changed("new", type="string")))
+    assert not list(reading_problems(closed, EVENT))
 
 
 def test_a_third_version_is_compared_with_the_first_too() -> None:
     two, three = changed("new", type="string"), changed("new", type="integer")
-    assert full_transitive({1: EVENT, 2: two}) == []
-    assert full_transitive({1: EVENT, 2: two, 3: three})
+    assert incompatibilities({1: EVENT, 2: two}) == []
+    assert incompatibilities({1: EVENT, 2: two, 3: three})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schemas.compiled_schema import compiled
+from schemas.compiled_schema import compile_check
 from schemas.events import EVENTS, validator
 
 ODD: tuple[Any, ...] = (
@@ -55,7 +55,7 @@ def documents(schema: Mapping[str, Any], chance: random.Random) -> dict[str, Any
 def test_the_quick_check_agrees_with_the_schema(name: str) -> None:
     slow = validator(name)
     assert isinstance(slow.schema, dict)
-    quick = compiled(slow.schema)
+    quick = compile_check(slow.schema)
     assert quick is not None
     chance = random.Random(name)
     verdicts = set()
@@ -82,4 +82,4 @@ def test_the_quick_check_agrees_with_the_schema(name: str) -> None:
 def test_a_schema_with_words_that_are_not_understood_is_left_to_the_validator(
     schema: dict[str, Any],
 ) -> None:
-    assert compiled(schema) is None
+    assert compile_check(schema) is None

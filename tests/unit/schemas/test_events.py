@@ -10,6 +10,7 @@ from schemas.events import (
     ARRIVED,
     DELETED,
     EVENTS,
+    EventRecord,
     ImageAccepted,
     ImageArrived,
     ImageDeleted,
@@ -17,7 +18,6 @@ from schemas.events import (
     ImageRejected,
     OperationsEvent,
     QueryServed,
-    Record,
     decode,
     encode,
     headers,
@@ -26,7 +26,7 @@ from schemas.events import (
 )
 
 MOMENT = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-EXAMPLES: list[Record] = [
+EXAMPLES: list[EventRecord] = [
     ImageArrived(
         "ü 1",
         "file:///a.jpg",
@@ -52,7 +52,7 @@ def test_every_event_has_an_example_here() -> None:
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: type(event).__name__)
-def test_an_event_survives_its_journey_and_satisfies_its_schema(event: Record) -> None:
+def test_an_event_survives_its_journey_and_satisfies_its_schema(event: EventRecord) -> None:
     payload = encode(event)
     assert decode(event.TOPIC, payload) == event
     assert not list(validator(event.NAME).iter_errors(json.loads(payload)))

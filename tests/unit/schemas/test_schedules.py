@@ -15,7 +15,7 @@ def days(text: str, count: int = 7) -> list[str]:
     """Weekdays of the next windows."""
     schedule, found, at = Schedule.parse(text), [], WEDNESDAY
     for _ in range(count):
-        following = schedule.following(at)
+        following = schedule.next_window(at)
         assert following is not None
         at = following
         found.append(f"{datetime.fromtimestamp(at, UTC):%a}")
@@ -44,18 +44,20 @@ def test_weekdays_are_those_of_cron(field: str, expected: list[str]) -> None:
 def test_windows_lie_after_one_moment_and_not_after_the_other() -> None:
     half = Schedule.parse("*/30 * * * *")
     noon = WEDNESDAY - WEDNESDAY % 3600
-    assert half.due(noon, noon + 3600) == [noon + 1800, noon + 3600]
-    assert half.due(noon, noon) == []
+    assert half.windows_between(noon, noon + 3600) == [noon + 1800, noon + 3600]
+    assert half.windows_between(noon, noon) == []
     hourly = Schedule.parse("every 3600")
-    assert hourly.due(noon - 1, noon + 3600) == [noon, noon + 3600]
-    assert hourly.due(noon, noon + 3599) == []
-    assert Schedule().due(0, WEDNESDAY) == []
+    assert hourly.windows_between(noon - 1, noon + 3600) == [noon, noon + 3600]
+    assert hourly.windows_between(noon, noon + 3599) == []
+    assert Schedule().windows_between(0, WEDNESDAY) == []
 
 
 def test_a_job_never_seen_begins_with_the_running_period_but_waits_for_its_time_of_day() -> None:
     hourly, weekly = Schedule.parse("every 3600"), Schedule.parse("0 3 * * 0")
-    assert hourly.due(hourly.origin(WEDNESDAY), WEDNESDAY) == [WEDNESDAY // 3600 * 3600]
-    assert weekly.due(weekly.origin(WEDNESDAY), WEDNESDAY) == []
+    assert hourly.windows_between(hourly.start_after(WEDNESDAY), WEDNESDAY) == [
+        WEDNESDAY // 3600 * 3600
+    ]
+    assert weekly.windows_between(weekly.start_after(WEDNESDAY), WEDNESDAY) == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from schemas.errors import RejectInputError
 from schemas.events import ARRIVED, REJECTED, ImageArrived, decode, encode
-from stream.images.redaction import harmless, harmless_text
+from stream.images.redaction import redact_text, redact_uri
 from stream.log.dead_letters import dead_letter, refusal, rejection, show
 from stream.log.event_log import Event, EventLog, Message
 
@@ -69,15 +69,13 @@ def test_a_dead_letter_and_what_shows_it_hold_no_secret_while_the_original_stays
 
 
 def test_paths_of_this_machine_stay_whole() -> None:
-    assert harmless("file:///pictures/a b#1?.jpg") == "file:///pictures/a b#1?.jpg"
-    assert "hunter2" not in harmless("file://user:hunter2@host/a.jpg")
+    assert redact_uri("file:///pictures/a b#1?.jpg") == "file:///pictures/a b#1?.jpg"
+    assert "hunter2" not in redact_uri("file://user:hunter2@host/a.jpg")
     event = ImageArrived("a", "file:///pictures/a.jpg")
-    assert harmless_text(encode(event).decode()) == encode(event).decode()
+    assert redact_text(encode(event).decode()) == encode(event).decode()
 
 
 def test_text_that_is_no_json_is_searched_for_addresses() -> None:
-    assert (
-        harmless_text('{"uri": "https://u:hunter2@host/a?sig=hunter2') == '{"uri": "https://host/a'
-    )
-    assert harmless_text("plain: text / 12:30") == "plain: text / 12:30"
-    assert harmless_text("0") == "0"
+    assert redact_text('{"uri": "https://u:hunter2@host/a?sig=hunter2') == '{"uri": "https://host/a'
+    assert redact_text("plain: text / 12:30") == "plain: text / 12:30"
+    assert redact_text("0") == "0"

@@ -8,7 +8,7 @@ import pytest
 
 from schemas.errors import RejectInputError, UsageError
 from schemas.records import ManifestEntry
-from stream.images.https import shown
+from stream.images.https import uri_for_message
 from stream.images.sources import Sources, read_source
 from stream.images.store import LocalImageStore
 from stream.manifest import read_manifest, read_paths, write_manifest
@@ -300,7 +300,7 @@ def test_what_names_no_object_is_refused_before_the_store_is_asked(address: str)
     ],
 )
 def test_messages_show_no_credentials(uri: str, text: str) -> None:
-    assert shown(uri) == text
+    assert uri_for_message(uri) == text
 
 
 def test_the_store_keeps_bytes_by_content_and_gives_nothing_else_away(tmp_path: Path) -> None:
