@@ -10,13 +10,13 @@ from model.decoding.leaves import Leaves
 from model.network.resize import Pixels
 from schemas.records import FloatArray, IntArray, Posting
 
-__all__ = ["BEAMS", "Assigner", "Leaves", "leaves_of", "with_primary"]
+__all__ = ["BEAMS", "BeamSearchAssigner", "Leaves", "leaves_from_beams", "postings_with_primary"]
 
 BEAMS = 8
 """Beams of an assignment: enough for the alternates, and further leaves to spill into."""
 
 
-class Assigner:
+class BeamSearchAssigner:
     """Generates id1..id4 of images with any leaf allowed, new ones too."""
 
     def __init__(self, decoder: Decoder, postings: int) -> None:
@@ -26,7 +26,9 @@ class Assigner:
     def assign(self, images: Pixels) -> list[Leaves]:
         """Leaves of each image: the best beam is the primary, the next ones alternates, weighted by log-probability."""
         leaves, scores = self.search(images)
-        return [leaves_of(leaves[row], scores[row], self.postings) for row in range(len(leaves))]
+        return [
+            leaves_from_beams(leaves[row], scores[row], self.postings) for row in range(len(leaves))
+        ]
 
     def search(self, images: Pixels) -> tuple[IntArray, FloatArray]:
         """(N, W) leaves and log-probabilities, best first."""
@@ -39,7 +41,7 @@ class Assigner:
         return found.leaves.cpu().numpy(), found.scores.cpu().numpy()
 
 
-def leaves_of(
+def leaves_from_beams(
     leaves: Sequence[int] | IntArray, scores: Sequence[float] | FloatArray, postings: int
 ) -> Leaves:
     """One row of a search as postings and spill."""
@@ -54,7 +56,7 @@ def leaves_of(
     )
 
 
-def with_primary(
+def postings_with_primary(
     leaf: int, leaves: Sequence[int] | IntArray, scores: Sequence[float] | FloatArray, postings: int
 ) -> tuple[Posting, ...]:
     """Postings of a training image: its identifier is the primary, the model's best other leaves are the alternates.

@@ -17,7 +17,7 @@ ReadPrompt = TypeVar("ReadPrompt", contravariant=True)
 TextPrompt = TypeVar("TextPrompt")
 
 
-class Walk(Protocol):
+class DecodingState(Protocol):
     """B prompts on the way from id1 to id5. What a decoding engine tells a beam search; the trie stays outside of it."""
 
     @property
@@ -40,22 +40,22 @@ class Walk(Protocol):
         ...
 
 
-class Scorer(Protocol[ReadPrompt]):
+class DecodingEngine(Protocol[ReadPrompt]):
     """A decoding engine: scores identifiers behind prompts of its own kind."""
 
-    def walk(self, prompt: ReadPrompt) -> Walk:
+    def begin(self, prompt: ReadPrompt) -> DecodingState:
         """Begin at prompts that were read."""
         ...
 
 
-class TextScorer(Protocol[TextPrompt]):
+class TextDecodingEngine(Protocol[TextPrompt]):
     """A decoding engine that reads queries too."""
 
     def read_texts(self, texts: Sequence[str]) -> TextPrompt:
         """Prompts of B queries."""
         ...
 
-    def walk(self, prompt: TextPrompt) -> Walk:
+    def begin(self, prompt: TextPrompt) -> DecodingState:
         """Begin at prompts that were read."""
         ...
 
@@ -73,17 +73,23 @@ class Beams:
 
 @torch.inference_mode()
 def search_leaves(
-    scorer: Scorer[P], prompt: P, shape: IdentifierShape, beams: int, branches: Branches | None
+    scorer: DecodingEngine[P],
+    prompt: P,
+    shape: IdentifierShape,
+    beams: int,
+    branches: Branches | None,
 ) -> Beams:
     """Beam search over id1..id4. With `branches` only occupied leaves are reached; without, any leaf (inductive assignment).
 
     A token's score is its log-probability among the tokens of its level. Prefixes with a single leaf below need no
     further pass once all beams have one: what is forced carries no information about the query.
     """
-    return _search(scorer.walk(prompt), shape, beams, branches)
+    return _search(scorer.begin(prompt), shape, beams, branches)
 
 
-def _search(walk: Walk, shape: IdentifierShape, beams: int, branches: Branches | None) -> Beams:
+def _search(
+    walk: DecodingState, shape: IdentifierShape, beams: int, branches: Branches | None
+) -> Beams:
     prefixes = torch.zeros((walk.batch, 1), dtype=torch.int64, device=walk.device)
     scores = torch.zeros((walk.batch, 1), device=walk.device)
     parents: Tensor | None = None
@@ -116,7 +122,7 @@ def _only_leaf(branches: Branches, level: int, prefixes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Identified:
+class ScoredIdentifier:
     """One identifier of the paper's five-token mode and its log-probability."""
 
     leaf: int
@@ -127,10 +133,10 @@ class Identified:
 
 @torch.inference_mode()
 def search_identifiers(
-    scorer: Scorer[P], prompt: P, trie: Trie, beams: int
-) -> list[list[Identified]]:
+    scorer: DecodingEngine[P], prompt: P, trie: Trie, beams: int
+) -> list[list[ScoredIdentifier]]:
     """The paper's own mode: all five tokens over primary identifiers, best first, at most `beams` for each prompt."""
-    walk = scorer.walk(prompt)
+    walk = scorer.begin(prompt)
     found = _search(walk, trie.shape, beams, trie.primaries)
     gained = walk.score(LEVELS, found.leaves, None, found.scores > NEVER).cpu()
     return [
@@ -143,9 +149,11 @@ def search_identifiers(
 
 def _best_suffixes(
     trie: Trie, leaves: Sequence[int], scores: Sequence[float], gained: Tensor, beams: int
-) -> list[Identified]:
+) -> list[ScoredIdentifier]:
     options = [
-        Identified(leaf=leaf, suffix=suffix, slot=slot, score=score + float(gained[at, suffix]))
+        ScoredIdentifier(
+            leaf=leaf, suffix=suffix, slot=slot, score=score + float(gained[at, suffix])
+        )
         for at, (leaf, score) in enumerate(zip(leaves, scores, strict=True))
         if score > NEVER
         for suffix, slot in trie.suffixes(leaf).items()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from model.network.backbone import ImageInput
+from model.network.backbone import ImagePatches
 from model.network.sigma import SigmaModel
 from schemas.identifiers import IdentifierShape
 
@@ -65,7 +65,7 @@ class Decoder:
         return self._read([self.sigma.prompts.query_prompt(text) for text in texts], None)
 
     @torch.inference_mode()
-    def read_images(self, given: ImageInput) -> Prompt:
+    def read_images(self, given: ImagePatches) -> Prompt:
         """Prompts of B images (paper, equation 4: image → identifier)."""
         rows = [self.sigma.prompts.image_prompt(count) for count in given.tokens(self.sigma.merge)]
         return self._read(rows, given)
@@ -106,11 +106,11 @@ class Decoder:
             values.append(own_values)
         return self.text.norm(hidden), BeamCache(tuple(keys), tuple(values))
 
-    def walk(self, prompt: Prompt) -> "DecoderWalk":
+    def begin(self, prompt: Prompt) -> "TorchDecodingState":
         """Begin a beam search at prompts that were read."""
-        return DecoderWalk(self, prompt)
+        return TorchDecodingState(self, prompt)
 
-    def _read(self, rows: Sequence[Sequence[int]], given: ImageInput | None) -> Prompt:
+    def _read(self, rows: Sequence[Sequence[int]], given: ImagePatches | None) -> Prompt:
         seen = None if given is None else self.sigma.see(given)
         _, mask, embeds, positions = self.sigma.embed(
             rows, seen, None if given is None else given.grid
@@ -130,8 +130,8 @@ class Decoder:
         )
 
 
-class DecoderWalk:
-    """A beam search's way through one batch of prompts (`model.decoding.beam.Walk`): keeps the beams' hidden states and caches."""
+class TorchDecodingState:
+    """A beam search's way through one batch of prompts (`model.decoding.beam.DecodingState`): keeps the beams' hidden states and caches."""
 
     def __init__(self, decoder: Decoder, prompt: Prompt) -> None:
         self.batch: int = prompt.state.shape[0]
@@ -143,7 +143,7 @@ class DecoderWalk:
 
     @torch.inference_mode()
     def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
-        """(B, W, K) float32 log-probabilities of id`level + 1`; see `model.decoding.beam.Walk`. Dead beams cost the same as live ones."""
+        """(B, W, K) float32 log-probabilities of id`level + 1`; see `model.decoding.beam.DecodingState`. Dead beams cost the same as live ones."""
         if parents is None:
             states = self._read_again(level, prefixes)
         else:

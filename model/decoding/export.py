@@ -78,7 +78,7 @@ def export_text_decoder(sigma: SigmaModel, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
-def exported(sigma: SigmaModel, cache: Path, name: str) -> Path:
+def ensure_export(sigma: SigmaModel, cache: Path, name: str) -> Path:
     """The folder of an export below `cache`, written when it is not there yet.
 
     It is called by `name` and by a digest of the weights, so that an export of other weights is not taken for this one. It
@@ -102,7 +102,7 @@ def exported(sigma: SigmaModel, cache: Path, name: str) -> Path:
     return folder
 
 
-def forget_exports(
+def delete_stale_exports(
     cache: Path, keep: Collection[str], *, older_than_s: float = 3600.0
 ) -> list[str]:
     """Delete the exports below `cache` that are called by no name in `keep`; what is young may be about to be read by another process.

@@ -26,7 +26,7 @@ from schemas.records import FloatArray, IntArray
 Rows = list[list[int]]
 """Prompts as token rows."""
 
-ENVIRONMENT = {
+VLLM_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no process of its own: nothing to supervise, nothing left behind
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process belongs to other work too
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for answers
@@ -37,15 +37,15 @@ ENVIRONMENT = {
 """What vLLM reads from the environment, where it is not set already."""
 
 
-class VllmScorer:
-    """Scores identifiers behind text prompts (`model.decoding.beam.TextScorer`) with vLLM, from an export of the decoder's model.
+class VllmDecoder:
+    """Scores identifiers behind text prompts (`model.decoding.beam.TextDecodingEngine`) with vLLM, from an export of the decoder's model.
 
     A process has one vLLM engine, because vLLM keeps parts of it in module variables: the scorer made last has it. An
     older one, which still serves while the next generation loads, goes on with its torch decoder.
     """
 
     _starting = threading.Lock()
-    _newest: "VllmScorer | None" = None
+    _newest: "VllmDecoder | None" = None
 
     def __init__(
         self,
@@ -74,9 +74,9 @@ class VllmScorer:
             )
             for level in self.levels
         ]
-        with VllmScorer._starting:
-            if VllmScorer._newest is not None:
-                VllmScorer._newest._release()
+        with VllmDecoder._starting:
+            if VllmDecoder._newest is not None:
+                VllmDecoder._newest._release()
             with _left_as_found(), torch.compiler.set_stance("force_eager"):
                 self._llm: Any = vllm.LLM(
                     model=str(folder),
@@ -92,7 +92,7 @@ class VllmScorer:
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
                 )
-            VllmScorer._newest = self
+            VllmDecoder._newest = self
 
     @property
     def running(self) -> bool:
@@ -103,9 +103,9 @@ class VllmScorer:
         """Prompts of B queries."""
         return [self._prompts.query_prompt(text) for text in texts]
 
-    def walk(self, prompt: Rows) -> "VllmWalk":
+    def begin(self, prompt: Rows) -> "VllmDecodingState":
         """Begin a beam search at prompts that were read."""
-        return VllmWalk(self, prompt)
+        return VllmDecodingState(self, prompt)
 
     def score_rows(self, level: int, rows: Rows) -> FloatArray | None:
         """(N, K) float32 log-probabilities of the tokens of id`level + 1` behind N token rows; None when vLLM is closed."""
@@ -124,10 +124,10 @@ class VllmScorer:
 
     def close(self) -> None:
         """Give vLLM's memory back; searches go on with the torch decoder."""
-        with VllmScorer._starting:
+        with VllmDecoder._starting:
             self._release()
-            if VllmScorer._newest is self:
-                VllmScorer._newest = None
+            if VllmDecoder._newest is self:
+                VllmDecoder._newest = None
 
     def _release(self) -> None:
         with self._turn:
@@ -138,10 +138,10 @@ class VllmScorer:
                 gc.collect()
 
 
-class VllmWalk:
-    """A beam search's way through one batch of prompts (`model.decoding.beam.Walk`). Keeps nothing: prefixes tell everything."""
+class VllmDecodingState:
+    """A beam search's way through one batch of prompts (`model.decoding.beam.DecodingState`). Keeps nothing: prefixes tell everything."""
 
-    def __init__(self, scorer: VllmScorer, prompt: Rows) -> None:
+    def __init__(self, scorer: VllmDecoder, prompt: Rows) -> None:
         self.batch = len(prompt)
         self.device: torch.device = scorer.decoder.device
         self._scorer = scorer
@@ -151,7 +151,7 @@ class VllmWalk:
         self._row_of = np.array([known[tuple(row)] for row in prompt], dtype=np.int64)
 
     def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
-        """(B, W, K) float32 log-probabilities of id`level + 1`; see `model.decoding.beam.Walk`. Each prefix of a prompt is sent once."""
+        """(B, W, K) float32 log-probabilities of id`level + 1`; see `model.decoding.beam.DecodingState`. Each prefix of a prompt is sent once."""
         places = alive.cpu().numpy()
         scores = np.full(
             (*places.shape, len(self._scorer.levels[level])), float("-inf"), dtype=np.float32
@@ -168,7 +168,9 @@ class VllmWalk:
         )
         if found is None:
             decoder = self._scorer.decoder
-            return decoder.walk(decoder.read_rows(self._prompt)).score(level, prefixes, None, alive)
+            return decoder.begin(decoder.read_rows(self._prompt)).score(
+                level, prefixes, None, alive
+            )
         scores[places] = found[back.reshape(-1)]
         return torch.from_numpy(scores).to(self.device)
 
@@ -190,7 +192,7 @@ def _code_table(level: Sequence[int]) -> IntArray:
 
 def _vllm() -> Any:
     """vLLM, imported when it is asked for."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in VLLM_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         module = importlib.import_module("vllm")

@@ -83,23 +83,23 @@ _TOKEN_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class ImageInput:
+class ImagePatches:
     """Images as Qwen2.5-VL takes them: `patches` (P, 3·2·p·p) float32 and `grid` (N, 3) int64, the patches of each axis."""
 
     patches: Tensor
     grid: Tensor
 
-    def to(self, device: torch.device) -> "ImageInput":
+    def to(self, device: torch.device) -> "ImagePatches":
         """The same on another device."""
-        return ImageInput(patches=self.patches.to(device), grid=self.grid.to(device))
+        return ImagePatches(patches=self.patches.to(device), grid=self.grid.to(device))
 
     def tokens(self, merge: int) -> list[int]:
         """How many image tokens each of the N images takes in the prompt."""
         return [int(n) for n in (self.grid.prod(1) // merge**2)]
 
 
-class ImageInputs:
-    """Turns pixels into `ImageInput` with the model family's own image processor.
+class ImagePreprocessor:
+    """Turns pixels into `ImagePatches` with the model family's own image processor.
 
     The `tiny` profile squeezes every image into one fixed square, so that shapes are static; the others keep the aspect
     ratio as Qwen2.5-VL does.
@@ -113,24 +113,24 @@ class ImageInputs:
         self.patch_px = patch_px
 
     @classmethod
-    def tiny(cls, size: TinySize) -> "ImageInputs":
+    def tiny(cls, size: TinySize) -> "ImagePreprocessor":
         """For the fixed square of the `tiny` profile."""
         return cls(None, size.image_px, size.patch_px)
 
     @classmethod
-    def pretrained(cls, source: str | Path) -> "ImageInputs":
+    def pretrained(cls, source: str | Path) -> "ImagePreprocessor":
         """With the processor saved beside pretrained weights."""
         return cls(AutoImageProcessor.from_pretrained(str(source)), 0, 0)
 
-    def __call__(self, images: Pixels) -> ImageInput:
+    def __call__(self, images: Pixels) -> ImagePatches:
         """N images → patches and grid."""
         if self._processor is not None:
             made = self._processor(images=list(images), return_tensors="pt")
-            return ImageInput(patches=made["pixel_values"], grid=made["image_grid_thw"])
+            return ImagePatches(patches=made["pixel_values"], grid=made["image_grid_thw"])
         square = np.stack([resize(image, self.side_px) for image in images])
         return self.from_squares(square)
 
-    def from_squares(self, square: np.ndarray) -> ImageInput:
+    def from_squares(self, square: np.ndarray) -> ImagePatches:
         """(N, side, side, 3) uint8 → patches in the processor's order (2×2 merged blocks together) and grid."""
         count, side = square.shape[0], square.shape[1]
         cells, patch = side // self.patch_px, self.patch_px
@@ -142,7 +142,7 @@ class ImageInputs:
         frames = blocks.unsqueeze(6).expand(
             -1, -1, -1, -1, -1, -1, 2, -1, -1
         )  # a still image is two equal frames
-        return ImageInput(
+        return ImagePatches(
             patches=frames.reshape(count * cells * cells, 3 * 2 * patch * patch),
             grid=torch.tensor([[1, cells, cells]]).repeat(count, 1),
         )

@@ -14,7 +14,7 @@ from model.network.encoder import SmallEncoder, TwoTower
 from model.network.profiles import TinySize
 from model.network.teacher import CrossHead, SmallTeacher
 from model.network.tokenizer import load_tokenizer
-from model.network.weights_io import read_tensors, restore, stored
+from model.network.weights_io import deduplicated_state, load_exactly, read_tensors
 from schemas.errors import RefuseToStartError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "tiny"
@@ -52,7 +52,7 @@ class Base:
         tensors = {
             f"{part}.{name}": value
             for part, module in self._parts()
-            for name, value in stored(module).items()
+            for name, value in deduplicated_state(module).items()
         }
         save_file(
             {
@@ -94,7 +94,7 @@ class Base:
         )
         tensors = read_tensors(folder / WEIGHTS)
         for part, module in base._parts():
-            restore(
+            load_exactly(
                 module,
                 {
                     name.removeprefix(f"{part}."): value

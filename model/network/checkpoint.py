@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from model.identifiers.codebook import Codebook
-from model.network.backbone import ImageInputs, pretrained_backbone
+from model.network.backbone import ImagePreprocessor, pretrained_backbone
 from model.network.base import Base
 from model.network.encoder import Encoder, SmallEncoder, TwoTower
 from model.network.jina import JinaEncoder, JinaTeacher
@@ -35,7 +35,7 @@ transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ModelParts:
     """A model that is about to be trained, with the encoder and teacher it learns from."""
 
     sigma: SigmaModel
@@ -58,17 +58,17 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def parts_of(base: Base, chosen: Profile) -> Parts:
+def parts_from_base(base: Base, chosen: Profile) -> ModelParts:
     """A `tiny` model on a base, identifier tokens added. Takes the base's backbone over."""
     encoder, teacher = base.encoder, base.teacher
     # The encoder keeps the tokenizer without identifier tokens: a query that spells one must stay plain text to it.
     tokenizer = copy.deepcopy(base.tokenizer)
     extend_vocabulary(base.backbone, tokenizer, chosen)
-    sigma = SigmaModel(base.backbone, tokenizer, ImageInputs.tiny(base.size), chosen)
-    return Parts(sigma.to(device()), encoder, teacher)
+    sigma = SigmaModel(base.backbone, tokenizer, ImagePreprocessor.tiny(base.size), chosen)
+    return ModelParts(sigma.to(device()), encoder, teacher)
 
 
-def pretrained_parts(chosen: Profile) -> Parts:
+def pretrained_parts(chosen: Profile) -> ModelParts:
     """A `qwen-*` model from pretrained weights, with the paper's encoder and teacher."""
     if chosen.model is None or chosen.encoder is None or chosen.teacher is None:
         raise RefuseToStartError(
@@ -77,8 +77,8 @@ def pretrained_parts(chosen: Profile) -> Parts:
     kind = torch.bfloat16 if device().type == "cuda" else torch.float32
     tokenizer, backbone = load_tokenizer(chosen.model), pretrained_backbone(chosen.model, kind)
     extend_vocabulary(backbone, tokenizer, chosen)
-    sigma = SigmaModel(backbone, tokenizer, ImageInputs.pretrained(chosen.model), chosen)
-    return Parts(
+    sigma = SigmaModel(backbone, tokenizer, ImagePreprocessor.pretrained(chosen.model), chosen)
+    return ModelParts(
         sigma.to(device()),
         JinaEncoder(chosen.encoder, width=chosen.embedding_width),
         JinaTeacher(chosen.teacher),
@@ -166,7 +166,11 @@ def load_checkpoint(folder: Path, codebook: str | None = None) -> Checkpoint:
     chosen = replace(profile(about["profile"]), shape=shape, tiny=size)
     tokenizer = load_tokenizer(folder / "tokenizer")
     backbone = _backbone(folder / "backbone")
-    inputs = ImageInputs.pretrained(str(chosen.model)) if size is None else ImageInputs.tiny(size)
+    inputs = (
+        ImagePreprocessor.pretrained(str(chosen.model))
+        if size is None
+        else ImagePreprocessor.tiny(size)
+    )
     sigma = SigmaModel(backbone, tokenizer, inputs, chosen)
     load_module(sigma.head, folder / "head.safetensors")
     encoder = _encoder(folder, about, chosen)

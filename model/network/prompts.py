@@ -21,7 +21,7 @@ DESCRIBE = "Describe the image."
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TrainingExample:
     """One training sequence: `tokens`, how many of them are `prompt` (no loss), and what belongs to it.
 
     `image` is a row of the training images or None; `identifier` are the positions of identifier tokens whose hidden
@@ -35,7 +35,7 @@ class Example:
     soft_label: float | None = None
 
 
-class Prompts:
+class PromptBuilder:
     """Builds token rows with one tokenizer; caption texts are cut at `limit` tokens."""
 
     def __init__(
@@ -84,31 +84,35 @@ class Prompts:
         """`Describe the image represented by the identifier <image ID>`, ready for the caption."""
         return [*self._comprehend, *self.identifier(codes), self.caption_mark]
 
-    def memorize(self, image: int, image_tokens: int, codes: Sequence[int]) -> Example:
+    def memorize(self, image: int, image_tokens: int, codes: Sequence[int]) -> TrainingExample:
         """Image → identifier (equation 4)."""
         prompt = self.image_prompt(image_tokens)
-        return Example(tokens=(*prompt, *self.identifier(codes)), prompt=len(prompt), image=image)
+        return TrainingExample(
+            tokens=(*prompt, *self.identifier(codes)), prompt=len(prompt), image=image
+        )
 
-    def comprehend(self, codes: Sequence[int], caption: str) -> Example:
+    def comprehend(self, codes: Sequence[int], caption: str) -> TrainingExample:
         """Identifier → caption (equation 6)."""
         prompt = self.explain_prompt(codes)
-        return Example(tokens=(*prompt, *self.text(caption), self.end), prompt=len(prompt))
+        return TrainingExample(tokens=(*prompt, *self.text(caption), self.end), prompt=len(prompt))
 
-    def align(self, caption: str, codes: Sequence[int], soft_label: float | None) -> Example:
+    def align(
+        self, caption: str, codes: Sequence[int], soft_label: float | None
+    ) -> TrainingExample:
         """Caption → identifier, with the teacher's score for the soft-label head (equations 10 and 11)."""
         prompt = self.query_prompt(caption)
         tokens = (*prompt, *self.identifier(codes))
-        return Example(
+        return TrainingExample(
             tokens=tokens,
             prompt=len(prompt),
             identifier=(len(prompt), len(tokens)),
             soft_label=soft_label,
         )
 
-    def describe(self, image: int, image_tokens: int, caption: str) -> Example:
+    def describe(self, image: int, image_tokens: int, caption: str) -> TrainingExample:
         """Image → caption: what a pretrained vision-language model can do already (stage 0)."""
         prompt = [*self._picture(image_tokens), *self._describe, self.caption_mark]
-        return Example(
+        return TrainingExample(
             tokens=(*prompt, *self.text(caption), self.end), prompt=len(prompt), image=image
         )
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from model.network.backbone import ImageInput, ImageInputs, pad_rows, rope_positions, widths
+from model.network.backbone import ImagePatches, ImagePreprocessor, pad_rows, rope_positions, widths
 from model.network.profiles import Profile
-from model.network.prompts import Example, Prompts
+from model.network.prompts import PromptBuilder, TrainingExample
 from model.network.tokenizer import add_identifier_tokens, level_token_ids
 
 
@@ -52,7 +52,7 @@ class SigmaModel(nn.Module):
         self,
         backbone: Qwen2_5_VLForConditionalGeneration,
         tokenizer: PreTrainedTokenizerBase,
-        inputs: ImageInputs,
+        inputs: ImagePreprocessor,
         profile: Profile,
     ) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class SigmaModel(nn.Module):
         self.inputs = inputs
         self.profile = profile
         self.levels = level_token_ids(tokenizer, profile.shape)
-        self.prompts = Prompts(tokenizer, self.levels, profile.max_text_tokens)
+        self.prompts = PromptBuilder(tokenizer, self.levels, profile.max_text_tokens)
         self.merge = widths(backbone).merge
         self.pad = int(tokenizer.pad_token_id)
 
@@ -71,7 +71,7 @@ class SigmaModel(nn.Module):
         """Where the weights are."""
         return self.backbone.device
 
-    def see(self, given: ImageInput) -> Tensor:
+    def see(self, given: ImagePatches) -> Tensor:
         """Visual tokens of a batch of images, (sum of image tokens, H)."""
         given = given.to(self.device)
         seen: Tensor = self.backbone.model.visual(given.patches, grid_thw=given.grid).pooler_output
@@ -97,8 +97,8 @@ class SigmaModel(nn.Module):
 
     def forward(
         self,
-        examples: Sequence[Example],
-        given: ImageInput | None,
+        examples: Sequence[TrainingExample],
+        given: ImagePatches | None,
         seen: Tensor | None,
         grid: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +112,7 @@ class SigmaModel(nn.Module):
         return found.generation, found.similarity, found.counts
 
     def losses(
-        self, examples: Sequence[Example], seen: Tensor | None, grid: Tensor | None
+        self, examples: Sequence[TrainingExample], seen: Tensor | None, grid: Tensor | None
     ) -> Losses:
         """Losses of a batch. `seen` holds the visual tokens of the examples with an image, in order, `grid` their grids."""
         tokens, mask, embeds, positions = self.embed([e.tokens for e in examples], seen, grid)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from schemas.errors import RefuseToStartError
 
 
-def stored(module: nn.Module) -> dict[str, Tensor]:
+def deduplicated_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's state with each shared tensor once (the tied output layer of the backbone is its input embedding)."""
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -20,9 +20,9 @@ def stored(module: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
-def restore(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+def load_exactly(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """Put a state made by `stored` back; `RefuseToStartError` when it does not fit the module exactly."""
-    wanted = stored(module)
+    wanted = deduplicated_state(module)
     wrong = sorted(wanted.keys() ^ tensors.keys())
     wrong += [
         name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape
@@ -39,13 +39,13 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None
 
 
 def save_module(module: nn.Module, path: Path) -> None:
-    """Write `stored(module)`."""
-    save_file(stored(module), path)
+    """Write `deduplicated_state(module)`."""
+    save_file(deduplicated_state(module), path)
 
 
 def load_module(module: nn.Module, path: Path) -> None:
     """Read what `save_module` wrote."""
-    restore(module, read_tensors(path), path)
+    load_exactly(module, read_tensors(path), path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

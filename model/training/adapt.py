@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from model.network.backbone import ImageInputs
+from model.network.backbone import ImagePreprocessor
 from model.network.base import Base
-from model.network.prompts import Prompts
+from model.network.prompts import PromptBuilder
 from model.progress import Progress
 from model.training.contrastive import (
     CaptionedImages,
@@ -17,7 +17,7 @@ from model.training.contrastive import (
 )
 from model.training.pretrain import DistillHeads, PretrainConfig, Pretrainer, pretrain
 
-ENOUGH = 0.8
+SUFFICIENT_RECALL = 0.8
 """Recall@10 of the base among 1,000 training images, from which on it is used as it is."""
 
 _PROBE = 1000
@@ -93,6 +93,6 @@ def pretrain_base(
     )
     torch.manual_seed(config.seed)
     heads = DistillHeads(base.size.hidden, encoder.width).to(base.backbone.device)
-    prompts = Prompts(base.tokenizer, [[] for _ in range(5)], base.limit)
-    trainer = Pretrainer(base.backbone, prompts, ImageInputs.tiny(base.size), heads, config)
+    prompts = PromptBuilder(base.tokenizer, [[] for _ in range(5)], base.limit)
+    trainer = Pretrainer(base.backbone, prompts, ImagePreprocessor.tiny(base.size), heads, config)
     return pretrain(trainer, data, images, encoder.embed_texts, progress)

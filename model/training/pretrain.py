@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from model.network.backbone import ImageInputs, pad_rows, rope_positions, widths
-from model.network.prompts import Prompts
+from model.network.backbone import ImagePreprocessor, pad_rows, rope_positions, widths
+from model.network.prompts import PromptBuilder
 from model.progress import Progress, quiet
 from model.training.contrastive import CaptionedImages, cosine_schedule, pick_captions
 from schemas.records import FloatArray
@@ -58,8 +58,8 @@ class Pretrainer:
     def __init__(
         self,
         model: Qwen2_5_VLForConditionalGeneration,
-        prompts: Prompts,
-        inputs: ImageInputs,
+        prompts: PromptBuilder,
+        inputs: ImagePreprocessor,
         heads: DistillHeads,
         config: PretrainConfig,
     ) -> None:

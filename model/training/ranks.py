@@ -12,7 +12,7 @@ _PATIENCE = timedelta(days=2)
 """How long the others wait while the first rank alone reads, embeds and clusters. The default ends a run after ten minutes."""
 
 
-def join() -> None:
+def join_ranks() -> None:
     """Meet the other ranks, if `torchrun` started this process; each takes its own GPU where there are some."""
     if not distributed.is_torchelastic_launched() or distributed.is_initialized():
         return
@@ -23,40 +23,40 @@ def join() -> None:
         distributed.init_process_group("gloo", timeout=_PATIENCE)
 
 
-def leave() -> None:
+def leave_ranks() -> None:
     """The end of the common work."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def world() -> int:
+def world_size() -> int:
     """How many ranks there are."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_first_rank() -> bool:
     """Whether this is the rank that reads and writes what only one may."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-def barrier() -> None:
+def wait_for_all_ranks() -> None:
     """Wait for all ranks."""
     if distributed.is_initialized():
         distributed.barrier()
 
 
-def all_sum(values: Tensor) -> Tensor:
+def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of the tensor over all ranks, of the same shape."""
-    if world() == 1:
+    if world_size() == 1:
         return values
     total = values.clone()
     distributed.all_reduce(total)
     return total
 
 
-def shared(value: T | None) -> T:
+def from_first_rank(value: T | None) -> T:
     """The first rank's value, on every rank. The others give None. It is pickled: ranks trust each other."""
-    if world() == 1:
+    if world_size() == 1:
         return cast(T, value)
     box = [value]
     distributed.broadcast_object_list(box, src=0)

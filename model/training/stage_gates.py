@@ -7,7 +7,7 @@ from math import isfinite, log
 import numpy as np
 import torch
 
-from model.decoding.assign import Assigner
+from model.decoding.assign import BeamSearchAssigner
 from model.decoding.beam import NEVER, search_leaves
 from model.decoding.decoder import Decoder
 from model.identifiers.codebook import pack_all
@@ -44,7 +44,7 @@ class Gates:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class StageProbe:
     """What stages are measured with: the training images as `data`, one query of each that training does not show where there
     is such a caption, and (N, D) ranking embeddings."""
 
@@ -55,7 +55,7 @@ class Probe:
 
 
 def evaluate_stage(
-    name: StageName, sigma: SigmaModel, probe: Probe, gates: Gates, seed: int
+    name: StageName, sigma: SigmaModel, probe: StageProbe, gates: Gates, seed: int
 ) -> Figures:
     """The figures of a stage that was just trained, `samples` and `chance` among them. Costs a few per cent of the stage."""
     count = min(gates.sample, max(32, len(probe.data) // 10), len(probe.data))
@@ -68,7 +68,7 @@ def evaluate_stage(
     }
 
 
-def problems(
+def gate_failures(
     name: StageName, figures: Mapping[str, float], parent: Mapping[str, float] | None, gates: Gates
 ) -> list[str]:
     """Why a stage does not pass its gate, in sentences; empty when it does. `parent` are the same figures of the parent."""
@@ -101,9 +101,9 @@ def problems(
     return found
 
 
-def _memorised(sigma: SigmaModel, probe: Probe, rows: IntArray) -> Figures:
+def _memorised(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
     """How often the model gives an image its identifier. Chance is always naming the most frequent id1."""
-    assigner, shape = Assigner(Decoder(sigma), 1), sigma.profile.shape
+    assigner, shape = BeamSearchAssigner(Decoder(sigma), 1), sigma.profile.shape
     parts = [
         assigner.search([probe.data.images[int(row)] for row in rows[start : start + _BATCH]])[0][
             :, 0
@@ -121,7 +121,7 @@ def _memorised(sigma: SigmaModel, probe: Probe, rows: IntArray) -> Figures:
 
 
 @torch.inference_mode()
-def _comprehended(sigma: SigmaModel, probe: Probe, rows: IntArray) -> Figures:
+def _comprehended(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
     """Nats a token of captions behind their identifiers. Chance is knowing nothing, not even how often words are used."""
     total = tokens = 0.0
     for start in range(0, len(rows), _BATCH):
@@ -135,7 +135,7 @@ def _comprehended(sigma: SigmaModel, probe: Probe, rows: IntArray) -> Figures:
     return {"loss": total / max(tokens, 1.0), "chance": log(len(sigma.tokenizer))}
 
 
-def _aligned(sigma: SigmaModel, probe: Probe, rows: IntArray) -> Figures:
+def _aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
     """Known-item recall among the training images: decode, then rank, as a query worker does, one posting an image."""
     shape, decoder = sigma.profile.shape, Decoder(sigma)
     trie = Trie(shape, decoder.device)
@@ -165,7 +165,7 @@ def _aligned(sigma: SigmaModel, probe: Probe, rows: IntArray) -> Figures:
     return {"R@10": hits / len(rows), "chance": min(1.0, _DEPTH / count)}
 
 
-_MEASURES: Mapping[StageName, Callable[[SigmaModel, Probe, IntArray], Figures]] = {
+_MEASURES: Mapping[StageName, Callable[[SigmaModel, StageProbe, IntArray], Figures]] = {
     "memorize": _memorised,
     "comprehend": _comprehended,
     "align": _aligned,

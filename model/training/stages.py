@@ -20,13 +20,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from model.network.backbone import ImageInput
+from model.network.backbone import ImagePatches
 from model.network.profiles import Stage, StageName
-from model.network.prompts import Example
+from model.network.prompts import TrainingExample
 from model.network.sigma import SigmaModel
 from model.network.weights_io import load_module, save_module
 from model.progress import Bar, Progress, quiet
-from model.training.ranks import all_sum, barrier, is_first, world
+from model.training.ranks import is_first_rank, sum_over_ranks, wait_for_all_ranks, world_size
 from schemas.records import ByteArray, FloatArray, IntArray
 
 WEIGHTS = "model.safetensors"
@@ -49,16 +49,16 @@ class TrainingSet:
         return len(self.images)
 
 
-class Examples(Dataset[Example]):
+class Examples(Dataset[TrainingExample]):
     """A stage's sequences."""
 
-    def __init__(self, rows: Sequence[Example]) -> None:
+    def __init__(self, rows: Sequence[TrainingExample]) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> TrainingExample:
         return self.rows[index]
 
 
@@ -182,16 +182,18 @@ class StageTrainer(Trainer):
     ) -> Tensor:
         """L_gen + λ·L_ssp of a batch. With several processes each one's means are weighted by what they are means over, so
         that the average of their gradients is that of one process with the whole batch."""
-        batch: list[Example] = inputs["examples"]
+        batch: list[TrainingExample] = inputs["examples"]
         generation, similarity, counts = model(
             batch, *self._pictures([e.image for e in batch if e.image is not None])
         )
-        share = world() * counts / all_sum(counts).clamp(min=1.0)
+        share = world_size() * counts / sum_over_ranks(counts).clamp(min=1.0)
         loss: Tensor = share[0] * generation + self.stage.soft_label_weight * share[1] * similarity
         self.bar_callback.loss = float(loss.detach())
         return loss
 
-    def _pictures(self, rows: list[int]) -> tuple[ImageInput | None, Tensor | None, Tensor | None]:
+    def _pictures(
+        self, rows: list[int]
+    ) -> tuple[ImagePatches | None, Tensor | None, Tensor | None]:
         """Pictures to look at, or their visual tokens and grid when they were looked at before."""
         if not rows:
             return None, None, None
@@ -201,10 +203,12 @@ class StageTrainer(Trainer):
             return None, self.data.visual.view(-1, count, hidden)[rows].reshape(-1, hidden), grid
         return self.sigma.inputs([self.data.images[row] for row in rows]), None, None
 
-    def _get_train_sampler(self, train_dataset: Dataset[Example] | None = None) -> LengthBuckets:
+    def _get_train_sampler(
+        self, train_dataset: Dataset[TrainingExample] | None = None
+    ) -> LengthBuckets:
         lengths = [len(example.tokens) for example in self.rows.rows]
         # The order of one process with the whole batch: accelerate deals each batch out to the processes in equal parts.
-        return LengthBuckets(lengths, per_process(self.stage) * world(), self.args.seed)
+        return LengthBuckets(lengths, per_process(self.stage) * world_size(), self.args.seed)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -220,13 +224,13 @@ class StageTrainer(Trainer):
         load_module(self.sigma, Path(resume_from_checkpoint) / WEIGHTS)
 
 
-def _gather(batch: list[Example]) -> dict[str, Any]:
+def _gather(batch: list[TrainingExample]) -> dict[str, Any]:
     return {"examples": batch}
 
 
 def per_process(stage: Stage) -> int:
     """Sequences of a batch that each process takes, so that all together have the stage's batch (rounded up)."""
-    return -(-stage.batch // world())
+    return -(-stage.batch // world_size())
 
 
 def _arguments(
@@ -308,7 +312,7 @@ def run_stage(
     rows = examples(model, data, stage, seed)
     if not len(rows):
         return 0.0
-    steps = max(1, round(stage.epochs * -(-len(rows) // (per_process(stage) * world()))))
+    steps = max(1, round(stage.epochs * -(-len(rows) // (per_process(stage) * world_size()))))
     newest = newest_checkpoint(folder) if resume else None
     if newest is None:
         _remove(folder)
@@ -324,13 +328,13 @@ def run_stage(
 
 
 def _remove(folder: Path) -> None:
-    barrier()
-    if is_first() and folder.is_dir():
+    wait_for_all_ranks()
+    if is_first_rank() and folder.is_dir():
         # Moved first: a removal that is cut short must not leave half a checkpoint to resume from.
         doomed = folder.with_name(f"{folder.name}.old")
         shutil.rmtree(doomed, ignore_errors=True)
         shutil.rmtree(folder.rename(doomed), ignore_errors=True)
-    barrier()
+    wait_for_all_ranks()
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -19,9 +19,9 @@ import numpy as np
 from model.decoding.beam import search_leaves
 from model.decoding.decoder import Decoder
 from model.decoding.export import export_text_decoder
-from model.decoding.vllm import ENVIRONMENT, VllmScorer
+from model.decoding.vllm import VLLM_ENVIRONMENT, VllmDecoder
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import parts_of
+from model.network.checkpoint import parts_from_base
 from model.network.profiles import profile
 from model.retrieval.trie import Trie
 from ops.bench.query import texts
@@ -96,7 +96,7 @@ def _measured(ask: Ask, batch: int, rounds: int, seed: int) -> dict[str, float]:
 
 def _asker(kind: str, seed: int, folder: Path) -> Ask:
     """The shipped base's model with untrained identifier tokens, and a trie of images at random places."""
-    sigma = parts_of(Base.load(SHIPPED), profile("tiny")).sigma
+    sigma = parts_from_base(Base.load(SHIPPED), profile("tiny")).sigma
     decoder, shape = Decoder(sigma), sigma.profile.shape
     if kind == "own":
         return _own(sigma, folder)
@@ -113,13 +113,13 @@ def _asker(kind: str, seed: int, folder: Path) -> Ask:
             decoder, decoder.read_texts(part), shape, _BEAMS, trie.branches
         )
     export_text_decoder(sigma, folder)
-    scorer = VllmScorer(decoder, folder)
+    scorer = VllmDecoder(decoder, folder)
     return lambda part: search_leaves(scorer, scorer.read_texts(part), shape, _BEAMS, trie.branches)
 
 
 def _own(sigma: Any, folder: Path) -> Ask:
     """vLLM's own beam search over four tokens, which no trie constrains."""
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(VLLM_ENVIRONMENT)
     export_text_decoder(sigma, folder)
     sigma.tokenizer.save_pretrained(str(folder))
     from vllm import LLM

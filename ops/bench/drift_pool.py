@@ -12,7 +12,7 @@ import torch
 
 from model.drift.monitors import ASKED, Recall, Reference, Window
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import parts_of
+from model.network.checkpoint import parts_from_base
 from model.network.profiles import profile
 from model.network.resize import resize
 from ops.scenes.corpus import IMAGE_SIDE_PX
@@ -91,7 +91,7 @@ def pool(seed: int, ordinary: int, topical: int) -> Pool:
     wanted = [((), seed, _TRAINED + ordinary), *((new, seed, topical) for new in TOPICS.values())]
     stream = _draw_all(wanted, seed)
     chosen = profile("tiny")
-    parts = parts_of(Base.load(SHIPPED), chosen)
+    parts = parts_from_base(Base.load(SHIPPED), chosen)
     trained = np.arange(_TRAINED, dtype=np.int64)
     learnt = _part(stream, trained)
     done = train_fully(

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import parts_of
+from model.network.checkpoint import parts_from_base
 from model.network.profiles import profile
 from ops.bench.fleet import ROLES, Fleet, fleet, pictures, settle, warm_up
 from ops.bench.rows import Row
@@ -98,7 +98,7 @@ def _log_alone(log: EventLog, conn: Connection, arrivals: Sequence[ImageArrived]
 def _share(made: Fleet, log: EventLog, conn: Connection) -> tuple[float, int]:
     """Share of an index worker's time outside the forward passes of the tiny model, over rendered scenes, and how many."""
     count = 480
-    parts = parts_of(Base.load(SHIPPED), profile("tiny"))
+    parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
     manifest = generate(
         CorpusConfig(count, seed=7), made.folder / "scenes", "stream", lambda _: None
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from model.identifiers.codebook import CodebookConfig, fit_codebook
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import Checkpoint, parts_of
+from model.network.checkpoint import Checkpoint, parts_from_base
 from model.network.profiles import profile
 from ops.bench.rows import Row
 from schemas.records import FloatArray, IntArray
@@ -46,7 +46,7 @@ def texts(count: int, seed: int) -> list[str]:
 def engine(images: int, seed: int, folder: Path, kind: str = "torch") -> Engine:
     """An engine with the shipped base's model, identifier tokens untrained, and images at random places."""
     noise = np.random.default_rng(seed)
-    parts = parts_of(Base.load(SHIPPED), profile("tiny"))
+    parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
     shape = parts.sigma.profile.shape
     width = parts.encoder.embed_texts(["width"]).shape[1]
     sample = noise.standard_normal((2000, width)).astype(np.float32)

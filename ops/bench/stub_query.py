@@ -42,8 +42,8 @@ class StubEncoder:
         return np.stack([unit(noise_of(image.tobytes())) for image in images]).astype(np.float32)
 
 
-class StubScorer:
-    """Stands in for a decoding engine (`model.beam.TextScorer`): every code of a level is as likely as a hash says."""
+class StubDecodingEngine:
+    """Stands in for a decoding engine (`model.beam.TextDecodingEngine`): every code of a level is as likely as a hash says."""
 
     device = torch.device("cpu")
 
@@ -54,15 +54,15 @@ class StubScorer:
         """Prompts of B queries."""
         return [text.encode() for text in texts]
 
-    def walk(self, prompt: list[bytes]) -> "StubWalk":
+    def begin(self, prompt: list[bytes]) -> "StubDecodingState":
         """Begin a beam search."""
-        return StubWalk(self, prompt)
+        return StubDecodingState(self, prompt)
 
 
-class StubWalk:
-    """A beam search's way through prompts (`model.beam.Walk`)."""
+class StubDecodingState:
+    """A beam search's way through prompts (`model.beam.DecodingState`)."""
 
-    def __init__(self, scorer: StubScorer, prompt: list[bytes]) -> None:
+    def __init__(self, scorer: StubDecodingEngine, prompt: list[bytes]) -> None:
         self.batch = len(prompt)
         self.device = scorer.device
         self._scorer, self._prompt = scorer, prompt
@@ -84,7 +84,7 @@ class StubEngine(Engine):
         self.shape = generation.shape
         self.checkpoint = cast(Checkpoint, None)
         self.encoder = StubEncoder()
-        self.scorer = StubScorer(generation.shape)
+        self.scorer = StubDecodingEngine(generation.shape)
         self.trie = Trie(generation.shape)
         self.gallery = Gallery(folder)
         self._vllm = None

@@ -16,21 +16,21 @@ from schemas.settings import Settings
 def train(options: Namespace, settings: Settings) -> int:
     """`sigma train`"""
     check(options)
-    from model.training.ranks import is_first, join, leave
+    from model.training.ranks import is_first_rank, join_ranks, leave_ranks
     from workers.runtime.services import Services
     from workers.trainer.stage_runner import assist
 
     if options.stop_with_parent:
         _stop_with_parent()
-    join()
+    join_ranks()
     try:
-        if is_first():
+        if is_first_rank():
             return _first(options, settings)
         # Only the first rank knows the database; pictures and checkpoints are read from where it reads them.
         assist(Services(settings, settings.database_url or ""))
         return 0
     finally:
-        leave()
+        leave_ranks()
 
 
 def check(options: Namespace) -> None:

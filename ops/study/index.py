@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from model.decoding.assign import Assigner, Leaves, with_primary
+from model.decoding.assign import BeamSearchAssigner, Leaves, postings_with_primary
 from model.identifiers.codebook import pack_all
 from model.identifiers.instance_suffixes import assign_suffixes
 from model.network.checkpoint import Checkpoint
@@ -73,7 +73,7 @@ class Index:
         self.codes = np.full((len(corpus.embeddings), 4), -1, dtype=np.int64)
         """(N, 4) primary codes of the images that were posted."""
         self.confidences = np.zeros(len(corpus.embeddings), dtype=np.float32)
-        self._assigner = Assigner(self.engine.decoder, POSTINGS)
+        self._assigner = BeamSearchAssigner(self.engine.decoder, POSTINGS)
 
     def load(self, numbers: IntArray, codes: IntArray) -> None:
         """Post images under given codes (n, 4), with the model's best other leaves as alternates."""
@@ -86,7 +86,7 @@ class Index:
             self.confidences[numbers[part]] = scores[:, 0]
             own = suffixed.leaves[part].tolist()
             posted += [
-                with_primary(leaf, *row, POSTINGS)
+                postings_with_primary(leaf, *row, POSTINGS)
                 for leaf, row in zip(own, zip(found, scores, strict=True), strict=True)
             ]
         self.codes[numbers] = codes

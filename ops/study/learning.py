@@ -10,7 +10,7 @@ import numpy as np
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook, pack_all
 from model.identifiers.instance_suffixes import assign_suffixes
 from model.network.base import Base
-from model.network.checkpoint import Checkpoint, parts_of
+from model.network.checkpoint import Checkpoint, parts_from_base
 from model.network.profiles import Profile, Stage
 from model.training.replay import refresh_rows
 from model.training.stages import TrainingSet, run_stage
@@ -32,7 +32,7 @@ def train_fully(
     base: Path, profile: Profile, corpus: Corpus, numbers: IntArray, seed: int
 ) -> Trained:
     """A new codebook on these images, and the three stages from the base's weights."""
-    parts = parts_of(Base.load(base), profile)
+    parts = parts_from_base(Base.load(base), profile)
     codebook = fit_codebook(corpus.embeddings[numbers], CodebookConfig(profile.shape, seed=seed))
     codes = codebook.encode(corpus.embeddings[numbers])
     checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import parts_of, save_checkpoint
+from model.network.checkpoint import parts_from_base, save_checkpoint
 from model.network.profiles import Profile, profile
 from model.progress import Progress
 from model.retrieval.recall import recall_at
@@ -174,7 +174,7 @@ def _file(folder: Path, kind: str, seed: int, policy: str) -> Path:
 def _corpus(config: StudyConfig, kind: Kind, seed: int, base: Path) -> Corpus:
     loaded = Base.load(base)
     stream = draw_stream(replace(config.stream, kind=kind, seed=seed))
-    parts = parts_of(loaded, study_profile())
+    parts = parts_from_base(loaded, study_profile())
     visual = view_tokens(parts.sigma, stream.pixels, seed)
     return corpus_of(stream, parts.encoder, parts.teacher, visual)
 

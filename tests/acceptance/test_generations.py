@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import Checkpoint, load_checkpoint, parts_of, save_checkpoint
+from model.network.checkpoint import Checkpoint, load_checkpoint, parts_from_base, save_checkpoint
 from model.network.profiles import profile
 from ops.bench.switch import SwitchConfig, copied, switch
 from ops.embedded.database import services
@@ -28,7 +28,7 @@ ROLLBACK_S = 10.0
 
 def undertrained(found: Services, conn: Connection, source: generations.Generation) -> int:
     """A candidate whose model never learnt the identifiers that its codebook gives."""
-    parts = parts_of(Base.load(SHIPPED), profile("tiny"))
+    parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
     book = load_checkpoint(found.generations / f"g{source.id}").codebook
     save_checkpoint(
         Checkpoint(parts.sigma, book, parts.encoder, {"stages": ["codebook"]}),

@@ -130,7 +130,7 @@ def states(folder: Path) -> dict[str, np.ndarray]:
 
 def rank_of_torchrun(home: Path, database: str) -> None:
     """What every process of a torchrun does; each leaves the weights that it ended with."""
-    from model.training.ranks import is_first, join, leave
+    from model.training.ranks import is_first_rank, join_ranks, leave_ranks
     from workers.trainer.stage_runner import Trainee, assist
 
     learn, ended = Trainee.learn, []
@@ -140,10 +140,10 @@ def rank_of_torchrun(home: Path, database: str) -> None:
         return learn(self, *given)
 
     patch.object(Trainee, "learn", noted).start()
-    join()
+    join_ranks()
     torch.set_num_threads(1)
-    rank = 0 if is_first() else 1
-    if is_first():
+    rank = 0 if is_first_rank() else 1
+    if is_first_rank():
         services = tiny_services(home, database)
         train(services, None, request(services, profile=profile_of_tests(vision=True)), quiet)
     else:
@@ -152,7 +152,7 @@ def rank_of_torchrun(home: Path, database: str) -> None:
         home / f"rank{rank}.npz",
         **{name: value.numpy() for name, value in ended[-1].state_dict().items()},
     )
-    leave()
+    leave_ranks()
 
 
 if __name__ == "__main__":

@@ -327,7 +327,7 @@ def states_of_rank(services: Services, rank: int) -> dict[str, Any]:
 
 def states_of_base(services: Services) -> dict[str, Any]:
     from model.network.base import Base
-    from model.network.checkpoint import parts_of
+    from model.network.checkpoint import parts_from_base
 
-    parts = parts_of(Base.load(services.home / "base"), profile_of_tests())
+    parts = parts_from_base(Base.load(services.home / "base"), profile_of_tests())
     return {name: value.numpy() for name, value in parts.sigma.state_dict().items()}

@@ -12,11 +12,11 @@ import pytest
 
 from model.decoding.beam import NEVER, Beams, search_identifiers, search_leaves
 from model.decoding.decoder import Decoder
-from model.decoding.export import exported
-from model.decoding.vllm import Rows, VllmScorer
+from model.decoding.export import ensure_export
+from model.decoding.vllm import Rows, VllmDecoder
 from model.identifiers.codebook import CodebookConfig, fit_codebook
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import Checkpoint, parts_of
+from model.network.checkpoint import Checkpoint, parts_from_base
 from model.network.profiles import profile
 from model.retrieval.trie import ALTERNATE, Trie
 from ops.scenes.scenes import caption, draw_scene
@@ -46,7 +46,7 @@ class Engines:
     """Both engines of one model, the shipped base with identifier tokens, and a trie that fills half of its leaves."""
 
     torch: Decoder
-    vllm: VllmScorer
+    vllm: VllmDecoder
     checkpoint: Checkpoint
 
     def trie(self, images: int = IMAGES, seed: int = 0) -> Trie:
@@ -75,11 +75,11 @@ class Engines:
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     """Without vLLM a skip on a laptop and a failure in CI."""
     before = dict(os.environ)
-    parts = parts_of(Base.load(SHIPPED), profile("tiny"))
+    parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
     decoder = Decoder(parts.sigma)
     try:
-        scorer = VllmScorer(
-            decoder, exported(parts.sigma, tmp_path_factory.mktemp("exports"), "base")
+        scorer = VllmDecoder(
+            decoder, ensure_export(parts.sigma, tmp_path_factory.mktemp("exports"), "base")
         )
     except RefuseToStartError as error:
         if os.environ.get("CI"):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.decoding.assign import Assigner
+from model.decoding.assign import BeamSearchAssigner
 from model.decoding.decoder import Decoder
 from model.network.checkpoint import Checkpoint, load_checkpoint
 from model.network.encoder import Encoder
@@ -25,7 +25,7 @@ class Appender:
         self.generation = generation
         self.shape: IdentifierShape = sigma.profile.shape
         self.encoder = encoder
-        self.assigner = Assigner(Decoder(sigma), postings)
+        self.assigner = BeamSearchAssigner(Decoder(sigma), postings)
 
     @classmethod
     def load(cls, services: Services, generation: Generation) -> "Appender":

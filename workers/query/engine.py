@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from model.decoding.beam import NEVER, TextScorer, search_identifiers, search_leaves
+from model.decoding.beam import NEVER, TextDecodingEngine, search_identifiers, search_leaves
 from model.decoding.decoder import Decoder
-from model.decoding.export import exported
-from model.decoding.vllm import VllmScorer
+from model.decoding.export import ensure_export
+from model.decoding.vllm import VllmDecoder
 from model.network.checkpoint import Checkpoint
 from model.retrieval.ranking import rank
 from model.retrieval.trie import Trie
@@ -57,7 +57,7 @@ class Engine:
         self.encoder = checkpoint.encoder
         self.decoder = Decoder(checkpoint.sigma)
         self._vllm = _vllm(self.decoder, generation, folder) if engine == "vllm" else None
-        self.scorer: TextScorer[Any] = self._vllm or self.decoder
+        self.scorer: TextDecodingEngine[Any] = self._vllm or self.decoder
         self.shape = checkpoint.sigma.profile.shape
         self.trie = Trie(self.shape, self.decoder.device)
         self.gallery = Gallery(folder)
@@ -161,5 +161,7 @@ class Engine:
         )
 
 
-def _vllm(decoder: Decoder, generation: int, folder: Path) -> VllmScorer:
-    return VllmScorer(decoder, exported(decoder.sigma, folder / EXPORTS, export_name(generation)))
+def _vllm(decoder: Decoder, generation: int, folder: Path) -> VllmDecoder:
+    return VllmDecoder(
+        decoder, ensure_export(decoder.sigma, folder / EXPORTS, export_name(generation))
+    )

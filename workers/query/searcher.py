@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from model.decoding.export import forget_exports
+from model.decoding.export import delete_stale_exports
 from model.network.checkpoint import Checkpoint
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import Hit
@@ -108,7 +108,9 @@ class Searcher:
         self.conn = services.connect(f"search {generation.id}")
         if services.settings.engine == "vllm":
             serving = {generation.id, *(one.id for one in receiving(self.conn))}
-            forget_exports(services.cache / EXPORTS, {export_name(number) for number in serving})
+            delete_stale_exports(
+                services.cache / EXPORTS, {export_name(number) for number in serving}
+            )
         if engine is None or isinstance(engine, str):
             loaded = checkpoint or checkpoint_of(services, generation)
             engine = Engine(

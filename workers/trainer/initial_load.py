@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from model.decoding.assign import Assigner, with_primary
+from model.decoding.assign import BeamSearchAssigner, postings_with_primary
 from model.decoding.decoder import Decoder
 from model.network.sigma import SigmaModel
 from model.progress import Progress
@@ -31,7 +31,7 @@ class InitialLoader:
     ) -> None:
         self._services, self._conn, self._generation = services, conn, generation
         self._shape = sigma.profile.shape
-        self._assigner = Assigner(Decoder(sigma), services.settings.postings)
+        self._assigner = BeamSearchAssigner(Decoder(sigma), services.settings.postings)
 
     def load(self, plan: Plan, embeddings: HalfArray, progress: Progress) -> None:
         """Postings of images with (M, D) embeddings in the plan's order."""
@@ -91,7 +91,7 @@ class InitialLoader:
             found, scores = self._assigner.search(pictures)
             for row, at in enumerate(there):
                 confidences[at] = scores[row, 0]
-                own = with_primary(
+                own = postings_with_primary(
                     int(part.leaves[at]), found[row], scores[row], self._assigner.postings
                 )
                 rows += _rows(own, int(part.image_keys[at]), int(part.suffixes[at]))

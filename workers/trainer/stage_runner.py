@@ -18,8 +18,8 @@ from model.network.resize import Pixels
 from model.network.sigma import SigmaModel
 from model.network.teacher import Teacher
 from model.progress import Progress, quiet
-from model.training.ranks import all_sum, is_first, shared
-from model.training.stage_gates import Gates, Probe, evaluate_stage, problems
+from model.training.ranks import from_first_rank, is_first_rank, sum_over_ranks
+from model.training.stage_gates import Gates, StageProbe, evaluate_stage, gate_failures
 from model.training.stages import TrainingSet, run_stage, visual_tokens
 from schemas.records import FloatArray, IntArray
 from workers.runtime.services import Services
@@ -70,7 +70,7 @@ class Trainee:
             resume=order.resume,
             progress=progress,
         )
-        spent = all_sum(torch.tensor([time.process_time() - begun], dtype=torch.float64))
+        spent = sum_over_ranks(torch.tensor([time.process_time() - begun], dtype=torch.float64))
         return loss, float(spent[0])
 
 
@@ -85,7 +85,7 @@ class Course:
     folder: Path
     stages: Sequence[Stage]
     material: Material
-    probe: Probe
+    probe: StageProbe
     teacher: Callable[[], Teacher]
     parent: Mapping[str, Mapping[str, float]]
     gates: Gates
@@ -118,7 +118,7 @@ def run_course(course: Course, until: str, progress: Progress) -> list[str]:
                 course.seed,
                 course.resume,
             )
-            loss, spent = trainee.learn(shared(order), progress)
+            loss, spent = trainee.learn(from_first_rank(order), progress)
         # What the other ranks spent, too, and the clock above knows this process only.
         about["cpu_seconds"][stage.name] = round(max(spent, about["cpu_seconds"][stage.name]), 2)
         if wrong := _measure(course, stage.name, loss):
@@ -129,7 +129,7 @@ def run_course(course: Course, until: str, progress: Progress) -> list[str]:
 def assist(services: Services) -> None:
     """What every rank but the first does: take part in the stages that the first announces, until it announces no more."""
     trainee: Trainee | None = None
-    while (order := shared(_NOTHING)) is not None:
+    while (order := from_first_rank(_NOTHING)) is not None:
         if trainee is None:
             sigma = load_checkpoint(order.folder).sigma
             trainee = Trainee(sigma, pictures_of(services.store, order.uris, sigma.profile))
@@ -138,8 +138,8 @@ def assist(services: Services) -> None:
 
 def dismiss() -> None:
     """Tells the other ranks that there are no more stages."""
-    if is_first():
-        shared(_NOTHING)
+    if is_first_rank():
+        from_first_rank(_NOTHING)
 
 
 _NOTHING: Order | None = None
@@ -186,7 +186,7 @@ def _measure(course: Course, name: StageName, loss: float) -> list[str]:
         figures = evaluate_stage(
             name, course.checkpoint.sigma, course.probe, course.gates, course.seed
         )
-    wrong = problems(name, figures, course.parent.get(name), course.gates)
+    wrong = gate_failures(name, figures, course.parent.get(name), course.gates)
     rounded = {figure: round(value, 4) for figure, value in figures.items()}
     about["evaluations"] = about.get("evaluations", {}) | {
         name: rounded | {"training_loss": round(loss, 4)}

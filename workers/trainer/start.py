@@ -13,9 +13,9 @@ from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.network.base import SHIPPED, Base
 from model.network.checkpoint import (
     Checkpoint,
-    Parts,
+    ModelParts,
     load_checkpoint,
-    parts_of,
+    parts_from_base,
     pretrained_parts,
     save_checkpoint,
 )
@@ -25,7 +25,7 @@ from model.network.profiles import Profile
 from model.network.resize import Pixels
 from model.network.teacher import Teacher
 from model.progress import Progress
-from model.training.adapt import ENOUGH, AdaptConfig, adapt, base_recall
+from model.training.adapt import SUFFICIENT_RECALL, AdaptConfig, adapt, base_recall
 from model.training.contrastive import CaptionedImages
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import FloatArray, HalfArray, IntArray
@@ -153,19 +153,19 @@ def _common(
     return material, plan.without_lost(plan.image_keys, material.image_keys), embeddings[kept]
 
 
-def _parts(run: Run, material: Material, progress: Progress) -> Parts:
+def _parts(run: Run, material: Material, progress: Progress) -> ModelParts:
     """Model, encoder and teacher: from the checkpoint so far, or fresh from the (adapted) base or the pretrained weights."""
     # New layers, such as the soft-label head, draw their first weights.
     torch.manual_seed(run.request.seed)
     fresh = (
         pretrained_parts(run.profile)
         if run.profile.tiny is None
-        else parts_of(_base(run, material, progress), run.profile)
+        else parts_from_base(_base(run, material, progress), run.profile)
     )
     if not run.has_codebook:
         return fresh
     known = load_checkpoint(run.folder)
-    return Parts(known.sigma, known.encoder, fresh.teacher)
+    return ModelParts(known.sigma, known.encoder, fresh.teacher)
 
 
 def _base(run: Run, material: Material, progress: Progress) -> Base:
@@ -177,7 +177,7 @@ def _base(run: Run, material: Material, progress: Progress) -> Base:
     data = CaptionedImages(np.stack(material.pictures[:]), material.captions)
     recall = base_recall(base, data, request.seed)
     run.about["base_recall"] = round(recall, 4)
-    if request.adapt == "always" or (request.adapt == "auto" and recall < ENOUGH):
+    if request.adapt == "always" or (request.adapt == "auto" and recall < SUFFICIENT_RECALL):
         aside = run.folder / f".{BASE}"
         adapt(base, data, AdaptConfig(seed=request.seed), progress).save(aside)
         aside.replace(own)

@@ -9,7 +9,7 @@ import numpy as np
 
 from model.identifiers.quality import identifier_quality
 from model.progress import Progress
-from model.training.stage_gates import Probe
+from model.training.stage_gates import StageProbe
 from model.training.stages import TrainingSet
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import ManifestEntry
@@ -101,7 +101,7 @@ def _learn(conn: Connection, run: Run, begun: Start, progress: Progress) -> list
         folder=run.folder,
         stages=stages if len(material) else (),
         material=material,
-        probe=Probe(data, material.queries, begun.embeddings, begun.checkpoint.encoder),
+        probe=StageProbe(data, material.queries, begun.embeddings, begun.checkpoint.encoder),
         teacher=begun.teacher,
         parent=_parent_evaluations(conn, run),
         gates=run.request.gates,

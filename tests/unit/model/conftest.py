@@ -8,7 +8,7 @@ import torch
 
 from model.network.backbone import fresh_backbone
 from model.network.base import Base
-from model.network.checkpoint import Parts, parts_of
+from model.network.checkpoint import ModelParts, parts_from_base
 from model.network.encoder import TwoTower
 from model.network.profiles import Profile, Stage, TinySize, profile
 from model.network.teacher import CrossHead
@@ -76,6 +76,6 @@ def pictures(count: int, seed: int = 0, side: int = 56) -> list[ByteArray]:
 
 
 @pytest.fixture
-def parts() -> Parts:
+def parts() -> ModelParts:
     """A model, its encoder and its teacher."""
-    return parts_of(small_base(), small_profile())
+    return parts_from_base(small_base(), small_profile())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.decoding.beam import NEVER, search_identifiers, search_leaves
 from model.decoding.decoder import Decoder, Prompt
-from model.network.checkpoint import Parts
+from model.network.checkpoint import ModelParts
 from model.retrieval.trie import ALTERNATE, Trie
 from tests.unit.model.conftest import TEXTS, pictures
 
@@ -45,7 +45,7 @@ def full_log_probabilities(
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_beam_over_everything_equals_the_full_model(parts: Parts, text: str) -> None:
+def test_a_beam_over_everything_equals_the_full_model(parts: ModelParts, text: str) -> None:
     decoder = Decoder(parts.sigma)
     shape = parts.sigma.profile.shape
     found = search_leaves(decoder, decoder.read_texts([text]), shape, shape.leaves, None)
@@ -55,7 +55,7 @@ def test_a_beam_over_everything_equals_the_full_model(parts: Parts, text: str) -
         assert score == pytest.approx(wanted[leaf], abs=TOLERANCE)
 
 
-def test_an_image_prompt_decodes_as_the_full_model_does(parts: Parts) -> None:
+def test_an_image_prompt_decodes_as_the_full_model_does(parts: ModelParts) -> None:
     decoder = Decoder(parts.sigma)
     shape = parts.sigma.profile.shape
     given = parts.sigma.inputs(pictures(1))
@@ -68,7 +68,7 @@ def test_an_image_prompt_decodes_as_the_full_model_does(parts: Parts) -> None:
         assert score == pytest.approx(wanted[leaf], abs=TOLERANCE)
 
 
-def test_a_query_gets_the_same_answer_alone_and_in_a_batch(parts: Parts) -> None:
+def test_a_query_gets_the_same_answer_alone_and_in_a_batch(parts: ModelParts) -> None:
     decoder = Decoder(parts.sigma)
     shape = parts.sigma.profile.shape
     together = search_leaves(decoder, decoder.read_texts(TEXTS), shape, 5, None)
@@ -78,7 +78,7 @@ def test_a_query_gets_the_same_answer_alone_and_in_a_batch(parts: Parts) -> None
         np.testing.assert_allclose(together.scores[row], alone.scores[0], atol=TOLERANCE)
 
 
-def filled(parts: Parts, count: int, seed: int) -> Trie:
+def filled(parts: ModelParts, count: int, seed: int) -> Trie:
     shape = parts.sigma.profile.shape
     trie = Trie(shape)
     leaves = np.random.default_rng(seed).integers(0, shape.leaves, count)
@@ -89,7 +89,7 @@ def filled(parts: Parts, count: int, seed: int) -> Trie:
 
 @pytest.mark.parametrize("count", [1, 2, 9, 60])
 def test_only_leaves_of_the_trie_are_reached_and_all_of_them_when_the_beam_is_wide(
-    parts: Parts, count: int
+    parts: ModelParts, count: int
 ) -> None:
     decoder = Decoder(parts.sigma)
     trie = filled(parts, count, seed=count)
@@ -100,7 +100,7 @@ def test_only_leaves_of_the_trie_are_reached_and_all_of_them_when_the_beam_is_wi
         assert sorted(found.leaves[row][real].tolist()) == occupied.tolist()
 
 
-def test_an_empty_trie_gives_no_beam(parts: Parts) -> None:
+def test_an_empty_trie_gives_no_beam(parts: ModelParts) -> None:
     decoder = Decoder(parts.sigma)
     trie = Trie(parts.sigma.profile.shape)
     found = search_leaves(decoder, decoder.read_texts(["anything"]), trie.shape, 5, trie.branches)
@@ -108,7 +108,7 @@ def test_an_empty_trie_gives_no_beam(parts: Parts) -> None:
     assert search_identifiers(decoder, decoder.read_texts(["anything"]), trie, 5) == [[]]
 
 
-def test_deletes_and_inserts_show_in_the_next_search(parts: Parts) -> None:
+def test_deletes_and_inserts_show_in_the_next_search(parts: ModelParts) -> None:
     decoder = Decoder(parts.sigma)
     trie = filled(parts, 30, seed=1)
     prompt: Prompt = decoder.read_texts(["a star"])
@@ -121,7 +121,7 @@ def test_deletes_and_inserts_show_in_the_next_search(parts: Parts) -> None:
     assert best in again.leaves[0][again.scores[0] > NEVER].tolist()
 
 
-def test_the_papers_mode_decodes_all_five_tokens_over_primaries_only(parts: Parts) -> None:
+def test_the_papers_mode_decodes_all_five_tokens_over_primaries_only(parts: ModelParts) -> None:
     decoder = Decoder(parts.sigma)
     trie = filled(parts, 12, seed=2)
     trie.insert(np.array([0]), np.array([50]), np.zeros(1, np.float32), np.array([ALTERNATE]))

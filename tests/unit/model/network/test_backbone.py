@@ -5,14 +5,14 @@ import pytest
 import torch
 from transformers import Qwen2VLImageProcessor
 
-from model.network.backbone import ImageInputs, rope_positions
-from model.network.checkpoint import Parts
+from model.network.backbone import ImagePreprocessor, rope_positions
+from model.network.checkpoint import ModelParts
 from tests.unit.model.conftest import SMALL, pictures
 
 
 def test_patches_equal_the_image_processors() -> None:
     images = pictures(3)
-    ours = ImageInputs.tiny(SMALL)(images)
+    ours = ImagePreprocessor.tiny(SMALL)(images)
     processor = Qwen2VLImageProcessor(
         do_resize=False,
         image_mean=[0.5] * 3,
@@ -28,7 +28,7 @@ def test_patches_equal_the_image_processors() -> None:
 
 
 @pytest.mark.parametrize("with_image", [True, False])
-def test_positions_equal_the_models_own(parts: Parts, with_image: bool) -> None:
+def test_positions_equal_the_models_own(parts: ModelParts, with_image: bool) -> None:
     sigma = parts.sigma
     given = sigma.inputs(pictures(2))
     count = given.tokens(sigma.merge)[0]
@@ -49,7 +49,7 @@ def test_positions_equal_the_models_own(parts: Parts, with_image: bool) -> None:
     np.testing.assert_array_equal(ours[:, mask], theirs[:, mask])
 
 
-def test_text_logits_equal_a_plain_qwen2_decoder_with_the_same_weights(parts: Parts) -> None:
+def test_text_logits_equal_a_plain_qwen2_decoder_with_the_same_weights(parts: ModelParts) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     text = parts.sigma.backbone.config.text_config

@@ -4,7 +4,7 @@ import pytest
 
 from model.decoding.decoder import Decoder
 from model.decoding.explain import explain
-from model.network.checkpoint import Parts
+from model.network.checkpoint import ModelParts
 from model.network.tokenizer import add_identifier_tokens, level_token_ids, train_tokenizer
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
@@ -21,7 +21,7 @@ def test_text_of_any_language_survives_the_tokenizer(text: str) -> None:
     assert tokenizer.unk_token_id not in ids
 
 
-def test_a_query_that_spells_a_control_token_stays_text(parts: Parts) -> None:
+def test_a_query_that_spells_a_control_token_stays_text(parts: ModelParts) -> None:
     prompts = parts.sigma.prompts
     typed = prompts.text("<id1_0> <|identifier|> <|image_pad|>")
     control = {token for level in parts.sigma.levels for token in level} | {
@@ -44,7 +44,7 @@ def test_identifier_tokens_are_added_once_and_belong_to_one_shape() -> None:
         level_token_ids(tokenizer, IdentifierShape(codes=(4, 3, 3, 2), suffixes=9))
 
 
-def test_an_explanation_is_text_without_identifier_tokens(parts: Parts) -> None:
+def test_an_explanation_is_text_without_identifier_tokens(parts: ModelParts) -> None:
     caption = explain(Decoder(parts.sigma), [1, 2, 0])
     assert "<id" not in caption
     assert caption == explain(Decoder(parts.sigma), [1, 2, 0])

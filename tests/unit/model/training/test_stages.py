@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.identifiers.codebook import CodebookConfig, fit_codebook
-from model.network.checkpoint import Checkpoint, Parts, load_checkpoint, save_checkpoint
+from model.network.checkpoint import Checkpoint, ModelParts, load_checkpoint, save_checkpoint
 from model.network.profiles import PROFILES, profile
 from model.progress import Bar
 from model.training.stages import LengthBuckets, TrainingSet, examples, run_stage
@@ -20,7 +20,7 @@ from tests.unit.model.conftest import TEXTS, pictures
 COUNT = 16
 
 
-def training_set(parts: Parts) -> TrainingSet:
+def training_set(parts: ModelParts) -> TrainingSet:
     shape = parts.sigma.profile.shape
     rng = np.random.default_rng(0)
     identifiers = np.column_stack(
@@ -35,7 +35,7 @@ def training_set(parts: Parts) -> TrainingSet:
     )
 
 
-def test_each_stage_has_the_sequences_of_the_paper(parts: Parts) -> None:
+def test_each_stage_has_the_sequences_of_the_paper(parts: ModelParts) -> None:
     data, chosen = training_set(parts), parts.sigma.profile
     memorize, comprehend, align = (
         examples(parts.sigma, data, chosen.stage(name), 0).rows
@@ -53,7 +53,9 @@ def test_each_stage_has_the_sequences_of_the_paper(parts: Parts) -> None:
     assert sorted({round(example.soft_label or 0, 4) for example in align}) == [0.1, 0.9]
 
 
-def test_the_soft_label_head_reads_the_identifier_states_and_enters_the_loss(parts: Parts) -> None:
+def test_the_soft_label_head_reads_the_identifier_states_and_enters_the_loss(
+    parts: ModelParts,
+) -> None:
     rows = examples(parts.sigma, training_set(parts), parts.sigma.profile.stage("align"), 0).rows[
         :4
     ]
@@ -68,7 +70,7 @@ def test_the_soft_label_head_reads_the_identifier_states_and_enters_the_loss(par
 
 
 @pytest.mark.parametrize("name", ["memorize", "comprehend", "align"])
-def test_a_stage_lowers_its_own_loss(parts: Parts, name: str, tmp_path: Path) -> None:
+def test_a_stage_lowers_its_own_loss(parts: ModelParts, name: str, tmp_path: Path) -> None:
     stage = parts.sigma.profile.stage(name)
     data = training_set(parts)
     rows = examples(parts.sigma, data, stage, 0).rows
@@ -94,12 +96,12 @@ class Stopped(Exception):
 
 
 def test_a_stage_that_was_killed_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    from model.network.checkpoint import parts_of
+    from model.network.checkpoint import parts_from_base
     from tests.unit.model.conftest import small_base, small_profile
 
     chosen = small_profile()
     stage = chosen.stage("align")
-    straight, broken = (parts_of(small_base(), chosen) for _ in range(2))
+    straight, broken = (parts_from_base(small_base(), chosen) for _ in range(2))
     run_stage(straight.sigma, training_set(straight), stage, tmp_path / "a", seed=3)
 
     @contextmanager
@@ -117,7 +119,7 @@ def test_a_stage_that_was_killed_resumes_to_the_same_weights(tmp_path: Path) -> 
     with pytest.raises(Stopped):
         run_stage(broken.sigma, training_set(broken), stage, tmp_path / "b", seed=3, progress=dying)
     assert list((tmp_path / "b").glob("checkpoint-*"))
-    fresh = parts_of(small_base(), chosen)
+    fresh = parts_from_base(small_base(), chosen)
     run_stage(fresh.sigma, training_set(fresh), stage, tmp_path / "b", seed=3, resume=True)
     for (name, one), other in zip(
         straight.sigma.state_dict().items(), fresh.sigma.state_dict().values(), strict=True
@@ -125,7 +127,7 @@ def test_a_stage_that_was_killed_resumes_to_the_same_weights(tmp_path: Path) -> 
         torch.testing.assert_close(one, other, msg=name)
 
 
-def saved(parts: Parts, folder: Path) -> Checkpoint:
+def saved(parts: ModelParts, folder: Path) -> Checkpoint:
     rows = np.random.default_rng(0).standard_normal((60, 24)).astype(np.float32)
     checkpoint = Checkpoint(
         parts.sigma,
@@ -138,7 +140,7 @@ def saved(parts: Parts, folder: Path) -> Checkpoint:
 
 
 def test_a_checkpoint_gives_back_the_same_model_codebook_and_encoder(
-    parts: Parts, tmp_path: Path
+    parts: ModelParts, tmp_path: Path
 ) -> None:
     before = saved(parts, tmp_path)
     after = load_checkpoint(tmp_path, before.codebook.version)
@@ -155,7 +157,7 @@ def test_a_checkpoint_gives_back_the_same_model_codebook_and_encoder(
     assert after.about["stages"] == ["codebook"]
 
 
-def test_a_checkpoint_refuses_another_codebook(parts: Parts, tmp_path: Path) -> None:
+def test_a_checkpoint_refuses_another_codebook(parts: ModelParts, tmp_path: Path) -> None:
     saved(parts, tmp_path)
     with pytest.raises(RefuseToStartError, match="is expected"):
         load_checkpoint(tmp_path, "0123456789abcdef")
@@ -170,7 +172,7 @@ def test_a_checkpoint_refuses_another_codebook(parts: Parts, tmp_path: Path) -> 
     ["checkpoint.json", "head.safetensors", "encoder.safetensors", "backbone/model.safetensors"],
 )
 def test_a_damaged_or_missing_file_is_one_clear_refusal(
-    parts: Parts, tmp_path: Path, name: str
+    parts: ModelParts, tmp_path: Path, name: str
 ) -> None:
     saved(parts, tmp_path)
     (tmp_path / name).write_bytes(b"damaged")
@@ -181,7 +183,7 @@ def test_a_damaged_or_missing_file_is_one_clear_refusal(
         load_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_of_another_format_is_refused(parts: Parts, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_format_is_refused(parts: ModelParts, tmp_path: Path) -> None:
     saved(parts, tmp_path)
     about = json.loads((tmp_path / "checkpoint.json").read_text())
     (tmp_path / "checkpoint.json").write_text(json.dumps(about | {"format": 99}))
