@@ -119,7 +119,7 @@ PROFILES: dict[str, Profile] = {
         shape=IdentifierShape(codes=(16, 8, 8, 4), suffixes=64),
         stages=(
             # Memorisation sees each image once in each view. Replay in the alignment too: without it the model forgets how to
-            # look at images, and unseen ones are found half as often (docs/experiments.md); and it forgets how to describe.
+            # look at images, and unseen ones are found half as often (docs/experiments/); and it forgets how to describe.
             Stage("memorize", epochs=1, learning_rate=1e-3, batch=64),
             Stage("comprehend", epochs=0.5, learning_rate=1e-3, batch=64, replay=0.25),
             Stage(

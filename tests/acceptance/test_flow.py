@@ -73,7 +73,7 @@ def test_an_image_that_arrives_is_found_by_its_caption_and_gone_when_deleted(
     assert found["invalid_identifiers"] == 0
     assert found["gallery"] == TRAINED + STREAMED
     unseen = found["splits"]["unseen"]
-    # Trained on 240 images only; the demo, with 3,000, is held to more (docs/experiments.md).
+    # Trained on 240 images only; the demo, with 3,000, is held to more (docs/experiments/).
     assert unseen["ours"]["R@10"] >= 0.7 * unseen["exact_dense"]["R@10"]
     answer = anywhere.ok("query", entries[0].test_captions[0], "-k", "100")
     assert {"query", "generation", "took_ms", "results"} <= answer.keys()

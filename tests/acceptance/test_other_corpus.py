@@ -40,7 +40,7 @@ def test_landscapes_of_many_sizes_in_two_languages(
     seen, unseen = found["splits"]["seen"], found["splits"]["unseen"]
     assert (seen["queries"], unseen["queries"]) == (96, 24)
     if adapt == "auto":
-        # Chance is 17%. Seeds lie between 74 and 99% (docs/experiments.md), so the bar leaves room.
+        # Chance is 17%. Seeds lie between 74 and 99% (docs/experiments/), so the bar leaves room.
         assert seen["ours"]["R@20"] >= 0.6 * seen["exact_dense"]["R@20"]
     answer = empty.ok("query", "Schnee bei Nacht")
     assert len(answer["results"]) == 10

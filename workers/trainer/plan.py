@@ -98,7 +98,7 @@ def plan_refresh(
     """What the parent was trained on keeps its identifiers; what it was not trained on, and has captions, is learnt, with replay.
 
     A new image keeps the leaf that the parent's model generated for it: the model half knows it, nothing has to move, and
-    such leaves retrieve better than the codebook's (docs/experiments.md). At most `limit` images are learnt.
+    such leaves retrieve better than the codebook's (docs/experiments/). At most `limit` images are learnt.
     """
     moved = leaves != held.leaves
     known = held.trained & ~moved
