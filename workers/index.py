@@ -109,7 +109,7 @@ class IndexWorker:
             self._models.close()
 
     def _session(self, stop: threading.Event) -> None:
-        events = self._services.log()
+        events = self._services.open_log()
         events.ensure_topics()
         with (
             ThreadPoolExecutor(1, "model") as hands,

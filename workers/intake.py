@@ -110,7 +110,7 @@ class Delivered:
     def __init__(self, intake: Intake, stop: threading.Event) -> None:
         self._intake = intake
         self._stop = stop
-        self._log = intake.services.log()
+        self._log = intake.services.open_log()
         self._conn: Connection | None = None
         self._stood: dict[Partition, int] = {}
 
@@ -159,7 +159,7 @@ class Delivered:
 
 
 def _session(intake: Intake, stop: threading.Event) -> None:
-    events = intake.services.log()
+    events = intake.services.open_log()
     events.ensure_topics()
     with intake.services.connect(GROUP) as conn, events.consumer(GROUP, TOPICS) as consumer:
         watched = 0.0

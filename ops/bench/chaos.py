@@ -36,7 +36,7 @@ def chaos(config: ChaosConfig) -> dict[str, Any]:
     seconds = config.strikes / config.probability * _TICK_S
     with fleet(config.kafka) as made:
         events = pictures(made.folder, config.events, config.seed)
-        log = made.services.log()
+        log = made.services.open_log()
         with made.services.connect("chaos") as conn, bar("strikes", config.strikes) as progress:
             for role in ROLES * _WORKERS:
                 made.start(role)
@@ -75,7 +75,7 @@ def undisturbed(config: ChaosConfig) -> str:
     """The trie's checksum of the same events with nothing in the way, through the log in Postgres."""
     with fleet(None) as made:
         events = pictures(made.folder, config.events, config.seed)
-        log = made.services.log()
+        log = made.services.open_log()
         with made.services.connect("chaos") as conn:
             for role in ROLES:
                 made.start(role)

@@ -148,7 +148,7 @@ def fleet(kafka: str | None, s3: S3Settings | None = None, *, stub: bool = True)
             services.s3.create_bucket()
         if settings.kafka is not None:
             empty_topics(settings.kafka)
-        log = services.log()
+        log = services.open_log()
         with services.connect("bench") as conn:
             migrate(conn)
             log.ensure_topics()

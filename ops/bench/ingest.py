@@ -34,7 +34,7 @@ def ingest(events: int, kafka: str | None) -> list[Row]:
     for name, address in [("embedded log", None), *([("Kafka", kafka)] if kafka else [])]:
         with fleet(address) as made:
             arrivals = pictures(made.folder, events + _WARM, 0)
-            log = made.services.log()
+            log = made.services.open_log()
             with made.services.connect("bench") as conn:
                 alone = _log_alone(log, conn, arrivals)
                 rate = _through(made, log, conn, arrivals)

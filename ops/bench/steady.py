@@ -40,13 +40,13 @@ def steady(seconds: float, kafka: str | None) -> list[Row]:
             empty_topics(broker)
         with services(settings) as found, found.connect("steady") as conn:
             migrate(conn)
-            found.log().ensure_topics()
+            found.open_log().ensure_topics()
             seen = read_manifest(
                 generate(CorpusConfig(_TRAINED, seed=3), folder / "seen", "train", lambda _: None)
             )
             train(found, seen, TrainRequest(profile("tiny"), adapt="never"), bar)
             up(settings)
-            log = found.log()
+            log = found.open_log()
             burst = _scenes(folder / "burst", _BURST, _TRAINED)
             Publisher(log, burst, 0).run()
             speed = len(burst) / max(_seconds(conn, burst, spread=True))

@@ -165,7 +165,7 @@ def copied(
 def _stage(config: SwitchConfig) -> Iterator[_Stage]:
     """Services and workers of the benchmark, with one live generation."""
     with fleet(None, stub=config.stub) as made:
-        log = made.services.log()
+        log = made.services.open_log()
         with made.services.connect("bench") as conn:
             load: Load = StubAssigner.load if config.stub else _trained(made, conn)
             with bind("127.0.0.1", 0) as free:

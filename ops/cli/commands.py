@@ -32,7 +32,7 @@ def ready(found: Services, name: str) -> Connection:
     migrate(conn)
     if found.s3 is not None:
         found.s3.create_bucket()
-    log = found.log()
+    log = found.open_log()
     log.ensure_topics()
     log.close()
     return conn
@@ -116,7 +116,7 @@ def ingest(options: Namespace, settings: Settings) -> int:
             "no workers run here, so nothing would become searchable; start them with: sigma up"
         )
     with services(settings) as found, ready(found, "ingest") as conn:
-        log = found.log()
+        log = found.open_log()
         with bar("publish", len(entries)) as progress:
             published = work.publish(found, conn, log, entries, options.version, progress.update)
         outcome = None
@@ -247,7 +247,7 @@ def status(options: Namespace, settings: Settings) -> int:
     from ops.status import status as run
 
     with services(settings) as found, ready(found, "status") as conn:
-        log = found.log()
+        log = found.open_log()
         document = run(conn, log)
         log.close()
     address = running(settings)

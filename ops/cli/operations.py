@@ -85,7 +85,7 @@ def jobs(options: Namespace, settings: Settings) -> int:
 def delete(options: Namespace, settings: Settings) -> int:
     """`sigma delete`: gone from the answers when the command returns; the event tells everybody else."""
     with services(settings) as found, ready(found, "delete") as conn:
-        log = found.log()
+        log = found.open_log()
         with transaction(conn):
             done = delete_images(conn, options.image_ids)
             stored = images_by_id(conn, list(done.deleted))
@@ -108,7 +108,7 @@ def dead_letters(options: Namespace, settings: Settings) -> int:
             "name a dead letter to show, and only then: sigma dead-letters show PARTITION:OFFSET"
         )
     with services(settings) as found, ready(found, "dead letters") as conn:
-        log = found.log()
+        log = found.open_log()
         if options.action == "replay":
             done = letters.replay(log, conn)
             text = f"published {done.replayed} events again"

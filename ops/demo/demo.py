@@ -89,7 +89,7 @@ def demo(settings: Settings, config: DemoConfig) -> dict[str, Any]:
             found.connect("demo") as conn,
         ):
             migrate(conn)
-            found.log().ensure_topics()
+            found.open_log().ensure_topics()
         with clock.phase(
             "train", f"train on {len(seen):,} images: codebook, then the paper's three stages"
         ):
@@ -115,7 +115,7 @@ def demo(settings: Settings, config: DemoConfig) -> dict[str, Any]:
                 progress=bar,
             )
             searcher.close()
-            log = found.log()
+            log = found.open_log()
             now = status(conn, log)
             log.close()
         examples = ask(address, [entry.test_captions[0] for entry in unseen[:_SHOWN]])
@@ -200,7 +200,7 @@ def stream(
     """Publish images one by one while a client asks queries all the time; wait until the last one is searchable."""
     asker = _Asker(address, texts)
     asker.start()
-    log = found.log()
+    log = found.open_log()
     with found.connect("demo stream") as conn, bar("stream", len(unseen)) as progress:
         published: list[ingest.Published] = []
         for entry in unseen:

@@ -123,7 +123,7 @@ def supervise(settings: Settings) -> None:
     url = settings.database_url or server(settings, keep=False).get_uri()
     with connect(url, name="sigma supervisor") as conn:
         migrate(conn)
-    Services(settings, url).log().ensure_topics()
+    Services(settings, url).open_log().ensure_topics()
     # Taken once and for all query workers to come: no other home can get in between, and while one is started again queries wait.
     listener = _listener(settings)
     port = int(listener.getsockname()[1])

@@ -220,7 +220,7 @@ def _agreement(
     services: Services, generation: Generation, arrived: monitoring.Arrivals
 ) -> BoolArray:
     """Whether the codebook puts each image under the same id1. Nothing where the generation's folder is elsewhere."""
-    folder = services.generations / generation.folder
+    folder = services.checkpoints / generation.folder
     if not (folder / "codebook.json").is_file():
         log.warning(
             "agreement is not watched: the codebook is not here",
@@ -233,7 +233,7 @@ def _agreement(
 
 def served_scores(services: Services, generation: int) -> FloatArray:
     """Best score of the newest queries that this generation answered, at most `QUERIES`."""
-    with closing(services.log()) as events:
+    with closing(services.open_log()) as events:
         served = [one for one in _newest(events) if one.generation == generation and one.scores]
     newest = sorted(served, key=lambda one: one.served_at)[-QUERIES:]
     return np.array([one.scores[0] for one in newest], np.float32)
@@ -282,7 +282,7 @@ def _speak(
     then, now = (
         None if one is None else {"hits": one.hits, "queries": one.queries} for one in recalls
     )
-    with transaction(conn), closing(services.log()) as events:
+    with transaction(conn), closing(services.open_log()) as events:
         fresh = [
             raise_alarm(
                 conn,

@@ -29,10 +29,10 @@ ROLLBACK_S = 10.0
 def undertrained(found: Services, conn: Connection, source: generations.Generation) -> int:
     """A candidate whose model never learnt the identifiers that its codebook gives."""
     parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
-    book = load_checkpoint(found.generations / f"g{source.id}").codebook
+    book = load_checkpoint(found.checkpoints / f"g{source.id}").codebook
     save_checkpoint(
         Checkpoint(parts.sigma, book, parts.encoder, {"stages": ["codebook"]}),
-        found.generations / "undertrained",
+        found.checkpoints / "undertrained",
     )
     return generations.create_generation(
         conn, source.shape, codebook_version=book.version, checkpoint_path="undertrained"

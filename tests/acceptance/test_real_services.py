@@ -91,7 +91,7 @@ def test_poison_goes_to_the_dead_letters_and_comes_back_when_mended(kafka: Kafka
     with fleet(kafka.bootstrap[0]) as made:
         arrivals = pictures(made.folder, count + WARM + 8, 1)
         poison = Poison(made.folder, arrivals[-8:])
-        log = made.services.log()
+        log = made.services.open_log()
         with made.services.connect("test") as conn:
             for role in ("intake", "index"):
                 made.start(role)
@@ -164,7 +164,7 @@ def test_a_service_that_goes_away_loses_nothing_and_needs_no_hand(
         kafka.bootstrap[0], replace(s3, bucket=f"outage-{away.__name__.replace('_', '-')}")
     ) as made:
         arrivals = pictures(made.folder, count + WARM, 2)
-        log = made.services.log()
+        log = made.services.open_log()
         with made.services.connect("test") as conn:
             for role in ("intake", "index"):
                 made.start(role)
@@ -194,7 +194,7 @@ def settled(made: Fleet, count: int) -> bool:
         [member.role for member in made.members if member.process.poll() is not None],
     )
     while time.monotonic() < deadline:
-        log = made.services.log()
+        log = made.services.open_log()
         try:
             with made.services.connect("test") as conn:
                 if settle(made, log, conn, count, 90):

@@ -44,11 +44,11 @@ def generation(conn: Connection, services: Services) -> int:
     number = generations.create_generation(
         conn, SHAPE, codebook_version=book.version, checkpoint_path="g1"
     )
-    book.save(services.generations / "g1")
+    book.save(services.checkpoints / "g1")
     accept(conn, number, 50, rng, trained=True)
     for state in ("shadow", "live"):
         generations.set_state(conn, number, state)
-    log = services.log()
+    log = services.open_log()
     log.ensure_topics()
     log.close()
     return number
@@ -114,7 +114,7 @@ def report(
 
 
 def notes(services: Services) -> list[OperationsEvent]:
-    log = services.log()
+    log = services.open_log()
     found = [decode(OPERATIONS, event.value) for event in log.read(OPERATIONS, 0)]
     log.close()
     return [one for one in found if isinstance(one, OperationsEvent)]
@@ -164,7 +164,7 @@ def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(
     assert {"embedding", "novelty"} <= raised
     assert (alarming["tickets"], alarming["pages"]) == (len(raised), 0)
     assert {one.monitor for one in alarms.open_alarms(conn)} == raised
-    log = services.log()
+    log = services.open_log()
     assert any("ticket: embedding of generation" in line for line in status(conn, log)["alarms"])
     log.close()
     assert [note.kind for note in notes(services)] == ["alarm"] * len(raised)
@@ -290,7 +290,7 @@ def test_the_key_of_a_moment_is_found_by_looks(conn: Connection, generation: int
 def test_the_best_scores_of_served_queries_are_read_per_generation(
     services: Services, generation: int
 ) -> None:
-    log = services.log()
+    log = services.open_log()
     served = [
         QueryServed("q", generation + n % 2, 1.0, ("a", "b"), (float(n), 0.0)) for n in range(40)
     ]

@@ -28,7 +28,7 @@ def made(
     number = generations.create_generation(conn, SHAPE, checkpoint_path=folder, config=config)
     for state in states:
         generations.set_state(conn, number, state)
-    (services.generations / (folder or f"g{number}")).mkdir(parents=True, exist_ok=True)
+    (services.checkpoints / (folder or f"g{number}")).mkdir(parents=True, exist_ok=True)
     return number
 
 
@@ -56,7 +56,7 @@ def test_a_candidate_gives_back_its_tables_and_its_folder_and_its_row_stays(
     candidate = made(services, conn, "shadow")
     drop(services, conn, candidate)
     assert tables(conn) == {f"posting_{live}", f"image_embedding_{live}"}
-    assert [path.name for path in services.generations.iterdir()] == [f"g{live}"]
+    assert [path.name for path in services.checkpoints.iterdir()] == [f"g{live}"]
     gone = generations.get(conn, candidate)
     assert (gone.state, gone.dropped, gone.standing) == ("failed", True, "dropped")
     assert [one.id for one in generations.receiving(conn)] == [live]
@@ -92,7 +92,7 @@ def test_a_folder_that_another_generation_uses_stays(services: Services, conn: C
     live, copy = (made(services, conn, "shadow", folder="shared") for _ in range(2))
     generations.promote(conn, live)
     drop(services, conn, copy)
-    assert (services.generations / "shared").is_dir()
+    assert (services.checkpoints / "shared").is_dir()
 
 
 def test_pruning_waits_a_week_and_never_takes_the_fallback_generation(
@@ -111,7 +111,7 @@ def test_pruning_waits_a_week_and_never_takes_the_fallback_generation(
     )
     assert prune(services, conn) == []
     assert generations.require_fallback(conn).id == second
-    assert sorted(path.name for path in services.generations.iterdir()) == [
+    assert sorted(path.name for path in services.checkpoints.iterdir()) == [
         f"g{second}",
         f"g{live}",
     ]
@@ -132,7 +132,7 @@ def test_nothing_waits_behind_a_drop_that_waits_for_a_reader(
         with pytest.raises(RetryLaterError, match="lock timeout"):
             drop(services, conn, candidate)
     assert generations.get(conn, candidate).state == "shadow"
-    assert (services.generations / f"g{candidate}").is_dir()
+    assert (services.checkpoints / f"g{candidate}").is_dir()
     assert conn.execute("SELECT current_setting('lock_timeout')").fetchone() == ("0",)
     drop(services, conn, candidate)
     assert tables(conn) == set()

@@ -100,7 +100,7 @@ def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(
     assert config["evaluations"].keys() == {"memorize", "comprehend", "align"}
     assert config["cpu_seconds"].keys() >= {"prepare", "memorize", "comprehend", "align", "load"}
     one, other = (
-        states(services.generations / f"g{number}")
+        states(services.checkpoints / f"g{number}")
         for number in (first.generation, second.generation)
     )
     assert any(not np.array_equal(one[name], other[name]) for name in one)
@@ -155,7 +155,7 @@ def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weight
     done = train(services, None, request(services, mode="recluster"), quiet)
     after = held_images(conn, done.generation)
     vectors, _, _ = embeddings_of(conn, first, before.image_keys)
-    own = Codebook.load(services.generations / f"g{first}").encode(vectors.astype(np.float32))
+    own = Codebook.load(services.checkpoints / f"g{first}").encode(vectors.astype(np.float32))
     wanted = np.where(own[:, 3] == 0, pack_all(own, profile_of_tests().shape) + 1, before.leaves)
     moved = wanted != before.leaves
     assert 0 < moved.sum() < len(moved)
@@ -178,7 +178,7 @@ def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weight
     )
     assert counted_right(conn, done.generation)
     one, other = (
-        states(services.generations / f"g{number}") for number in (first, done.generation)
+        states(services.checkpoints / f"g{number}") for number in (first, done.generation)
     )
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
@@ -275,7 +275,7 @@ def test_a_training_killed_in_every_stage_ends_as_if_undisturbed(
     delete_images(conn, [f"image {SEEN:03}"])
     straight = train(services, None, request(services, seed=5), quiet)
     one, other = (
-        states(services.generations / f"g{number}")
+        states(services.checkpoints / f"g{number}")
         for number in (resumed.generation, straight.generation)
     )
     for name in one:
@@ -308,7 +308,7 @@ def test_two_processes_under_torchrun_learn_what_one_learns(
     assert launched.returncode == 0, launched.stderr[-3000:]
     alone = train(services, None, request(services, profile=profile_of_tests(vision=True)), quiet)
     first, second = (states_of_rank(services, rank) for rank in (0, 1))
-    single, begun = states(services.generations / f"g{alone.generation}"), states_of_base(services)
+    single, begun = states(services.checkpoints / f"g{alone.generation}"), states_of_base(services)
     for name in single:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
     # Sums in another order, and what Adam makes of that: little beside what training changed.

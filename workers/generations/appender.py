@@ -44,5 +44,5 @@ class Appender:
 
 def checkpoint_of(services: Services, generation: Generation) -> Checkpoint:
     """A generation's checkpoint, checked against the codebook version that the database knows."""
-    folder = services.generations / generation.folder
+    folder = services.checkpoints / generation.folder
     return load_checkpoint(folder, generation.codebook_version)

@@ -57,7 +57,7 @@ def prune(services: Services, conn: Connection) -> list[int]:
             and one.ended_at is not None
             and one.ended_at < now() - KEPT
         )
-        held = not one.dropped or (services.generations / one.folder).exists()
+        held = not one.dropped or (services.checkpoints / one.folder).exists()
         if over and held and one is not back and not _needed_by(one, found):
             try:
                 _drop(services, conn, one)
@@ -94,5 +94,5 @@ def _drop(services: Services, conn: Connection, one: Generation) -> None:
         if other.id != one.id and other.state in _USED
     }
     if one.folder not in others:
-        shutil.rmtree(services.generations / one.folder, ignore_errors=True)
+        shutil.rmtree(services.checkpoints / one.folder, ignore_errors=True)
     log.info("generation is dropped", generation=one.id, state=one.state)

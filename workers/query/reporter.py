@@ -52,7 +52,7 @@ class Reporter:
 
     def _session(self, stop: threading.Event) -> None:
         with (
-            contextlib.closing(self._services.log()) as events,
+            contextlib.closing(self._services.open_log()) as events,
             self._services.connect("query report") as conn,
         ):
             while not stop.is_set():

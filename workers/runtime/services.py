@@ -32,7 +32,7 @@ class Services:
         return self.settings.home.absolute()
 
     @property
-    def generations(self) -> Path:
+    def checkpoints(self) -> Path:
         """The folder of checkpoints, one folder per generation."""
         return self.home / "generations"
 
@@ -53,7 +53,7 @@ class Services:
         """A connection to the database; `name` shows in pg_stat_activity."""
         return connect(self.database_url, name=f"sigma {name}")
 
-    def log(self) -> EventLog:
+    def open_log(self) -> EventLog:
         """The event log: Kafka where brokers are configured, Postgres otherwise."""
         if self.settings.kafka is not None:
             return KafkaLog(self.settings.kafka, self.database_url)

@@ -120,7 +120,7 @@ def _new(
     if entries is not None:
         config["manifest"] = digest(entries)
     generation = generations.create_generation(conn, chosen.shape, config=config)
-    folder = services.generations / f"g{generation}"
+    folder = services.checkpoints / f"g{generation}"
     folder.mkdir(parents=True, exist_ok=True)
     return Run(generation, folder, dict(config), mode, chosen, parent, request, entries)
 
@@ -153,7 +153,7 @@ def _resumed(
         raise UsageError(
             f"generation {found.id} was begun from generation {parent.id}, which is failed by now; start anew without --resume"
         )
-    folder = services.generations / f"g{found.id}"
+    folder = services.checkpoints / f"g{found.id}"
     folder.mkdir(parents=True, exist_ok=True)
     recover_checkpoint(folder)
     about = describe_checkpoint(folder) if (folder / ABOUT).is_file() else {**config, "stages": []}

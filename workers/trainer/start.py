@@ -105,7 +105,7 @@ def _from_parent(
             )
             plan.save(run.folder)
             checkpoint = Checkpoint(before.sigma, codebook, before.encoder, about)
-            _inherit(services.generations / parent.folder / BASE, run.folder / BASE)
+            _inherit(services.checkpoints / parent.folder / BASE, run.folder / BASE)
         wanted = plan.image_keys[plan.learnt]
         material = from_store(services, conn, wanted, checkpoint.sigma.profile)
         embeddings, _, there = embeddings_of(conn, parent.id, material.image_keys)
