@@ -11,8 +11,9 @@ from model.retrieval.recall import CUTOFFS, recall_at, wilson
 from model.retrieval.trie import ALTERNATE, Trie
 from schemas.errors import UsageError
 from schemas.records import FloatArray, IntArray, ManifestEntry
-from workers.query.engine import Answer, Engine, Retrieval
-from workers.query.searcher import Searcher, retrieval_of
+from schemas.settings import RetrievalSettings
+from workers.query.engine import Answer, Engine
+from workers.query.searcher import Searcher
 from workers.repository.connection import Connection, rows
 from workers.repository.follower import PostingRows
 from workers.runtime.pictures import StoredPictures
@@ -66,13 +67,13 @@ def evaluate(
         np.int64,
     )
     towers = _float_gallery(searcher, gallery, progress)
-    how = retrieval_of(searcher.services)
+    settings = searcher.services.settings.retrieval
     total = sum(len(asked) for asked in splits.values())
     document: dict[str, Any] = {
         "generation": searcher.generation.id,
         "gallery": len(gallery),
-        "beams": how.beams,
-        "postings": searcher.services.settings.postings,
+        "beams": settings.beams,
+        "postings": settings.postings,
         "invalid_identifiers": 0,
         "splits": {},
     }
@@ -80,12 +81,12 @@ def evaluate(
         for split, asked in splits.items():
             if len(asked):
                 figures, invalid = _split(
-                    searcher.engine, asked, how, gallery, towers, valid, bar.update
+                    searcher.engine, asked, settings, gallery, towers, valid, bar.update
                 )
                 document["splits"][split] = figures
                 document["invalid_identifiers"] += invalid
     if ablate:
-        document["ablations"] = ablations(searcher, splits, how, gallery)
+        document["ablations"] = ablations(searcher, splits, settings, gallery)
     return document
 
 
@@ -117,7 +118,7 @@ def queries_of(
 def _split(
     engine: Engine,
     asked: Asked,
-    how: Retrieval,
+    settings: RetrievalSettings,
     gallery: Sequence[GalleryRow],
     towers: FloatArray,
     valid: IntArray,
@@ -131,8 +132,8 @@ def _split(
         texts = asked.texts[start : start + _BATCH]
         vectors = engine.encoder.embed_texts(texts)
         fused, five = (
-            engine.answer(texts, _DEPTH, how),
-            engine.answer_paper(texts, _DEPTH, how.beams),
+            engine.answer(texts, _DEPTH, settings),
+            engine.answer_paper(texts, _DEPTH, settings),
         )
         dense = engine.answer_exact(vectors, _DEPTH)
         for answer in (*fused, *five):
@@ -163,7 +164,10 @@ def _split(
 
 
 def ablations(
-    searcher: Searcher, splits: dict[str, Asked], how: Retrieval, gallery: Sequence[GalleryRow]
+    searcher: Searcher,
+    splits: dict[str, Asked],
+    settings: RetrievalSettings,
+    gallery: Sequence[GalleryRow],
 ) -> dict[str, Any]:
     """Recall of other ways to post the same images: the model's first leaf only (m = 1), and the codebook's analytic leaf."""
     engine = searcher.engine
@@ -193,16 +197,16 @@ def ablations(
             postings.suffixes,
         )
         found[name] = {
-            split: _fused(engine, asked, how) for split, asked in splits.items() if len(asked)
+            split: _fused(engine, asked, settings) for split, asked in splits.items() if len(asked)
         }
     engine.trie = kept
     return {**found, "inductive_analytic_agreement": agreement}
 
 
-def _fused(engine: Engine, asked: Asked, how: Retrieval) -> dict[str, float]:
+def _fused(engine: Engine, asked: Asked, settings: RetrievalSettings) -> dict[str, float]:
     ranks, candidates = [], []
     for start in range(0, len(asked), _BATCH):
-        answers = engine.answer(asked.texts[start : start + _BATCH], _DEPTH, how)
+        answers = engine.answer(asked.texts[start : start + _BATCH], _DEPTH, settings)
         ranks += [
             _rank(answer, key)
             for answer, key in zip(answers, asked.keys[start : start + _BATCH], strict=True)

@@ -51,6 +51,18 @@ class S3Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class RetrievalSettings:
+    """How images are posted and queries answered; the same values for queries, gates and probes."""
+
+    beams: int = 20
+    """Leaves that one query may reach."""
+    postings: int = 3
+    """Leaves that an image is posted under: its primary and the alternates."""
+    fusion_weight: float = 0.3
+    """Weight of the decoder's log-probability beside the image-text similarity."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a process may be told from outside. Sizes in bytes; `database_url` None means the embedded server."""
 
@@ -69,9 +81,7 @@ class Settings:
     """Port of a worker's Prometheus metrics; None for none. The query worker has them on its own port."""
     http_host: str = "127.0.0.1"
     http_port: int = 8631
-    beams: int = 20
-    postings: int = 3
-    fusion_weight: float = 0.3
+    retrieval: RetrievalSettings = RetrievalSettings()
     shadow_share: float = 0.1
     """Share of the live queries that a shadow generation answers too."""
     keep_fallback: bool = True
@@ -126,11 +136,7 @@ class Settings:
             else None,
             http_host=environ.get("SIGMA_HTTP_HOST") or default.http_host,
             http_port=_integer(environ, "SIGMA_HTTP_PORT", default.http_port, low=0, high=65535),
-            beams=_integer(environ, "SIGMA_BEAMS", default.beams, low=1, high=1000),
-            postings=_integer(environ, "SIGMA_POSTINGS", default.postings, low=1, high=20),
-            fusion_weight=_number(
-                environ, "SIGMA_FUSION_WEIGHT", default.fusion_weight, low=0.0, high=100.0
-            ),
+            retrieval=_retrieval(environ),
             shadow_share=_number(
                 environ, "SIGMA_SHADOW_SHARE", default.shadow_share, low=0.0, high=1.0
             ),
@@ -180,6 +186,17 @@ def _database_url(environ: Mapping[str, str]) -> str | None:
             "SIGMA_DATABASE_URL does not start with postgresql://; write postgresql://user:password@host:5432/database"
         )
     return url or None
+
+
+def _retrieval(environ: Mapping[str, str]) -> RetrievalSettings:
+    default = RetrievalSettings()
+    return RetrievalSettings(
+        beams=_integer(environ, "SIGMA_BEAMS", default.beams, low=1, high=1000),
+        postings=_integer(environ, "SIGMA_POSTINGS", default.postings, low=1, high=20),
+        fusion_weight=_number(
+            environ, "SIGMA_FUSION_WEIGHT", default.fusion_weight, low=0.0, high=100.0
+        ),
+    )
 
 
 def _kafka(environ: Mapping[str, str]) -> KafkaSettings | None:

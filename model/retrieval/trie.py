@@ -197,6 +197,10 @@ class Trie:
             source=np.concatenate([found.source, np.array([at for _, _, at in late], np.int64)]),
         )
 
+    def searchable_slots(self) -> IntArray:
+        """Slots of all images that have a posting, (N,) int64 ascending."""
+        return np.unique(self.reached(np.flatnonzero(self.branches.load)).slots)
+
     def suffixes(self, leaf: int) -> dict[int, int]:
         """Suffix → slot of the images whose primary is in the leaf."""
         base = self._base

@@ -8,21 +8,21 @@ import numpy as np
 import torch
 
 from model.decoding.assign import BeamSearchAssigner
-from model.decoding.beam import NEVER, search_leaves
 from model.decoding.decoder import Decoder
 from model.identifiers.codebook import pack_all
 from model.network.encoder import Encoder
 from model.network.profiles import StageName
 from model.network.sigma import SigmaModel
-from model.retrieval.ranking import rank
 from model.retrieval.recall import wilson
+from model.retrieval.search import SearchIndex, search
 from model.retrieval.trie import Trie
 from model.training.stages import TrainingSet
 from schemas.records import HalfArray, IntArray
+from schemas.settings import RetrievalSettings
 
 Figures = dict[str, float]
 
-_BATCH, _BEAMS, _DEPTH, _FUSION = 16, 20, 10, 0.3
+_BATCH, _DEPTH = 16, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class StageProbe:
     queries: Sequence[str]
     embeddings: HalfArray
     encoder: Encoder
+    retrieval: RetrievalSettings = RetrievalSettings()
 
 
 def evaluate_stage(
@@ -142,26 +143,14 @@ def _aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
     count = len(probe.data)
     leaves = pack_all(probe.data.identifiers[:, :4], shape)
     trie.insert(leaves, np.arange(count), np.zeros(count, np.float32), probe.data.identifiers[:, 4])
+    index = SearchIndex(decoder, probe.encoder, trie, probe.embeddings)
     hits = 0
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
         texts = [probe.queries[int(row)] for row in part]
-        beams = search_leaves(decoder, decoder.read_texts(texts), shape, _BEAMS, trie.branches)
-        reached, scores = beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
-        for at, (row, vector) in enumerate(
-            zip(part, probe.encoder.embed_texts(texts), strict=True)
-        ):
-            real = scores[at] > NEVER
-            best = rank(
-                vector,
-                trie.reached(reached[at][real]),
-                scores[at][real],
-                probe.embeddings,
-                probe.encoder.scale,
-                _FUSION,
-                _DEPTH,
-            )
-            hits += int(row) in best.slots
+        results = search(index, texts, _DEPTH, probe.retrieval)
+        for row, result in zip(part, results, strict=True):
+            hits += int(row) in result.slots
     return {"R@10": hits / len(rows), "chance": min(1.0, _DEPTH / count)}
 
 

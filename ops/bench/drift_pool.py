@@ -21,7 +21,7 @@ from ops.study.index import Corpus, Index, corpus_of, view_tokens
 from ops.study.learning import train_fully
 from ops.study.streams import Stream, StreamConfig
 from schemas.records import BoolArray, ByteArray, IntArray
-from workers.query.engine import Retrieval
+from schemas.settings import RetrievalSettings
 
 NEW = {"grounds": ("olive", "lavender"), "colours": ("pink", "purple"), "shapes": ("star", "heart")}
 """What no ordinary scene shows."""
@@ -112,7 +112,7 @@ def pool(seed: int, ordinary: int, topical: int) -> Pool:
         [],
     )
     with tempfile.TemporaryDirectory() as folder:
-        index = Index(done.checkpoint, rest, Path(folder), Retrieval().beams)
+        index = Index(done.checkpoint, rest, Path(folder), RetrievalSettings())
         index.load(trained, done.codes)
         streamed = np.arange(_TRAINED, len(stream.pixels), dtype=np.int64)
         for start in range(0, len(streamed), _POSTINGS_AT_ONCE):

@@ -14,7 +14,8 @@ from model.network.checkpoint import Checkpoint, parts_from_base
 from model.network.profiles import profile
 from ops.bench.rows import Row
 from schemas.records import FloatArray, IntArray
-from workers.query.engine import Engine, Retrieval
+from schemas.settings import RetrievalSettings
+from workers.query.engine import Engine
 from workers.repository.follower import EmbeddingRows
 
 _WORDS = (
@@ -82,7 +83,7 @@ def query(seed: int) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             made = engine(images, seed, Path(folder))
             asked = texts(_QUERIES, seed)
-            ours = rate(partial(made.answer, count=10, how=Retrieval()), asked, _BATCH)
+            ours = rate(partial(made.answer, count=10, settings=RetrievalSettings()), asked, _BATCH)
             exact = rate(partial(_exact, made), asked, _BATCH)
             rows.append(
                 Row(

@@ -193,7 +193,10 @@ def _trained(made: Fleet, conn: Connection) -> Load:
 
     def load(services: Services, generation: Generation) -> Appender:
         return Appender(
-            generation.id, first.assigner.decoder.sigma, first.encoder, services.settings.postings
+            generation.id,
+            first.assigner.decoder.sigma,
+            first.encoder,
+            services.settings.retrieval.postings,
         )
 
     return load

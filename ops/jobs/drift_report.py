@@ -71,14 +71,14 @@ def known_items(
     asked = known[: round(ASKED * len(known))]
     if len(asked) < _LEAST_KNOWN:
         return None
-    from workers.query.searcher import Searcher, retrieval_of
+    from workers.query.searcher import Searcher
 
     with closing(Searcher(services, generation)) as searcher:
         hits = 0
         for start in range(0, len(asked), _BATCH):
             part = asked[start : start + _BATCH]
             answers = searcher.engine.answer(
-                [text for _, text in part], _DEPTH, retrieval_of(services)
+                [text for _, text in part], _DEPTH, services.settings.retrieval
             )
             hits += sum(
                 key in answer.image_keys.tolist()

@@ -12,7 +12,7 @@ from schemas.errors import SigmaError, UsageError, WorkFailedError
 from schemas.events import now
 from workers.generations.switching import Sweep, Switched
 from workers.generations.switching import promote as switch
-from workers.query.searcher import Searcher, retrieval_of
+from workers.query.searcher import Searcher
 from workers.repository import generations
 from workers.repository.connection import Connection, row, transaction
 from workers.repository.generations import Generation
@@ -194,7 +194,7 @@ def _ask(services: Services, generation: Generation, probes: Sequence[Probe]) ->
     """Load, ask, free: only one of the two is in memory at a time."""
     searcher = Searcher(services, generation, engine="torch")
     try:
-        found, scored = ranks(searcher.engine, probes, retrieval_of(services))
+        found, scored = ranks(searcher.engine, probes, services.settings.retrieval)
     finally:
         searcher.close()
     return _Asked(found, scored)

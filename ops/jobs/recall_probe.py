@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.retrieval.recall import recall_at, wilson
-from workers.query.engine import Engine, Retrieval
-from workers.query.searcher import Searcher, retrieval_of
+from schemas.settings import RetrievalSettings
+from workers.query.engine import Engine
+from workers.query.searcher import Searcher
 from workers.repository.connection import Connection, row
 from workers.repository.generations import live
 from workers.runtime.services import Services
@@ -42,7 +43,7 @@ def recall_probe(services: Services, conn: Connection) -> Figures:
     probes = sample(conn, generation.id, HOURLY)
     searcher = Searcher(services, generation)
     try:
-        ours, candidates = ranks(searcher.engine, probes, retrieval_of(services))
+        ours, candidates = ranks(searcher.engine, probes, services.settings.retrieval)
         exact = exact_ranks(searcher.engine, probes)
     finally:
         searcher.close()
@@ -72,12 +73,14 @@ def sample(conn: Connection, generation: int, count: int) -> list[Probe]:
     return list(found.values())
 
 
-def ranks(engine: Engine, probes: Sequence[Probe], how: Retrieval) -> tuple[list[Rank], float]:
+def ranks(
+    engine: Engine, probes: Sequence[Probe], settings: RetrievalSettings
+) -> tuple[list[Rank], float]:
     """Where our search puts the image of each probe, and how many images it scored for one on average."""
     found: list[Rank] = []
     scored = 0
     for part in _parts(probes):
-        answers = engine.answer([probe.text for probe in part], DEPTH, how)
+        answers = engine.answer([probe.text for probe in part], DEPTH, settings)
         scored += sum(answer.candidates for answer in answers)
         found += [
             _rank(answer.image_keys.tolist(), probe.image_key)

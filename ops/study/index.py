@@ -17,10 +17,11 @@ from model.network.teacher import Teacher
 from model.training.stages import visual_tokens
 from ops.study.streams import Stream
 from schemas.records import ByteArray, FloatArray, IntArray, Posting
-from workers.query.engine import Engine, Retrieval
+from schemas.settings import RetrievalSettings
+from workers.query.engine import Engine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
-POSTINGS, DEPTH = 3, 10
+DEPTH = 10
 _BATCH = 64
 
 Ranks = list[int | None]
@@ -65,15 +66,17 @@ def corpus_of(stream: Stream, encoder: Encoder, teacher: Teacher, visual: Tensor
 class Index:
     """One generation: who stands where. Image keys are the numbers of the stream."""
 
-    def __init__(self, checkpoint: Checkpoint, corpus: Corpus, folder: Path, beams: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, corpus: Corpus, folder: Path, settings: RetrievalSettings
+    ) -> None:
         self.checkpoint = checkpoint
         self.corpus = corpus
         self.engine = Engine(1, checkpoint, folder)
-        self.how = Retrieval(beams=beams)
+        self.settings = settings
         self.codes = np.full((len(corpus.embeddings), 4), -1, dtype=np.int64)
         """(N, 4) primary codes of the images that were posted."""
         self.confidences = np.zeros(len(corpus.embeddings), dtype=np.float32)
-        self._assigner = BeamSearchAssigner(self.engine.decoder, POSTINGS)
+        self._assigner = BeamSearchAssigner(self.engine.decoder, settings.postings)
 
     def load(self, numbers: IntArray, codes: IntArray) -> None:
         """Post images under given codes (n, 4), with the model's best other leaves as alternates."""
@@ -86,7 +89,7 @@ class Index:
             self.confidences[numbers[part]] = scores[:, 0]
             own = suffixed.leaves[part].tolist()
             posted += [
-                postings_with_primary(leaf, *row, POSTINGS)
+                postings_with_primary(leaf, *row, self.settings.postings)
                 for leaf, row in zip(own, zip(found, scores, strict=True), strict=True)
             ]
         self.codes[numbers] = codes
@@ -131,7 +134,7 @@ class Index:
         answers = [
             one
             for start in range(0, len(texts), 16)
-            for one in self.engine.answer(texts[start : start + 16], DEPTH, self.how)
+            for one in self.engine.answer(texts[start : start + 16], DEPTH, self.settings)
         ]
         return [
             _position(answer.image_keys, number)

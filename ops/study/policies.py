@@ -15,6 +15,7 @@ from model.network.profiles import Profile
 from ops.study.index import Corpus, Index
 from ops.study.learning import Trained, refresh, train_fully
 from schemas.records import BoolArray, FloatArray, IntArray
+from schemas.settings import RetrievalSettings
 
 PERIOD = 5
 """Sessions between two runs of a periodic policy."""
@@ -140,7 +141,7 @@ def begin(
     """The state before the first session: the first images trained on and posted."""
     checkpoint = load_checkpoint(first)
     numbers = corpus.stream.arrivals(0)
-    index = Index(checkpoint, corpus, folder, beams)
+    index = Index(checkpoint, corpus, folder, RetrievalSettings(beams=beams))
     index.load(numbers, checkpoint.codebook.encode(corpus.embeddings[numbers]))
     known = np.zeros(len(corpus.embeddings), dtype=np.bool_)
     known[numbers] = True
@@ -173,7 +174,7 @@ def _timed(state: State, action: str, work: Callable[[State], Trained]) -> Upkee
     began = time.process_time()
     before = state.index.codes.copy()
     done = work(state)
-    fresh = Index(done.checkpoint, state.corpus, state.folder, state.beams)
+    fresh = Index(done.checkpoint, state.corpus, state.folder, RetrievalSettings(beams=state.beams))
     fresh.load(done.numbers, done.codes)
     state.index.close()
     state.index = fresh

@@ -11,6 +11,7 @@ import pytest
 from ops.bench.stub import StubAssigner, shadow_generation, stub_generation
 from ops.bench.stub_query import load_searcher
 from schemas.errors import RefuseToStartError, SigmaError, UsageError
+from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.stubs import accepted, leave_in, services_at
 from workers.generations.switching import Sweep, promote, rollback
@@ -240,7 +241,12 @@ def test_live_queries_are_answered_by_the_shadow_too_and_compared(
     first, second = filled(services, conn)
     # Beams that reach every leaf, and ranking by the cosine alone: what exact search does.
     with serving(
-        services_at(database, tmp_path, shadow_share=1.0, beams=200, fusion_weight=0.0)
+        services_at(
+            database,
+            tmp_path,
+            shadow_share=1.0,
+            retrieval=RetrievalSettings(beams=200, fusion_weight=0.0),
+        )
     ) as (server, metrics):
         until(lambda: answers(server, first) and answers(server, second), "both are held")
         texts = [f"query {number}" for number in range(5)]

@@ -22,7 +22,8 @@ from model.retrieval.trie import ALTERNATE, Trie
 from ops.scenes.scenes import caption, draw_scene
 from schemas.errors import RefuseToStartError
 from schemas.records import FloatArray
-from workers.query.engine import Engine, Retrieval
+from schemas.settings import RetrievalSettings
+from workers.query.engine import Engine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 TOLERANCE = 5e-5
@@ -213,7 +214,7 @@ def test_the_next_engine_of_a_process_takes_over_and_the_one_before_goes_on(
             answers.append(
                 [
                     answer.image_keys.tolist()
-                    for answer in engine.answer(ODD_TEXTS[:4], 5, Retrieval())
+                    for answer in engine.answer(ODD_TEXTS[:4], 5, RetrievalSettings())
                 ]
             )
 
@@ -223,7 +224,10 @@ def test_the_next_engine_of_a_process_takes_over_and_the_one_before_goes_on(
     for engine in (first, plain):
         engine.close()
     answers.append(
-        [answer.image_keys.tolist() for answer in second.answer(ODD_TEXTS[:4], 5, Retrieval())]
+        [
+            answer.image_keys.tolist()
+            for answer in second.answer(ODD_TEXTS[:4], 5, RetrievalSettings())
+        ]
     )
     second.close()
     assert len(answers) == 4

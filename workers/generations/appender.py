@@ -31,7 +31,12 @@ class Appender:
     def load(cls, services: Services, generation: Generation) -> "Appender":
         """The appender of a generation; refuses a checkpoint that does not belong to it."""
         checkpoint = checkpoint_of(services, generation)
-        return cls(generation.id, checkpoint.sigma, checkpoint.encoder, services.settings.postings)
+        return cls(
+            generation.id,
+            checkpoint.sigma,
+            checkpoint.encoder,
+            services.settings.retrieval.postings,
+        )
 
     def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
         """Leaves and embeddings of a batch of pictures."""

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from model.decoding.beam import NEVER, TextDecodingEngine, search_identifiers, search_leaves
+from model.decoding.beam import TextDecodingEngine
 from model.decoding.decoder import Decoder
 from model.decoding.export import ensure_export
 from model.decoding.vllm import VllmDecoder
 from model.network.checkpoint import Checkpoint
-from model.retrieval.ranking import rank
+from model.retrieval.search import SearchIndex, SearchResult, search, search_exact, search_paper
 from model.retrieval.trie import Trie
 from schemas.records import FloatArray, IntArray
+from schemas.settings import RetrievalSettings
 from workers.query.gallery import Gallery
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
@@ -25,14 +26,6 @@ EXPORTS = "exports"
 def export_name(generation: int) -> str:
     """What the export of a generation is called."""
     return f"generation-{generation}"
-
-
-@dataclass(frozen=True, slots=True)
-class Retrieval:
-    """How to search: `beams` leaves, then the fused score of DESIGN section 6 with weight `fusion_weight`."""
-
-    beams: int = 20
-    fusion_weight: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,42 +69,19 @@ class Engine:
         self._insert(changes.postings, changes.deleted)
         return np.setdiff1d(changes.embeddings.image_keys, changes.deleted)
 
-    def answer(self, texts: Sequence[str], count: int, how: Retrieval) -> list[Answer]:
-        """The `count` best images of each text: beams of leaves, their members, the fused score."""
-        queries = self.encoder.embed_texts(texts)
-        return self._ranked(texts, queries, count, how)
+    def answer(self, texts: Sequence[str], count: int, settings: RetrievalSettings) -> list[Answer]:
+        """The `count` best images of each text by the fused score."""
+        return self._answers(search(self._index(), texts, count, settings))
 
-    def answer_paper(self, texts: Sequence[str], count: int, beams: int) -> list[Answer]:
+    def answer_paper(
+        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+    ) -> list[Answer]:
         """The paper's own mode: five tokens decoded over primary identifiers, ranked by their probability."""
-        answers = []
-        for found in search_identifiers(
-            self.scorer, self.scorer.read_texts(texts), self.trie, beams
-        ):
-            slots = np.array([one.slot for one in found[:count]], dtype=np.int64)
-            scores = np.array([one.score for one in found[:count]], dtype=np.float32)
-            leaves = np.array([one.leaf for one in found], dtype=np.int64)
-            answers.append(Answer(self.gallery.keys(slots), scores, len(found), leaves))
-        return answers
+        return self._answers(search_paper(self._index(), texts, count, settings))
 
     def answer_exact(self, queries: FloatArray, count: int) -> list[Answer]:
         """Exact dense search over the stored embeddings with unit query vectors (B, D): the yardstick."""
-        alive = self.alive()
-        matrix = self.gallery.embeddings[alive].astype(np.float32)
-        answers = []
-        for query in queries:
-            scores = matrix @ query
-            best = np.argsort(-scores, kind="stable")[:count]
-            answers.append(
-                Answer(
-                    self.gallery.keys(alive[best]), scores[best], len(alive), np.empty(0, np.int64)
-                )
-            )
-        return answers
-
-    def alive(self) -> IntArray:
-        """Slots of the images that can be found, ascending."""
-        reached = self.trie.reached(np.flatnonzero(self.trie.branches.load))
-        return np.unique(reached.slots)
+        return self._answers(search_exact(self.trie, self.gallery.embeddings, queries, count))
 
     @property
     def accelerated(self) -> bool:
@@ -124,33 +94,14 @@ class Engine:
         if self._vllm is not None:
             self._vllm.close()
 
-    def _ranked(
-        self, texts: Sequence[str], queries: FloatArray, count: int, how: Retrieval
-    ) -> list[Answer]:
-        beams = search_leaves(
-            self.scorer, self.scorer.read_texts(texts), self.shape, how.beams, self.trie.branches
-        )
-        leaves, scores = beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
-        answers = []
-        for row, query in enumerate(queries):
-            real = scores[row] > NEVER
-            reached = self.trie.reached(leaves[row][real])
-            embeddings = self.gallery.embeddings
-            best = rank(
-                query,
-                reached,
-                scores[row][real],
-                embeddings,
-                self.encoder.scale,
-                how.fusion_weight,
-                count,
-            )
-            answers.append(
-                Answer(
-                    self.gallery.keys(best.slots), best.scores, best.candidates, leaves[row][real]
-                )
-            )
-        return answers
+    def _index(self) -> SearchIndex:
+        return SearchIndex(self.scorer, self.encoder, self.trie, self.gallery.embeddings)
+
+    def _answers(self, results: Sequence[SearchResult]) -> list[Answer]:
+        return [
+            Answer(self.gallery.keys(result.slots), result.scores, result.candidates, result.leaves)
+            for result in results
+        ]
 
     def _insert(self, postings: PostingRows, deleted: IntArray) -> None:
         slots = self.gallery.slots(postings.image_keys)

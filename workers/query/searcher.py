@@ -10,7 +10,7 @@ from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import Hit
 from stream.images.store import ImageStore
 from workers.generations.appender import checkpoint_of
-from workers.query.engine import EXPORTS, Answer, Engine, Retrieval, export_name
+from workers.query.engine import EXPORTS, Answer, Engine, export_name
 from workers.repository.connection import Connection
 from workers.repository.follower import TrieFollower
 from workers.repository.generations import Generation, get, live, receiving
@@ -72,11 +72,6 @@ def checked_query(text: str, count: int) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def retrieval_of(services: Services) -> Retrieval:
-    """How to search, from the settings."""
-    return Retrieval(beams=services.settings.beams, fusion_weight=services.settings.fusion_weight)
-
-
 def live_generation(conn: Connection, wanted: int | None = None) -> Generation:
     """The live generation, or the one wanted; `RefuseToStartError` when there is none to answer with."""
     found = live(conn) if wanted is None else get(conn, wanted)
@@ -122,11 +117,11 @@ class Searcher:
 
     def search(self, texts: Sequence[str], count: int, mode: Mode = "fused") -> list[Result]:
         """Answers to texts that passed `checked_query`."""
-        how = retrieval_of(self.services)
+        settings = self.services.settings.retrieval
         if mode == "paper":
-            answers = self.engine.answer_paper(texts, count + _SPARE, how.beams)
+            answers = self.engine.answer_paper(texts, count + _SPARE, settings)
         else:
-            answers = self.engine.answer(texts, count + _SPARE, how)
+            answers = self.engine.answer(texts, count + _SPARE, settings)
         return results_of(self.conn, self.engine, self.services.store, texts, answers, count)
 
     def refresh(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 import structlog
 
 from workers.query.engine import Answer
-from workers.query.searcher import Searcher, retrieval_of
+from workers.query.searcher import Searcher
 from workers.repository.shadow_queries import ShadowQuery
 from workers.runtime.metrics import QueryMetrics
 
@@ -72,13 +72,13 @@ class Shadows:
 
     def _compare(self, text: str, live: Searcher, candidate: Searcher) -> Iterator[None]:
         """Both answer alone, in an order left to chance, so that neither always finds the processor's caches warm."""
-        how = retrieval_of(live.services)
+        settings = live.services.settings.retrieval
         pair = [live, candidate]
         took: dict[int, float] = {}
         found: dict[int, Answer] = {}
         for searcher in self._chance.sample(pair, 2):
             began = time.perf_counter()
-            (found[searcher.generation.id],) = searcher.engine.answer([text], DEPTH, how)
+            (found[searcher.generation.id],) = searcher.engine.answer([text], DEPTH, settings)
             took[searcher.generation.id] = (time.perf_counter() - began) * 1000
             yield
         recalls: list[float | None] = []

@@ -31,7 +31,7 @@ class InitialLoader:
     ) -> None:
         self._services, self._conn, self._generation = services, conn, generation
         self._shape = sigma.profile.shape
-        self._assigner = BeamSearchAssigner(Decoder(sigma), services.settings.postings)
+        self._assigner = BeamSearchAssigner(Decoder(sigma), services.settings.retrieval.postings)
 
     def load(self, plan: Plan, embeddings: HalfArray, progress: Progress) -> None:
         """Postings of images with (M, D) embeddings in the plan's order."""

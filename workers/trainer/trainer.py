@@ -13,6 +13,7 @@ from model.training.stage_gates import StageProbe
 from model.training.stages import TrainingSet
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import ManifestEntry
+from schemas.settings import RetrievalSettings
 from workers.generations.appender import Appender
 from workers.generations.switching import publish
 from workers.repository import generations
@@ -67,7 +68,7 @@ def train(
         run = begin(services, conn, entries, request)
         begun = _started(services, conn, run, progress)
         _tell(conn, run, begun)
-        if wrong := _learn(conn, run, begun, progress):
+        if wrong := _learn(services.settings.retrieval, conn, run, begun, progress):
             _fail(conn, run, wrong)
         state = "building"
         if request.until == STAGES[-1] or run.mode == "recluster":
@@ -89,7 +90,9 @@ def _started(services: Services, conn: Connection, run: Run, progress: Progress)
         raise
 
 
-def _learn(conn: Connection, run: Run, begun: Start, progress: Progress) -> list[str]:
+def _learn(
+    retrieval: RetrievalSettings, conn: Connection, run: Run, begun: Start, progress: Progress
+) -> list[str]:
     """All stages; why the last one did not pass its gate."""
     material, shape = begun.material, begun.checkpoint.sigma.profile.shape
     stages = {"full": run.profile.stages, "refresh": run.profile.refresh, "recluster": ()}[run.mode]
@@ -101,7 +104,9 @@ def _learn(conn: Connection, run: Run, begun: Start, progress: Progress) -> list
         folder=run.folder,
         stages=stages if len(material) else (),
         material=material,
-        probe=StageProbe(data, material.queries, begun.embeddings, begun.checkpoint.encoder),
+        probe=StageProbe(
+            data, material.queries, begun.embeddings, begun.checkpoint.encoder, retrieval
+        ),
         teacher=begun.teacher,
         parent=_parent_evaluations(conn, run),
         gates=run.request.gates,
@@ -127,7 +132,7 @@ def _publish(
             begun.plan, run.parent.id, same_model=run.mode == "recluster", progress=progress
         )
     appender = Appender(
-        run.generation, checkpoint.sigma, checkpoint.encoder, services.settings.postings
+        run.generation, checkpoint.sigma, checkpoint.encoder, services.settings.retrieval.postings
     )
     return publish(services, conn, run.generation, appender, progress)
 

@@ -1,0 +1,108 @@
+"""Search: the one path from texts to ranked images. Queries, gates, evaluation, probes and the study all take it.
+
+A text becomes beams of leaves under the trie (id1..id4); the leaves' members are the candidates, and the fused score of
+`model.retrieval.ranking` orders them. Two further modes share its result: the paper's own, five tokens and no ranking,
+and exact dense search, the yardstick.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from model.decoding.beam import NEVER, TextDecodingEngine, search_identifiers, search_leaves
+from model.network.encoder import Encoder
+from model.retrieval.ranking import rank
+from model.retrieval.trie import Trie
+from schemas.records import FloatArray, HalfArray, IntArray
+from schemas.settings import RetrievalSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchIndex:
+    """What one search reads of a generation. Make it anew for each search: the embeddings move as they grow."""
+
+    scorer: TextDecodingEngine[Any]
+    encoder: Encoder
+    trie: Trie
+    embeddings: HalfArray
+    """(N, D) unit length, the row of each slot."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchResult:
+    """The best images of one query, best first."""
+
+    slots: IntArray
+    """(k,)"""
+    scores: FloatArray
+    """(k,)"""
+    candidates: int
+    """Images that were scored, k of them returned."""
+    leaves: IntArray
+    """(W,) leaves that were decoded, best first."""
+
+
+def search(
+    index: SearchIndex, texts: Sequence[str], count: int, settings: RetrievalSettings
+) -> list[SearchResult]:
+    """The `count` best images of each text: decode leaves, then rank all their members by the fused score."""
+    queries = index.encoder.embed_texts(texts)
+    prompt = index.scorer.read_texts(texts)
+    trie = index.trie
+    beams = search_leaves(index.scorer, prompt, trie.shape, settings.beams, trie.branches)
+    leaves = beams.leaves.cpu().numpy()
+    leaf_scores = beams.scores.cpu().numpy()
+    results = []
+    for row, query in enumerate(queries):
+        # A trie with fewer leaves than beams fills the rest with leaves of score -inf.
+        exists = leaf_scores[row] > NEVER
+        own_leaves = leaves[row][exists]
+        ranked = rank(
+            query,
+            trie.reached(own_leaves),
+            leaf_scores[row][exists],
+            index.embeddings,
+            index.encoder.scale,
+            settings.fusion_weight,
+            count,
+        )
+        results.append(SearchResult(ranked.slots, ranked.scores, ranked.candidates, own_leaves))
+    return results
+
+
+def search_paper(
+    index: SearchIndex, texts: Sequence[str], count: int, settings: RetrievalSettings
+) -> list[SearchResult]:
+    """The paper's own mode: five tokens decoded over primary identifiers, scored by their log-probability.
+
+    At most `settings.beams` images are candidates; embeddings and the fusion weight play no part.
+    """
+    prompt = index.scorer.read_texts(texts)
+    results = []
+    for identified in search_identifiers(index.scorer, prompt, index.trie, settings.beams):
+        best = identified[:count]
+        slots = np.array([image.slot for image in best], dtype=np.int64)
+        scores = np.array([image.score for image in best], dtype=np.float32)
+        leaves = np.array([image.leaf for image in identified], dtype=np.int64)
+        results.append(SearchResult(slots, scores, len(identified), leaves))
+    return results
+
+
+def search_exact(
+    trie: Trie, embeddings: HalfArray, queries: FloatArray, count: int
+) -> list[SearchResult]:
+    """Exact dense search over every searchable image, the yardstick; no leaves are decoded.
+
+    `embeddings` (N, D) float16 by slot, `queries` (B, D) float32, both of unit length.
+    """
+    slots = trie.searchable_slots()
+    matrix = embeddings[slots].astype(np.float32)
+    no_leaves = np.empty(0, np.int64)
+    results = []
+    for query in queries:
+        scores = matrix @ query
+        best = np.argsort(-scores, kind="stable")[:count]
+        results.append(SearchResult(slots[best], scores[best], len(slots), no_leaves))
+    return results

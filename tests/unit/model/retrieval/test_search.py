@@ -1,0 +1,227 @@
+"""Search against an exhaustive one: every leaf scored by hand, every member ranked with the formula, one at a time."""
+
+from collections.abc import Sequence
+from math import exp, log
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.retrieval.search import (
+    SearchIndex,
+    SearchResult,
+    search,
+    search_exact,
+    search_paper,
+)
+from model.retrieval.trie import ALTERNATE, Trie
+from schemas.identifiers import LEVELS, IdentifierShape
+from schemas.records import ByteArray, FloatArray
+from schemas.settings import RetrievalSettings
+
+SHAPE = IdentifierShape(codes=(3, 2, 3, 2), suffixes=50)
+WIDTH = 6
+TEXTS = ["a small red circle", "two blue squares", "a star"]
+Entry = tuple[int, int, float, int]
+"""Leaf, slot, weight, suffix."""
+
+
+class HashEncoder:
+    """Texts become seeded random unit vectors."""
+
+    width = WIDTH
+    scale = 7.0
+
+    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
+        return unit_rows(np.stack([noise(text).standard_normal(WIDTH) for text in texts]))
+
+    def embed_images(self, images: Sequence[ByteArray]) -> FloatArray:
+        raise NotImplementedError
+
+
+class HashScorer:
+    """Scores tokens by what the text and the codes before them hash to, as a decoder conditions on its prefix."""
+
+    def read_texts(self, texts: Sequence[str]) -> list[str]:
+        return list(texts)
+
+    def walk(self, prompt: list[str]) -> "HashWalk":
+        return HashWalk(prompt)
+
+
+class HashWalk:
+    """The walk of `HashScorer`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+        self.batch = len(texts)
+
+    def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
+        rows = []
+        for text, own in zip(self.texts, prefixes.tolist(), strict=True):
+            rows.append(torch.stack([token_scores(text, level, prefix) for prefix in own]))
+        return torch.stack(rows)
+
+
+def noise(*parts: object) -> np.random.Generator:
+    return np.random.default_rng(list(repr(parts).encode()))
+
+
+def token_scores(text: str, level: int, prefix: int) -> Tensor:
+    """(K,) log-probabilities of the tokens behind a prefix."""
+    count = SHAPE.suffixes if level == LEVELS else SHAPE.codes[level]
+    drawn = noise(text, level, prefix).standard_normal(count)
+    return torch.log_softmax(torch.from_numpy(drawn).float(), dim=-1)
+
+
+def leaf_score(text: str, leaf: int) -> float:
+    """Log-probability of id1..id4, added up code by code."""
+    total, prefix = 0.0, 0
+    for level, code in enumerate(SHAPE.unpack(leaf)):
+        total += float(token_scores(text, level, prefix)[code])
+        prefix = prefix * SHAPE.codes[level] + code
+    return total
+
+
+def unit_rows(rows: FloatArray) -> FloatArray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def random_entries(seed: int, images: int = 40) -> list[Entry]:
+    """Each image has a primary and up to two alternates in other leaves."""
+    rng = np.random.default_rng(seed)
+    entries: list[Entry] = []
+    for slot in range(images):
+        leaves = rng.permutation(SHAPE.leaves)[: int(rng.integers(1, 4))].tolist()
+        entries.append((leaves[0], slot, 0.0, slot))
+        for rank, leaf in enumerate(leaves[1:], start=1):
+            entries.append((leaf, slot, -0.5 * rank, ALTERNATE))
+    return entries
+
+
+def index_of(entries: Sequence[Entry], images: int = 40) -> SearchIndex:
+    trie = Trie(SHAPE)
+    if entries:
+        leaves, slots, weights, suffixes = zip(*entries, strict=True)
+        trie.insert(
+            np.array(leaves), np.array(slots), np.array(weights, np.float32), np.array(suffixes)
+        )
+    embeddings = unit_rows(np.random.default_rng(9).standard_normal((images, WIDTH)))
+    return SearchIndex(HashScorer(), HashEncoder(), trie, embeddings.astype(np.float16))
+
+
+def slow_search(
+    index: SearchIndex, entries: Sequence[Entry], text: str, settings: RetrievalSettings
+) -> list[tuple[int, float]]:
+    """(slot, fused score) of every candidate, best first, with plain loops over all occupied leaves."""
+    occupied = sorted({leaf for leaf, _, _, _ in entries})
+    best_leaves = sorted(occupied, key=lambda leaf: -leaf_score(text, leaf))[: settings.beams]
+    (query,) = index.encoder.embed_texts([text])
+    belief: dict[int, float] = {}
+    for leaf, slot, weight, _ in entries:
+        if leaf in best_leaves:
+            probability = exp(leaf_score(text, leaf) + weight)
+            belief[slot] = belief.get(slot, 0.0) + probability
+    scored = []
+    for slot, probability in belief.items():
+        cosine = float(index.embeddings[slot].astype(np.float32) @ query)
+        fused = index.encoder.scale * cosine + settings.fusion_weight * log(probability)
+        scored.append((slot, fused))
+    return sorted(scored, key=lambda pair: -pair[1])
+
+
+def check(result: SearchResult, wanted: Sequence[tuple[int, float]], count: int) -> None:
+    assert result.slots.tolist() == [slot for slot, _ in wanted[:count]]
+    assert result.scores.tolist() == pytest.approx([score for _, score in wanted[:count]], abs=1e-4)
+    assert result.candidates == len(wanted)
+
+
+# Beam search is exhaustive, and so comparable, once it keeps as many beams as leaves exist.
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("fusion_weight", [0.0, 0.3, 5.0])
+def test_it_equals_an_exhaustive_search(seed: int, fusion_weight: float) -> None:
+    entries = random_entries(seed)
+    index = index_of(entries)
+    settings = RetrievalSettings(beams=SHAPE.leaves, fusion_weight=fusion_weight)
+    results = search(index, TEXTS, 10, settings)
+    for text, result in zip(TEXTS, results, strict=True):
+        check(result, slow_search(index, entries, text, settings), 10)
+        by_score = sorted(result.leaves.tolist(), key=lambda leaf: -leaf_score(text, leaf))
+        assert result.leaves.tolist() == by_score
+        assert set(by_score) == {leaf for leaf, _, _, _ in entries}
+
+
+def test_few_beams_rank_the_members_of_the_decoded_leaves_and_no_others() -> None:
+    entries = random_entries(1)
+    index = index_of(entries)
+    for result in search(index, TEXTS, 100, RetrievalSettings(beams=3)):
+        assert len(result.leaves) == 3
+        members = {slot for leaf, slot, _, _ in entries if leaf in result.leaves}
+        assert set(result.slots.tolist()) == members
+        assert result.candidates == len(members)
+
+
+def test_a_text_has_the_same_answer_alone_and_among_others() -> None:
+    index = index_of(random_entries(2))
+    together = search(index, TEXTS, 10, RetrievalSettings())
+    for text, result in zip(TEXTS, together, strict=True):
+        (alone,) = search(index, [text], 10, RetrievalSettings())
+        np.testing.assert_array_equal(alone.slots, result.slots)
+        np.testing.assert_array_equal(alone.scores, result.scores)
+
+
+def test_fewer_leaves_than_beams_leave_no_leaf_that_does_not_exist() -> None:
+    index = index_of([(4, 0, 0.0, 0), (30, 1, 0.0, 0)], images=2)
+    for result in search(index, TEXTS, 10, RetrievalSettings(beams=20)):
+        assert set(result.leaves.tolist()) == {4, 30}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_papers_mode_scores_primary_identifiers_by_their_five_tokens(seed: int) -> None:
+    entries = random_entries(seed)
+    index = index_of(entries)
+    results = search_paper(index, TEXTS, 10, RetrievalSettings(beams=SHAPE.leaves * 2))
+    for text, result in zip(TEXTS, results, strict=True):
+        wanted = []
+        for leaf, slot, _, suffix in entries:
+            if suffix != ALTERNATE:
+                last = float(token_scores(text, LEVELS, leaf)[suffix])
+                wanted.append((slot, leaf_score(text, leaf) + last))
+        wanted.sort(key=lambda pair: -pair[1])
+        check(result, wanted, 10)
+
+
+def test_the_papers_mode_has_at_most_as_many_candidates_as_beams() -> None:
+    index = index_of(random_entries(0))
+    for result in search_paper(index, TEXTS, 10, RetrievalSettings(beams=4)):
+        assert result.candidates == len(result.slots) == 4
+
+
+def test_exact_search_orders_every_searchable_image_by_its_cosine() -> None:
+    index = index_of(random_entries(3))
+    index.trie.delete([5, 6])
+    queries = index.encoder.embed_texts(TEXTS)
+    results = search_exact(index.trie, index.embeddings, queries, 8)
+    for query, result in zip(queries, results, strict=True):
+        wanted = []
+        for slot in range(len(index.embeddings)):
+            if slot not in (5, 6):
+                cosine = float(index.embeddings[slot].astype(np.float32) @ query)
+                wanted.append((slot, cosine))
+        wanted.sort(key=lambda pair: -pair[1])
+        check(result, wanted, 8)
+
+
+def test_an_empty_generation_answers_with_nothing() -> None:
+    index = index_of([])
+    queries = index.encoder.embed_texts(TEXTS)
+    results = [
+        *search(index, TEXTS, 10, RetrievalSettings()),
+        *search_paper(index, TEXTS, 10, RetrievalSettings()),
+        *search_exact(index.trie, index.embeddings, queries, 10),
+    ]
+    for result in results:
+        assert len(result.slots) == len(result.scores) == result.candidates == 0
