@@ -1,0 +1,583 @@
+"""Job results: what each scheduled job reports, and its JSON in the column `job_run.figures`.
+
+Every type has one writer, `to_json`, and one reader, `from_json`. Rows outlive the versions that
+wrote them, so a reader never raises: it leaves out the parts that it cannot understand and returns
+None when nothing usable is left. The keys of the JSON are stored data and do not change.
+
+A run that found nothing to do records a `...Skipped` value, whose `why` says the reason. A run that
+failed records a `JobFailure`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from schemas.json_values import JsonObject, finite_number, list_of, object_of, text, whole_number
+
+RECALL_CUTOFFS = ("R@1", "R@5", "R@10")
+"""Keys of the recalls of a probe: share of queries whose image is among the first k answers."""
+
+COHORTS = ("hour", "day", "week", "older", "trained")
+"""Cohorts of a probe's queries: the age of the image, youngest first, and `trained` for images that
+the generation was trained on."""
+
+CODE_LEVELS = ("id1", "id2", "id3", "id4")
+"""Levels of an identifier whose code histograms a drift report records."""
+
+
+class JobResult(Protocol):
+    """What a job's work returns: anything that can be stored as the figures of its run."""
+
+    def to_json(self) -> dict[str, object]:
+        """The figures as stored in `job_run.figures`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailure:
+    """A run that failed, with the message of its error."""
+
+    error: str
+
+    def to_json(self) -> dict[str, object]:
+        """`{"error": ...}`."""
+        return {"error": self.error}
+
+    @classmethod
+    def from_json(cls, figures: JsonObject) -> "JobFailure | None":
+        """The failure that a run recorded; None for a run without an error."""
+        error = text(figures.get("error"))
+        return None if error is None else cls(error)
+
+
+def skip_reason(figures: JsonObject) -> str | None:
+    """Why a run of any job had nothing to do; None where it did its work."""
+    return text(figures.get("why"))
+
+
+@dataclass(frozen=True, slots=True)
+class CohortRecall:
+    """Recall of the queries of one cohort, or of several together."""
+
+    queries: int
+    ours: Mapping[str, float]
+    """Share of queries, 0 to 1, whose image our search finds, by the keys of `RECALL_CUTOFFS`."""
+    exact: Mapping[str, float]
+    """The same for exact dense search with the same encoder."""
+    interval: tuple[float, float] | None = None
+    """95% Wilson interval of our R@10; None in rows that did not record it."""
+
+    def to_json(self) -> dict[str, object]:
+        """One value of `cohorts` in a recall probe's figures."""
+        document: dict[str, object] = {
+            "queries": self.queries,
+            "ours": dict(self.ours),
+            "exact_dense": dict(self.exact),
+        }
+        if self.interval is not None:
+            document["ours_R@10_95%"] = list(self.interval)
+        return document
+
+    @classmethod
+    def from_json(cls, document: object) -> "CohortRecall | None":
+        """None without queries, or where one of the recalls is missing."""
+        recorded = object_of(document)
+        queries = whole_number(recorded.get("queries"))
+        ours = _recalls(recorded.get("ours"))
+        exact = _recalls(recorded.get("exact_dense"))
+        if not queries or ours is None or exact is None:
+            return None
+        return cls(queries, ours, exact, _interval(recorded.get("ours_R@10_95%")))
+
+
+@dataclass(frozen=True, slots=True)
+class RecallProbeResult:
+    """`recall-probe`: how well the live generation finds images that it holds."""
+
+    generation: int
+    cohorts: Mapping[str, CohortRecall]
+    """By the names of `COHORTS`, in that order when read; a cohort without queries is left out."""
+    candidates: float | None = None
+    """Images scored for one query, on average; None in rows that did not record it."""
+
+    @property
+    def queries(self) -> int:
+        """Known-item queries of all cohorts."""
+        return sum(cohort.queries for cohort in self.cohorts.values())
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of a probe."""
+        document: dict[str, object] = {
+            "generation": self.generation,
+            "queries": self.queries,
+            "cohorts": {name: cohort.to_json() for name, cohort in self.cohorts.items()},
+        }
+        if self.candidates is not None:
+            document["candidates"] = self.candidates
+        return document
+
+    @classmethod
+    def from_json(cls, figures: JsonObject) -> "RecallProbeResult | None":
+        """None for a run that had nothing to ask, or without any readable cohort."""
+        generation = whole_number(figures.get("generation"))
+        recorded = object_of(figures.get("cohorts"))
+        cohorts = {}
+        for name in COHORTS:
+            cohort = CohortRecall.from_json(recorded.get(name))
+            if cohort is not None:
+                cohorts[name] = cohort
+        if generation is None or not cohorts:
+            return None
+        return cls(generation, cohorts, finite_number(figures.get("candidates")))
+
+
+@dataclass(frozen=True, slots=True)
+class RecallProbeSkipped:
+    """`recall-probe` without a generation to probe."""
+
+    why: str
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of a probe that asked nothing."""
+        return {"queries": 0, "why": self.why}
+
+    @classmethod
+    def from_json(cls, figures: JsonObject) -> "RecallProbeSkipped | None":
+        """None for a probe that was done."""
+        why = skip_reason(figures)
+        return None if why is None else cls(why)
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorReading:
+    """What one drift monitor saw in one window of arrivals, and its limits."""
+
+    monitor: str
+    effect: float
+    """Size of the difference beyond what chance alone shows, in the monitor's own unit."""
+    effect_limit: float
+    """Effect from which the monitor can alarm."""
+    p: float | None
+    """Chance of such a window without drift; None in rows that did not record it."""
+    p_limit: float | None
+    """Chance below which the monitor can alarm."""
+    alarm: bool
+
+    @property
+    def ratio(self) -> float:
+        """Effect as a share of its limit; infinite where the limit is 0 and there is an effect."""
+        if self.effect_limit > 0:
+            return self.effect / self.effect_limit
+        return math.inf if self.effect > 0 else 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """One element of `monitors` in a drift report's figures."""
+        return {
+            "name": self.monitor,
+            "effect": self.effect,
+            "effect_limit": self.effect_limit,
+            "p": self.p,
+            "p_limit": self.p_limit,
+            "alarm": self.alarm,
+        }
+
+    @classmethod
+    def from_json(cls, document: object) -> "MonitorReading | None":
+        """None where effect or limit is missing."""
+        recorded = object_of(document)
+        effect = finite_number(recorded.get("effect"))
+        effect_limit = finite_number(recorded.get("effect_limit"))
+        if effect is None or effect_limit is None:
+            return None
+        return cls(
+            monitor=str(recorded.get("name", "?")),
+            effect=effect,
+            effect_limit=effect_limit,
+            p=finite_number(recorded.get("p")),
+            p_limit=finite_number(recorded.get("p_limit")),
+            alarm=recorded.get("alarm") is True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CodeHistogram:
+    """How often each code of one level is assigned, as shares that add up to 1."""
+
+    then: tuple[float, ...]
+    """In the generation's reference."""
+    now: tuple[float, ...]
+    """In the window examined; as many codes as `then`."""
+
+    @property
+    def moved(self) -> float:
+        """Total variation distance, 0 to 1: the share of images that would have to move."""
+        differences = (abs(a - b) for a, b in zip(self.then, self.now, strict=True))
+        return sum(differences) / 2
+
+    def to_json(self) -> dict[str, object]:
+        """One value of `histograms` in a drift report's figures."""
+        return {"then": list(self.then), "now": list(self.now)}
+
+    @classmethod
+    def from_json(cls, document: object) -> "CodeHistogram | None":
+        """Reads shares or counts; None where a side is empty or the lengths differ."""
+        recorded = object_of(document)
+        then = _shares(recorded.get("then"))
+        now = _shares(recorded.get("now"))
+        if not then or len(then) != len(now):
+            return None
+        return cls(then, now)
+
+
+@dataclass(frozen=True, slots=True)
+class LeafLoads:
+    """Images in the occupied leaves of a window. None where a row did not record a number."""
+
+    gini: float | None = None
+    """Gini coefficient: 0 when all leaves hold equally many."""
+    p99: float | None = None
+    """99th percentile."""
+    max: float | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """`leaf` in a drift report's figures, without what is unknown."""
+        loads = {"gini": self.gini, "p99": self.p99, "max": self.max}
+        return {name: load for name, load in loads.items() if load is not None}
+
+    @classmethod
+    def from_json(cls, document: object) -> "LeafLoads":
+        """Reads what is there."""
+        recorded = object_of(document)
+        return cls(
+            finite_number(recorded.get("gini")),
+            finite_number(recorded.get("p99")),
+            finite_number(recorded.get("max")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReportResult:
+    """`drift-report` of one examined window of arrivals of the live generation."""
+
+    generation: int
+    images: int
+    monitors: tuple[MonitorReading, ...]
+    """In the order of reports; never empty."""
+    first_key: int | None = None
+    last_key: int | None = None
+    """Image keys that the window spans; the next window begins after the last one."""
+    histograms: Mapping[str, CodeHistogram] = field(default_factory=dict)
+    """By the names of `CODE_LEVELS`; empty in rows that were read without their histograms."""
+    leaf: LeafLoads = LeafLoads()
+    suffix_pressure: float | None = None
+    """Share of images, 0 to 1, whose leaf has little room left."""
+    pages: int = 0
+    """Alarms of level page that this window raised."""
+    tickets: int = 0
+    """Alarms of level ticket that this window raised."""
+
+    @property
+    def alarming(self) -> frozenset[str]:
+        """Names of the monitors that alarmed in this window."""
+        return frozenset(reading.monitor for reading in self.monitors if reading.alarm)
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of a report."""
+        return {
+            "generation": self.generation,
+            "images": self.images,
+            "first_key": self.first_key,
+            "last_key": self.last_key,
+            "monitors": [reading.to_json() for reading in self.monitors],
+            "histograms": {name: codes.to_json() for name, codes in self.histograms.items()},
+            "leaf": self.leaf.to_json(),
+            "suffix_pressure": self.suffix_pressure,
+            "pages": self.pages,
+            "tickets": self.tickets,
+        }
+
+    @classmethod
+    def from_json(cls, figures: JsonObject) -> "DriftReportResult | None":
+        """None for a run that examined no window, or without any readable monitor."""
+        generation = whole_number(figures.get("generation"))
+        monitors = _readings(figures.get("monitors"))
+        if generation is None or not monitors:
+            return None
+        return cls(
+            generation=generation,
+            images=whole_number(figures.get("images")) or 0,
+            monitors=monitors,
+            first_key=whole_number(figures.get("first_key")),
+            last_key=whole_number(figures.get("last_key")),
+            histograms=_histograms(figures.get("histograms")),
+            leaf=LeafLoads.from_json(figures.get("leaf")),
+            suffix_pressure=finite_number(figures.get("suffix_pressure")),
+            pages=whole_number(figures.get("pages")) or 0,
+            tickets=whole_number(figures.get("tickets")) or 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DriftCalibration:
+    """The run in which a generation got its reference."""
+
+    watched: tuple[str, ...]
+    """Monitors that the reference can judge."""
+    recall: tuple[int, int] | None
+    """(hits, queries) of known items, the most novel reference images; None if not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReportSkipped:
+    """`drift-report` without a window: too few arrivals, or the reference was just made."""
+
+    generation: int | None
+    why: str
+    calibration: DriftCalibration | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of a report that examined nothing."""
+        document: dict[str, object] = {
+            "generation": self.generation,
+            "images": 0,
+            "monitors": [],
+            "pages": 0,
+            "tickets": 0,
+            "why": self.why,
+        }
+        if self.calibration is not None:
+            recall = self.calibration.recall
+            document["watched"] = list(self.calibration.watched)
+            document["recall"] = None if recall is None else list(recall)
+        return document
+
+    @classmethod
+    def from_json(cls, figures: JsonObject) -> "DriftReportSkipped | None":
+        """None for a report that examined a window."""
+        why = skip_reason(figures)
+        if why is None:
+            return None
+        watched = figures.get("watched")
+        calibration = None
+        if isinstance(watched, list):
+            names = tuple(str(name) for name in watched)
+            calibration = DriftCalibration(names, _hits_and_queries(figures.get("recall")))
+        return cls(whole_number(figures.get("generation")), why, calibration)
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """`gate`: the candidates judged, and what became of them."""
+
+    judged: Mapping[int, JsonObject]
+    """The gate's record of each candidate generation, as stored at `generation.config["gate"]`."""
+    promoted: int | None
+    """The generation that went live."""
+    fallback_caught_up: int
+    """Images assigned in the fallback generation, which it lacked."""
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of a gate run."""
+        return {
+            "judged": {str(number): dict(record) for number, record in self.judged.items()},
+            "promoted": self.promoted,
+            "way_back_caught_up": self.fallback_caught_up,
+        }
+
+    @classmethod
+    def from_json(cls, figures: JsonObject) -> "GateResult | None":
+        """None for a run without a live generation; unreadable records are left out."""
+        recorded = figures.get("judged")
+        if not isinstance(recorded, Mapping) or skip_reason(figures) is not None:
+            return None
+        judged = {}
+        for number, record in recorded.items():
+            if isinstance(record, Mapping) and str(number).isdecimal():
+                judged[int(number)] = record
+        return cls(
+            judged,
+            whole_number(figures.get("promoted")),
+            whole_number(figures.get("way_back_caught_up")) or 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GateSkipped:
+    """`gate` without a live generation to compare with."""
+
+    why: str
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of a gate run that judged nothing."""
+        return {"judged": {}, "why": self.why}
+
+    @classmethod
+    def from_json(cls, figures: JsonObject) -> "GateSkipped | None":
+        """None for a gate run that looked at candidates."""
+        why = skip_reason(figures)
+        return None if why is None else cls(why)
+
+
+TRAINING_KEYS = (
+    "mode",
+    "parent",
+    "images",
+    "stages",
+    "evaluations",
+    "recluster",
+    "seconds",
+    "cpu_seconds",
+    "failure",
+)
+"""Keys of a generation's config that the retraining jobs copy into their figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateResult:
+    """`retrain` or `recluster`: the candidate generation that a training made."""
+
+    generation: int
+    state: str
+    training: JsonObject
+    """The values of `TRAINING_KEYS` that the generation's config has."""
+    resumed: bool
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of a training."""
+        return _candidate_json(self.generation, self.state, self.training) | {
+            "resumed": self.resumed
+        }
+
+    @classmethod
+    def from_json(cls, figures: JsonObject) -> "CandidateResult | None":
+        """None for a run that trained nothing."""
+        generation = whole_number(figures.get("generation"))
+        state = text(figures.get("state"))
+        if generation is None or state is None or skip_reason(figures) is not None:
+            return None
+        return cls(generation, state, _training(figures), figures.get("resumed") is True)
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateSkipped:
+    """`retrain` or `recluster` without a training: nothing to learn, or a candidate waits."""
+
+    why: str
+    generation: int | None = None
+    """The candidate that waits for its gate."""
+    state: str | None = None
+    training: JsonObject = field(default_factory=dict)
+    """Of that candidate, as in `CandidateResult`."""
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of a run that trained nothing."""
+        if self.generation is None or self.state is None:
+            return {"generation": None, "why": self.why}
+        waiting = _candidate_json(self.generation, self.state, self.training)
+        return waiting | {"why": self.why}
+
+    @classmethod
+    def from_json(cls, figures: JsonObject) -> "CandidateSkipped | None":
+        """None for a run that trained."""
+        why = skip_reason(figures)
+        if why is None:
+            return None
+        generation = whole_number(figures.get("generation"))
+        return cls(why, generation, text(figures.get("state")), _training(figures))
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """`prune`: what was deleted because its time is over."""
+
+    shadow_queries: int
+    generations: tuple[int, ...]
+    """Generations that were dropped."""
+    events: Mapping[str, int] = field(default_factory=dict)
+    """Deleted events by topic; empty with Kafka, which deletes events by itself."""
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of a pruning; topics stand beside the other keys."""
+        return {
+            "shadow_query": self.shadow_queries,
+            "generations": list(self.generations),
+            **self.events,
+        }
+
+    @classmethod
+    def from_json(cls, figures: JsonObject) -> "PruneResult | None":
+        """None where the number of shadow queries is missing."""
+        shadow_queries = whole_number(figures.get("shadow_query"))
+        if shadow_queries is None:
+            return None
+        numbers = map(whole_number, list_of(figures.get("generations")))
+        generations = tuple(number for number in numbers if number is not None)
+        events = {}
+        for name, value in figures.items():
+            deleted = whole_number(value)
+            if name != "shadow_query" and deleted is not None:
+                events[name] = deleted
+        return cls(shadow_queries, generations, events)
+
+
+def _recalls(document: object) -> dict[str, float] | None:
+    """All of `RECALL_CUTOFFS`, clamped to 0 to 1; None where one is missing."""
+    recorded = object_of(document)
+    recalls = {}
+    for cutoff in RECALL_CUTOFFS:
+        recall = finite_number(recorded.get(cutoff))
+        if recall is None:
+            return None
+        recalls[cutoff] = min(1.0, max(0.0, recall))
+    return recalls
+
+
+def _interval(value: object) -> tuple[float, float] | None:
+    bounds = [finite_number(bound) for bound in list_of(value)]
+    match bounds:
+        case [float(low), float(high)]:
+            return low, high
+        case _:
+            return None
+
+
+def _hits_and_queries(value: object) -> tuple[int, int] | None:
+    counts = [whole_number(count) for count in list_of(value)]
+    match counts:
+        case [int(hits), int(queries)]:
+            return hits, queries
+        case _:
+            return None
+
+
+def _readings(value: object) -> tuple[MonitorReading, ...]:
+    readings = map(MonitorReading.from_json, list_of(value))
+    return tuple(reading for reading in readings if reading is not None)
+
+
+def _histograms(value: object) -> dict[str, CodeHistogram]:
+    recorded = object_of(value)
+    histograms = {}
+    for level in CODE_LEVELS:
+        histogram = CodeHistogram.from_json(recorded.get(level))
+        if histogram is not None:
+            histograms[level] = histogram
+    return histograms
+
+
+def _shares(value: object) -> tuple[float, ...]:
+    """Counts or shares as shares; empty where nothing is counted."""
+    counts = [finite_number(count) or 0.0 for count in list_of(value)]
+    total = sum(counts)
+    if total <= 0:
+        return ()
+    return tuple(max(0.0, count) / total for count in counts)
+
+
+def _training(figures: JsonObject) -> dict[str, object]:
+    return {name: figures[name] for name in TRAINING_KEYS if name in figures}
+
+
+def _candidate_json(generation: int, state: str, training: JsonObject) -> dict[str, object]:
+    return {"generation": generation, "state": state, **training}
