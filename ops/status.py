@@ -7,7 +7,7 @@ from ops.jobs.timetable import job_alarms
 from schemas.events import ACCEPTED, ARRIVED
 from stream.log.event_log import EventLog
 from stream.log.offsets import lag
-from stream.log.outbox import waiting as outbox
+from stream.log.outbox import outbox_size
 from workers.generations.retiring import refused
 from workers.repository import generations
 from workers.repository.alarms import open_alarms
@@ -30,10 +30,10 @@ def status(conn: Connection, log: EventLog) -> dict[str, Any]:
     gone = image_totals(conn)
     waiting = {
         "intake": lag(log, conn, "intake", [ARRIVED]),
-        "outbox": outbox(conn),
+        "outbox": outbox_size(conn),
         "index": lag(log, conn, "index", [ACCEPTED]),
     }
-    p50, p95 = freshness(conn)
+    fresh = freshness(conn)
     return {
         "generation": live.id if live else None,
         "generations": [
@@ -54,9 +54,9 @@ def status(conn: Connection, log: EventLog) -> dict[str, Any]:
             "checksum": found.checksum,
         },
         "spilled": found.spilled,
-        "freshness_s": {"p50": _rounded(p50), "p95": _rounded(p95)},
+        "freshness_s": {"p50": _rounded(fresh.p50_s), "p95": _rounded(fresh.p95_s)},
         "alarms": [
-            *alarms(live is not None, found, sum(waiting.values()), p95),
+            *alarms(live is not None, found, sum(waiting.values()), fresh.p95_s),
             *candidates(generations.generations(conn), live),
             *(f"{one}: see sigma report drift" for one in open_alarms(conn)),
             *job_alarms(conn),

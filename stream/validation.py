@@ -8,7 +8,7 @@ from schemas.errors import RejectInputError
 from schemas.events import ImageAccepted, ImageArrived, ImageRejected
 from stream.images.decode_pool import DecodePool
 from stream.images.store import ImageStore
-from stream.log.dead_letters import refusal
+from stream.log.dead_letters import rejection_of_image
 
 STAGE = "intake"
 
@@ -25,7 +25,7 @@ def accept(
         data = source(arrived.uri)
         picture = decoder.decode(data)
     except RejectInputError as error:
-        return refusal(arrived, error, stage=STAGE)
+        return rejection_of_image(arrived, error, stage=STAGE)
     return ImageAccepted(
         image_id=arrived.image_id,
         uri=arrived.uri,

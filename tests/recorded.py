@@ -118,8 +118,8 @@ def _generations(conn: Connection, begin: datetime) -> None:
 def _run(
     conn: Connection, job: str, at: datetime, figures: dict[str, Any], outcome: str = "done"
 ) -> None:
-    number = jobs.begin_by_hand(conn, job)
-    jobs.end(conn, number, outcome, figures)
+    number = jobs.begin_manual_run(conn, job)
+    jobs.end_run(conn, number, outcome, figures)
     conn.execute(
         "UPDATE job_run SET started_at = %s, ended_at = %s WHERE id = %s",
         (at, at + timedelta(seconds=9), number),

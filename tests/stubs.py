@@ -55,7 +55,7 @@ def leave_in(conn: Connection, generation: int, events: Sequence[ImageAccepted])
     found = generations.get(conn, generation)
     stub = StubAssigner(found.shape, generation)
     with transaction(conn):
-        keys = [key for key, _ in accept_images(conn, events)]
+        keys = [stored.image_key for stored in accept_images(conn, events)]
         inferred = stub.infer([np.full((2, 2, 3), key % 256, np.uint8) for key in keys])
         append(
             conn,

@@ -20,7 +20,7 @@ from schemas.events import (
     now,
 )
 from schemas.records import ByteArray
-from stream.log.dead_letters import dead_letter, refusal, rejection
+from stream.log.dead_letters import dead_letter, rejection_of_event, rejection_of_image
 from stream.log.event_log import Batch, Consumer, Event, EventLog, Message, message
 from stream.log.offsets import lag, store_offsets
 from workers.generations.image_assigner import ImageAssigner
@@ -28,7 +28,7 @@ from workers.generations.inferred import Inferred
 from workers.repository.connection import Connection, rows, transaction
 from workers.repository.generations import Generation, receiving, share_set
 from workers.repository.images import accept_images, images_by_id, reject_image
-from workers.repository.postings import Fate, Outcome, append
+from workers.repository.postings import AppendOutcome, AppendStatus, append
 from workers.runtime.metrics import IndexMetrics
 from workers.runtime.model_loader import ModelLoader
 from workers.runtime.pictures import read_picture
@@ -124,7 +124,7 @@ class IndexWorker:
                 if batch:
                     work = hands.submit(self.handle, conn, events, batch)
                     while not wait([work], _HOLD_S).done:
-                        consumer.hold()
+                        consumer.heartbeat()
                     work.result()
                 self._watch(conn, events)
         events.close()
@@ -135,7 +135,7 @@ class IndexWorker:
         for generation in wanted:
             if generation.state == "live":
                 self._models.wait(generation)
-        return events.consumer(GROUP, TOPICS)
+        return events.open_consumer(GROUP, TOPICS)
 
     def _watch(self, conn: Connection, events: EventLog) -> None:
         """Measure the group's lag every few seconds."""
@@ -197,7 +197,7 @@ class IndexWorker:
             for generation in wanted:
                 if generation.state == "live" and generation.id not in seen:
                     raise _NotLoadedError(generation)
-            keys = [key for key, _ in accept_images(conn, [one.image for one in work])]
+            keys = [stored.image_key for stored in accept_images(conn, [one.image for one in work])]
             # One that is not loaded yet, and not live, catches up before it can be (`workers.switching`).
             for generation in wanted:
                 if generation.id in seen:
@@ -218,7 +218,7 @@ class IndexWorker:
             try:
                 record = decode(event.topic, event.value)
             except RejectInputError as error:
-                refused.append((event, rejection(event, error, stage=STAGE)))
+                refused.append((event, rejection_of_event(event, error, stage=STAGE)))
                 continue
             if isinstance(record, ImageAccepted):
                 accepted.append((event, record))
@@ -231,7 +231,7 @@ class IndexWorker:
         try:
             return _Work(event, image, read_picture(self._store, image.normalized_uri))
         except RejectInputError as error:
-            return event, refusal(image, error, stage=STAGE)
+            return event, rejection_of_image(image, error, stage=STAGE)
 
     def _indexed(
         self, conn: Connection, images: Sequence[ImageAccepted], models: Collection[int]
@@ -276,7 +276,7 @@ class IndexWorker:
         )
         messages = []
         for one, found, outcome in zip(work, seen.inferred, outcomes, strict=True):
-            if outcome.fate is Fate.NO_ROOM:
+            if outcome.status is AppendStatus.NO_ROOM:
                 log.error("no leaf has room", image_id=one.image.image_id, generation=number)
                 note = OperationsEvent(
                     "no-room",
@@ -300,7 +300,7 @@ def _load(services: Services, generation: Generation) -> ImageAssigner:
 
 
 def _indexed_event(
-    one: _Work, number: int, identifier: list[int], outcome: Outcome, found: Inferred
+    one: _Work, number: int, identifier: list[int], outcome: AppendOutcome, found: Inferred
 ) -> Message:
     event = ImageIndexed(
         image_id=one.image.image_id,

@@ -23,9 +23,9 @@ from schemas.events import (
     trace_of,
 )
 from stream.images.decode_pool import DecodePool
-from stream.log.dead_letters import dead_letter, rejection
+from stream.log.dead_letters import dead_letter, rejection_of_event
 from stream.log.event_log import Batch, Event, EventLog, Message, Partition, message
-from stream.log.offsets import committed, lag, store_offsets, unbroken
+from stream.log.offsets import committed, contiguous_batch, lag, store_offsets
 from stream.validation import STAGE, accept
 from workers.repository.connection import Connection, transaction
 from workers.repository.images import delete_images, reject_image
@@ -57,8 +57,8 @@ def run(services: Services, stop: threading.Event, metrics: IntakeMetrics) -> No
         events = Delivered(intake, stop)
         folder = services.home / "faust"
         try:
-            faust_app.run(
-                faust_app.application(services.settings.kafka, folder, events, metrics.counted),
+            faust_app.run_app(
+                faust_app.build_app(services.settings.kafka, folder, events, metrics.counted),
                 stop,
                 announce_ready,
             )
@@ -90,7 +90,7 @@ class Intake:
         try:
             record = decode(event.topic, event.value)
         except RejectInputError as error:
-            return event, rejection(event, error, stage=STAGE)
+            return event, rejection_of_event(event, error, stage=STAGE)
         if isinstance(record, ImageArrived):
             return event, accept(
                 record,
@@ -119,7 +119,9 @@ class Delivered:
         while not self._stop.is_set():
             try:
                 conn = self._connected()
-                batch = unbroken(self._log, committed(self._log, conn, GROUP, TOPICS), events)
+                batch = contiguous_batch(
+                    self._log, committed(self._log, conn, GROUP, TOPICS), events
+                )
                 if not batch:
                     return
                 self._intake.process(conn, self._log, batch)
@@ -161,7 +163,7 @@ class Delivered:
 def _session(intake: Intake, stop: threading.Event) -> None:
     events = intake.services.open_log()
     events.ensure_topics()
-    with intake.services.connect(GROUP) as conn, events.consumer(GROUP, TOPICS) as consumer:
+    with intake.services.connect(GROUP) as conn, events.open_consumer(GROUP, TOPICS) as consumer:
         watched = 0.0
         announce_ready()
         while not stop.is_set():

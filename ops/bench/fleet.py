@@ -26,7 +26,7 @@ from schemas.settings import KafkaSettings, S3Settings, Settings
 from stream.log.event_log import EventLog, Message, message
 from stream.log.kafka import connection
 from stream.log.offsets import lag
-from stream.log.outbox import waiting
+from stream.log.outbox import outbox_size
 from stream.log.topics import TOPICS
 from workers.repository.connection import Connection, migrate
 from workers.repository.counters import totals
@@ -125,7 +125,7 @@ class Fleet:
         """Events on their way."""
         return (
             lag(log, conn, "intake", [ARRIVED])
-            + waiting(conn)
+            + outbox_size(conn)
             + lag(log, conn, "index", [ACCEPTED])
         )
 

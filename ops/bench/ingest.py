@@ -14,7 +14,7 @@ from schemas.errors import WorkFailedError
 from schemas.events import ARRIVED, ImageArrived
 from stream.log.event_log import EventLog, message
 from stream.log.offsets import lag, store_offsets
-from stream.log.outbox import waiting
+from stream.log.outbox import outbox_size
 from stream.manifest import read_manifest
 from workers.generations.appender import Appender
 from workers.index import IndexWorker
@@ -83,7 +83,7 @@ def _through(
 def _log_alone(log: EventLog, conn: Connection, arrivals: Sequence[ImageArrived]) -> float:
     """Events a second published, polled and committed, with nothing done about them."""
     made = [message(event, event.image_id) for event in arrivals]
-    with log.consumer("alone", [ARRIVED]) as consumer:
+    with log.open_consumer("alone", [ARRIVED]) as consumer:
         consumer.poll(timeout_s=5)
         began, count = time.monotonic(), 0
         log.publish(None, made)
@@ -108,7 +108,9 @@ def _share(made: Fleet, log: EventLog, conn: Connection) -> tuple[float, int]:
         None, [message(event, event.image_id) for event in map(arrival, read_manifest(manifest))]
     )
     deadline = time.monotonic() + _PATIENCE_S
-    while (lag(log, conn, "intake", [ARRIVED]) or waiting(conn)) and time.monotonic() < deadline:
+    while (
+        lag(log, conn, "intake", [ARRIVED]) or outbox_size(conn)
+    ) and time.monotonic() < deadline:
         time.sleep(0.1)
     metrics, stop = IndexMetrics(), threading.Event()
     worker = IndexWorker(

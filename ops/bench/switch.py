@@ -139,7 +139,7 @@ def copied(
         checkpoint_path=source.checkpoint_path,
     )
     with services.connect("copy") as own:
-        held = TrieFollower(own, source.id).load()
+        held = TrieFollower.open(own, source.id).load()
     keys = held.embeddings.image_keys
     posted = (
         held.postings.image_keys

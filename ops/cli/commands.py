@@ -211,7 +211,7 @@ def _identify(
             raise UsageError(
                 f"image {stored.image_id} is {stored.state} and has no identifier in generation {generation.id}"
             )
-        return stored.image_id, shape.identifier(places[0][0], places[0][1] or 0)
+        return stored.image_id, shape.identifier(places[0].leaf, places[0].suffix or 0)
     try:
         codes = [int(part) for part in " ".join(what).replace(",", " ").strip("[] ").split()]
     except ValueError:

@@ -24,12 +24,12 @@ def list_jobs(services: Services, conn: Connection) -> tuple[dict[str, Any], str
 def run_job(services: Services, conn: Connection, name: str) -> tuple[dict[str, Any], str]:
     """Run a job now, beside whatever the scheduler does. `RetryLaterError` when the same job runs elsewhere."""
     wanted = job(name)
-    if not repository.hold(conn, wanted.name):
+    if not repository.claim_job(conn, wanted.name):
         raise RetryLaterError(f"{wanted.name} is running elsewhere; wait for its end")
     try:
-        done = perform(services, conn, wanted, repository.begin_by_hand(conn, wanted.name))
+        done = perform(services, conn, wanted, repository.begin_manual_run(conn, wanted.name))
     finally:
-        repository.release(conn, wanted.name)
+        repository.release_job(conn, wanted.name)
     return {"jobs": timetable(conn, services.settings), "runs": [run_entry(done)]}, _line(done)
 
 

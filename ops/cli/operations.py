@@ -62,7 +62,7 @@ def _generation(found: repository.Generation) -> str:
         if gate["passed"]
         else f"  refused: {'; '.join(gate['reasons'])}"
     )
-    return f"{found.id:>4}  {found.standing:<9} {found.created_at:%Y-%m-%d %H:%M}  codebook {found.codebook_version}{verdict}"
+    return f"{found.id:>4}  {found.display_state:<9} {found.created_at:%Y-%m-%d %H:%M}  codebook {found.codebook_version}{verdict}"
 
 
 def jobs(options: Namespace, settings: Settings) -> int:
@@ -118,7 +118,7 @@ def dead_letters(options: Namespace, settings: Settings) -> int:
                 text + (f"; {done.lost} are no longer in the log" if done.lost else ""),
             )
         elif options.action == "show":
-            shown = letters.show(log, options.place)
+            shown = asdict(letters.show(log, options.place))
             emit(shown, options.json, json.dumps(shown, ensure_ascii=False, indent=2))
         else:
             listed = letters.dead_letters(log, limit=options.limit)

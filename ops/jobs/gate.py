@@ -125,7 +125,7 @@ def gate_job(services: Services, conn: Connection) -> dict[str, Any]:
     live = generations.live(conn)
     if live is None:
         return {"judged": {}, "why": "no generation is live"}
-    back = generations.fallback(generations.generations(conn))
+    back = generations.find_fallback(generations.generations(conn))
     caught_up = 0 if back is None else _complete(services, conn, back)
     judged: dict[str, Any] = {}
     promoted: int | None = None

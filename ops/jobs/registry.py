@@ -136,11 +136,11 @@ def perform(services: Services, conn: Connection, wanted: Job, number: int) -> r
     try:
         figures = wanted.work(services, conn)
     except SigmaError as error:
-        repository.end(conn, number, "failed", {"error": str(error)[:_REASON]})
+        repository.end_run(conn, number, "failed", {"error": str(error)[:_REASON]})
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:_REASON]
-        repository.end(conn, number, "failed", {"error": reason})
+        repository.end_run(conn, number, "failed", {"error": reason})
         raise WorkFailedError(f"job {wanted.name} failed: {reason}") from error
-    repository.end(conn, number, "done", figures)
+    repository.end_run(conn, number, "done", figures)
     return repository.job_run(conn, number)

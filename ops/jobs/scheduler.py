@@ -106,7 +106,7 @@ def work(name: str) -> None:
     plan = _Running.plans[name]
     try:
         with _Running.services.connect(f"job {name}") as conn:
-            if not repository.hold(conn, name):
+            if not repository.claim_job(conn, name):
                 log.debug("the job runs elsewhere", job=name)
                 return
             while _Running.leads.is_set() and (number := _begin(conn, plan)) is not None:
@@ -120,7 +120,7 @@ def work(name: str) -> None:
 
 
 def _begin(conn: Connection, plan: Plan) -> int | None:
-    return repository.begin(
+    return repository.begin_next_run(
         conn,
         plan.job.name,
         plan.schedule,
@@ -139,23 +139,29 @@ def _perform(conn: Connection, job: Job, number: int) -> None:
         log.exception("job failed", job=job.name)
     else:
         log.info(
-            "job done", job=job.name, window=done.window, cause=done.cause, figures=done.figures
+            "job done",
+            job=job.name,
+            run_window=done.run_window,
+            cause=done.cause,
+            figures=done.figures,
         )
 
 
-def _calls(plan: Plan, alarms: Sequence[Alarm]) -> repository.Calls:
+def _calls(plan: Plan, alarms: Sequence[Alarm]) -> repository.AlarmTriggers:
     meant = [one.id for one in alarms if one.level in plan.on_alarm or one.monitor in plan.on_alarm]
-    return repository.Calls(meant, plan.job.cooldown_s, plan.job.again_s if plan.on_alarm else None)
+    return repository.AlarmTriggers(
+        meant, plan.job.cooldown_s, plan.job.again_s if plan.on_alarm else None
+    )
 
 
 def _session(stop: threading.Event) -> None:
     with _Running.services.connect("scheduler") as conn:
-        while not repository.lead(conn):
+        while not repository.claim_scheduler(conn):
             if stop.wait(_PROBE_S):
                 return
         log.info("this scheduler leads")
         for name, plan in _Running.plans.items():
-            repository.adopt(conn, name, plan.schedule)
+            repository.apply_schedule(conn, name, plan.schedule)
         executor = _Threads()
         with _clock(executor) as clock:
             _watch(conn, clock, stop)
@@ -179,7 +185,7 @@ def _wake(conn: Connection, clock: BackgroundScheduler) -> None:
     """Start what waits and has no clock of its own: alarms, runs that died, windows that were missed."""
     alarms = _Running.look(conn)
     for name, plan in _Running.plans.items():
-        if repository.waits(conn, name, plan.schedule, _calls(plan, alarms)):
+        if repository.run_is_pending(conn, name, plan.schedule, _calls(plan, alarms)):
             clock.add_job(
                 work, args=[name], id=f"{name} now", jobstore="now", replace_existing=True
             )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,9 +44,15 @@ def timetable(conn: Connection, settings: Settings) -> list[dict[str, Any]]:
 
 def run_entry(found: JobRun) -> dict[str, Any]:
     """A run as JSON."""
-    return asdict(found) | {
+    return {
+        "job": found.job,
+        "window": found.run_window,
+        "attempt": found.attempt,
+        "outcome": found.outcome,
+        "figures": found.figures,
         "started_at": found.started_at.isoformat(),
         "ended_at": found.ended_at.isoformat() if found.ended_at else None,
+        "cause": found.cause,
     }
 
 
@@ -90,14 +96,16 @@ def _entry(plan: Plan, state: JobState) -> dict[str, Any]:
 
 
 def _next(schedule: Schedule, state: JobState) -> int | None:
-    return schedule.next_window(int(time.time()) if state.after is None else state.after)
+    return schedule.next_window(
+        int(time.time()) if state.handled_until is None else state.handled_until
+    )
 
 
 def _alarms(name: str, state: JobState, now: int) -> Sequence[str]:
     due = (
         None
-        if state.schedule is None or state.after is None
-        else state.schedule.next_window(state.after)
+        if state.schedule is None or state.handled_until is None
+        else state.schedule.next_window(state.handled_until)
     )
     found = []
     if state.last is not None and state.last.outcome == "failed":
@@ -110,7 +118,7 @@ def _alarms(name: str, state: JobState, now: int) -> Sequence[str]:
         found.append(
             f"job {name} failed at {_said(state.last.ended_at)}: {reason}; {then}, or now: sigma jobs run {name}"
         )
-    if state.left:
+    if state.abandoned:
         found.append(
             f"job {name} was left unfinished by a process that died: see that a scheduler runs (sigma up)"
         )

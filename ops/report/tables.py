@@ -125,7 +125,7 @@ def _generation(one: Generation) -> tuple[object, ...]:
     live = moment(one.live_at) + (
         f", until {moment(one.ended_at)}" if one.live_at and one.ended_at else ""
     )
-    state = mark(one.standing, _STATES.get(one.standing, "plain"))
+    state = mark(one.display_state, _STATES.get(one.display_state, "plain"))
     return (f"G{one.id}", state, made, figure(images), live, _gate(gate_of(one)))
 
 

@@ -11,7 +11,7 @@ SELECT pg_advisory_unlock(hashtextextended('sigma trainer', 0));
 SELECT image_key FROM image
 WHERE state <> 'deleted' AND jsonb_array_length(captions) > 0 AND image_key > %(after)s ORDER BY image_key LIMIT %(amount)s;
 
--- name: held_images
+-- name: indexed_images
 -- The identifiers of a generation in ascending key, whether each was trained on, and whether it could be.
 SELECT image_key, p.leaf, p.suffix, e.trained, jsonb_array_length(i.captions) > 0
 FROM posting p JOIN image_embedding e USING (image_key) JOIN image i USING (image_key)

@@ -3,10 +3,9 @@
 The headers have the names that Kafka Connect gives them, so tools for its dead letter queues can read ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from schemas.errors import RejectInputError, UsageError
 from schemas.events import REJECTED, ImageAccepted, ImageArrived, ImageRejected
@@ -68,7 +67,7 @@ def dead_letter(origin: Event, rejected: ImageRejected) -> Message:
     return message(rejected, rejected.image_id, cause=origin, extra_headers=why)
 
 
-def refusal(
+def rejection_of_image(
     image: ImageArrived | ImageAccepted, error: RejectInputError, *, stage: str
 ) -> ImageRejected:
     """Why an image is refused. An address may hold a password or a signature, and everybody may read dead letters: the letter says
@@ -83,7 +82,7 @@ def refusal(
     )
 
 
-def rejection(origin: Event, error: RejectInputError, *, stage: str) -> ImageRejected:
+def rejection_of_event(origin: Event, error: RejectInputError, *, stage: str) -> ImageRejected:
     """The refusal of an event that could not even be parsed: its key stands for the image id."""
     return ImageRejected(
         image_id=origin.key, uri="", code=error.code, reason=str(error), stage=stage
@@ -103,7 +102,26 @@ def dead_letters(log: EventLog, *, limit: int = 1000) -> list[DeadLetter]:
     ][:limit]
 
 
-def show(log: EventLog, place: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class OriginContent:
+    """The event that a dead letter reports, as text without secrets in addresses."""
+
+    key: str
+    headers: Mapping[str, str]
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterContent:
+    """A dead letter with its headers, and its original if the log still has it. No secrets in addresses."""
+
+    place: str
+    headers: Mapping[str, str]
+    value: str
+    origin: OriginContent | None
+
+
+def show(log: EventLog, place: str) -> DeadLetterContent:
     """One dead letter with all its headers, and its original but for secrets in addresses. `place` is `partition:offset`."""
     try:
         partition, offset = map(int, place.split(":"))
@@ -121,18 +139,23 @@ def show(log: EventLog, place: str) -> dict[str, Any]:
             f"there is no dead letter at {place}; `sigma dead-letters list` shows those there are"
         )
     origin = _origin(log, found[0])
-    return {
-        "place": place,
-        **_shown(found[0]),
-        "origin": None if origin is None else {"key": origin.key, **_shown(origin)},
-    }
+    letter = found[0]
+    return DeadLetterContent(
+        place=place,
+        headers=_harmless_headers(letter),
+        value=_harmless_value(letter),
+        origin=None
+        if origin is None
+        else OriginContent(origin.key, _harmless_headers(origin), _harmless_value(origin)),
+    )
 
 
-def _shown(event: Event) -> dict[str, Any]:
-    return {
-        "headers": {name: redact_text(value) for name, value in event.headers.items()},
-        "value": redact_text(event.value.decode("utf-8", "replace")),
-    }
+def _harmless_headers(event: Event) -> dict[str, str]:
+    return {name: redact_text(value) for name, value in event.headers.items()}
+
+
+def _harmless_value(event: Event) -> str:
+    return redact_text(event.value.decode("utf-8", "replace"))
 
 
 def replay(log: EventLog, conn: Connection) -> Replay:

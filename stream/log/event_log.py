@@ -67,7 +67,7 @@ class Consumer(Protocol):
     def poll(self, *, max_events: int = 100, timeout_s: float = 1.0) -> Batch:
         """Waits for events of partitions that no other member works on. Empty when the time is over."""
 
-    def hold(self) -> None:
+    def heartbeat(self) -> None:
         """Stays a member while a batch takes long, without reading on. Call it every few seconds."""
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class EventLog(Protocol):
     def end_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
         """The offset that the next event of each partition will get."""
 
-    def consumer(self, group: str, topics: Sequence[str]) -> Consumer:
+    def open_consumer(self, group: str, topics: Sequence[str]) -> Consumer:
         """A new member of a group. A new group starts at the oldest event."""
 
     def read(self, topic: str, partition: int, *, first: int = 0, limit: int = 100) -> list[Event]:

@@ -45,7 +45,7 @@ class Handler(Protocol):
         """Work on what is in the log and was never brought: what faust acknowledged although the work on it failed."""
 
 
-def application(settings: KafkaSettings, folder: Path, handler: Handler, count: Count) -> Any:
+def build_app(settings: KafkaSettings, folder: Path, handler: Handler, count: Count) -> Any:
     """An app whose agent passes events of the topics `arrived` and `deleted` to a handler, and has it sweep every few seconds."""
     app = faust.App(
         "sigma-intake",
@@ -103,7 +103,7 @@ def application(settings: KafkaSettings, folder: Path, handler: Handler, count: 
     return app
 
 
-def run(app: Any, stop: threading.Event, started: Callable[[], None]) -> None:
+def run_app(app: Any, stop: threading.Event, started: Callable[[], None]) -> None:
     """Run the app until `stop` is set, and call `started` when it takes events. `RetryLaterError` when it ended by itself: it
     cannot be started twice in a process."""
     asyncio.run(_run(app, stop, started))

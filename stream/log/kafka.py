@@ -29,7 +29,7 @@ from schemas.errors import RetryLaterError, UsageError
 from schemas.named_sql import queries
 from schemas.settings import KafkaSettings
 from stream.log.event_log import Batch, Connection, Event, Message, Partition, joining
-from stream.log.offsets import committed, unbroken
+from stream.log.offsets import committed, contiguous_batch
 from stream.log.topics import TOPICS, Topic
 
 OUTBOX_CHANNEL = "sigma_outbox"
@@ -165,7 +165,7 @@ class KafkaLog:
                 at = reader.position(place)
             return found
 
-    def consumer(self, group: str, topics: Sequence[str]) -> "KafkaGroupConsumer":
+    def open_consumer(self, group: str, topics: Sequence[str]) -> "KafkaGroupConsumer":
         """See `EventLog`."""
         with _retry("join the group"):
             conn = psycopg.connect(
@@ -274,7 +274,7 @@ class KafkaGroupConsumer:
                 if place in self._at
                 for record in found[place]
             ]
-            batch = unbroken(
+            batch = contiguous_batch(
                 self._log,
                 {(place.topic, place.partition): at for place, at in self._at.items()},
                 brought,
@@ -282,7 +282,7 @@ class KafkaGroupConsumer:
             self._at |= {TopicPartition(*place): end for place, (_, end) in batch.positions.items()}
             return batch
 
-    def hold(self) -> None:
+    def heartbeat(self) -> None:
         """See `Consumer`. What comes in although everything is paused is read again by the next poll."""
         with _retry("hold"):
             paused = self._consumer.assignment()

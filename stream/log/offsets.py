@@ -42,7 +42,9 @@ def committed(
     }
 
 
-def unbroken(log: EventLog, done: Mapping[Partition, int], brought: Sequence[Event]) -> Batch:
+def contiguous_batch(
+    log: EventLog, done: Mapping[Partition, int], brought: Sequence[Event]
+) -> Batch:
     """The events that a client brought, from where the group has committed (`done`) and without holes, in the log's order.
 
     A client may bring events again, in another order, or none of some: it prefetches, and a rebalance drops what it holds. Committing

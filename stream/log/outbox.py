@@ -19,12 +19,12 @@ def relay(log: EventLog, conn: Connection, stop: threading.Event) -> None:
     """Forward until stopped, if no other relay does; wait for its end otherwise. `RetryLaterError` when a service is away."""
     try:
         conn.execute(f"LISTEN {OUTBOX_CHANNEL}".encode())
-        leading = False
+        claimed = False
         while not stop.is_set():
-            leading = leading or _lead(conn)
-            if leading and forward(log, conn) == _CHUNK:
+            claimed = claimed or _claim_relay(conn)
+            if claimed and forward(log, conn) == _CHUNK:
                 continue
-            if leading:
+            if claimed:
                 for _ in conn.notifies(timeout=_LOOK_S, stop_after=1):
                     pass
             else:
@@ -46,12 +46,12 @@ def forward(log: EventLog, conn: Connection) -> int:
     return len(found)
 
 
-def waiting(conn: Connection) -> int:
+def outbox_size(conn: Connection) -> int:
     """Events that wait to be forwarded."""
     found = conn.execute(queries()["outbox_size"]).fetchone()
     return int(found[0]) if found else 0
 
 
-def _lead(conn: Connection) -> bool:
-    found = conn.execute(queries()["outbox_lead"]).fetchone()
+def _claim_relay(conn: Connection) -> bool:
+    found = conn.execute(queries()["outbox_claim_relay"]).fetchone()
     return bool(found and found[0])

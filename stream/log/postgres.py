@@ -76,7 +76,7 @@ class PostgresLog:
         with self._lock:
             return _read(self._own(), (topic, partition), first, limit)
 
-    def consumer(self, group: str, topics: Sequence[str]) -> "PostgresConsumer":
+    def open_consumer(self, group: str, topics: Sequence[str]) -> "PostgresConsumer":
         """See `EventLog`."""
         return PostgresConsumer(_connect(self._url, f"sigma consumer {group}"), group, topics)
 
@@ -157,7 +157,7 @@ class PostgresConsumer:
                 f"the event log went away ({str(error).strip()[:300]}); open a new consumer"
             ) from error
 
-    def hold(self) -> None:
+    def heartbeat(self) -> None:
         """See `Consumer`. The session's locks are membership enough."""
 
     def close(self) -> None:

@@ -109,11 +109,12 @@ def test_poison_goes_to_the_dead_letters_and_comes_back_when_mended(kafka: Kafka
             for one in letters:
                 assert one.origin_topic == ARRIVED
                 found = show(log, one.place)
-                assert found["origin"]["key"] == one.image_id
+                assert found.origin is not None
+                assert found.origin.key == one.image_id
                 assert {
                     f"__connect.errors.{name}"
                     for name in ("stage", "exception.class.name", "exception.message")
-                } <= found["headers"].keys()
+                } <= found.headers.keys()
                 assert one.reason
                 assert one.code
             poison.mend()

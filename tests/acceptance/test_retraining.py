@@ -13,7 +13,7 @@ from stream.manifest import read_manifest
 from tests.acceptance.conftest import TRAINED, Home
 from workers.generations.switching import Sweep
 from workers.repository import generations
-from workers.repository.training_data import held_images
+from workers.repository.training_data import indexed_images
 from workers.trainer.seeding import seed_images
 
 NEW = 24
@@ -42,7 +42,7 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
         )
         assert figures["evaluations"].keys() == {"memorize", "comprehend", "align"}
         assert figures["cpu_seconds"]["align"] > 0
-        assert held_images(conn, 2).trained.sum() == TRAINED + NEW
+        assert indexed_images(conn, 2).trained.sum() == TRAINED + NEW
         assert (home.folder / "logs" / "retrain.log").is_file()
         assert "waits for its gate" in retraining.retrain(found, conn)["why"]
         # One that its gate refused makes room.

@@ -89,7 +89,7 @@ def fill(
                 test_captions=own[:1],
             )
         )
-    return [key for key, _ in accept_images(conn, images)]
+    return [stored.image_key for stored in accept_images(conn, images)]
 
 
 def dying(label: str, step: int) -> Progress:

@@ -79,7 +79,7 @@ def accept(
         )
         for n in range(count)
     ]
-    keys = [key for key, _ in images.accept_images(conn, events)]
+    keys = [stored.image_key for stored in images.accept_images(conn, events)]
     work = []
     for key in keys:
         odd, topic = rng.random() < new, int(rng.integers(0, 4))
@@ -110,7 +110,7 @@ def report(
         return drift_report(services, conn, sample=SAMPLE, reference=REFERENCE, probe=probe)
 
     job = Job("drift-report", 3600.0, "", work)
-    return perform(services, conn, job, jobs.begin_by_hand(conn, job.name))
+    return perform(services, conn, job, jobs.begin_manual_run(conn, job.name))
 
 
 def notes(services: Services) -> list[OperationsEvent]:
@@ -318,8 +318,8 @@ def test_a_scheduler_shows_what_the_database_says(
     report(services, conn)
     accept(conn, generation, SAMPLE, rng, new=0.5)
     report(services, conn)
-    probed = jobs.begin_by_hand(conn, "recall-probe")
-    jobs.end(
+    probed = jobs.begin_manual_run(conn, "recall-probe")
+    jobs.end_run(
         conn,
         probed,
         "done",

@@ -11,9 +11,9 @@ import pytest
 from schemas.events import ACCEPTED, ARRIVED, DELETED
 from schemas.settings import KafkaSettings, Settings
 from stream.log.event_log import Batch, Event, EventLog, Message
-from stream.log.faust_app import application, run
+from stream.log.faust_app import build_app, run_app
 from stream.log.kafka import KafkaLog
-from stream.log.offsets import store_offsets, unbroken
+from stream.log.offsets import contiguous_batch, store_offsets
 from workers.intake import GROUP, Delivered, Intake
 from workers.repository.connection import Connection, transaction
 from workers.runtime.metrics import IntakeMetrics
@@ -57,9 +57,9 @@ class App:
         self.stop, self.started = threading.Event(), threading.Event()
         self.counts: dict[str, int] = {}
         self._handler = Delivered(cast(Intake, collector), self.stop)
-        app = application(kafka, folder, self._handler, self.counts.__setitem__)
+        app = build_app(kafka, folder, self._handler, self.counts.__setitem__)
         self._thread = threading.Thread(
-            target=run, args=(app, self.stop, self.started.set), daemon=True
+            target=run_app, args=(app, self.stop, self.started.set), daemon=True
         )
         self._thread.start()
 
@@ -177,7 +177,7 @@ def test_what_a_client_passed_over_is_read_from_the_log(kafka: KafkaSettings) ->
     events = log.read(*place)
 
     def offsets(done: int, *brought: int) -> list[int]:
-        batch = unbroken(log, {place: done}, [events[offset] for offset in brought])
+        batch = contiguous_batch(log, {place: done}, [events[offset] for offset in brought])
         found = [event.offset for event in batch.events]
         assert batch.positions == ({place: (done, found[-1] + 1)} if found else {})
         return found
@@ -195,13 +195,13 @@ def test_what_a_client_passed_over_is_read_from_the_log(kafka: KafkaSettings) ->
 def test_a_long_gap_is_worked_on_in_parts(
     kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.offsets._SPAN", 4)
+    monkeypatch.setattr("stream.log.offsets._SPAN", 4)
     log = KafkaLog(kafka, "")
     log.publish(None, [Message(ARRIVED, "same", value) for value in VALUES[:10]])
     ((place, _),) = [(place, end) for place, end in log.end_offsets([ARRIVED]).items() if end]
     last = log.read(*place, first=9)
     done, seen = 0, list[int]()
-    while batch := unbroken(log, {place: done}, last):
+    while batch := contiguous_batch(log, {place: done}, last):
         assert len(batch) <= 4
         seen += [event.offset for event in batch.events]
         done = batch.positions[place][1]
@@ -224,7 +224,7 @@ def test_credentials_reach_faust(mechanism: str, collector: Collector, tmp_path:
         ("127.0.0.1:9",), username="me", password="secret", mechanism=mechanism, tls=True
     )
     handler = Delivered(cast(Intake, collector), threading.Event())
-    app = application(settings, tmp_path, handler, lambda *_: None)
+    app = build_app(settings, tmp_path, handler, lambda *_: None)
     handler.close()
     assert app.conf.broker_credentials.mechanism.value == mechanism
     assert "secret" not in repr(settings)

@@ -27,7 +27,7 @@ def test_commits_out_of_order_are_all_followed(
 ) -> None:
     first, second, third = accept(conn, ["a", "b", "c"])
     with connect(database) as slow, connect(database) as fast, connect(database) as own:
-        follower = TrieFollower(own, generation)
+        follower = TrieFollower.open(own, generation)
         assert keys_of(follower.load()) == set()
         with transaction(slow):
             postings.append(slow, generation, SHAPE, [assignment(first, 1)])
@@ -46,7 +46,7 @@ def test_deletions_and_what_was_loaded_before_are_told_apart(
     keys = accept(conn, ["a", "b"])
     postings.append(conn, generation, SHAPE, [assignment(key, 1, 2) for key in keys])
     with connect(database) as own:
-        follower = TrieFollower(own, generation)
+        follower = TrieFollower.open(own, generation)
         loaded = follower.load()
         assert keys_of(loaded) == set(keys)
         assert sorted(loaded.postings.suffixes.tolist()) == [-1, -1, 0, 1]
@@ -59,7 +59,7 @@ def test_deletions_and_what_was_loaded_before_are_told_apart(
 def test_a_commit_wakes_the_follower(conn: Connection, database: str, generation: int) -> None:
     (key,) = accept(conn, ["a"])
     with connect(database) as own:
-        follower = TrieFollower(own, generation)
+        follower = TrieFollower.open(own, generation)
         follower.load()
         assert not follower.wait(0.05)
         postings.append(conn, generation, SHAPE, [assignment(key, 1)])
@@ -84,7 +84,7 @@ def test_many_writers_at_once_are_followed_completely(conn: Connection, database
             failures.append(error)
 
     with connect(database) as own:
-        follower = TrieFollower(own, generation)
+        follower = TrieFollower.open(own, generation)
         found = keys_of(follower.load())
         threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
         for thread in threads:

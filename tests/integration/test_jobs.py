@@ -16,20 +16,20 @@ from schemas.schedules import Schedule
 from schemas.settings import Settings
 from workers.repository.connection import Connection, connect
 from workers.repository.job_runs import (
-    ATTEMPTS,
-    BACKLOG,
-    Calls,
-    adopt,
-    begin,
-    begin_by_hand,
-    end,
-    held,
-    hold,
+    MAX_ATTEMPTS,
+    MAX_BACKLOG,
+    AlarmTriggers,
+    apply_schedule,
+    begin_manual_run,
+    begin_next_run,
+    claim_job,
+    claim_scheduler,
+    end_run,
+    job_is_claimed,
     job_run,
     job_runs,
-    lead,
-    release,
-    waits,
+    release_job,
+    run_is_pending,
 )
 from workers.runtime.services import Services
 
@@ -45,22 +45,22 @@ def nothing(services: Services, conn: Connection) -> dict[str, Any]:
 def work_off(conn: Connection, schedule: Schedule, now: int) -> list[int]:
     """Run everything that is due; its windows."""
     found = []
-    while (number := begin(conn, "j", schedule, now=now)) is not None:
-        end(conn, number, "done", {})
-        found.append(job_run(conn, number).window)
+    while (number := begin_next_run(conn, "j", schedule, now=now)) is not None:
+        end_run(conn, number, "done", {})
+        found.append(job_run(conn, number).run_window)
     return found
 
 
 def test_a_window_is_begun_once_and_again_only_if_its_process_died(conn: Connection) -> None:
-    assert begin(conn, "j", TEN, now=NOW) is None
-    adopt(conn, "j", TEN, now=NOW)
-    first = begin(conn, "j", TEN, now=NOW)
+    assert begin_next_run(conn, "j", TEN, now=NOW) is None
+    apply_schedule(conn, "j", TEN, now=NOW)
+    first = begin_next_run(conn, "j", TEN, now=NOW)
     assert first is not None
     # Still marked as running, and whoever asks holds the job: its process must be gone.
-    assert begin(conn, "j", TEN, now=NOW + 1) == first
-    end(conn, first, "done", {"n": 1})
-    assert begin(conn, "j", TEN, now=NOW + 4) is None
-    assert [(one.window, one.attempt, one.outcome) for one in job_runs(conn)] == [
+    assert begin_next_run(conn, "j", TEN, now=NOW + 1) == first
+    end_run(conn, first, "done", {"n": 1})
+    assert begin_next_run(conn, "j", TEN, now=NOW + 4) is None
+    assert [(one.run_window, one.attempt, one.outcome) for one in job_runs(conn)] == [
         (NOW // 10 * 10, 2, "done")
     ]
 
@@ -70,57 +70,57 @@ def test_missed_windows_are_made_up_for_in_order_and_older_ones_recorded_as_skip
 ) -> None:
     for schedule, step in ((TEN, 10), (Schedule.parse("* * * * *"), 60)):
         conn.execute("TRUNCATE job_run, job_schedule")
-        adopt(conn, "j", schedule, now=NOW)
+        apply_schedule(conn, "j", schedule, now=NOW)
         work_off(conn, schedule, NOW + step)
         before = len(job_runs(conn))
-        made_up = work_off(conn, schedule, NOW + step * (BACKLOG + 6))
-        found = {one.window: one for one in job_runs(conn, limit=1000)}
+        made_up = work_off(conn, schedule, NOW + step * (MAX_BACKLOG + 6))
+        found = {one.run_window: one for one in job_runs(conn, limit=1000)}
         assert sorted(found) == list(range(min(found), max(found) + 1, step))
-        assert len(found) == before + BACKLOG + 5
+        assert len(found) == before + MAX_BACKLOG + 5
         assert made_up == sorted(made_up)
         skipped = sorted(window for window, one in found.items() if one.outcome == "skipped")
         assert len(skipped) == 5
         assert max(skipped) < made_up[0]
-        assert found[skipped[0]].figures == {"why": f"more than {BACKLOG} windows were missed"}
+        assert found[skipped[0]].figures == {"why": f"more than {MAX_BACKLOG} windows were missed"}
 
 
 def test_another_schedule_skips_what_the_old_one_still_had_and_counts_from_now(
     conn: Connection,
 ) -> None:
-    adopt(conn, "j", TEN, now=NOW)
+    apply_schedule(conn, "j", TEN, now=NOW)
     assert len(work_off(conn, TEN, NOW)) == 1
     daily = Schedule.parse("0 3 * * *")
-    adopt(conn, "j", daily, now=NOW + 30)
+    apply_schedule(conn, "j", daily, now=NOW + 30)
     runs = job_runs(conn)
     assert [one.outcome for one in runs].count("skipped") == 3
     assert {"why": "its schedule was every 10 and became 0 3 * * *"} in [
         one.figures for one in runs
     ]
     # A leader that does not know yet finds nothing by the schedule that no longer holds.
-    assert begin(conn, "j", TEN, now=NOW + 100) is None
+    assert begin_next_run(conn, "j", TEN, now=NOW + 100) is None
     assert work_off(conn, daily, NOW + 86_400) == [NOW // 86_400 * 86_400 + 86_400 + 3 * 3600]
     # While it is off there are no windows, and then they do not count as missed.
-    adopt(conn, "j", Schedule(), now=NOW + 90_000)
-    adopt(conn, "j", daily, now=NOW + 90_000 + 5 * 86_400)
+    apply_schedule(conn, "j", Schedule(), now=NOW + 90_000)
+    apply_schedule(conn, "j", daily, now=NOW + 90_000 + 5 * 86_400)
     assert work_off(conn, daily, NOW + 90_000 + 5 * 86_400) == []
 
 
 def test_a_run_that_takes_its_process_with_it_fails_at_last_and_one_by_hand_at_once(
     conn: Connection,
 ) -> None:
-    adopt(conn, "j", TEN, now=NOW)
-    numbers = [begin(conn, "j", TEN, now=NOW) for _ in range(ATTEMPTS + 1)]
-    assert len(set(numbers[:ATTEMPTS])) == 1
-    assert numbers[ATTEMPTS] is None
-    by_hand = begin_by_hand(conn, "j")
-    assert begin(conn, "j", TEN, now=NOW) is None
+    apply_schedule(conn, "j", TEN, now=NOW)
+    numbers = [begin_next_run(conn, "j", TEN, now=NOW) for _ in range(MAX_ATTEMPTS + 1)]
+    assert len(set(numbers[:MAX_ATTEMPTS])) == 1
+    assert numbers[MAX_ATTEMPTS] is None
+    by_hand = begin_manual_run(conn, "j")
+    assert begin_next_run(conn, "j", TEN, now=NOW) is None
     first, second = job_run(conn, numbers[0] or 0), job_run(conn, by_hand)
     assert (first.outcome, first.attempt, first.figures) == (
         "failed",
-        ATTEMPTS,
-        {"error": f"its process died {ATTEMPTS} times"},
+        MAX_ATTEMPTS,
+        {"error": f"its process died {MAX_ATTEMPTS} times"},
     )
-    assert (second.outcome, second.window, second.cause, second.figures) == (
+    assert (second.outcome, second.run_window, second.cause, second.figures) == (
         "failed",
         -1,
         {"by": "hand"},
@@ -130,34 +130,34 @@ def test_a_run_that_takes_its_process_with_it_fails_at_last_and_one_by_hand_at_o
 
 def test_an_alarm_calls_for_one_run_and_a_flood_waits_for_the_cool_down(conn: Connection) -> None:
     off = Schedule()
-    adopt(conn, "j", off, now=NOW)
-    assert not waits(conn, "j", off)
-    assert waits(conn, "j", off, Calls([3, 4], 3600))
-    number = begin(conn, "j", off, Calls([3, 4], 3600))
+    apply_schedule(conn, "j", off, now=NOW)
+    assert not run_is_pending(conn, "j", off)
+    assert run_is_pending(conn, "j", off, AlarmTriggers([3, 4], 3600))
+    number = begin_next_run(conn, "j", off, AlarmTriggers([3, 4], 3600))
     assert number is not None
     # Its process dies: it is begun again for the same alarms.
-    assert begin(conn, "j", off, Calls([3, 4, 5], 3600)) == number
-    end(conn, number, "failed", {})
+    assert begin_next_run(conn, "j", off, AlarmTriggers([3, 4, 5], 3600)) == number
+    end_run(conn, number, "failed", {})
     assert job_run(conn, number).cause == {"alarms": [3, 4]}
-    assert begin(conn, "j", off, Calls([3, 4, 5], 3600)) is None
+    assert begin_next_run(conn, "j", off, AlarmTriggers([3, 4, 5], 3600)) is None
     conn.execute("UPDATE job_run SET ended_at = ended_at - interval '1 hour'")
-    assert begin(conn, "j", off, Calls([3, 4], 3600)) is None
-    later = begin(conn, "j", off, Calls([3, 4, 5], 3600))
+    assert begin_next_run(conn, "j", off, AlarmTriggers([3, 4], 3600)) is None
+    later = begin_next_run(conn, "j", off, AlarmTriggers([3, 4, 5], 3600))
     assert later is not None
     assert job_run(conn, later).cause == {"alarms": [5]}
 
 
 def test_only_one_leads_and_only_one_holds_a_job(conn: Connection, database: str) -> None:
-    assert lead(conn)
-    assert hold(conn, "j")
+    assert claim_scheduler(conn)
+    assert claim_job(conn, "j")
     with connect(database) as other:
-        assert not lead(other)
-        assert not hold(other, "j")
-        assert held(other, "j")
-        assert not held(other, "k")
-        release(conn, "j")
-        assert not held(other, "j")
-        assert hold(other, "j")
+        assert not claim_scheduler(other)
+        assert not claim_job(other, "j")
+        assert job_is_claimed(other, "j")
+        assert not job_is_claimed(other, "k")
+        release_job(conn, "j")
+        assert not job_is_claimed(other, "j")
+        assert claim_job(other, "j")
 
 
 @pytest.mark.parametrize("error", [WorkFailedError("no room"), ValueError("no room")])
@@ -169,32 +169,32 @@ def test_a_failure_is_recorded_and_told_until_the_job_succeeds(
 
     jobs = {"broken": Job("broken", 10.0, "fails", fail)}
     services = Services(Settings(), database)
-    adopt(conn, "broken", TEN, now=NOW)
+    apply_schedule(conn, "broken", TEN, now=NOW)
     with pytest.raises(WorkFailedError, match="no room"):
-        perform(services, conn, jobs["broken"], begin_by_hand(conn, "broken"))
+        perform(services, conn, jobs["broken"], begin_manual_run(conn, "broken"))
     (found,) = job_runs(conn, "broken")
-    assert (found.outcome, found.window) == ("failed", -1)
+    assert (found.outcome, found.run_window) == ("failed", -1)
     (alarm,) = job_alarms(conn, jobs, now=NOW)
     assert alarm.startswith("job broken failed at 20")
     assert (
         "no room; it runs again at 2026-11-25 12:00:05 UTC, or now: sigma jobs run broken" in alarm
     )
-    perform(services, conn, Job("broken", 10.0, "works", nothing), begin_by_hand(conn, "broken"))
+    perform(services, conn, Job("broken", 10.0, "works", nothing), begin_manual_run(conn, "broken"))
     assert job_alarms(conn, jobs, now=NOW) == []
 
 
 def test_a_window_that_nobody_runs_is_told_once_it_waited_too_long(conn: Connection) -> None:
     jobs = {"j": Job("j", 10.0, "", nothing)}
     assert job_alarms(conn, jobs, now=NOW) == []
-    adopt(conn, "j", TEN, now=NOW)
+    apply_schedule(conn, "j", TEN, now=NOW)
     assert job_alarms(conn, jobs, now=NOW) == []
     (alarm,) = job_alarms(conn, jobs, now=NOW + OVERDUE_S)
     assert alarm.startswith("job j is due since 2026-11-25 12:00:00 UTC and nobody runs it")
-    assert begin(conn, "j", TEN, now=NOW) is not None
+    assert begin_next_run(conn, "j", TEN, now=NOW) is not None
     assert job_alarms(conn, jobs, now=NOW) == [
         "job j was left unfinished by a process that died: see that a scheduler runs (sigma up)"
     ]
-    assert hold(conn, "j")
+    assert claim_job(conn, "j")
     assert job_alarms(conn, jobs, now=NOW + OVERDUE_S) == []
 
 
@@ -231,13 +231,13 @@ def test_what_keeps_the_index_fresh_runs_by_itself() -> None:
 
 def test_the_list_shows_schedules_next_windows_and_results(conn: Connection, database: str) -> None:
     services = Services(Settings.from_environment({"SIGMA_SCHEDULE": "prune=0 3 * * 0"}), database)
-    adopt(conn, "recall-probe", Schedule.parse("every 3600"))
+    apply_schedule(conn, "recall-probe", Schedule.parse("every 3600"))
     document, text = run_job(services, conn, "prune")
     assert (document["runs"][0]["outcome"], document["runs"][0]["cause"]) == (
         "done",
         {"by": "hand"},
     )
-    assert not held(conn, "prune")
+    assert not job_is_claimed(conn, "prune")
     document, text = list_jobs(services, conn)
     found = {one["name"]: one for one in document["jobs"]}
     assert set(found) == set(JOBS)
@@ -251,7 +251,7 @@ def test_the_list_shows_schedules_next_windows_and_results(conn: Connection, dat
 
 def test_a_job_that_runs_elsewhere_is_not_run_by_hand(conn: Connection, database: str) -> None:
     services = Services(Settings(), database)
-    assert hold(conn, "prune")
+    assert claim_job(conn, "prune")
     with (
         connect(database) as other,
         pytest.raises(RetryLaterError, match="prune is running elsewhere"),
@@ -281,47 +281,49 @@ def test_windows_of_an_older_schema_are_named_by_their_second(conn: Connection) 
         (hour, day),
     )
     conn.execute(next(step.sql for step in migrations() if step.version == 7))
-    assert {one.job: one.window for one in job_runs(conn)} == {
+    assert {one.job: one.run_window for one in job_runs(conn)} == {
         "recall-probe": hour * 3600,
         "prune": day * 86_400,
     }
-    adopt(conn, "recall-probe", Schedule.parse("every 3600"), now=NOW + 7200)
-    number = begin(conn, "recall-probe", Schedule.parse("every 3600"), now=NOW + 7200)
-    assert job_run(conn, number or 0).window == (hour + 1) * 3600
+    apply_schedule(conn, "recall-probe", Schedule.parse("every 3600"), now=NOW + 7200)
+    number = begin_next_run(conn, "recall-probe", Schedule.parse("every 3600"), now=NOW + 7200)
+    assert job_run(conn, number or 0).run_window == (hour + 1) * 3600
 
 
 def test_an_answer_to_an_alarm_is_given_once_more_when_there_was_time_to_learn(
     conn: Connection,
 ) -> None:
-    off, calls = Schedule(), Calls([3], 3600, 86_400)
-    adopt(conn, "j", off, now=NOW)
-    by_hand = begin_by_hand(conn, "j")
-    end(conn, by_hand, "done", {})
+    off, calls = Schedule(), AlarmTriggers([3], 3600, 86_400)
+    apply_schedule(conn, "j", off, now=NOW)
+    by_hand = begin_manual_run(conn, "j")
+    end_run(conn, by_hand, "done", {})
     conn.execute("UPDATE job_run SET ended_at = ended_at - interval '2 days'")
-    assert not waits(conn, "j", off, Calls([], 3600, 86_400)), "nobody's alarm was answered"
-    first = begin(conn, "j", off, calls)
+    assert not run_is_pending(conn, "j", off, AlarmTriggers([], 3600, 86_400)), (
+        "nobody's alarm was answered"
+    )
+    first = begin_next_run(conn, "j", off, calls)
     assert first is not None
-    end(conn, first, "done", {})
+    end_run(conn, first, "done", {})
     conn.execute("UPDATE job_run SET ended_at = ended_at - interval '23 hours'")
-    assert not waits(conn, "j", off, calls)
+    assert not run_is_pending(conn, "j", off, calls)
     conn.execute("UPDATE job_run SET ended_at = ended_at - interval '1 hour'")
-    assert not waits(conn, "j", off, Calls([3], 3600)), "not every job asks for it"
-    assert waits(conn, "j", off, calls)
+    assert not run_is_pending(conn, "j", off, AlarmTriggers([3], 3600)), "not every job asks for it"
+    assert run_is_pending(conn, "j", off, calls)
     # The alarm may be over: its generation is not live any more.
-    second = begin(conn, "j", off, Calls([], 3600, 86_400))
+    second = begin_next_run(conn, "j", off, AlarmTriggers([], 3600, 86_400))
     assert second is not None
     assert job_run(conn, second).cause == {"after": first}
-    assert begin(conn, "j", off, calls) == second, "its process died"
-    end(conn, second, "done", {})
+    assert begin_next_run(conn, "j", off, calls) == second, "its process died"
+    end_run(conn, second, "done", {})
     conn.execute("UPDATE job_run SET ended_at = ended_at - interval '2 days'")
-    assert not waits(conn, "j", off, calls), "a second answer has no third"
+    assert not run_is_pending(conn, "j", off, calls), "a second answer has no third"
 
 
 def test_a_failed_answer_is_left_to_the_person_on_call(conn: Connection) -> None:
-    off, calls = Schedule(), Calls([3], 3600, 86_400)
-    adopt(conn, "j", off, now=NOW)
-    number = begin(conn, "j", off, calls)
+    off, calls = Schedule(), AlarmTriggers([3], 3600, 86_400)
+    apply_schedule(conn, "j", off, now=NOW)
+    number = begin_next_run(conn, "j", off, calls)
     assert number is not None
-    end(conn, number, "failed", {})
+    end_run(conn, number, "failed", {})
     conn.execute("UPDATE job_run SET ended_at = ended_at - interval '2 days'")
-    assert not waits(conn, "j", off, calls)
+    assert not run_is_pending(conn, "j", off, calls)

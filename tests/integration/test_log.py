@@ -59,7 +59,7 @@ def polled(consumer: Consumer, count: int, timeout_s: float = 20) -> Batch:
 def drained(log: EventLog, conn: Connection, group: str, count: int) -> list[str]:
     """Values of `count` events, each batch committed."""
     values: list[str] = []
-    with log.consumer(group, [ARRIVED]) as consumer:
+    with log.open_consumer(group, [ARRIVED]) as consumer:
         deadline = time.monotonic() + 20
         while len(values) < count and time.monotonic() < deadline:
             batch = consumer.poll(max_events=7, timeout_s=0.5)
@@ -90,7 +90,7 @@ def test_without_a_commit_events_come_again_and_with_one_they_do_not(
     log: EventLog, conn: Connection
 ) -> None:
     send(log, ["same"] * 3)
-    with log.consumer("g", [ARRIVED]) as consumer:
+    with log.open_consumer("g", [ARRIVED]) as consumer:
         first = polled(consumer, 3)
         assert polled(consumer, 3).events == first.events
         with transaction(conn):
@@ -104,18 +104,18 @@ def test_without_a_commit_events_come_again_and_with_one_they_do_not(
 
 def test_a_restarted_member_goes_on_where_postgres_says(log: EventLog, conn: Connection) -> None:
     send(log, ["same"] * 4)
-    with log.consumer("g", [ARRIVED]) as consumer:
+    with log.open_consumer("g", [ARRIVED]) as consumer:
         batch = polled(consumer, 4)
         ((place, (begin, _)),) = batch.positions.items()
         with transaction(conn):
             store_offsets(log, conn, "g", Batch(batch.events[:3], {place: (begin, begin + 3)}))
-    with log.consumer("g", [ARRIVED]) as consumer:
+    with log.open_consumer("g", [ARRIVED]) as consumer:
         assert polled(consumer, 1).events == batch.events[3:]
 
 
 def test_offsets_vanish_with_the_transaction_that_failed(log: EventLog, conn: Connection) -> None:
     send(log, ["a"])
-    with log.consumer("g", [ARRIVED]) as consumer:
+    with log.open_consumer("g", [ARRIVED]) as consumer:
         batch = polled(consumer, 1)
         with pytest.raises(Interrupted):
             failing(conn, lambda: store_offsets(log, conn, "g", batch))
@@ -126,11 +126,11 @@ def test_a_member_that_holds_reads_nothing_and_misses_nothing(
     log: EventLog, conn: Connection
 ) -> None:
     send(log, ["same"] * 2)
-    with log.consumer("g", [ARRIVED]) as consumer:
+    with log.open_consumer("g", [ARRIVED]) as consumer:
         batch = polled(consumer, 2)
         send(log, ["same"] * 2)
         for _ in range(5):
-            consumer.hold()
+            consumer.heartbeat()
             time.sleep(0.1)
         with transaction(conn):
             store_offsets(log, conn, "g", batch)
@@ -155,7 +155,7 @@ def test_a_topic_made_anew_is_read_from_its_start(
 
 def test_two_members_never_commit_the_same_twice(log: EventLog, conn: Connection) -> None:
     send(log, ["same"] * 4)
-    with log.consumer("g", [ARRIVED]) as one, log.consumer("g", [ARRIVED]) as two:
+    with log.open_consumer("g", [ARRIVED]) as one, log.open_consumer("g", [ARRIVED]) as two:
         # A group that rebalances needs both members to poll.
         deadline = time.monotonic() + 20
         batch = Batch()
@@ -171,7 +171,7 @@ def test_two_members_never_commit_the_same_twice(log: EventLog, conn: Connection
 
 
 def test_publishing_wakes_a_waiting_consumer(log: EventLog) -> None:
-    with log.consumer("g", [ARRIVED]) as consumer:
+    with log.open_consumer("g", [ARRIVED]) as consumer:
         timer = threading.Timer(0.2, send, (log, ["a"]))
         timer.start()
         assert len(polled(consumer, 1)) == 1
@@ -228,8 +228,9 @@ def test_a_dead_letter_names_its_origin_and_replays_do_not_multiply(
         (one.image_id, one.code, one.stage, one.origin_topic, one.origin_offset) for one in letters
     } == {("a", "truncated", "intake", ARRIVED, 0)}
     shown = show(log, letters[0].place)
-    assert shown["headers"]["__connect.errors.exception.message"] == "it is cut short"
-    assert '"image_id":"a"' in shown["origin"]["value"]
+    assert shown.headers["__connect.errors.exception.message"] == "it is cut short"
+    assert shown.origin is not None
+    assert '"image_id":"a"' in shown.origin.value
     for wrong in ("0:99", "7:0", "x"):
         with pytest.raises(UsageError, match="dead letter"):
             show(log, wrong)

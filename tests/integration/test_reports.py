@@ -23,8 +23,8 @@ ALONE = Comparison(why="Only one generation can answer.")
 def ran(
     conn: Connection, job: str, figures: dict[str, object], age: timedelta = timedelta()
 ) -> None:
-    number = jobs.begin_by_hand(conn, job)
-    jobs.end(conn, number, "done", figures)
+    number = jobs.begin_manual_run(conn, job)
+    jobs.end_run(conn, number, "done", figures)
     conn.execute(
         "UPDATE job_run SET started_at = %s, ended_at = %s WHERE id = %s",
         (NOW - age, NOW - age, number),

@@ -15,7 +15,7 @@ from schemas.identifiers import IdentifierShape
 from schemas.records import Assignment, Posting
 from workers.repository import counters, generations, images, postings
 from workers.repository.connection import Connection, connect, migrate
-from workers.repository.postings import Fate, InitialLoad
+from workers.repository.postings import AppendStatus, InitialLoad, StoredPosting
 
 SHAPE = IdentifierShape(codes=(2, 2, 2, 2), suffixes=4)
 
@@ -35,7 +35,8 @@ def accepted(image_id: str, version: int = 1) -> ImageAccepted:
 
 
 def accept(conn: Connection, names: Sequence[str]) -> list[int]:
-    return [key for key, _ in images.accept_images(conn, [accepted(name) for name in names])]
+    stored = images.accept_images(conn, [accepted(name) for name in names])
+    return [one.image_key for one in stored]
 
 
 def assignment(key: int, *leaves: int, spill: Sequence[int] = ()) -> Assignment:
@@ -90,10 +91,11 @@ def test_processes_that_start_at_once_migrate_in_turn(
 
 
 def test_a_replayed_arrival_keeps_its_key(conn: Connection) -> None:
-    key, fresh = images.accept_image(conn, accepted("a", version=2))
-    assert fresh
-    assert images.accept_image(conn, accepted("a", version=2)) == (key, False)
-    assert images.accept_image(conn, accepted("a", version=1)) == (key, False)
+    stored = images.accept_image(conn, accepted("a", version=2))
+    assert stored.is_new
+    replayed = images.StoredKey(stored.image_key, is_new=False)
+    assert images.accept_image(conn, accepted("a", version=2)) == replayed
+    assert images.accept_image(conn, accepted("a", version=1)) == replayed
 
 
 def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_version(
@@ -103,12 +105,16 @@ def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_ve
     assert images.delete_images(conn, ["a", "unknown"]) == images.Deletion(
         deleted=("a",), untouched=("unknown",)
     )
-    assert images.accept_image(conn, accepted("a")) == (key, False)
-    assert postings.append(conn, generation, SHAPE, [assignment(key, 1)])[0].fate is Fate.GONE
-    back, fresh = images.accept_image(conn, accepted("a", version=2))
-    assert fresh
-    assert back != key
-    assert postings.append(conn, generation, SHAPE, [assignment(back, 1)])[0].fate is Fate.INDEXED
+    assert images.accept_image(conn, accepted("a")) == images.StoredKey(key, is_new=False)
+    assert (
+        postings.append(conn, generation, SHAPE, [assignment(key, 1)])[0].status
+        is AppendStatus.GONE
+    )
+    newer = images.accept_image(conn, accepted("a", version=2))
+    assert newer.is_new
+    assert newer.image_key != key
+    again = assignment(newer.image_key, 1)
+    assert postings.append(conn, generation, SHAPE, [again])[0].status is AppendStatus.INDEXED
 
 
 def test_a_replayed_deletion_spares_a_newer_version(conn: Connection) -> None:
@@ -122,9 +128,12 @@ def test_a_new_version_replaces_the_old_one_and_late_work_for_the_old_one_is_dro
 ) -> None:
     (old,) = accept(conn, ["a"])
     postings.append(conn, generation, SHAPE, [assignment(old, 1, 2)])
-    new, _ = images.accept_image(conn, accepted("a", version=2))
+    new = images.accept_image(conn, accepted("a", version=2)).image_key
     assert counters.totals(conn, generation) == counters.Totals()
-    assert postings.append(conn, generation, SHAPE, [assignment(old, 1)])[0].fate is Fate.GONE
+    assert (
+        postings.append(conn, generation, SHAPE, [assignment(old, 1)])[0].status
+        is AppendStatus.GONE
+    )
     assert postings.append(conn, generation, SHAPE, [assignment(new, 3)])[0].leaf == 3
     assert counters.image_totals(conn).deleted == 0
 
@@ -148,12 +157,12 @@ def test_an_image_gets_a_primary_with_a_suffix_and_alternates_without(
     outcomes = postings.append(
         conn, generation, SHAPE, [assignment(first, 5, 6), assignment(second, 5)]
     )
-    assert [(o.fate, o.leaf, o.suffix) for o in outcomes] == [
-        (Fate.INDEXED, 5, 0),
-        (Fate.INDEXED, 5, 1),
+    assert [(o.status, o.leaf, o.suffix) for o in outcomes] == [
+        (AppendStatus.INDEXED, 5, 0),
+        (AppendStatus.INDEXED, 5, 1),
     ]
     assert postings.postings_of(conn, generation, [first]) == {
-        first: [(5, 0, 0.0), (6, None, -0.5)]
+        first: [StoredPosting(5, 0, 0.0), StoredPosting(6, None, -0.5)]
     }
     assert postings.identifiers_of(conn, generation, SHAPE, [second]) == {second: [0, 1, 0, 1, 1]}
     assert postings.image_at(conn, generation, 5, 1) == second
@@ -170,7 +179,9 @@ def test_replaying_a_batch_three_times_leaves_the_same_checksum(
     postings.append(conn, generation, SHAPE, work)
     before = counters.totals(conn, generation)
     for _ in range(3):
-        assert {o.fate for o in postings.append(conn, generation, SHAPE, work)} == {Fate.PRESENT}
+        assert {o.status for o in postings.append(conn, generation, SHAPE, work)} == {
+            AppendStatus.PRESENT
+        }
     assert counters.totals(conn, generation) == before
 
 
@@ -201,15 +212,15 @@ def test_a_full_leaf_spills_and_stays_an_alternate(conn: Connection, generation:
     spilled, listed = postings.append(
         conn, generation, SHAPE, [assignment(keys[4], 3, 9), assignment(keys[5], 3, 9, spill=[7])]
     )
-    assert (spilled.fate, spilled.leaf, spilled.suffix) == (Fate.SPILLED, 9, 0)
-    assert (listed.fate, listed.leaf) == (Fate.SPILLED, 7)
+    assert (spilled.status, spilled.leaf, spilled.suffix) == (AppendStatus.SPILLED, 9, 0)
+    assert (listed.status, listed.leaf) == (AppendStatus.SPILLED, 7)
     assert postings.postings_of(conn, generation, [keys[4]])[keys[4]] == [
-        (9, 0, -0.5),
-        (3, None, 0.0),
+        StoredPosting(9, 0, -0.5),
+        StoredPosting(3, None, 0.0),
     ]
     assert postings.postings_of(conn, generation, [keys[5]])[keys[5]] == [
-        (7, 0, -0.5),
-        (3, None, 0.0),
+        StoredPosting(7, 0, -0.5),
+        StoredPosting(3, None, 0.0),
     ]
     assert counters.totals(conn, generation).spilled == 2
 
@@ -221,7 +232,10 @@ def test_an_image_without_room_anywhere_is_reported_and_the_others_go_in(
     outcomes = postings.append(
         conn, generation, SHAPE, [*(assignment(key, 3) for key in keys[:5]), assignment(keys[5], 4)]
     )
-    assert [o.fate for o in outcomes] == [Fate.INDEXED] * 4 + [Fate.NO_ROOM, Fate.INDEXED]
+    assert [o.status for o in outcomes] == [AppendStatus.INDEXED] * 4 + [
+        AppendStatus.NO_ROOM,
+        AppendStatus.INDEXED,
+    ]
     assert counters.totals(conn, generation).no_room == 1
     assert images.images_by_key(conn, [keys[4]])[keys[4]].state == "accepted"
 
@@ -233,7 +247,7 @@ def test_a_full_leaf_reuses_the_gap_that_a_deleted_image_left(
     postings.append(conn, generation, SHAPE, [assignment(key, 3) for key in keys[:4]])
     images.delete_images(conn, ["i2"])
     outcome = postings.append(conn, generation, SHAPE, [assignment(keys[4], 3)])[0]
-    assert (outcome.fate, outcome.suffix) == (Fate.INDEXED, 2)
+    assert (outcome.status, outcome.suffix) == (AppendStatus.INDEXED, 2)
 
 
 def test_deleting_removes_every_trace_from_every_generation(
@@ -258,7 +272,7 @@ def test_eight_writers_hand_out_unique_suffixes_without_deadlock(
     generation = generations.create_generation(conn, shape)
     keys = accept(conn, [f"i{n}" for n in range(320)])
     failures: list[BaseException] = []
-    fates: list[Fate] = []
+    fates: list[AppendStatus] = []
 
     def write(number: int) -> None:
         generator = np.random.default_rng(number)
@@ -270,7 +284,7 @@ def test_eight_writers_hand_out_unique_suffixes_without_deadlock(
                         assignment(key, *map(int, generator.permutation(16)[:16]))
                         for key in keys[start : start + 10]
                     ]
-                    fates.extend(o.fate for o in postings.append(own, generation, shape, work))
+                    fates.extend(o.status for o in postings.append(own, generation, shape, work))
                     doomed = f"i{start}"
                     images.delete_images(own, [doomed])
         except BaseException as error:
@@ -283,7 +297,7 @@ def test_eight_writers_hand_out_unique_suffixes_without_deadlock(
         thread.join(60)
     assert not failures
     tally = Counter(fates)
-    assert set(tally) <= {Fate.INDEXED, Fate.SPILLED}
+    assert set(tally) <= {AppendStatus.INDEXED, AppendStatus.SPILLED}
     assert tally.total() == 320
     totals = counters.totals(conn, generation)
     assert totals.images == 288
@@ -294,7 +308,7 @@ def test_eight_writers_hand_out_unique_suffixes_without_deadlock(
         truth.leaves,
         truth.checksum,
     )
-    assert totals.spilled == tally[Fate.SPILLED]
+    assert totals.spilled == tally[AppendStatus.SPILLED]
 
 
 def test_the_initial_load_equals_appending_one_by_one_and_leaves_out_deleted_images(
@@ -370,11 +384,11 @@ def test_a_candidate_learns_which_images_it_misses(conn: Connection, generation:
 def test_freshness_is_measured_from_publishing_to_searchable(
     conn: Connection, generation: int
 ) -> None:
-    assert images.freshness(conn) == (None, None)
+    assert images.freshness(conn) == images.Freshness(None, None)
     keys = accept(conn, ["a"])
     postings.append(conn, generation, SHAPE, [assignment(keys[0], 1)])
     images.record_visibility(conn, "query-1", keys)
-    p50, p95 = images.freshness(conn)
-    assert p50 is not None
-    assert 0 <= p50 < 60
-    assert p95 == p50
+    fresh = images.freshness(conn)
+    assert fresh.p50_s is not None
+    assert 0 <= fresh.p50_s < 60
+    assert fresh.p95_s == fresh.p50_s

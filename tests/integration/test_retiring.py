@@ -58,7 +58,7 @@ def test_a_candidate_gives_back_its_tables_and_its_folder_and_its_row_stays(
     assert tables(conn) == {f"posting_{live}", f"image_embedding_{live}"}
     assert [path.name for path in services.checkpoints.iterdir()] == [f"g{live}"]
     gone = generations.get(conn, candidate)
-    assert (gone.state, gone.dropped, gone.standing) == ("failed", True, "dropped")
+    assert (gone.state, gone.dropped, gone.display_state) == ("failed", True, "dropped")
     assert [one.id for one in generations.receiving(conn)] == [live]
     drop(services, conn, candidate)
     with pytest.raises(UsageError, match="failed"):
@@ -115,7 +115,7 @@ def test_pruning_waits_a_week_and_never_takes_the_fallback_generation(
         f"g{second}",
         f"g{live}",
     ]
-    assert {one.id: one.standing for one in generations.generations(conn)} == {
+    assert {one.id: one.display_state for one in generations.generations(conn)} == {
         first: "dropped",
         second: "retired",
         live: "live",

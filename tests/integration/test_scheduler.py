@@ -21,7 +21,7 @@ from stream.log.postgres import PostgresLog
 from tests.integration.scheduler_process import EVERY_S
 from tests.integration.scheduler_process import JOBS as JOBS_HERE
 from workers.repository.connection import Connection, connect
-from workers.repository.job_runs import held, hold, job_runs, lead
+from workers.repository.job_runs import claim_job, claim_scheduler, job_is_claimed, job_runs
 from workers.runtime.services import Services
 
 KILLS = int(os.environ.get("SIGMA_TEST_LEADER_KILLS", "3"))
@@ -65,7 +65,7 @@ def test_leaders_that_are_killed_leave_every_window_run_once(
         for _ in range(KILLS):
             leader = _leader(conn, processes)
             time.sleep(1.5 * EVERY_S)
-            until(lambda: held(conn, "dawdle"))
+            until(lambda: job_is_claimed(conn, "dawdle"))
             victim = processes.pop(leader)
             victim.kill()
             victim.wait(30)
@@ -82,7 +82,7 @@ def test_leaders_that_are_killed_leave_every_window_run_once(
     print("takeovers", [f"{gap:.1f} s" for gap in gaps])
     runs = {name: job_runs(conn, name, limit=1000) for name in ("note", "dawdle")}
     for name, found in runs.items():
-        windows = sorted(one.window for one in found)
+        windows = sorted(one.run_window for one in found)
         assert windows == list(
             range(windows[0], windows[-1] + 1, int(JOBS_HERE[name].every_s or 0))
         )
@@ -133,9 +133,9 @@ def test_a_long_job_does_not_hold_up_a_short_one_and_an_alarm_starts_its_job(
         assert [one.outcome for one in job_runs(conn, "slow")] == ["running"]
         # The long job is at work, so nobody else may run it; any other may be run by hand beside the scheduler.
         with connect(database) as other:
-            assert not hold(other, "slow")
+            assert not claim_job(other, "slow")
             # Not at the very moment when the scheduler looks whether it has something to do.
-            until(lambda: hold(other, "leaf"))
+            until(lambda: claim_job(other, "leaf"))
         release.set()
         until(lambda: [one.outcome for one in job_runs(conn, "slow")] == ["done"])
     finally:
@@ -146,7 +146,7 @@ def test_a_long_job_does_not_hold_up_a_short_one_and_an_alarm_starts_its_job(
     assert [one.cause for one in job_runs(conn, "leaf")] == [{"alarms": [8]}]
     assert job_runs(conn, "idle") == []
     # What stops leading leaves the lead to others, as soon as the server has seen its connection end.
-    until(lambda: lead(conn))
+    until(lambda: claim_scheduler(conn))
 
 
 def test_what_is_no_job_any_more_leaves_the_store(conn: Connection, database: str) -> None:

@@ -66,7 +66,7 @@ class Worker:
         """Publish images, and handle what is polled as one batch."""
         events = accepted(self.services.store, names)
         self.log.publish(None, [message(event, "same partition") for event in events])
-        with self.log.consumer(GROUP, TOPICS) as consumer:
+        with self.log.open_consumer(GROUP, TOPICS) as consumer:
             batch = consumer.poll(max_events=100, timeout_s=5)
         assert len(batch) == len(names)
         self.worker.handle(self.conn, self.log, batch)

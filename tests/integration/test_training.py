@@ -32,7 +32,7 @@ from workers.repository import counters, generations
 from workers.repository.connection import Connection, connect
 from workers.repository.images import delete_images
 from workers.repository.postings import identifiers_of, postings_of
-from workers.repository.training_data import claim_trainer, embeddings_of, held_images
+from workers.repository.training_data import claim_trainer, embeddings_of, indexed_images
 from workers.runtime.services import Services
 from workers.trainer.trainer import train
 
@@ -85,7 +85,7 @@ def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(
     second = train(services, None, request(services, mode="refresh"), quiet)
     assert (second.state, second.images) == ("shadow", LATER + LATER // 2)
     assert identifiers_of(conn, second.generation, profile_of_tests().shape, [*old, *new]) == before
-    held = held_images(conn, second.generation)
+    held = indexed_images(conn, second.generation)
     assert dict(zip(held.image_keys.tolist(), held.trained.tolist(), strict=True)) == {
         key: key not in silent for key in (*old, *new, *silent) if key != old[3]
     }
@@ -151,10 +151,10 @@ def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weight
     fill(services, conn, SEEN)
     first = train(services, None, request(services), quiet).generation
     arrive(services, conn, first, LATER)
-    before = held_images(conn, first)
+    before = indexed_images(conn, first)
     done = train(services, None, request(services, mode="recluster"), quiet)
-    after = held_images(conn, done.generation)
-    vectors, _, _ = embeddings_of(conn, first, before.image_keys)
+    after = indexed_images(conn, done.generation)
+    vectors = embeddings_of(conn, first, before.image_keys).embeddings
     own = Codebook.load(services.checkpoints / f"g{first}").encode(vectors.astype(np.float32))
     wanted = np.where(own[:, 3] == 0, pack_all(own, profile_of_tests().shape) + 1, before.leaves)
     moved = wanted != before.leaves
@@ -200,7 +200,7 @@ def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weight
         quiet,
     )
     assert learnt.images == (~after.trained).sum()
-    assert held_images(conn, learnt.generation).trained.all()
+    assert indexed_images(conn, learnt.generation).trained.all()
 
 
 def test_more_images_than_the_setting_allows_are_sampled_and_the_rest_is_left_to_the_model(
@@ -209,12 +209,12 @@ def test_more_images_than_the_setting_allows_are_sampled_and_the_rest_is_left_to
     fill(services, conn, SEEN)
     narrow = Services(replace(services.settings, training_images=16), services.database_url)
     done = train(narrow, None, request(services, until="align"), quiet)
-    held = held_images(conn, done.generation)
+    held = indexed_images(conn, done.generation)
     assert (done.images, len(held.image_keys), held.trained.sum()) == (16, SEEN, 16)
     again = train(narrow, None, request(services, mode="refresh"), quiet)
     # Eight are new, and half as many of the known ones are replayed.
     assert again.images == 12
-    assert held_images(conn, again.generation).trained.all()
+    assert indexed_images(conn, again.generation).trained.all()
 
 
 def test_a_stage_below_its_gate_fails_the_generation_and_frees_its_tables(
@@ -270,7 +270,7 @@ def test_a_training_killed_in_every_stage_ends_as_if_undisturbed(
     resumed = train(services, None, request(services, resume=True), quiet)
     assert resumed.state == "live"
     # What arrived after the training had begun is no part of it.
-    held = held_images(conn, resumed.generation)
+    held = indexed_images(conn, resumed.generation)
     assert held.image_keys[~held.trained].tolist() == late
     delete_images(conn, [f"image {SEEN:03}"])
     straight = train(services, None, request(services, seed=5), quiet)

@@ -38,7 +38,7 @@ def drop(services: Services, conn: Connection, number: int, *, force: bool = Fal
         raise UsageError(
             f"generation {number} is what generation {needed} is trained from; finish that first: sigma train --resume"
         )
-    back = generations.fallback(found)
+    back = generations.find_fallback(found)
     if back is not None and back.id == number and not force:
         raise UsageError(
             f"generation {number} is the fallback generation, which a rollback needs; "
@@ -50,7 +50,7 @@ def drop(services: Services, conn: Connection, number: int, *, force: bool = Fal
 def prune(services: Services, conn: Connection) -> list[int]:
     """Drop what ended longer than `KEPT` ago and is not the fallback generation; returns the numbers. What is locked is left for the next time."""
     found = generations.generations(conn)
-    back, gone = generations.fallback(found), []
+    back, gone = generations.find_fallback(found), []
     for one in found:
         over = (
             one.state in ("retired", "failed")

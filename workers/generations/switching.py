@@ -18,7 +18,7 @@ from workers.repository import generations
 from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation
 from workers.repository.images import StoredImage, missing_images, newest_image
-from workers.repository.postings import Fate, append
+from workers.repository.postings import AppendStatus, append
 from workers.runtime.pictures import read_picture
 from workers.runtime.services import Services
 
@@ -104,8 +104,12 @@ class Sweep:
         inferred = self._model().infer([picture for _, picture in pictures])
         work = [one.assignment(key) for one, (key, _) in zip(inferred, pictures, strict=True)]
         outcomes = append(self._conn, self.generation.id, self._model().shape, work)
-        self.refused |= {outcome.image_key for outcome in outcomes if outcome.fate is Fate.NO_ROOM}
-        placed = sum(outcome.fate in (Fate.INDEXED, Fate.SPILLED) for outcome in outcomes)
+        self.refused |= {
+            outcome.image_key for outcome in outcomes if outcome.status is AppendStatus.NO_ROOM
+        }
+        placed = sum(
+            outcome.status in (AppendStatus.INDEXED, AppendStatus.SPILLED) for outcome in outcomes
+        )
         self.done += placed
         return placed
 

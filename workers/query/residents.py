@@ -127,7 +127,7 @@ class ResidentGenerations:
         """Begin to hold what is wanted, the live one first, and let go of the rest."""
         live = [one for one in found if one.state == "live"]
         shadows = [one for one in found if one.state == "shadow"]
-        back = generations.fallback(found) if self.services.settings.keep_fallback else None
+        back = generations.find_fallback(found) if self.services.settings.keep_fallback else None
         wanted = {one.id: one for one in (*live, *shadows, *([back] if back else ()))}
         self.shadows = frozenset(one.id for one in shadows)
         if not live:

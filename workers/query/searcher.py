@@ -112,7 +112,9 @@ class Searcher:
                 generation.id, loaded, services.cache, engine=engine or services.settings.engine
             )
         self.engine = engine
-        self.follower = TrieFollower(services.connect(f"follow {generation.id}"), generation.id)
+        self.follower = TrieFollower.open(
+            services.connect(f"follow {generation.id}"), generation.id
+        )
         self.engine.apply(self.follower.load(sink=self.engine.sink))
 
     def search(self, texts: Sequence[str], count: int, mode: Mode = "fused") -> list[Result]:

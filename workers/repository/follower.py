@@ -76,7 +76,13 @@ class TrieFollower:
         self.generation = generation
         self._conn = conn
         self._seen: str | None = None
-        self.listen(CHANNEL)
+
+    @classmethod
+    def open(cls, conn: Connection, generation: int) -> "TrieFollower":
+        """A follower that is listening, so that no commit after this call is missed by `wait`."""
+        follower = cls(conn, generation)
+        follower.listen(CHANNEL)
+        return follower
 
     def listen(self, channel: str) -> None:
         """Let notifications of this channel end a `wait` too."""

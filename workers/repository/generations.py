@@ -41,7 +41,7 @@ class Generation:
         return "dropped_at" in self.config
 
     @property
-    def standing(self) -> str:
+    def display_state(self) -> str:
         """The state for a person: `dropped` where nothing failed, but somebody gave it up."""
         return "dropped" if self.dropped and "failure" not in self.config else self.state
 
@@ -120,11 +120,11 @@ def receiving(conn: Connection) -> list[Generation]:
     The retired one goes on receiving so that a rollback loses nothing.
     """
     found = generations(conn)
-    back = fallback(found)
+    back = find_fallback(found)
     return [g for g in found if g.state in ("shadow", "live") or g is back]
 
 
-def fallback(found: Sequence[Generation]) -> Generation | None:
+def find_fallback(found: Sequence[Generation]) -> Generation | None:
     """The newest retired one of these: what a rollback makes live again."""
     retired = [g for g in found if g.state == "retired" and g.ended_at is not None]
     return max(retired, key=lambda g: g.ended_at or g.created_at, default=None)
@@ -185,7 +185,7 @@ def promote(conn: Connection, generation: int) -> int | None:
 
 def require_fallback(conn: Connection) -> Generation:
     """The generation that a rollback makes live again; `UsageError` when there is none."""
-    previous = fallback(generations(conn))
+    previous = find_fallback(generations(conn))
     if previous is None:
         raise UsageError(
             "no generation was live before this one, so there is no fallback generation; list them with: sigma generations list"

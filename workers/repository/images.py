@@ -69,12 +69,21 @@ class Rejection:
     rejected_at: datetime
 
 
-def accept_image(conn: Connection, image: ImageAccepted) -> tuple[int, bool]:
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """The key under which an accepted image is stored, and whether accepting it changed the database."""
+
+    image_key: int
+    is_new: bool
+    """False for a replay, or for a version older than the stored one: the key is then that one's."""
+
+
+def accept_image(conn: Connection, image: ImageAccepted) -> StoredKey:
     """`accept_images` for one."""
     return accept_images(conn, [image])[0]
 
 
-def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[tuple[int, bool]]:
+def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[StoredKey]:
     """Stores images and returns (image_key, fresh) of each, in the order given.
 
     A replayed or older version is harmless: not fresh, and the key is that of the stored version. A higher version gets a
@@ -106,7 +115,8 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[tup
         _forget_rejections(conn, fresh)
     versions = {image.image_id: image.version for image in fresh}
     return [
-        (keys[image.image_id], versions.get(image.image_id) == image.version) for image in images
+        StoredKey(keys[image.image_id], versions.get(image.image_id) == image.version)
+        for image in images
     ]
 
 
@@ -209,10 +219,18 @@ def record_visibility(
     return [float(seconds) for (seconds,) in found]
 
 
-def freshness(conn: Connection) -> tuple[float | None, float | None]:
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """Seconds from publishing to searchable; None where nothing was measured."""
+
+    p50_s: float | None
+    p95_s: float | None
+
+
+def freshness(conn: Connection) -> Freshness:
     """p50 and p95 of seconds from publishing to searchable, over the newest 1,000 images of the last hour; None if there was none."""
     found = row(conn, "freshness")
-    return (None, None) if found is None else (found[0], found[1])
+    return Freshness(None, None) if found is None else Freshness(*found)
 
 
 def _upsert(conn: Connection, images: Sequence[ImageAccepted], known: set[str]) -> dict[str, int]:

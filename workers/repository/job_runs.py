@@ -11,10 +11,10 @@ from psycopg.types.json import Jsonb
 from schemas.schedules import Schedule
 from workers.repository.connection import Connection, row, rows, run, transaction
 
-BACKLOG = 24
+MAX_BACKLOG = 24
 """Windows of a job that are made up for after an outage; older ones are recorded as skipped."""
 
-ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 """How often a run may take its process with it before it counts as failed, so that it cannot go on killing schedulers."""
 
 
@@ -27,7 +27,7 @@ class JobRun:
     """
 
     job: str
-    window: int
+    run_window: int
     attempt: int
     outcome: str
     figures: dict[str, Any]
@@ -41,16 +41,16 @@ class JobState:
     """Where a job stands. `schedule` and `after` are None until a scheduler led; `left` is a run whose process died."""
 
     schedule: Schedule | None
-    after: int | None
+    handled_until: int | None
     """The newest window that is dealt with."""
     running: bool
-    left: bool
+    abandoned: bool
     last: JobRun | None
     """The newest run that is done or failed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
+class AlarmTriggers:
     """Open alarms that call for a job, how long after its newest run it may answer, and how long after an answer it is due once more."""
 
     alarms: Sequence[int] = ()
@@ -58,17 +58,19 @@ class Calls:
     again_s: float | None = None
 
 
-_NO_CALLS = Calls()
+_NO_ALARMS = AlarmTriggers()
 
 
-def lead(conn: Connection) -> bool:
+def claim_scheduler(conn: Connection) -> bool:
     """Whether this connection's process is the scheduler that leads from now on, as long as the connection lives."""
     rows(conn, "job_watchful")
     found = row(conn, "job_lead")
     return bool(found and found[0])
 
 
-def adopt(conn: Connection, job: str, schedule: Schedule, *, now: int | None = None) -> None:
+def apply_schedule(
+    conn: Connection, job: str, schedule: Schedule, *, now: int | None = None
+) -> None:
     """Run a job by this schedule from now on. Windows of another schedule that are still to be run are recorded as skipped."""
     moment = _now(now)
     with transaction(conn):
@@ -85,11 +87,11 @@ def adopt(conn: Connection, job: str, schedule: Schedule, *, now: int | None = N
         run(conn, "job_reschedule", job=job, schedule=schedule.text, after=after)
 
 
-def begin(
+def begin_next_run(
     conn: Connection,
     job: str,
     schedule: Schedule,
-    calls: Calls = _NO_CALLS,
+    calls: AlarmTriggers = _NO_ALARMS,
     *,
     now: int | None = None,
 ) -> int | None:
@@ -103,29 +105,29 @@ def begin(
         if again is not None:
             return again
         due = _due(conn, job, schedule, _now(now))
-        _skip(conn, job, due[:-BACKLOG], f"more than {BACKLOG} windows were missed")
+        _skip(conn, job, due[:-MAX_BACKLOG], f"more than {MAX_BACKLOG} windows were missed")
         if due:
-            return _insert(conn, job, due[-BACKLOG:][0], {})
+            return _insert(conn, job, due[-MAX_BACKLOG:][0], {})
         cause = _cause(conn, job, calls)
         return _insert(conn, job, _extra_window(conn, job), cause) if cause else None
 
 
-def begin_by_hand(conn: Connection, job: str) -> int:
+def begin_manual_run(conn: Connection, job: str) -> int:
     """A run that a person asked for. The caller holds the job."""
     with transaction(conn):
         return _insert(conn, job, _extra_window(conn, job), {"by": "hand"})
 
 
-def waits(
+def run_is_pending(
     conn: Connection,
     job: str,
     schedule: Schedule,
-    calls: Calls = _NO_CALLS,
+    calls: AlarmTriggers = _NO_ALARMS,
     *,
     now: int | None = None,
 ) -> bool:
     """Whether `begin` would find something and nobody is at it."""
-    if held(conn, job):
+    if job_is_claimed(conn, job):
         return False
     return bool(
         row(conn, "job_open", job=job)
@@ -134,26 +136,26 @@ def waits(
     )
 
 
-def end(conn: Connection, number: int, outcome: str, figures: dict[str, Any]) -> None:
+def end_run(conn: Connection, number: int, outcome: str, figures: dict[str, Any]) -> None:
     """Record what came of a run. `RetryLaterError` when the database is away: whoever holds the job next finds the run."""
     with transaction(conn):
         run(conn, "job_end", id=number, outcome=outcome, figures=Jsonb(figures))
 
 
-def hold(conn: Connection, job: str) -> bool:
+def claim_job(conn: Connection, job: str) -> bool:
     """Whether this connection may run the job now; nobody else may until `release` or its end."""
     rows(conn, "job_watchful")
     found = row(conn, "job_lock", job=job)
     return bool(found and found[0])
 
 
-def held(conn: Connection, job: str) -> bool:
+def job_is_claimed(conn: Connection, job: str) -> bool:
     """Whether anybody runs the job now."""
     found = row(conn, "job_held", job=job)
     return bool(found and found[0])
 
 
-def release(conn: Connection, job: str) -> None:
+def release_job(conn: Connection, job: str) -> None:
     """Let others run the job."""
     rows(conn, "job_unlock", job=job)
 
@@ -172,13 +174,13 @@ def job_run(conn: Connection, number: int) -> JobRun:
 def job_state(conn: Connection, job: str) -> JobState:
     """Where a job stands."""
     text, after = row(conn, "job_schedule", job=job) or (None, None)
-    running = held(conn, job)
+    running = job_is_claimed(conn, job)
     last = row(conn, "job_newest_result", job=job)
     return JobState(
         schedule=None if text is None else Schedule(text),
-        after=None if after is None else max(after, _newest(conn, job) or 0),
+        handled_until=None if after is None else max(after, _newest(conn, job) or 0),
         running=running,
-        left=not running and row(conn, "job_open", job=job) is not None,
+        abandoned=not running and row(conn, "job_open", job=job) is not None,
         last=None if last is None else JobRun(*last),
     )
 
@@ -187,7 +189,7 @@ def _take_up(conn: Connection, job: str) -> int | None:
     """Begins once more a run whose process died; one that a person asked for, or that died too often, failed instead."""
     while (found := row(conn, "job_open", job=job)) is not None:
         number, attempt, cause = found
-        if cause.get("by") != "hand" and attempt < ATTEMPTS:
+        if cause.get("by") != "hand" and attempt < MAX_ATTEMPTS:
             run(conn, "job_again", id=number)
             return int(number)
         times = "" if attempt == 1 else f" {attempt} times"
@@ -219,7 +221,7 @@ def _skip(conn: Connection, job: str, windows: Sequence[int], why: str) -> None:
         run(conn, "job_skip", job=job, windows=list(windows), figures=Jsonb({"why": why}))
 
 
-def _cause(conn: Connection, job: str, calls: Calls) -> dict[str, Any]:
+def _cause(conn: Connection, job: str, calls: AlarmTriggers) -> dict[str, Any]:
     """What else than its schedule calls for a job now; nothing, if nothing does."""
     if unanswered := _unanswered(conn, job, calls):
         return {"alarms": unanswered}
@@ -231,7 +233,7 @@ def _cause(conn: Connection, job: str, calls: Calls) -> dict[str, Any]:
     return {} if answer is None else {"after": answer[0]}
 
 
-def _unanswered(conn: Connection, job: str, calls: Calls) -> list[int]:
+def _unanswered(conn: Connection, job: str, calls: AlarmTriggers) -> list[int]:
     if not calls.alarms:
         return []
     return [

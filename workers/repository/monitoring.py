@@ -145,6 +145,17 @@ def newest_figures(conn: Connection, job: str) -> dict[str, Any]:
     return {} if found is None else dict(found[0])
 
 
-def job_totals(conn: Connection) -> list[tuple[str, str, int, float | None]]:
-    """(job, outcome, runs, when it last did its work in seconds since 1970)."""
-    return [(job, outcome, count, done) for job, outcome, count, done in rows(conn, "job_totals")]
+@dataclass(frozen=True, slots=True)
+class JobTotal:
+    """How many runs of a job ended with an outcome, and when the newest one that was done ended."""
+
+    job: str
+    outcome: str
+    runs: int
+    last_done_s: float | None
+    """Seconds since 1970; None unless the outcome is done."""
+
+
+def job_totals(conn: Connection) -> list[JobTotal]:
+    """Totals of every job and outcome, in that order."""
+    return [JobTotal(*columns) for columns in rows(conn, "job_totals")]

@@ -22,7 +22,7 @@ CHANNEL = "sigma_index"
 """Notified, with the generation's number, when its postings changed."""
 
 
-class Fate(StrEnum):
+class AppendStatus(StrEnum):
     """What became of an image that was to be appended."""
 
     INDEXED = "indexed"
@@ -33,14 +33,14 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AppendOutcome:
     """The fate of one image. leaf and suffix are those of its primary, None unless it was indexed or spilled.
 
     present: a replay, nothing to do. gone: deleted or replaced meanwhile. no-room: every leaf it may stand in is full.
     """
 
     image_key: int
-    fate: Fate
+    status: AppendStatus
     leaf: int | None = None
     suffix: int | None = None
     postings: tuple[Posting, ...] = ()
@@ -48,7 +48,7 @@ class Outcome:
 
 def append(
     conn: Connection, generation: int, shape: IdentifierShape, assignments: Sequence[Assignment]
-) -> list[Outcome]:
+) -> list[AppendOutcome]:
     """Appends images to the trie in one transaction and returns the outcome of each, in the order given.
 
     Suffixes are handed out under locks on the leaves. A full leaf gives way to the next of `spill` and the alternates, and
@@ -68,12 +68,16 @@ def append(
         counts = {"leaves": given.occupied}
         if given.places:
             counts |= _write(conn, generation, work, [outcomes[key] for key in given.places])
-        fates = [outcome.fate for outcome in outcomes.values()]
+        fates = [outcome.status for outcome in outcomes.values()]
         # All counters in one statement, last: a second one could meet another writer's in the opposite order.
         count_up(
             conn,
             generation,
-            counts | {"no_room": fates.count(Fate.NO_ROOM), "spilled": fates.count(Fate.SPILLED)},
+            counts
+            | {
+                "no_room": fates.count(AppendStatus.NO_ROOM),
+                "spilled": fates.count(AppendStatus.SPILLED),
+            },
         )
     return [outcomes[a.image_key] for a in assignments]
 
@@ -136,15 +140,24 @@ def present_images(conn: Connection, generation: int, image_keys: Sequence[int])
     }
 
 
+@dataclass(frozen=True, slots=True)
+class StoredPosting:
+    """One posting of an image as the database stores it. The suffix of an alternate is None."""
+
+    leaf: int
+    suffix: int | None
+    weight: float
+
+
 def postings_of(
     conn: Connection, generation: int, image_keys: Sequence[int]
-) -> dict[int, list[tuple[int, int | None, float]]]:
-    """(leaf, suffix, weight) of each image's postings, the primary first; the suffix of an alternate is None."""
-    found: dict[int, list[tuple[int, int | None, float]]] = {}
+) -> dict[int, list[StoredPosting]]:
+    """Each image's postings, the primary first."""
+    found: dict[int, list[StoredPosting]] = {}
     for key, leaf, suffix, weight in rows(
         conn, "postings_of_images", generation=generation, image_keys=[int(k) for k in image_keys]
     ):
-        found.setdefault(key, []).append((leaf, suffix, weight))
+        found.setdefault(key, []).append(StoredPosting(leaf, suffix, weight))
     return found
 
 
@@ -154,9 +167,9 @@ def identifiers_of(
     """The five numbers of each image that the generation holds."""
     first = {key: places[0] for key, places in postings_of(conn, generation, image_keys).items()}
     return {
-        key: shape.identifier(leaf, suffix)
-        for key, (leaf, suffix, _) in first.items()
-        if suffix is not None
+        key: shape.identifier(posting.leaf, posting.suffix)
+        for key, posting in first.items()
+        if posting.suffix is not None
     }
 
 
@@ -178,32 +191,40 @@ def fullest_leaves(
     ]
 
 
-def _standing(conn: Connection, generation: int, image_keys: Sequence[int]) -> dict[int, Outcome]:
+def _standing(
+    conn: Connection, generation: int, image_keys: Sequence[int]
+) -> dict[int, AppendOutcome]:
     """Locks the images and tells which need no work: gone ones, and those a replay finds there already."""
     keys = sorted(image_keys)
     living = {key for (key,) in rows(conn, "lock_images_by_key", image_keys=keys)}
     rows(conn, "share_generation", generation=generation)
     present = present_images(conn, generation, keys)
-    fates = {key: Outcome(image_key=key, fate=Fate.GONE) for key in keys if key not in living}
-    return fates | {key: Outcome(image_key=key, fate=Fate.PRESENT) for key in present & living}
+    fates = {
+        key: AppendOutcome(image_key=key, status=AppendStatus.GONE)
+        for key in keys
+        if key not in living
+    }
+    return fates | {
+        key: AppendOutcome(image_key=key, status=AppendStatus.PRESENT) for key in present & living
+    }
 
 
-def _outcome(assignment: Assignment, place: Place | None) -> Outcome:
+def _outcome(assignment: Assignment, place: Place | None) -> AppendOutcome:
     if place is None:
-        return Outcome(image_key=assignment.image_key, fate=Fate.NO_ROOM)
+        return AppendOutcome(image_key=assignment.image_key, status=AppendStatus.NO_ROOM)
     wanted = assignment.postings
     if place.leaf == wanted[0].leaf:
-        fate, postings = Fate.INDEXED, _distinct(wanted)
+        fate, postings = AppendStatus.INDEXED, _distinct(wanted)
     else:
-        fate = Fate.SPILLED
+        fate = AppendStatus.SPILLED
         # An unknown leaf is trusted no more than the least plausible one that the model named.
         weight = next(
             (p.weight for p in wanted if p.leaf == place.leaf), min(p.weight for p in wanted)
         )
         postings = _distinct((Posting(place.leaf, weight), *wanted))[: max(1, len(wanted))]
-    return Outcome(
+    return AppendOutcome(
         image_key=assignment.image_key,
-        fate=fate,
+        status=fate,
         leaf=place.leaf,
         suffix=place.suffix,
         postings=postings,
@@ -221,7 +242,7 @@ def _write(
     conn: Connection,
     generation: int,
     assignments: Mapping[int, Assignment],
-    added: Sequence[Outcome],
+    added: Sequence[AppendOutcome],
 ) -> dict[str, int]:
     """Writes the rows of placed images and returns what the counters gain."""
     flat = [

@@ -12,7 +12,7 @@ _PAGE = 5000
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class IndexedImages:
     """The images of a generation in ascending key: (M,) keys, leaves and suffixes of their identifiers, whether each was
     trained on, and whether it has captions to train on. 26 bytes an image."""
 
@@ -21,6 +21,18 @@ class Held:
     suffixes: IntArray
     trained: BoolArray
     captioned: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEmbeddings:
+    """N images as a generation ranks them. Rows of images deleted meanwhile are zero."""
+
+    embeddings: HalfArray
+    """(N, D)"""
+    confidences: FloatArray
+    """(N,)"""
+    present: BoolArray
+    """(N,) whether the image is stored still"""
 
 
 def claim_trainer(conn: Connection) -> bool:
@@ -42,17 +54,19 @@ def trainable_keys(conn: Connection, limit: int, seed: int) -> IntArray:
     return sampled(np.concatenate([np.empty(0, np.int64), *pages]), limit, seed)
 
 
-def held_images(conn: Connection, generation: int) -> Held:
+def indexed_images(conn: Connection, generation: int) -> IndexedImages:
     """All that a generation holds, read page by page."""
     pages = [
         np.array(page, dtype=np.int64).reshape(-1, 5)
-        for page in _pages(conn, "held_images", generation=generation)
+        for page in _pages(conn, "indexed_images", generation=generation)
     ]
     table = np.concatenate([np.empty((0, 5), np.int64), *pages])
     keys, leaves, suffixes, trained, captioned = (
         np.ascontiguousarray(column) for column in table.T
     )
-    return Held(keys, leaves, suffixes, trained.astype(np.bool_), captioned.astype(np.bool_))
+    return IndexedImages(
+        keys, leaves, suffixes, trained.astype(np.bool_), captioned.astype(np.bool_)
+    )
 
 
 def untrained_images(conn: Connection, generation: int) -> int:
@@ -61,10 +75,8 @@ def untrained_images(conn: Connection, generation: int) -> int:
     return int(found[0]) if found else 0
 
 
-def embeddings_of(
-    conn: Connection, generation: int, image_keys: IntArray
-) -> tuple[HalfArray, FloatArray, BoolArray]:
-    """(N, D) ranking embeddings and (N,) confidences of images, and which of them are there still: deleted ones are rows of zeros."""
+def embeddings_of(conn: Connection, generation: int, image_keys: IntArray) -> StoredEmbeddings:
+    """Ranking embeddings and confidences of images, in the order of the keys."""
     wanted = image_keys.tolist()
     found = {}
     for start in range(0, len(wanted), _PAGE):
@@ -83,7 +95,7 @@ def embeddings_of(
     vectors = (
         np.stack([vector for vector, _ in pairs]) if pairs else np.zeros((0, width), np.float16)
     )
-    return (
+    return StoredEmbeddings(
         vectors.astype(np.float16, copy=False),
         np.array([confidence for _, confidence in pairs], np.float32),
         np.array([key in found for key in wanted], np.bool_),

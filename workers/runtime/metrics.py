@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
 from schemas.settings import Settings
+from workers.repository.monitoring import JobTotal
 
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _AGE_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
@@ -189,8 +190,7 @@ class MonitoringSnapshot:
     """of the open alarms"""
     recalls: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """(ours, exact dense) R@10 of each cohort"""
-    jobs: Sequence[tuple[str, str, int, float | None]] = ()
-    """(job, outcome, runs, when it last did its work in seconds since 1970)"""
+    jobs: Sequence[JobTotal] = ()
     refused: int = 0
     """candidates that their gate refused"""
 
@@ -236,10 +236,10 @@ class DriftMetrics(Collector):
             "When a job last did its work",
             labels=["job"],
         )
-        for job, outcome, count, done in seen.jobs:
-            runs.add_metric([job, outcome], count)
-            if done is not None:
-                success.add_metric([job], done)
+        for total in seen.jobs:
+            runs.add_metric([total.job, total.outcome], total.runs)
+            if total.last_done_s is not None:
+                success.add_metric([total.job], total.last_done_s)
         refused = GaugeMetricFamily(
             "sigma_candidates_refused", "Candidates that their gate refused", value=seen.refused
         )

@@ -46,12 +46,10 @@ class InitialLoader:
         with progress("post images", len(plan.image_keys)) as bar:
             for mask in self._parts(plan):
                 part = plan.rows(mask)
-                embeddings, confidences, there = embeddings_of(self._conn, parent, part.image_keys)
-                part, embeddings, confidences = (
-                    part.rows(there),
-                    embeddings[there],
-                    confidences[there],
-                )
+                stored = embeddings_of(self._conn, parent, part.image_keys)
+                part = part.rows(stored.present)
+                embeddings = stored.embeddings[stored.present]
+                confidences = stored.confidences[stored.present]
                 kept = ~part.moved if same_model else np.zeros(len(part.image_keys), np.bool_)
                 rows, anew = self._generated(part.rows(~kept))
                 confidences[~kept] = anew
@@ -100,9 +98,14 @@ class InitialLoader:
     def _copied(self, part: Plan, parent: int) -> list[Row]:
         held = postings_of(self._conn, parent, part.image_keys.tolist())
         return [
-            (leaf, key, weight, -1 if suffix is None else suffix)
+            (
+                posting.leaf,
+                key,
+                posting.weight,
+                -1 if posting.suffix is None else posting.suffix,
+            )
             for key in part.image_keys.tolist()
-            for leaf, suffix, weight in held.get(key, ())
+            for posting in held.get(key, ())
         ]
 
     def _append(

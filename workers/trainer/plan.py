@@ -10,7 +10,7 @@ from model.identifiers.instance_suffixes import assign_suffixes, keep_suffixes
 from model.training.replay import refresh_rows
 from schemas.identifiers import IdentifierShape
 from schemas.records import BoolArray, IntArray
-from workers.repository.training_data import Held, sampled
+from workers.repository.training_data import IndexedImages, sampled
 
 PLAN = "plan.npz"
 
@@ -77,7 +77,7 @@ def plan_full(image_keys: IntArray, leaves: IntArray, shape: IdentifierShape) ->
     return Plan(image_keys, suffixed.leaves, suffixed.suffixes, learnt=yes, trained=yes, moved=no)
 
 
-def plan_recluster(held: Held, leaves: IntArray, shape: IdentifierShape) -> Plan:
+def plan_recluster(held: IndexedImages, leaves: IntArray, shape: IdentifierShape) -> Plan:
     """Every image of the parent, under `leaves` (M,) of the new codebook; nothing is learnt. An image that moves is no longer
     one that the model was trained on: a refresh will teach it the new place."""
     moved = leaves != held.leaves
@@ -93,7 +93,13 @@ def plan_recluster(held: Held, leaves: IntArray, shape: IdentifierShape) -> Plan
 
 
 def plan_refresh(
-    held: Held, leaves: IntArray, shape: IdentifierShape, *, replay: float, limit: int, seed: int
+    held: IndexedImages,
+    leaves: IntArray,
+    shape: IdentifierShape,
+    *,
+    replay: float,
+    limit: int,
+    seed: int,
 ) -> Plan:
     """What the parent was trained on keeps its identifiers; what it was not trained on, and has captions, is learnt, with replay.
 

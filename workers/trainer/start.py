@@ -33,9 +33,9 @@ from workers.generations.appender import checkpoint_of
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.training_data import (
-    Held,
+    IndexedImages,
     embeddings_of,
-    held_images,
+    indexed_images,
     sampled,
     trainable_keys,
 )
@@ -108,8 +108,9 @@ def _from_parent(
             _inherit(services.checkpoints / parent.folder / BASE, run.folder / BASE)
         wanted = plan.image_keys[plan.learnt]
         material = from_store(services, conn, wanted, checkpoint.sigma.profile)
-        embeddings, _, there = embeddings_of(conn, parent.id, material.image_keys)
-        material, embeddings = material.rows(there), embeddings[there]
+        stored = embeddings_of(conn, parent.id, material.image_keys)
+        material = material.rows(stored.present)
+        embeddings = stored.embeddings[stored.present]
         plan = plan.without_lost(wanted, material.image_keys)
     about["images"] = len(material) if run.mode == "refresh" else len(plan.image_keys)
     _keep(checkpoint, run)
@@ -224,7 +225,7 @@ def _plan_after(
     limit: int,
     progress: Progress,
 ) -> tuple[Codebook, Plan]:
-    held, request = held_images(conn, parent.id), run.request
+    held, request = indexed_images(conn, parent.id), run.request
     if not len(held.image_keys):
         raise UsageError(
             f"generation {parent.id} holds no image, so there is nothing to start a {run.mode} with; ingest some first"
@@ -242,7 +243,12 @@ def _plan_after(
 
 
 def _reclustered(
-    conn: Connection, parent: Generation, held: Held, old: Codebook, seed: int, progress: Progress
+    conn: Connection,
+    parent: Generation,
+    held: IndexedImages,
+    old: Codebook,
+    seed: int,
+    progress: Progress,
 ) -> tuple[Codebook, IntArray, dict[str, Any]]:
     """A codebook fitted anew on a sample of what the parent holds, each image's leaf in it, and the report.
 
@@ -257,20 +263,20 @@ def _reclustered(
     )
 
     rows = sampled(np.arange(len(held.image_keys)), _SAMPLE, seed)
-    sample, _, there = embeddings_of(conn, parent.id, held.image_keys[rows])
-    seen, leaves = sample[there].astype(np.float32), held.leaves.copy()
+    sample = embeddings_of(conn, parent.id, held.image_keys[rows])
+    seen = sample.embeddings[sample.present].astype(np.float32)
+    leaves = held.leaves.copy()
     with progress("recluster", len(leaves)) as bar:
         new, config = affordable(old, seen, ReclusterConfig(seed=seed))
         for begin in range(0, len(leaves), _PAGE):
-            vectors, _, present = embeddings_of(
-                conn, parent.id, held.image_keys[begin : begin + _PAGE]
-            )
-            at, page = begin + np.flatnonzero(present), vectors[present].astype(np.float32)
+            stored = embeddings_of(conn, parent.id, held.image_keys[begin : begin + _PAGE])
+            at = begin + np.flatnonzero(stored.present)
+            page = stored.embeddings[stored.present].astype(np.float32)
             own = old.encode(page)
             kept = keep_codes(own, page, new, config)
             moving = (kept != own).any(axis=1)
             leaves[at[moving]] = leaves_in(new, kept[moving])
-            bar.update(len(present))
+            bar.update(len(stored.present))
     own = old.encode(seen)
     report = recluster_report(own, keep_codes(own, seen, new, config), seen, old, new, None)
     return (

@@ -1,6 +1,7 @@
 """Redaction: no dead letter, and nothing that shows one, gives away what an address held."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import cast
 
@@ -9,7 +10,7 @@ import pytest
 from schemas.errors import RejectInputError
 from schemas.events import ARRIVED, REJECTED, ImageArrived, decode, encode
 from stream.images.redaction import redact_text, redact_uri
-from stream.log.dead_letters import dead_letter, refusal, rejection, show
+from stream.log.dead_letters import dead_letter, rejection_of_event, rejection_of_image, show
 from stream.log.event_log import Event, EventLog, Message
 
 ADDRESSES = (
@@ -53,18 +54,19 @@ def test_a_dead_letter_and_what_shows_it_hold_no_secret_while_the_original_stays
     try:
         record = decode(ARRIVED, payload)
         assert isinstance(record, ImageArrived)
-        rejected = refusal(
+        rejected = rejection_of_image(
             record, RejectInputError("unreadable", "it cannot be read"), stage="intake"
         )
     except RejectInputError as error:
         # Some of these break the schema; its message must not quote them.
-        rejected = rejection(origin, error, stage="intake")
+        rejected = rejection_of_event(origin, error, stage="intake")
     letter = dead_letter(origin, rejected)
     assert b"hunter2" not in letter.value
     assert "hunter2" not in json.dumps(dict(letter.headers))
     found = show(cast(EventLog, OneLog(origin, letter)), "0:0")
-    assert "hunter2" not in json.dumps(found)
-    assert json.loads(found["origin"]["value"])["image_id"] == "a"
+    assert "hunter2" not in json.dumps(asdict(found))
+    assert found.origin is not None
+    assert json.loads(found.origin.value)["image_id"] == "a"
     assert origin.value == payload
 
 

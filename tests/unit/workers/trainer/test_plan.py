@@ -5,18 +5,20 @@ from pathlib import Path
 import numpy as np
 
 from schemas.identifiers import IdentifierShape
-from workers.repository.training_data import Held
+from workers.repository.training_data import IndexedImages
 from workers.trainer.plan import Plan, codes_of, plan_full, plan_recluster, plan_refresh
 
 SHAPE = IdentifierShape(codes=(2, 3, 2, 2), suffixes=8)
 
 
-def held(count: int = 20, trained: int = 12) -> Held:
+def held(count: int = 20, trained: int = 12) -> IndexedImages:
     """`trained` images that the parent was trained on, then arrivals, every fourth of them without a caption."""
     keys = np.arange(count) * 3 + 1
     leaves = np.arange(count) % 5
     number = np.arange(count)
-    return Held(keys, leaves, number // 5, number < trained, (number < trained) | (number % 4 != 0))
+    return IndexedImages(
+        keys, leaves, number // 5, number < trained, (number < trained) | (number % 4 != 0)
+    )
 
 
 def test_in_full_every_image_is_learnt_under_the_codebooks_leaf() -> None:
