@@ -86,14 +86,14 @@ def alarms(live: bool, found: Totals, waiting: int, p95: float | None) -> list[s
 
 def candidates(found: Sequence[Generation], live: Generation | None) -> list[str]:
     """Candidates that wait for a person. Each costs a second assignment of every arrival."""
-    waiting = [one for one in found if one.state == "shadow" and one.config.get("gate")]
+    waiting = [one for one in found if one.state == "shadow" and one.config.gate is not None]
     return [
         f"generation {one.id} was refused by its gate, sigma generations list tells why; the next training replaces it, or: "
         f"sigma generations drop {one.id}"
         if refused(one, live)
         else f"generation {one.id} passed its gate and waits: sigma generations promote {one.id}, or sigma generations drop {one.id}"
         for one in waiting
-        if refused(one, live) or one.config["gate"]["passed"]
+        if refused(one, live) or (one.config.gate is not None and one.config.gate.passed)
     ]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from psycopg.types.json import Jsonb
 
 from model.retrieval.recall import wilson
+from schemas.generation_config import GenerationConfig
 from schemas.identifiers import IdentifierShape
 from workers.repository import job_runs as jobs
 from workers.repository.connection import Connection
@@ -99,7 +100,9 @@ def _generations(conn: Connection, begin: datetime) -> None:
         {"mode": "recluster", "images": 5200, "parent": 1, "gate": verdict},
         {"mode": "refresh", "images": 6100, "parent": 1, "gate": good},
     ]
-    first, second, third = (create_generation(conn, SHAPE, config=one) for one in configs)
+    first, second, third = (
+        create_generation(conn, SHAPE, config=GenerationConfig.from_json(one)) for one in configs
+    )
     set_state(conn, first, "shadow")
     promote(conn, first)
     set_state(conn, second, "failed")

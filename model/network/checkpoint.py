@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,9 +24,13 @@ from model.network.tokenizer import load_tokenizer
 from model.network.weights_io import load_module, save_module
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
+from schemas.training_record import TrainingRecord
 
 ABOUT, FORMAT = "checkpoint.json", 1
 _WRITING, _WRITTEN = ".writing", ".written"
+
+_MODEL_KEYS = ("format", "shape", "codebook", "encoder", "size")
+"""Keys of `checkpoint.json` that describe the model; the others belong to the training record."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -45,12 +49,12 @@ class ModelParts:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model with its codebook and encoder. `about` tells what it was trained on: manifest digest, images, stages, seed."""
+    """A model with its codebook and encoder, and the record of how it was trained."""
 
     sigma: SigmaModel
     codebook: Codebook
     encoder: Encoder
-    about: dict[str, Any] = field(default_factory=dict)
+    record: TrainingRecord = TrainingRecord()
 
 
 def device() -> torch.device:
@@ -121,7 +125,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         save_module(checkpoint.encoder.towers, folder / "encoder.safetensors")
         checkpoint.encoder.tokenizer.save_pretrained(str(folder / "encoder-tokenizer"))
     chosen = sigma.profile
-    about = checkpoint.about | {
+    about = checkpoint.record.to_json() | {
         "format": FORMAT,
         "profile": chosen.name,
         "shape": asdict(chosen.shape),
@@ -132,6 +136,17 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         "size": None if chosen.tiny is None else asdict(chosen.tiny),
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def load_record(folder: Path) -> TrainingRecord:
+    """How the model of a checkpoint was trained; refuses what `describe_checkpoint` refuses."""
+    return _record_of(describe_checkpoint(folder))
+
+
+def _record_of(about: dict[str, Any]) -> TrainingRecord:
+    return TrainingRecord.from_json(
+        {name: value for name, value in about.items() if name not in _MODEL_KEYS}
+    )
 
 
 def describe_checkpoint(folder: Path) -> dict[str, Any]:
@@ -178,7 +193,9 @@ def load_checkpoint(folder: Path, codebook: str | None = None) -> Checkpoint:
         raise RefuseToStartError(
             f"checkpoint {folder}: encoder is {encoder.width} wide, codebook {book.width}; restore the folder or retrain"
         )
-    return Checkpoint(sigma=_placed(sigma), codebook=book, encoder=encoder, about=about)
+    return Checkpoint(
+        sigma=_placed(sigma), codebook=book, encoder=encoder, record=_record_of(about)
+    )
 
 
 def _backbone(folder: Path) -> Qwen2_5_VLForConditionalGeneration:

@@ -44,7 +44,7 @@ def generations(options: Namespace, settings: Settings) -> int:
                 "dropped": g.dropped,
                 "codebook": g.codebook_version,
                 "created_at": g.created_at.isoformat(),
-                "gate": g.config.get("gate"),
+                "gate": None if g.config.gate is None else g.config.gate.to_json(),
             }
             for g in listed
         ]
@@ -54,13 +54,13 @@ def generations(options: Namespace, settings: Settings) -> int:
 
 
 def _generation(found: repository.Generation) -> str:
-    gate = found.config.get("gate")
+    gate = found.config.gate
     verdict = (
         ""
         if gate is None
         else "  passed its gate"
-        if gate["passed"]
-        else f"  refused: {'; '.join(gate['reasons'])}"
+        if gate.passed
+        else f"  refused: {'; '.join(gate.reasons)}"
     )
     return f"{found.id:>4}  {found.display_state:<9} {found.created_at:%Y-%m-%d %H:%M}  codebook {found.codebook_version}{verdict}"
 

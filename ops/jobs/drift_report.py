@@ -168,7 +168,7 @@ def seen(conn: Connection) -> MonitoringSnapshot:
         },
         jobs=tuple(monitoring.job_totals(conn)),
         refused=sum(
-            one.state == "shadow" and one.config.get("gate", {}).get("passed") is False
+            one.state == "shadow" and one.config.gate is not None and not one.config.gate.passed
             for one in generations(conn)
         ),
     )

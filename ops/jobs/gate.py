@@ -10,6 +10,7 @@ import structlog
 from ops.jobs.recall_probe import DEPTH, Probe, Rank, by_cohort, ranks, sample
 from schemas.errors import SigmaError, UsageError, WorkFailedError
 from schemas.events import now
+from schemas.generation_config import CohortComparison, GateVerdict
 from workers.generations.switching import Sweep, Switched
 from workers.generations.switching import promote as switch
 from workers.query.searcher import Searcher
@@ -49,15 +50,6 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is stored at `generation.config["gate"]`; `document` has the keys of DESIGN."""
-
-    passed: bool
-    reasons: tuple[str, ...]
-    document: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class _Asked:
     """How one generation answered the probes; `candidates` images were scored for one query on average."""
 
@@ -65,7 +57,9 @@ class _Asked:
     candidates: float
 
 
-def judge(services: Services, conn: Connection, candidate: Generation, live: Generation) -> Verdict:
+def judge(
+    services: Services, conn: Connection, candidate: Generation, live: Generation
+) -> GateVerdict:
     """Let the candidate catch up, ask both generations the same probes, and record the verdict."""
     missing = _catch_up(services, conn, candidate, live)
     probes = sample(conn, live.id, PROBES)
@@ -75,19 +69,19 @@ def judge(services: Services, conn: Connection, candidate: Generation, live: Gen
     ratio = shadow.latency_ratio if shadow.queries >= LATENCY_QUERIES else None
     scored = [one.candidates for one in asked]
     reasons = _reasons(cohorts, missing, ratio, scored)
-    document = {
-        "passed": not reasons,
-        "reasons": reasons,
-        "against": live.id,
-        "probes": cohorts,
-        "missing": missing,
-        "latency_ratio": ratio,
-        "shadow_queries": shadow.queries,
-        "shadow": asdict(shadow),
-        "candidates": {"live": scored[0], "candidate": scored[1]},
-        "checked_at": now().isoformat(),
-    }
-    generations.describe(conn, candidate.id, config={"gate": document})
+    verdict = GateVerdict(
+        passed=not reasons,
+        reasons=tuple(reasons),
+        against=live.id,
+        cohorts=cohorts,
+        missing=missing,
+        latency_ratio=ratio,
+        shadow_queries=shadow.queries,
+        shadow=asdict(shadow),
+        candidates={"live": scored[0], "candidate": scored[1]},
+        checked_at=now().isoformat(),
+    )
+    generations.describe(conn, candidate.id, gate=verdict)
     log.info(
         "candidate judged",
         generation=candidate.id,
@@ -95,7 +89,7 @@ def judge(services: Services, conn: Connection, candidate: Generation, live: Gen
         passed=not reasons,
         reasons=reasons,
     )
-    return Verdict(not reasons, tuple(reasons), document)
+    return verdict
 
 
 def promote(
@@ -131,7 +125,7 @@ def gate_job(services: Services, conn: Connection) -> dict[str, Any]:
     promoted: int | None = None
     for candidate in [one for one in generations.generations(conn) if one.state == "shadow"]:
         verdict = judge(services, conn, candidate, live)
-        judged[str(candidate.id)] = verdict.document
+        judged[str(candidate.id)] = verdict.to_json()
         if verdict.passed and services.settings.auto_promote and promoted is None:
             promoted = switch(services, conn, candidate.id).generation
     return {"judged": judged, "promoted": promoted, "way_back_caught_up": caught_up}
@@ -139,7 +133,7 @@ def gate_job(services: Services, conn: Connection) -> dict[str, Any]:
 
 def compare(
     probes: Sequence[Probe], live: Sequence[Rank], candidate: Sequence[Rank]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, CohortComparison]:
     """The paired loss of each cohort, and of all together, beside what it may be."""
     places = dict(by_cohort(probes)) | ({ALL: list(range(len(probes)))} if probes else {})
     return {
@@ -148,23 +142,23 @@ def compare(
     }
 
 
-def _paired(hits: Sequence[tuple[bool, bool]]) -> dict[str, float]:
+def _paired(hits: Sequence[tuple[bool, bool]]) -> CohortComparison:
     """Loss: the share of queries that only the live generation answers, less the share that only the candidate does (McNemar).
 
     Its standard error, when both are equally good, is √(differing)/n.
     """
     lost, won = sum(a and not b for a, b in hits), sum(b and not a for a, b in hits)
-    return {
-        "queries": len(hits),
-        f"live_R@{DEPTH}": sum(a for a, _ in hits) / len(hits),
-        f"candidate_R@{DEPTH}": sum(b for _, b in hits) / len(hits),
-        "loss": (lost - won) / len(hits),
-        "loss_limit": min(WORST_LOSS, max(LOSS, Z * sqrt(lost + won) / len(hits))),
-    }
+    return CohortComparison(
+        queries=len(hits),
+        live_recall=sum(a for a, _ in hits) / len(hits),
+        candidate_recall=sum(b for _, b in hits) / len(hits),
+        loss=(lost - won) / len(hits),
+        loss_limit=min(WORST_LOSS, max(LOSS, Z * sqrt(lost + won) / len(hits))),
+    )
 
 
 def _reasons(
-    cohorts: dict[str, dict[str, float]], missing: int, ratio: float | None, scored: Sequence[float]
+    cohorts: dict[str, CohortComparison], missing: int, ratio: float | None, scored: Sequence[float]
 ) -> list[str]:
     """Why the candidate is refused; nothing when it is not."""
     reasons = []
@@ -172,14 +166,14 @@ def _reasons(
         reasons.append("no image has a caption, so nothing tells how well it finds them")
     if missing:
         reasons.append(f"{missing} images of the live generation are missing, 0 are allowed")
-    judged = {name: one for name, one in cohorts.items() if name != ALL and one["queries"] >= LEAST}
+    judged = {name: one for name, one in cohorts.items() if name != ALL and one.queries >= LEAST}
     if len(judged) != 1 or len(cohorts) > 2:
         judged |= {ALL: cohorts[ALL]} if cohorts else {}
     for name, one in judged.items():
-        if one["loss"] > one["loss_limit"]:
+        if one.loss is not None and one.loss_limit is not None and one.loss > one.loss_limit:
             reasons.append(
-                f"R@{DEPTH} of {name} falls from {one[f'live_R@{DEPTH}']:.1%} to {one[f'candidate_R@{DEPTH}']:.1%} "
-                f"in {one['queries']} queries, a loss of {100 * one['loss_limit']:.1f} points is allowed"
+                f"R@{DEPTH} of {name} falls from {one.live_recall:.1%} to {one.candidate_recall:.1%} "
+                f"in {one.queries} queries, a loss of {100 * one.loss_limit:.1f} points is allowed"
             )
     if ratio is not None and ratio > LATENCY:
         reasons.append(f"a query takes {ratio:.2f} times as long, {LATENCY:g} times is allowed")

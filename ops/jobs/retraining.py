@@ -82,7 +82,7 @@ def _candidate(services: Services, conn: Connection, name: str, how: Sequence[st
             "why": f"generation {waiting[-1].id} is a candidate already and waits for its gate"
         }
     left = generations.unfinished(conn)
-    resumed = left is not None and left.config.get("corpus") == "store"
+    resumed = left is not None and left.config.training.corpus == "store"
     before = max((found.id for found in generations.generations(conn)), default=0)
     log = services.home / "logs" / f"{name}.log"
     code = _run(services, ["--resume"] if resumed else how, log)
@@ -155,10 +155,11 @@ def _wait_for_trainer(conn: Connection) -> None:
 
 
 def _figures(found: Generation) -> Figures:
+    config = found.config.to_json()
     return {
         "generation": found.id,
         "state": found.state,
-        **{name: found.config[name] for name in _TOLD if name in found.config},
+        **{name: config[name] for name in _TOLD if name in config},
     }
 
 

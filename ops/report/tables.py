@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from ops.report.figures import number
 from ops.report.html import Html, join, table, tag
 from ops.report.page import Card, section
-from ops.report.timeline import Timeline, gate_of, mode_of
+from ops.report.timeline import Timeline, mode_of
 from ops.report.words import count, figure, moment, monitor_words, percent, plain, points, span
+from schemas.generation_config import CohortComparison, GateVerdict
 from workers.repository.alarms import Alarm
 from workers.repository.generations import Generation
 
@@ -40,11 +40,11 @@ def generation_card(happened: Timeline) -> Card:
     live = happened.live
     if live is None:
         return Card("Generation", "none", "no generation is live", "bad")
-    parent = live.config.get("parent")
+    parent = live.config.training.parent
     made = {"full": "trained in full", "refresh": "refreshed", "recluster": "re-clustered"}.get(
         mode_of(live), plain(mode_of(live), 20)
     )
-    source = f" from G{parent}" if isinstance(parent, int) and mode_of(live) != "full" else ""
+    source = f" from G{parent}" if parent is not None and mode_of(live) != "full" else ""
     return Card("Generation", f"G{live.id}", f"live since {moment(live.live_at)}, {made}{source}")
 
 
@@ -120,38 +120,30 @@ def _generations(found: tuple[Generation, ...]) -> Html:
 
 
 def _generation(one: Generation) -> tuple[object, ...]:
-    images, parent = number(one.config.get("images")), one.config.get("parent")
-    made = plain(mode_of(one), 20) + (f" of G{parent}" if isinstance(parent, int) else "")
+    images, parent = one.config.training.images, one.config.training.parent
+    made = plain(mode_of(one), 20) + (f" of G{parent}" if parent is not None else "")
     live = moment(one.live_at) + (
         f", until {moment(one.ended_at)}" if one.live_at and one.ended_at else ""
     )
     state = mark(one.display_state, _STATES.get(one.display_state, "plain"))
-    return (f"G{one.id}", state, made, figure(images), live, _gate(gate_of(one)))
+    return (f"G{one.id}", state, made, figure(images), live, _gate(one.config.gate))
 
 
-def _gate(gate: Mapping[str, Any] | None) -> Html:
+def _gate(gate: GateVerdict | None) -> Html:
     if gate is None:
         return tag("span", "not asked", class_="about")
-    passed = gate.get("passed") is True
-    reasons = gate.get("reasons") if isinstance(gate.get("reasons"), list) else []
-    words = [plain(one, _LETTERS) for one in (reasons or [])[:_REASONS]] or _losses(
-        gate.get("probes")
-    )
+    words = [plain(reason, _LETTERS) for reason in gate.reasons[:_REASONS]]
+    words = words or _recalls(gate.cohorts)
     said = tag("div", "; ".join(words), class_="about") if words else Html("")
-    return join((mark("passed" if passed else "refused", "good" if passed else "bad"), said))
+    return join((mark("passed", "good") if gate.passed else mark("refused", "bad"), said))
 
 
-def _losses(probes: object) -> list[str]:
-    """R@10 of candidate and live by cohort, as the gate saw them."""
+def _recalls(cohorts: Mapping[str, CohortComparison]) -> list[str]:
+    """R@10 of the candidate by cohort, and its distance from the live generation's."""
     said = []
-    for cohort, one in probes.items() if isinstance(probes, dict) else ():
-        candidate, live = (
-            (number(one.get(name)) for name in ("candidate_R@10", "live_R@10"))
-            if isinstance(one, dict)
-            else (None, None)
-        )
-        if candidate is not None and live is not None:
-            said.append(f"{plain(cohort, 20)} {percent(candidate)} ({points(candidate - live)})")
+    for name, cohort in cohorts.items():
+        difference = points(cohort.candidate_recall - cohort.live_recall)
+        said.append(f"{plain(name, 20)} {percent(cohort.candidate_recall)} ({difference})")
     return said
 
 

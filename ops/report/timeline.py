@@ -7,7 +7,6 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from ops.report.figures import number
 from workers.repository.alarms import Alarm, alarms_since, open_alarms
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, generations
@@ -89,13 +88,7 @@ def switches(
 
 def mode_of(found: Generation) -> str:
     """How a generation was made: full, refresh, recluster, or full where nobody noted it."""
-    return str(found.config.get("mode") or "full")
-
-
-def gate_of(found: Generation) -> dict[str, Any] | None:
-    """The verdict of the gate, if it was asked."""
-    gate = found.config.get("gate")
-    return gate if isinstance(gate, dict) else None
+    return found.config.training.mode_or_full
 
 
 def _generation(found: Generation) -> dict[str, Any]:
@@ -103,13 +96,13 @@ def _generation(found: Generation) -> dict[str, Any]:
         "id": found.id,
         "state": found.state,
         "mode": mode_of(found),
-        "parent": found.config.get("parent"),
-        "images": number(found.config.get("images")),
+        "parent": found.config.training.parent,
+        "images": found.config.training.images,
         "codebook": found.codebook_version,
         "created_at": found.created_at.isoformat(),
         "live_at": _iso(found.live_at),
         "ended_at": _iso(found.ended_at),
-        "gate": gate_of(found),
+        "gate": None if found.config.gate is None else found.config.gate.to_json(),
     }
 
 

@@ -29,6 +29,7 @@ from ops.study.summary import summary, table
 from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
 from schemas.records import IntArray
+from schemas.training_record import TrainingRecord
 
 CUTOFFS = (1, 5, 10)
 RUNS, MADE = "runs", "made"
@@ -188,7 +189,7 @@ def _first(config: StudyConfig, seed: int, base: Path, work: Path) -> Path:
         )
         done = train_fully(base, study_profile(), corpus, corpus.stream.arrivals(0), seed)
         with tempfile.TemporaryDirectory(dir=_made(work)) as aside:
-            made = replace(done.checkpoint, about={"stages": []})
+            made = replace(done.checkpoint, record=TrainingRecord())
             save_checkpoint(made, Path(aside) / "first")
             (Path(aside) / "first").replace(folder)
     return folder

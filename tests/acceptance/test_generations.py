@@ -13,6 +13,7 @@ from ops.embedded.database import services
 from ops.jobs import gate
 from schemas.errors import WorkFailedError
 from schemas.settings import Settings
+from schemas.training_record import TrainingRecord
 from tests.acceptance.conftest import TRAINED, Home
 from tests.integration.test_serving import answers, asked, serving, until
 from tests.stubs import accepted, held_by
@@ -31,7 +32,7 @@ def undertrained(found: Services, conn: Connection, source: generations.Generati
     parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
     book = load_checkpoint(found.checkpoints / f"g{source.id}").codebook
     save_checkpoint(
-        Checkpoint(parts.sigma, book, parts.encoder, {"stages": ["codebook"]}),
+        Checkpoint(parts.sigma, book, parts.encoder, TrainingRecord(stages=("codebook",))),
         found.checkpoints / "undertrained",
     )
     return generations.create_generation(
@@ -54,10 +55,11 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
             generations.set_state(conn, bad, "shadow")
             with pytest.raises(WorkFailedError, match=r"is refused and 1 stays live: .* --force"):
                 gate.promote(found, conn, bad)
-            verdict = generations.get(conn, bad).config["gate"]
-            print("gate", bad, verdict["reasons"])
-            assert not verdict["passed"]
-            assert verdict["missing"] == 0
+            verdict = generations.get(conn, bad).config.gate
+            assert verdict is not None
+            print("gate", bad, verdict.reasons)
+            assert not verdict.passed
+            assert verdict.missing == 0
             assert generations.live_number(conn) == first.id
         with serving(found, load_searcher) as (server, _):
             until(lambda: answers(server, first.id) and answers(server, shuffled), "both are held")

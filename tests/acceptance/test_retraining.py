@@ -8,6 +8,7 @@ from model.progress import quiet
 from ops.embedded.database import services
 from ops.jobs import retraining
 from schemas.errors import WorkFailedError
+from schemas.generation_config import GateVerdict
 from schemas.settings import Settings
 from stream.manifest import read_manifest
 from tests.acceptance.conftest import TRAINED, Home
@@ -47,7 +48,7 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
         assert "waits for its gate" in retraining.retrain(found, conn)["why"]
         # One that its gate refused makes room.
         generations.describe(
-            conn, 2, config={"gate": {"passed": False, "reasons": ["R@10 falls"], "against": 1}}
+            conn, 2, gate=GateVerdict(passed=False, reasons=("R@10 falls",), against=1)
         )
         assert "generation 2 was refused" in home.ok("status")["alarms"][0]
         figures = retraining.recluster(found, conn)

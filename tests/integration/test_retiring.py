@@ -6,6 +6,7 @@ import pytest
 
 from ops.status import candidates
 from schemas.errors import RetryLaterError, UsageError
+from schemas.generation_config import GenerationConfig
 from schemas.identifiers import IdentifierShape
 from schemas.settings import Settings
 from workers.generations.retiring import drop, prune, refused
@@ -25,7 +26,9 @@ def made(
     services: Services, conn: Connection, *states: str, folder: str | None = None, **config: object
 ) -> int:
     """A generation that went through these states, with a checkpoint's folder."""
-    number = generations.create_generation(conn, SHAPE, checkpoint_path=folder, config=config)
+    number = generations.create_generation(
+        conn, SHAPE, checkpoint_path=folder, config=GenerationConfig.from_json(config)
+    )
     for state in states:
         generations.set_state(conn, number, state)
     (services.checkpoints / (folder or f"g{number}")).mkdir(parents=True, exist_ok=True)

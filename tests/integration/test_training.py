@@ -90,7 +90,7 @@ def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(
         key: key not in silent for key in (*old, *new, *silent) if key != old[3]
     }
     assert counted_right(conn, second.generation)
-    config = generations.get(conn, second.generation).config
+    config = generations.get(conn, second.generation).config.to_json()
     assert (config["mode"], config["parent"], config["images"]) == (
         "refresh",
         first.generation,
@@ -182,7 +182,7 @@ def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weight
     )
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-    config = generations.get(conn, done.generation).config
+    config = generations.get(conn, done.generation).config.to_json()
     assert (config["mode"], config["parent"], config["stages"]) == (
         "recluster",
         first,
@@ -224,8 +224,9 @@ def test_a_stage_below_its_gate_fails_the_generation_and_frees_its_tables(
     with pytest.raises(WorkFailedError, match=r"memorize: id1 is .* allowed is at least"):
         train(services, None, request(services, gates=Gates(progress=1.0, z=0.0, images=0)), quiet)
     (found,) = generations.generations(conn)
-    assert (found.state, found.config["stages"]) == ("failed", ["codebook"])
-    assert "id1" in found.config["failure"][0]
+    assert (found.state, found.config.training.stages) == ("failed", ("codebook",))
+    assert found.config.failure is not None
+    assert "id1" in found.config.failure[0]
     assert conn.execute("SELECT to_regclass(%s)", [f"posting_{found.id}"]).fetchone() == (None,)
     wild = profile_of_tests().with_stages(
         (replace(profile_of_tests().stage("memorize"), learning_rate=1e30, clip=0.0),)

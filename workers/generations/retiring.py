@@ -70,8 +70,10 @@ def prune(services: Services, conn: Connection) -> list[int]:
 
 def refused(candidate: Generation, live: Generation | None) -> bool:
     """Whether the gate refused a candidate beside the generation that is live now."""
-    verdict = candidate.config.get("gate") or {}
-    return live is not None and verdict.get("passed") is False and verdict.get("against") == live.id
+    verdict = candidate.config.gate
+    if live is None or verdict is None:
+        return False
+    return not verdict.passed and verdict.against == live.id
 
 
 def _needed_by(one: Generation, found: list[Generation]) -> int | None:
@@ -79,7 +81,7 @@ def _needed_by(one: Generation, found: list[Generation]) -> int | None:
         (
             other.id
             for other in found
-            if other.state == "building" and other.config.get("parent") == one.id
+            if other.state == "building" and other.config.training.parent == one.id
         ),
         None,
     )

@@ -9,7 +9,9 @@ from psycopg import errors
 from psycopg.types.json import Jsonb
 
 from schemas.errors import UsageError
+from schemas.generation_config import GateVerdict, GenerationConfig, config_changes
 from schemas.identifiers import IdentifierShape
+from schemas.training_record import TrainingRecord
 from workers.repository.connection import Connection, row, rows, run, transaction
 
 CHANNEL = "sigma_generation"
@@ -25,7 +27,7 @@ class Generation:
     codebook_version: str | None
     checkpoint_path: str | None
     shape: IdentifierShape
-    config: dict[str, Any]
+    config: GenerationConfig
     created_at: datetime
     live_at: datetime | None
     ended_at: datetime | None
@@ -38,12 +40,12 @@ class Generation:
     @property
     def dropped(self) -> bool:
         """Whether its tables are gone: its state is failed then, whatever it was before."""
-        return "dropped_at" in self.config
+        return self.config.dropped_at is not None
 
     @property
     def display_state(self) -> str:
         """The state for a person: `dropped` where nothing failed, but somebody gave it up."""
-        return "dropped" if self.dropped and "failure" not in self.config else self.state
+        return "dropped" if self.dropped and self.config.failure is None else self.state
 
 
 def create_generation(
@@ -52,7 +54,7 @@ def create_generation(
     *,
     codebook_version: str | None = None,
     checkpoint_path: str | None = None,
-    config: dict[str, Any] | None = None,
+    config: GenerationConfig | None = None,
 ) -> int:
     """A new generation in state building, with its own tables. Returns its number."""
     described = Jsonb({"codes": list(shape.codes), "suffixes": shape.suffixes})
@@ -63,7 +65,7 @@ def create_generation(
             codebook_version=codebook_version,
             checkpoint_path=checkpoint_path,
             shape=described,
-            config=Jsonb(config or {}),
+            config=Jsonb({} if config is None else config.to_json()),
         )
         generation = int(found[0]) if found else 0
         rows(conn, "open_partitions", generation=generation)
@@ -76,17 +78,20 @@ def describe(
     *,
     codebook_version: str | None = None,
     checkpoint_path: str | None = None,
-    config: dict[str, Any] | None = None,
+    training: TrainingRecord | None = None,
+    gate: GateVerdict | None = None,
+    failure: Sequence[str] | None = None,
+    dropped_at: datetime | None = None,
 ) -> None:
-    """Fills in what training produced. `config` is merged into what is there."""
-    described = None if config is None else Jsonb(config)
+    """Record what is given: columns, and parts of the configuration; the rest stays as it is."""
+    changes = config_changes(training=training, gate=gate, failure=failure, dropped_at=dropped_at)
     if not run(
         conn,
         "describe_generation",
         generation=generation,
         codebook_version=codebook_version,
         checkpoint_path=checkpoint_path,
-        config=described,
+        config=Jsonb(changes),
     ):
         raise _unknown(conn, generation)
 
@@ -208,7 +213,7 @@ def drop(conn: Connection, generation: int) -> None:
         set_state(conn, generation, "failed")
         for query in ("drop_partitions", "delete_leaves", "delete_counters"):
             run(conn, query, generation=generation)
-        describe(conn, generation, config={"dropped_at": datetime.now(UTC).isoformat()})
+        describe(conn, generation, dropped_at=datetime.now(UTC))
 
 
 def _generation(found: tuple[Any, ...]) -> Generation:
@@ -219,7 +224,7 @@ def _generation(found: tuple[Any, ...]) -> Generation:
         codebook_version=codebook,
         checkpoint_path=checkpoint,
         shape=IdentifierShape(codes=tuple(shape["codes"]), suffixes=shape["suffixes"]),
-        config=config,
+        config=GenerationConfig.from_json(config),
         created_at=created_at,
         live_at=live_at,
         ended_at=ended_at,

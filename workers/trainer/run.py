@@ -4,26 +4,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import psycopg
 
 from model.network.base import SHIPPED
-from model.network.checkpoint import ABOUT, describe_checkpoint, recover_checkpoint
+from model.network.checkpoint import ABOUT, load_record, recover_checkpoint
 from model.network.profiles import Profile, profile
 from model.training.stage_gates import Gates
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
+from schemas.generation_config import GenerationConfig
 from schemas.records import ManifestEntry
+from schemas.training_record import CODEBOOK, TrainingMode, TrainingRecord
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.training_data import claim_trainer, release_trainer, untrained_images
 from workers.runtime.services import Services
 from workers.trainer.material import digest, trainable
-
-Mode = Literal["full", "refresh", "recluster"]
-"""full: base weights and a new codebook. refresh: the live generation's weights, new images and replay. recluster: the live
-generation's weights as they are, a new codebook, identifiers moved where they need to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class TrainRequest:
     seed: int = 0
     base: Path = SHIPPED
     adapt: str = "auto"
-    mode: Mode | None = None
+    mode: TrainingMode | None = None
     recluster: bool = False
     gates: Gates = Gates()
 
@@ -52,7 +50,7 @@ class Run:
     generation: int
     folder: Path
     about: dict[str, Any]
-    mode: Mode
+    mode: TrainingMode
     profile: Profile
     parent: Generation | None
     request: TrainRequest
@@ -61,7 +59,7 @@ class Run:
     @property
     def has_codebook(self) -> bool:
         """Whether codebook and plan are there already."""
-        return "codebook" in self.about["stages"]
+        return CODEBOOK in self.about["stages"]
 
 
 @contextmanager
@@ -108,21 +106,20 @@ def _new(
         raise UsageError(
             f"generation {parent.id} was trained on every image with captions, so there is nothing to refresh it with"
         )
-    config: dict[str, Any] = {
-        "mode": mode,
-        "parent": None if parent is None else parent.id,
-        "profile": chosen.name,
-        "seed": request.seed,
-        "corpus": "store" if entries is None else "manifest",
-        "reclustered": mode == "recluster" or request.recluster,
-        "stages": [],
-    }
-    if entries is not None:
-        config["manifest"] = digest(entries)
+    record = TrainingRecord(
+        mode=mode,
+        parent=None if parent is None else parent.id,
+        profile=chosen.name,
+        seed=request.seed,
+        corpus="store" if entries is None else "manifest",
+        reclustered=mode == "recluster" or request.recluster,
+        manifest=None if entries is None else digest(entries),
+    )
+    config = GenerationConfig(training=record)
     generation = generations.create_generation(conn, chosen.shape, config=config)
     folder = services.checkpoints / f"g{generation}"
     folder.mkdir(parents=True, exist_ok=True)
-    return Run(generation, folder, dict(config), mode, chosen, parent, request, entries)
+    return Run(generation, folder, record.to_json(), mode, chosen, parent, request, entries)
 
 
 def _resumed(
@@ -133,22 +130,22 @@ def _resumed(
         raise UsageError(
             "no generation is unfinished, so there is nothing to resume; run without --resume"
         )
-    config = found.config
-    mode = cast(Mode, config.get("mode", "full"))
+    begun = found.config.training
+    mode = begun.mode_or_full
     if request.mode not in (None, mode):
         raise UsageError(
             f"generation {found.id} is unfinished in mode {mode}, not {request.mode}; resume it with --resume alone, or start anew"
         )
-    if (entries is None) != (config.get("corpus", "manifest") == "store"):
+    if (entries is None) != (begun.corpus == "store"):
         cure = "resume with its --manifest" if entries is None else "resume without --manifest"
         raise UsageError(
             f"generation {found.id} is trained from {'a manifest' if entries is None else 'the store'}; {cure}"
         )
-    if entries is not None and config.get("manifest", digest(entries)) != digest(entries):
+    if entries is not None and begun.manifest not in (None, digest(entries)):
         raise UsageError(
             f"generation {found.id} was begun with other images or captions; resume with the same manifest or start anew"
         )
-    parent = None if config.get("parent") is None else generations.get(conn, config["parent"])
+    parent = None if begun.parent is None else generations.get(conn, begun.parent)
     if parent is not None and parent.state == "failed":
         raise UsageError(
             f"generation {found.id} was begun from generation {parent.id}, which is failed by now; start anew without --resume"
@@ -156,19 +153,28 @@ def _resumed(
     folder = services.checkpoints / f"g{found.id}"
     folder.mkdir(parents=True, exist_ok=True)
     recover_checkpoint(folder)
-    about = describe_checkpoint(folder) if (folder / ABOUT).is_file() else {**config, "stages": []}
+    record = load_record(folder) if (folder / ABOUT).is_file() else replace(begun, stages=())
     settled = replace(
-        request, seed=config.get("seed", request.seed), recluster=bool(config.get("reclustered"))
+        request,
+        seed=request.seed if begun.seed is None else begun.seed,
+        recluster=bool(begun.reclustered),
     )
     settled = (
-        settled
-        if request.profile
-        else replace(settled, profile=profile(config.get("profile", "tiny")))
+        settled if request.profile else replace(settled, profile=profile(begun.profile or "tiny"))
     )
-    return Run(found.id, folder, about, mode, _profile(settled, parent), parent, settled, entries)
+    return Run(
+        found.id,
+        folder,
+        record.to_json(),
+        mode,
+        _profile(settled, parent),
+        parent,
+        settled,
+        entries,
+    )
 
 
-def _parent(conn: Connection, mode: Mode) -> Generation:
+def _parent(conn: Connection, mode: TrainingMode) -> Generation:
     live = generations.live(conn)
     if live is None:
         raise RefuseToStartError(
@@ -180,8 +186,9 @@ def _parent(conn: Connection, mode: Mode) -> Generation:
 def _profile(request: TrainRequest, parent: Generation | None) -> Profile:
     if parent is None:
         return request.profile or profile("tiny")
-    chosen = request.profile or profile(parent.config.get("profile", "tiny"))
-    known = parent.config.get("profile", chosen.name)
+    recorded = parent.config.training.profile
+    chosen = request.profile or profile(recorded or "tiny")
+    known = recorded or chosen.name
     if request.profile is not None and (known != chosen.name or parent.shape != chosen.shape):
         raise UsageError(
             f"generation {parent.id} has profile {known} and {parent.shape.codes}+{parent.shape.suffixes} codes, {chosen.name} has others; "

@@ -22,6 +22,7 @@ from model.training.ranks import from_first_rank, is_first_rank, sum_over_ranks
 from model.training.stage_gates import Gates, StageProbe, evaluate_stage, gate_failures
 from model.training.stages import TrainingSet, run_stage, visual_tokens
 from schemas.records import FloatArray, IntArray
+from schemas.training_record import TrainingRecord
 from workers.runtime.services import Services
 from workers.trainer.material import Material, pictures_of
 
@@ -82,6 +83,7 @@ class Course:
     """
 
     checkpoint: Checkpoint
+    about: dict[str, Any]
     folder: Path
     stages: Sequence[Stage]
     material: Material
@@ -97,7 +99,7 @@ class Course:
 
 def run_course(course: Course, until: str, progress: Progress) -> list[str]:
     """The stages that are still to do. Returns why the last one did not pass its gate, or nothing when all passed."""
-    about = course.checkpoint.about
+    about = course.about
     wanted = STAGES[1 : STAGES.index(until) + 1]
     trainee = Trainee(course.checkpoint.sigma, course.material.pictures)
     labels: list[FloatArray] | None = None
@@ -179,7 +181,7 @@ def soft_labels(teacher: Teacher, material: Material, progress: Progress) -> lis
 
 def _measure(course: Course, name: StageName, loss: float) -> list[str]:
     """Evaluate the stage, keep its checkpoint if it passes, and tell what is wrong if it does not."""
-    about = course.checkpoint.about
+    about = course.about
     if not isfinite(loss):
         return [f"its loss is {loss}; lower the learning rate"]
     with clocked(about, "evaluate"):
@@ -193,6 +195,7 @@ def _measure(course: Course, name: StageName, loss: float) -> list[str]:
     }
     if not wrong:
         about["stages"] = [*about["stages"], name]
-        save_checkpoint(replace(course.checkpoint, about=about), course.folder)
+        record = TrainingRecord.from_json(about)
+        save_checkpoint(replace(course.checkpoint, record=record), course.folder)
     course.done()
     return wrong

@@ -29,6 +29,7 @@ from model.training.adapt import SUFFICIENT_RECALL, AdaptConfig, adapt, base_rec
 from model.training.contrastive import CaptionedImages
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import FloatArray, HalfArray, IntArray
+from schemas.training_record import TrainingRecord
 from workers.generations.appender import checkpoint_of
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
@@ -82,7 +83,7 @@ def _from_base(services: Services, conn: Connection, run: Run, progress: Progres
             codebook = _fit(embeddings, run, progress)
             plan = plan_full(material.image_keys, codebook.leaves(embeddings), run.profile.shape)
             plan.save(run.folder)
-    checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder, about)
+    checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
     about["images"] = len(material)
     _keep(checkpoint, run)
     return Start(checkpoint, material, plan, embeddings.astype(np.float16), lambda: parts.teacher)
@@ -94,17 +95,14 @@ def _from_parent(
     about = run.about
     with clocked(about, "prepare"):
         if run.has_codebook:
-            checkpoint, plan = (
-                replace(load_checkpoint(run.folder), about=about),
-                Plan.load(run.folder),
-            )
+            checkpoint, plan = load_checkpoint(run.folder), Plan.load(run.folder)
         else:
             before = checkpoint_of(services, parent)
             codebook, plan = _plan_after(
                 conn, run, parent, before.codebook, services.settings.training_images, progress
             )
             plan.save(run.folder)
-            checkpoint = Checkpoint(before.sigma, codebook, before.encoder, about)
+            checkpoint = Checkpoint(before.sigma, codebook, before.encoder)
             _inherit(services.checkpoints / parent.folder / BASE, run.folder / BASE)
         wanted = plan.image_keys[plan.learnt]
         material = from_store(services, conn, wanted, checkpoint.sigma.profile)
@@ -127,7 +125,8 @@ def _from_parent(
 def _keep(checkpoint: Checkpoint, run: Run) -> None:
     if not run.has_codebook:
         run.about["stages"] = ["codebook"]
-        save_checkpoint(checkpoint, run.folder)
+        record = TrainingRecord.from_json(run.about)
+        save_checkpoint(replace(checkpoint, record=record), run.folder)
 
 
 def _material(services: Services, conn: Connection, run: Run, progress: Progress) -> Material:

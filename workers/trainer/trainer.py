@@ -14,6 +14,7 @@ from model.training.stages import TrainingSet
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from schemas.settings import RetrievalSettings
+from schemas.training_record import TrainingRecord
 from workers.generations.appender import Appender
 from workers.generations.switching import publish
 from workers.repository import generations
@@ -27,19 +28,6 @@ from workers.trainer.start import Start, start
 __all__ = ["TrainRequest", "TrainResult", "train"]
 
 _BATCH = 64
-_TOLD = (
-    "mode",
-    "parent",
-    "seed",
-    "images",
-    "stages",
-    "evaluations",
-    "recluster",
-    "base_recall",
-    "seconds",
-    "cpu_seconds",
-)
-"""What of a checkpoint's `about` the generation's row says too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +89,7 @@ def _learn(
     )
     course = Course(
         checkpoint=begun.checkpoint,
+        about=run.about,
         folder=run.folder,
         stages=stages if len(material) else (),
         material=material,
@@ -138,14 +127,13 @@ def _publish(
 
 
 def _tell(conn: Connection, run: Run, begun: Start) -> None:
-    config = {name: run.about[name] for name in _TOLD if name in run.about}
     version = begun.checkpoint.codebook.version
     generations.describe(
         conn,
         run.generation,
         codebook_version=version,
         checkpoint_path=run.folder.name,
-        config=config,
+        training=TrainingRecord.from_json(run.about),
     )
 
 
@@ -159,7 +147,7 @@ def _fail(conn: Connection, run: Run, wrong: Sequence[str]) -> None:
 
 def _end(conn: Connection, run: Run, why: Sequence[str]) -> None:
     """The generation is failed and its tables are freed; its row tells why."""
-    generations.describe(conn, run.generation, config={"failure": list(why)})
+    generations.describe(conn, run.generation, failure=why)
     generations.set_state(conn, run.generation, "failed")
     with suppress(RetryLaterError):
         # Somebody reads its tables: they are pruned later.
@@ -168,12 +156,13 @@ def _end(conn: Connection, run: Run, why: Sequence[str]) -> None:
 
 def _parent_evaluations(conn: Connection, run: Run) -> dict[str, dict[str, float]]:
     """The evaluations of the nearest generation before this one that has any: re-clustering alone evaluates no stage."""
-    known = {found.id: found.config for found in generations.generations(conn)}
+    known = {found.id: found.config.training for found in generations.generations(conn)}
     at = None if run.parent is None else run.parent.id
     while at is not None and at in known:
-        if known[at].get("evaluations"):
-            return dict(known[at]["evaluations"])
-        at = known[at].get("parent")
+        evaluations = known[at].evaluations
+        if evaluations:
+            return {stage: dict(evaluation.figures) for stage, evaluation in evaluations.items()}
+        at = known[at].parent
     return {}
 
 

@@ -15,6 +15,7 @@ from model.network.profiles import PROFILES, profile
 from model.progress import Bar
 from model.training.stages import LengthBuckets, TrainingSet, examples, run_stage
 from schemas.errors import RefuseToStartError, UsageError
+from schemas.training_record import TrainingRecord
 from tests.unit.model.conftest import TEXTS, pictures
 
 COUNT = 16
@@ -133,7 +134,7 @@ def saved(parts: ModelParts, folder: Path) -> Checkpoint:
         parts.sigma,
         fit_codebook(rows, CodebookConfig(parts.sigma.profile.shape)),
         parts.encoder,
-        {"stages": ["codebook"]},
+        TrainingRecord(stages=("codebook",)),
     )
     save_checkpoint(checkpoint, folder)
     return checkpoint
@@ -154,7 +155,7 @@ def test_a_checkpoint_gives_back_the_same_model_codebook_and_encoder(
     np.testing.assert_array_equal(
         before.encoder.embed_images(pictures(3)), after.encoder.embed_images(pictures(3))
     )
-    assert after.about["stages"] == ["codebook"]
+    assert after.record.stages == ("codebook",)
 
 
 def test_a_checkpoint_refuses_another_codebook(parts: ModelParts, tmp_path: Path) -> None:

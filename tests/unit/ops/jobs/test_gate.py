@@ -34,8 +34,8 @@ def test_an_equal_candidate_passes_and_a_better_one_too() -> None:
 def test_what_one_wins_and_the_other_loses_cancels_out_and_widens_what_chance_explains() -> None:
     # Thirty lost, twenty-four won back: 1.645 √54 / 200 is 6 points, so chance explains 3, but never more than the bound.
     found = compare(probes(200), hits(200, 24, first=100), hits(200, 30))
-    assert found["day"]["loss"] == pytest.approx(0.03)
-    assert found["day"]["loss_limit"] == WORST_LOSS
+    assert found["day"].loss == pytest.approx(0.03)
+    assert found["day"].loss_limit == WORST_LOSS
     assert found[ALL] == found["day"]
     # The same loss without anything won is more than chance explains: 1.645 √6 / 200 is 2 points.
     assert refused(probes(200), hits(200, 0), hits(200, 6)) != []

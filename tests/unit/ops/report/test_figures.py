@@ -22,6 +22,7 @@ from ops.report.figures import (
 )
 from ops.report.recall_plots import thinned
 from ops.report.timeline import switches
+from schemas.generation_config import GenerationConfig
 from schemas.identifiers import IdentifierShape
 from workers.repository.generations import Generation
 from workers.repository.job_runs import JobRun
@@ -52,7 +53,7 @@ def generation(
 ) -> Generation:
     moments = [None if hours is None else BEGIN + hours * HOUR for hours in (live, ended)]
     shape = IdentifierShape(codes=(2, 2, 2, 2), suffixes=4)
-    return Generation(number, state, None, None, shape, {}, BEGIN, *moments)
+    return Generation(number, state, None, None, shape, GenerationConfig(), BEGIN, *moments)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from schemas.errors import RefuseToStartError
+from schemas.generation_config import GenerationConfig
 from schemas.identifiers import IdentifierShape
 from workers.repository.generations import Generation
 from workers.runtime.model_loader import ModelLoader
@@ -18,7 +19,7 @@ def generation(number: int, state: str = "shadow") -> Generation:
         None,
         None,
         IdentifierShape((2, 2, 2, 2), 4),
-        {},
+        GenerationConfig(),
         datetime.now(UTC),
         None,
         None,
