@@ -40,18 +40,18 @@ class HashEncoder:
         raise NotImplementedError
 
 
-class HashScorer:
+class HashDecodingEngine:
     """Scores tokens by what the text and the codes before them hash to, as a decoder conditions on its prefix."""
 
     def read_texts(self, texts: Sequence[str]) -> list[str]:
         return list(texts)
 
-    def walk(self, prompt: list[str]) -> "HashWalk":
-        return HashWalk(prompt)
+    def begin(self, prompt: list[str]) -> "HashDecodingState":
+        return HashDecodingState(prompt)
 
 
-class HashWalk:
-    """The walk of `HashScorer`."""
+class HashDecodingState:
+    """The state of `HashDecodingEngine`."""
 
     device = torch.device("cpu")
 
@@ -110,7 +110,7 @@ def index_of(entries: Sequence[Entry], images: int = 40) -> SearchIndex:
             np.array(leaves), np.array(slots), np.array(weights, np.float32), np.array(suffixes)
         )
     embeddings = unit_rows(np.random.default_rng(9).standard_normal((images, WIDTH)))
-    return SearchIndex(HashScorer(), HashEncoder(), trie, embeddings.astype(np.float16))
+    return SearchIndex(HashDecodingEngine(), HashEncoder(), trie, embeddings.astype(np.float16))
 
 
 def slow_search(
