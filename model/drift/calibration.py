@@ -20,7 +20,7 @@ _ONE_DEGREE = (float(chi2.isf(TAIL, 1)), 2.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Null:
+class NullDistribution:
     """A statistic's distribution without drift: its `mean`, quantiles of its `body`, and an exponential tail beyond `edge`.
 
     The statistics here are squared distances times the effective sample size, sums of squares of nearly normal terms, whose
@@ -34,7 +34,7 @@ class Null:
     scale: float
 
     @classmethod
-    def of(cls, replays: DoubleArray, least: float) -> "Null":
+    def of(cls, replays: DoubleArray, least: float) -> "NullDistribution":
         """From (R,) statistics of drift-free replays.
 
         No tail is taken for shorter than that of `least` times one squared normal: replays of a share that was 0 or 1, or of a
@@ -67,12 +67,12 @@ class Null:
         return asdict(self) | {"body": list(self.body)}
 
     @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> "Null":
+    def from_dict(cls, stored: dict[str, Any]) -> "NullDistribution":
         """The inverse of `to_dict`."""
         return cls(stored["mean"], tuple(stored["body"]), stored["edge"], stored["scale"])
 
 
-def holm(chances: list[float], family: float) -> list[float]:
+def holm_limits(chances: list[float], family: float) -> list[float]:
     """The limit that each chance has to stay under so that any false alarm among all has chance `family` (Holm 1979).
 
     The smallest is held against family/m, the next against family/(m-1), and so on until one fails: from there on all fail,

@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import fisher_exact
 
-from model.drift.calibration import Null, holm
+from model.drift.calibration import NullDistribution, holm_limits
 from model.drift.sketches import (
-    Crowding,
-    Histogram,
+    CodeHistogram,
+    HitShare,
+    LeafCrowding,
+    MeanShift,
     Novelty,
-    Share,
-    Shift,
     Sketch,
-    Values,
+    SortedValues,
     effective,
     restored,
     statistic,
@@ -36,7 +36,7 @@ from schemas.errors import UsageError
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import BoolArray, FloatArray, IntArray
 
-SAMPLE, REFERENCE = 1000, 2000
+WINDOW_IMAGES, REFERENCE_IMAGES = 1000, 2000
 """Images of a window, and of the reference."""
 
 EXPECTED_RUN = 8760.0
@@ -52,11 +52,11 @@ PRESSED = 0.75
 RECALL_DROP, RECALL_CHANCE = 0.03, 0.01
 """What a page needs: recall lower by three points, and less than one chance in a hundred that nothing changed."""
 
-ASKED = 0.1
+NOVEL_SHARE = 0.1
 """Share of a window, and of the reference, whose recall is compared: the images least like the reference. A tenth of arrivals that
 nobody finds moves the recall of all of them by less than a sample can show, but that of the most novel tenth by a lot."""
 
-LIMITS: Mapping[str, float] = {
+EFFECT_LIMITS: Mapping[str, float] = {
     **{f"id{level}": 0.1 for level in range(1, LEVELS + 1)},
     "embedding": 0.3,
     "novelty": 0.2,
@@ -71,7 +71,7 @@ LIMITS: Mapping[str, float] = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Window:
+class ArrivalWindow:
     """What one look at arrivals holds: n images, and Q served queries."""
 
     codes: IntArray
@@ -92,7 +92,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class MonitorResult:
     """What one monitor says of one window. `effect` is what is seen beyond what chance alone would show."""
 
     monitor: str
@@ -104,34 +104,34 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Recall:
-    """Known-item queries asked for the most novel images (`ASKED`), and how many found theirs among the ten best."""
+class RecallCount:
+    """Known-item queries asked for the most novel images (`NOVEL_SHARE`), and how many found theirs among the ten best."""
 
     hits: int
     queries: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Watched:
+class CalibratedSketch:
     """One monitor's memory of the time before: what it saw and how its statistic varies without drift."""
 
     sketch: Sketch
-    null: Null
+    null: NullDistribution
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reference:
+class DriftReference:
     """The drift-free state of a generation. `watched` by monitor, `images` and `window` are the sizes it was calibrated for."""
 
     shape: IdentifierShape
     images: int
     window: int
     expected_run: float
-    watched: Mapping[str, Watched]
+    monitors: Mapping[str, CalibratedSketch]
 
     def by_novelty(self, embeddings: FloatArray) -> IntArray:
         """(n,) rows of (n, D) embeddings, those least like the reference first."""
-        sketch = self.watched["novelty"].sketch
+        sketch = self.monitors["novelty"].sketch
         assert isinstance(sketch, Novelty)
         return np.argsort(-sketch.away(embeddings), kind="stable").astype(np.int64)
 
@@ -144,12 +144,12 @@ class Reference:
             "expected_run": self.expected_run,
             "watched": {
                 name: {"sketch": stored(one.sketch), "null": one.null.to_dict()}
-                for name, one in self.watched.items()
+                for name, one in self.monitors.items()
             },
         }
 
     @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> "Reference":
+    def from_dict(cls, document: dict[str, Any]) -> "DriftReference":
         """The inverse of `to_dict`."""
         return cls(
             IdentifierShape(tuple(document["shape"]["codes"]), document["shape"]["suffixes"]),
@@ -157,21 +157,23 @@ class Reference:
             document["window"],
             document["expected_run"],
             {
-                name: Watched(restored(one["sketch"]), Null.from_dict(one["null"]))
+                name: CalibratedSketch(
+                    restored(one["sketch"]), NullDistribution.from_dict(one["null"])
+                )
                 for name, one in document["watched"].items()
             },
         )
 
 
-def reference_of(
-    pool: Window,
+def fit_reference(
+    pool: ArrivalWindow,
     shape: IdentifierShape,
     *,
     seed: int = 0,
-    window: int = SAMPLE,
+    window: int = WINDOW_IMAGES,
     expected_run: float = EXPECTED_RUN,
     replays: int = REPLAYS,
-) -> Reference:
+) -> DriftReference:
     """The reference of drift-free images, calibrated for windows of `window` images. `UsageError` when the pool is too small."""
     if len(pool) < window:
         raise UsageError(
@@ -184,27 +186,36 @@ def reference_of(
             continue
         sketch = _sketch(name, rows, shape, seed)
         looked_at = len(rows) if name == "query-score" else window
-        watched[name] = Watched(
-            sketch, Null.of(sketch.replay(rows, rng, looked_at, replays), sketch.LEAST)
+        watched[name] = CalibratedSketch(
+            sketch, NullDistribution.of(sketch.replay(rows, rng, looked_at, replays), sketch.LEAST)
         )
-    return Reference(shape, len(pool), window, expected_run, watched)
+    return DriftReference(shape, len(pool), window, expected_run, watched)
 
 
-def examine(reference: Reference, window: Window) -> tuple[Finding, ...]:
+def examine(reference: DriftReference, window: ArrivalWindow) -> tuple[MonitorResult, ...]:
     """What each monitor says of a window; those without input, now or in the reference, say nothing."""
     inputs = _inputs(window, reference.shape)
     least = {"query-score": LEAST_QUERIES // 2}
-    names = [name for name in reference.watched if len(inputs[name]) >= least.get(name, 1)]
-    seen = [_look(reference.watched[name], inputs[name]) for name in names]
-    limits = holm([p for _, p in seen], 1 / reference.expected_run)
+    names = [name for name in reference.monitors if len(inputs[name]) >= least.get(name, 1)]
+    seen = [_look(reference.monitors[name], inputs[name]) for name in names]
+    limits = holm_limits([p for _, p in seen], 1 / reference.expected_run)
     return tuple(
-        Finding(name, effect, LIMITS[name], p, limit, effect >= LIMITS[name] and p <= limit)
+        MonitorResult(
+            name,
+            effect,
+            EFFECT_LIMITS[name],
+            p,
+            limit,
+            effect >= EFFECT_LIMITS[name] and p <= limit,
+        )
         for name, (effect, p), limit in zip(names, seen, limits, strict=True)
     )
 
 
-def level_of(
-    findings: Sequence[Finding], recall_then: Recall | None, recall_now: Recall | None
+def alarm_level(
+    findings: Sequence[MonitorResult],
+    recall_then: RecallCount | None,
+    recall_now: RecallCount | None,
 ) -> str:
     """How loudly to speak of a window: "none", "ticket" for an alarm, "page" when recall has fallen too.
 
@@ -229,12 +240,14 @@ def level_of(
     )
 
 
-def histograms(reference: Reference, window: Window) -> dict[str, dict[str, list[float]]]:
+def code_shares(
+    reference: DriftReference, window: ArrivalWindow
+) -> dict[str, dict[str, list[float]]]:
     """Shares of the codes of each level, `then` and `now`, for a reader's eye."""
     found = {}
     for level, count in enumerate(reference.shape.codes):
-        sketch = reference.watched[f"id{level + 1}"].sketch
-        assert isinstance(sketch, Histogram)
+        sketch = reference.monitors[f"id{level + 1}"].sketch
+        assert isinstance(sketch, CodeHistogram)
         now = np.bincount(window.codes[:, level], minlength=count) / max(1, len(window))
         found[f"id{level + 1}"] = {
             "then": (sketch.counts / sketch.size).tolist(),
@@ -243,12 +256,12 @@ def histograms(reference: Reference, window: Window) -> dict[str, dict[str, list
     return found
 
 
-def pressed(window: Window, shape: IdentifierShape) -> BoolArray:
+def under_suffix_pressure(window: ArrivalWindow, shape: IdentifierShape) -> BoolArray:
     """(n,) whether each image's primary leaf has little room left."""
     return np.asarray(window.leaf_loads >= PRESSED * shape.suffixes)
 
 
-def _look(watched: Watched, rows: npt.NDArray[Any]) -> tuple[float, float]:
+def _look(watched: CalibratedSketch, rows: npt.NDArray[Any]) -> tuple[float, float]:
     """Effect and chance of one monitor's rows."""
     sketch, null = watched.sketch, watched.null
     squared = sketch.distance(rows)
@@ -256,7 +269,7 @@ def _look(watched: Watched, rows: npt.NDArray[Any]) -> tuple[float, float]:
     return sqrt(max(0.0, excess)), null.p(statistic(squared, len(rows), sketch.size))
 
 
-def _inputs(window: Window, shape: IdentifierShape) -> dict[str, npt.NDArray[Any]]:
+def _inputs(window: ArrivalWindow, shape: IdentifierShape) -> dict[str, npt.NDArray[Any]]:
     """What each monitor looks at, in the order of reports."""
     return {
         **{f"id{level + 1}": window.codes[:, level] for level in range(LEVELS)},
@@ -265,20 +278,20 @@ def _inputs(window: Window, shape: IdentifierShape) -> dict[str, npt.NDArray[Any
         "confidence": window.confidences,
         "agreement": window.agreement,
         "leaf-load": pack_all(window.codes, shape),
-        "suffix-pressure": pressed(window, shape),
+        "suffix-pressure": under_suffix_pressure(window, shape),
         "query-score": window.query_scores,
     }
 
 
 def _sketch(name: str, rows: npt.NDArray[Any], shape: IdentifierShape, seed: int) -> Sketch:
     if name.startswith("id"):
-        return Histogram.of(rows, shape.codes[int(name[2:]) - 1])
+        return CodeHistogram.of(rows, shape.codes[int(name[2:]) - 1])
     if name == "embedding":
-        return Shift.of(rows)
+        return MeanShift.of(rows)
     if name == "novelty":
         return Novelty.of(rows, seed)
     if name == "agreement":
-        return Share.of(rows)
+        return HitShare.of(rows)
     if name == "suffix-pressure":
-        return Share.of(rows, rising=True)
-    return Crowding.of(rows) if name == "leaf-load" else Values.of(rows)
+        return HitShare.of(rows, rising=True)
+    return LeafCrowding.of(rows) if name == "leaf-load" else SortedValues.of(rows)

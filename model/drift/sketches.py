@@ -62,7 +62,7 @@ def effective(window: int, reference: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Histogram:
+class CodeHistogram:
     """Counts (C,) int64 of codes. Its effect is the Jensen-Shannon distance, base 2: 0 is alike, 1 is no code in common."""
 
     KIND: ClassVar[str] = "histogram"
@@ -70,7 +70,7 @@ class Histogram:
     counts: IntArray
 
     @classmethod
-    def of(cls, codes: IntArray, count: int) -> "Histogram":
+    def of(cls, codes: IntArray, count: int) -> "CodeHistogram":
         """From (K,) codes below `count`."""
         return cls(np.bincount(codes, minlength=count).astype(np.int64))
 
@@ -95,7 +95,7 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Values:
+class SortedValues:
     """Sorted values (at most `KEPT_VALUES`) of K rows. Its effect is the Kolmogorov-Smirnov distance: the share of rows that
     would have to change sides of some value."""
 
@@ -105,7 +105,7 @@ class Values:
     rows: int
 
     @classmethod
-    def of(cls, values: FloatArray | DoubleArray) -> "Values":
+    def of(cls, values: FloatArray | DoubleArray) -> "SortedValues":
         """From (K,) values."""
         ordered = np.sort(np.asarray(values, np.float64))
         if len(ordered) > KEPT_VALUES:
@@ -136,7 +136,7 @@ class Values:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Share:
+class HitShare:
     """`hits` of `rows`. Its effect is Cohen's h, the difference of two shares on the arcsine scale; `rising` counts a rise only."""
 
     KIND: ClassVar[str] = "share"
@@ -146,7 +146,7 @@ class Share:
     rising: bool = False
 
     @classmethod
-    def of(cls, hits: BoolArray, *, rising: bool = False) -> "Share":
+    def of(cls, hits: BoolArray, *, rising: bool = False) -> "HitShare":
         """From (K,) booleans."""
         return cls(int(hits.sum()), len(hits), rising)
 
@@ -176,7 +176,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shift:
+class MeanShift:
     """Mean (D,) of `rows` rows, and directions (D, C) that give each principal component variance 1.
 
     Its effect is the distance of two means in standard deviations (Cohen's d in many dimensions, Mahalanobis 1936).
@@ -189,7 +189,7 @@ class Shift:
     rows: int
 
     @classmethod
-    def of(cls, embeddings: FloatArray) -> "Shift":
+    def of(cls, embeddings: FloatArray) -> "MeanShift":
         """From (K, D) embeddings."""
         mean = embeddings.mean(0)
         _, singular, axes = np.linalg.svd(embeddings - mean, full_matrices=False)
@@ -229,7 +229,7 @@ class Novelty:
     LEAST: ClassVar[float] = 1.0
     landmarks: FloatArray
     distance_limit: float
-    share: Share
+    share: HitShare
 
     @classmethod
     def of(cls, embeddings: FloatArray, seed: int) -> "Novelty":
@@ -240,7 +240,7 @@ class Novelty:
         landmarks = fitted.cluster_centers_.astype(np.float32)
         away = _to_nearest(other, landmarks)
         limit = float(np.quantile(away, 1 - FAR))
-        return cls(landmarks, limit, Share.of(away > limit, rising=True))
+        return cls(landmarks, limit, HitShare.of(away > limit, rising=True))
 
     @property
     def size(self) -> int:
@@ -263,7 +263,7 @@ class Novelty:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Crowding:
+class LeafCrowding:
     """Counts (L,) of the occupied leaves. Its effect is |ln| of how many times likelier two images share a leaf than before.
 
     Loads of the whole index grow with it, drift or not; the chance that two images of one window meet does not.
@@ -274,7 +274,7 @@ class Crowding:
     counts: IntArray
 
     @classmethod
-    def of(cls, leaves: IntArray) -> "Crowding":
+    def of(cls, leaves: IntArray) -> "LeafCrowding":
         """From (K,) leaves."""
         return cls(np.unique(leaves, return_counts=True)[1].astype(np.int64))
 
@@ -301,7 +301,8 @@ class Crowding:
 
 
 KINDS: dict[str, Callable[..., Sketch]] = {
-    kind.KIND: kind for kind in (Histogram, Values, Share, Shift, Novelty, Crowding)
+    kind.KIND: kind
+    for kind in (CodeHistogram, SortedValues, HitShare, MeanShift, Novelty, LeafCrowding)
 }
 
 
@@ -320,7 +321,7 @@ def restored(document: dict[str, Any]) -> Sketch:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Share):
+    if isinstance(value, HitShare):
         return stored(value)
     if not isinstance(value, np.ndarray):
         return value

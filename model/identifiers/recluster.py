@@ -29,7 +29,7 @@ class ReclusterConfig:
     id3 stay while their coefficient falls short of the largest by at most this share. `price`: a centre is relocated when
     that lowers the error by this share of itself for each share of images that it moves. `stale`: Semi-NMF directions are
     fitted anew when the old ones leave this share more of unseen rows unexplained than new ones do. `moves`: the share of
-    identifiers that `affordable` may move; it raises `distance` and `stale` until they keep to it.
+    identifiers that `recluster_within_budget` may move; it raises `distance` and `stale` until they keep to it.
     """
 
     seed: int = 0
@@ -77,7 +77,7 @@ def recluster(
     return Codebook(old.config, first.centres, second, third, codewords)
 
 
-def affordable(
+def recluster_within_budget(
     old: Codebook, embeddings: FloatArray, config: ReclusterConfig = ReclusterConfig()
 ) -> tuple[Codebook, ReclusterConfig]:
     """The most faithful re-clustering that moves at most `moves` of the sample's identifiers, and the config to give to
@@ -111,7 +111,7 @@ def _ladder(
         book = recluster(old, rows, tried)
         kept = keep_codes(codes, rows, book, tried)
         moved = float((kept != codes).any(axis=1).mean())
-        tries.append((max(moved, config.moves), error(book, kept, rows), book, tried))
+        tries.append((max(moved, config.moves), quantisation_error(book, kept, rows), book, tried))
         if moved <= config.moves:
             powers = [power - 0.5] if power == round(power) and power > 0 else []
     return tries
@@ -297,8 +297,11 @@ def recluster_report(
     rows = checked(embeddings, old.width)
     same = old_codes == new_codes
     whole = same.all(axis=1)
-    before, after = error(old, old.encode(rows), rows), error(new, new_codes, rows)
-    yardstick = error(fresh, fresh.encode(rows), rows) if fresh is not None else None
+    before, after = (
+        quantisation_error(old, old.encode(rows), rows),
+        quantisation_error(new, new_codes, rows),
+    )
+    yardstick = quantisation_error(fresh, fresh.encode(rows), rows) if fresh is not None else None
     first, second, third, fourth = (float(share) for share in same.mean(axis=0))
     loads_old, loads_new = _loads(old_codes, old), _loads(new_codes, new)
     return ReclusterReport(
@@ -326,7 +329,7 @@ def gain_share(before: float, after: float, fresh: float | None) -> float | None
     return (before - after) / (before - fresh)
 
 
-def error(book: Codebook, codes: IntArray, embeddings: FloatArray) -> float:
+def quantisation_error(book: Codebook, codes: IntArray, embeddings: FloatArray) -> float:
     """Squared error of (N, 4) codes relative to the variance of (N, D) embeddings, as `identifier_quality` measures it."""
     centred = embeddings - embeddings.mean(axis=0)
     return float(

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from model.drift.monitors import (
-    REFERENCE,
-    SAMPLE,
-    Recall,
-    Reference,
+    REFERENCE_IMAGES,
+    WINDOW_IMAGES,
+    DriftReference,
+    RecallCount,
+    alarm_level,
     examine,
-    level_of,
-    reference_of,
+    fit_reference,
 )
 from model.network.profiles import profile
 from ops.bench.drift_pool import TOPICS, Images, Pool, pool
@@ -52,8 +52,8 @@ class DriftConfig:
 class _Split:
     """One draw of the pool: a reference made of one part, and streams that are drawn from the other."""
 
-    reference: Reference
-    recall: Recall
+    reference: DriftReference
+    recall: RecallCount
     pool: Images
     stream: Images
 
@@ -61,7 +61,7 @@ class _Split:
 def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
     """The document of `sigma bench drift`, and the same for people."""
     began = time.perf_counter()
-    found = pool(config.seed, REFERENCE + _STREAMED, _TOPICAL)
+    found = pool(config.seed, REFERENCE_IMAGES + _STREAMED, _TOPICAL)
     made = time.perf_counter() - began
     splits = [_split(found.ordinary, config.seed + at) for at in range(config.seeds)]
     peer = (
@@ -83,7 +83,7 @@ def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
         },
         "topics": topics,
         "significant_windows_by_hour": {str(hour): rate for hour, rate in rates.items()},
-        "watched": list(splits[0].reference.watched),
+        "watched": list(splits[0].reference.monitors),
         "seconds": seconds,
     }
     lines = [f"drift-free months, windows by what they raise: {more['months']}"]
@@ -102,15 +102,15 @@ def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
 
 def _split(ordinary: Images, seed: int) -> _Split:
     order = np.random.default_rng(seed).permutation(len(ordinary))
-    part = ordinary.taken(order[:REFERENCE])
-    learned = reference_of(part.window, profile("tiny").shape, seed=seed)
-    return _Split(learned, part.recall(learned), part, ordinary.taken(order[REFERENCE:]))
+    part = ordinary.taken(order[:REFERENCE_IMAGES])
+    learned = fit_reference(part.window, profile("tiny").shape, seed=seed)
+    return _Split(learned, part.recall(learned), part, ordinary.taken(order[REFERENCE_IMAGES:]))
 
 
 def _level(split: _Split, images: Images) -> tuple[str, list[str]]:
     """How loudly the hourly job would speak of a window, and which monitors alarm."""
     findings = examine(split.reference, images.window)
-    return level_of(findings, split.recall, images.recall(split.reference)), [
+    return alarm_level(findings, split.recall, images.recall(split.reference)), [
         one.monitor for one in findings if one.alarm
     ]
 
@@ -120,12 +120,12 @@ def _hours(split: _Split, seed: int, images: int) -> Iterator[Images]:
     rng = np.random.default_rng((seed, images))
     for _ in range(DAYS * HOURS):
         hour = rng.integers(0, len(split.stream), images)
-        yield split.stream.taken(hour[rng.choice(images, SAMPLE, replace=False)])
+        yield split.stream.taken(hour[rng.choice(images, WINDOW_IMAGES, replace=False)])
 
 
 def _month(split: _Split, seed: int) -> Counter[str]:
     """Windows of a drift-free month by how loudly the job would speak of them."""
-    return Counter(_level(split, window)[0] for window in _hours(split, seed, SAMPLE))
+    return Counter(_level(split, window)[0] for window in _hours(split, seed, WINDOW_IMAGES))
 
 
 def _rate(splits: Sequence[_Split], images: int) -> float:
@@ -148,11 +148,11 @@ def _noticed(splits: Sequence[_Split], topic: Images) -> dict[str, Any]:
     by: Counter[str] = Counter()
     for at, split in enumerate(splits):
         rng = np.random.default_rng((at, 7))
-        onset = int(rng.integers(0, SAMPLE))
+        onset = int(rng.integers(0, WINDOW_IMAGES))
         for number in range(_WINDOWS):
-            new = int(rng.binomial(SAMPLE - (0 if number else onset), _SHARE))
+            new = int(rng.binomial(WINDOW_IMAGES - (0 if number else onset), _SHARE))
             level, monitors = _level(split, _mixed(rng, split, topic, new))
-            delay = (number + 1) * SAMPLE - onset
+            delay = (number + 1) * WINDOW_IMAGES - onset
             if level != "none" and len(alarmed) <= at:
                 by.update(monitors)
                 alarmed.append(delay)
@@ -175,7 +175,7 @@ def _delays(found: Sequence[int]) -> dict[str, Any]:
 
 
 def _mixed(rng: np.random.Generator, split: _Split, topic: Images, new: int) -> Images:
-    ordinary = split.stream.taken(rng.integers(0, len(split.stream), SAMPLE - new))
+    ordinary = split.stream.taken(rng.integers(0, len(split.stream), WINDOW_IMAGES - new))
     return ordinary.joined(topic.taken(rng.integers(0, len(topic), new)))
 
 
@@ -194,7 +194,7 @@ def _start(
     rng = np.random.default_rng(config.seed)
     topic = found.topics[next(iter(TOPICS))]
     windows = [
-        _mixed(rng, split, topic, 0 if at < config.quiet else round(_SHARE * SAMPLE))
+        _mixed(rng, split, topic, 0 if at < config.quiet else round(_SHARE * WINDOW_IMAGES))
         for at in range(config.quiet + config.seeds)
     ]
     folder = tempfile.TemporaryDirectory()

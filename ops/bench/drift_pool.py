@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import torch
 
-from model.drift.monitors import ASKED, Recall, Reference, Window
+from model.drift.monitors import NOVEL_SHARE, ArrivalWindow, DriftReference, RecallCount
 from model.network.base import SHIPPED, Base
 from model.network.checkpoint import parts_from_base
 from model.network.profiles import profile
@@ -41,7 +41,7 @@ class Images:
     """Images as the monitors see them, and whether each is `found` (n,): among the ten best for its held-out caption, in one gallery
     of all images of the pool."""
 
-    window: Window
+    window: ArrivalWindow
     found: BoolArray
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class Images:
     def joined(self, other: "Images") -> "Images":
         """The rows of both."""
         one, two = self.window, other.window
-        window = Window(
+        window = ArrivalWindow(
             np.concatenate([one.codes, two.codes]),
             np.concatenate([one.embeddings, two.embeddings]),
             np.concatenate([one.confidences, two.confidences]),
@@ -72,10 +72,12 @@ class Images:
         )
         return Images(window, np.concatenate([self.found, other.found]))
 
-    def recall(self, reference: Reference) -> Recall:
+    def recall(self, reference: DriftReference) -> RecallCount:
         """What the hourly job would learn of them by asking."""
-        asked = self.found[reference.by_novelty(self.window.embeddings)[: round(ASKED * len(self))]]
-        return Recall(int(asked.sum()), len(asked))
+        asked = self.found[
+            reference.by_novelty(self.window.embeddings)[: round(NOVEL_SHARE * len(self))]
+        ]
+        return RecallCount(int(asked.sum()), len(asked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +203,13 @@ def _draw(part: tuple[tuple[str, ...], int, int, int]) -> tuple[ByteArray, list[
     return np.stack(pixels), words
 
 
-def _window(index: Index, numbers: IntArray) -> Window:
+def _window(index: Index, numbers: IntArray) -> ArrivalWindow:
     """What the index worker would have stored of images. No leaf is near full, and no query is looked at."""
     codes, embeddings = (
         index.codes[numbers],
         index.corpus.embeddings[numbers].astype(np.float16).astype(np.float32),
     )
-    return Window(
+    return ArrivalWindow(
         codes,
         embeddings,
         index.confidences[numbers],

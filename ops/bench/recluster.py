@@ -17,11 +17,11 @@ import numpy as np
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.identifiers.recluster import (
     ReclusterConfig,
-    affordable,
-    error,
     gain_share,
     keep_codes,
+    quantisation_error,
     recluster_report,
+    recluster_within_budget,
 )
 from model.identifiers.sticky_kmeans import matching
 from model.network.base import SHIPPED, Base
@@ -79,13 +79,13 @@ def compare(old: Codebook, rows: FloatArray, early: int, seed: int) -> dict[str,
     """
     codes = old.encode(rows)
     began = time.process_time()
-    new, config = affordable(old, rows, ReclusterConfig(seed=seed))
+    new, config = recluster_within_budget(old, rows, ReclusterConfig(seed=seed))
     now = keep_codes(codes, rows, new, config)
     took = time.process_time() - began
     fits = [
         fit_codebook(rows, replace(old.config, seed=seed + 1000 * turn)) for turn in range(_FRESH)
     ]
-    fresh = [error(fit, fit.encode(rows), rows) for fit in fits]
+    fresh = [quantisation_error(fit, fit.encode(rows), rows) for fit in fits]
     report = recluster_report(codes, now, rows, old, new, fits[0])
     same = (now == codes).all(axis=1)
     return {

@@ -9,18 +9,18 @@ import numpy as np
 import structlog
 
 from model.drift.monitors import (
-    ASKED,
-    REFERENCE,
-    SAMPLE,
-    Finding,
-    Recall,
-    Reference,
-    Window,
+    NOVEL_SHARE,
+    REFERENCE_IMAGES,
+    WINDOW_IMAGES,
+    ArrivalWindow,
+    DriftReference,
+    MonitorResult,
+    RecallCount,
+    alarm_level,
+    code_shares,
     examine,
-    histograms,
-    level_of,
-    pressed,
-    reference_of,
+    fit_reference,
+    under_suffix_pressure,
 )
 from model.identifiers.codebook import Codebook
 from model.identifiers.quality import gini
@@ -49,14 +49,14 @@ _LEAST_KNOWN, _DEPTH, _BATCH = 20, 10, 16
 _WATCH_S = 15.0
 
 Figures = dict[str, Any]
-Probe = Callable[[Services, Connection, Generation, Sequence[int]], Recall | None]
+Probe = Callable[[Services, Connection, Generation, Sequence[int]], RecallCount | None]
 
 log = structlog.get_logger()
 
 
 def known_items(
     services: Services, conn: Connection, generation: Generation, keys: Sequence[int]
-) -> Recall | None:
+) -> RecallCount | None:
     """How many of the most novel of these images, which come first, are found by a caption of theirs among the first ten. None when
     too few have captions.
 
@@ -68,7 +68,7 @@ def known_items(
         for key in keys
         if (image := stored.get(key)) and (texts := image.test_captions or image.captions)
     ]
-    asked = known[: round(ASKED * len(known))]
+    asked = known[: round(NOVEL_SHARE * len(known))]
     if len(asked) < _LEAST_KNOWN:
         return None
     from workers.query.searcher import Searcher
@@ -84,15 +84,15 @@ def known_items(
                 key in answer.image_keys.tolist()
                 for (key, _), answer in zip(part, answers, strict=True)
             )
-    return Recall(hits, len(asked))
+    return RecallCount(hits, len(asked))
 
 
 def drift_report(
     services: Services,
     conn: Connection,
     *,
-    sample: int = SAMPLE,
-    reference: int = REFERENCE,
+    sample: int = WINDOW_IMAGES,
+    reference: int = REFERENCE_IMAGES,
     probe: Probe = known_items,
 ) -> Figures:
     """Look at one window of the live generation, once enough has arrived for one; before that, make its reference.
@@ -116,15 +116,15 @@ def drift_report(
         )
     arrived = monitoring.arrivals(conn, generation.id, generation.shape, keys)
     window = _window(services, generation, arrived)
-    learned = Reference.from_dict(kept.document)
+    learned = DriftReference.from_dict(kept.document)
     findings = examine(learned, window)
-    recalls: tuple[Recall | None, Recall | None] = (None, None)
+    recalls: tuple[RecallCount | None, RecallCount | None] = (None, None)
     if any(finding.alarm for finding in findings):
         recalls = (
-            Recall(*kept.recall) if kept.recall else None,
+            RecallCount(*kept.recall) if kept.recall else None,
             _asked(probe, services, conn, generation, learned, arrived),
         )
-    level = level_of(findings, *recalls)
+    level = alarm_level(findings, *recalls)
     raised = _speak(services, conn, generation.id, findings, level, recalls, before)
     return _figures(generation.id, arrived, window, learned, findings) | {
         "pages": raised if level == "page" else 0,
@@ -191,7 +191,7 @@ def _calibrate(
             generation.id, f"calibrating: {len(keys)} of {wanted} reference images have arrived"
         )
     arrived = monitoring.arrivals(conn, generation.id, generation.shape, keys)
-    learned = reference_of(
+    learned = fit_reference(
         _window(services, generation, arrived), generation.shape, seed=generation.id, window=sample
     )
     recall = _asked(probe, services, conn, generation, learned, arrived)
@@ -200,13 +200,15 @@ def _calibrate(
         conn, generation.id, monitoring.StoredReference(learned.to_dict(), keys[-1], pair)
     )
     return _idle(generation.id, f"calibrated on {len(arrived)} images") | {
-        "watched": list(learned.watched),
+        "watched": list(learned.monitors),
         "recall": pair,
     }
 
 
-def _window(services: Services, generation: Generation, arrived: monitoring.Arrivals) -> Window:
-    return Window(
+def _window(
+    services: Services, generation: Generation, arrived: monitoring.Arrivals
+) -> ArrivalWindow:
+    return ArrivalWindow(
         arrived.codes,
         arrived.embeddings,
         arrived.confidences,
@@ -257,9 +259,9 @@ def _asked(
     services: Services,
     conn: Connection,
     generation: Generation,
-    learned: Reference,
+    learned: DriftReference,
     arrived: monitoring.Arrivals,
-) -> Recall | None:
+) -> RecallCount | None:
     """Recall of the most novel images, or None where it cannot be measured: a drift alarm must not depend on it."""
     novel_first = arrived.image_keys[learned.by_novelty(arrived.embeddings)]
     try:
@@ -273,9 +275,9 @@ def _speak(
     services: Services,
     conn: Connection,
     generation: int,
-    findings: Sequence[Finding],
+    findings: Sequence[MonitorResult],
     level: str,
-    recalls: tuple[Recall | None, Recall | None],
+    recalls: tuple[RecallCount | None, RecallCount | None],
     before: Sequence[Figures],
 ) -> int:
     """Raise and clear alarms and tell the world, in one transaction. Returns how many were raised."""
@@ -316,7 +318,7 @@ def _speak(
     return sum(number is not None for number in fresh)
 
 
-def _calm(alarm: Alarm, findings: Sequence[Finding], before: Sequence[Figures]) -> bool:
+def _calm(alarm: Alarm, findings: Sequence[MonitorResult], before: Sequence[Figures]) -> bool:
     """Whether the alarm's monitor has been calm in this window and in the ones before, as many as it takes."""
     alarming = [{one.monitor for one in findings if one.alarm}]
     alarming += [{one["name"] for one in figures["monitors"] if one["alarm"]} for figures in before]
@@ -344,9 +346,9 @@ def _idle(generation: int | None, why: str) -> Figures:
 def _figures(
     generation: int,
     arrived: monitoring.Arrivals,
-    window: Window,
-    reference: Reference,
-    findings: Sequence[Finding],
+    window: ArrivalWindow,
+    reference: DriftReference,
+    findings: Sequence[MonitorResult],
 ) -> Figures:
     _, first = np.unique(arrived.codes, axis=0, return_index=True)
     loads = window.leaf_loads[first]
@@ -366,11 +368,11 @@ def _figures(
             }
             for f in findings
         ],
-        "histograms": histograms(reference, window),
+        "histograms": code_shares(reference, window),
         "leaf": {
             "gini": gini(loads),
             "p99": float(np.percentile(loads, 99)),
             "max": int(loads.max()),
         },
-        "suffix_pressure": float(pressed(window, reference.shape).mean()),
+        "suffix_pressure": float(under_suffix_pressure(window, reference.shape).mean()),
     }

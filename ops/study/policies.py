@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from model.drift.monitors import Reference, Window, examine, reference_of
+from model.drift.monitors import ArrivalWindow, DriftReference, examine, fit_reference
 from model.identifiers.codebook import pack_all
-from model.identifiers.recluster import ReclusterConfig, affordable, keep_codes
+from model.identifiers.recluster import ReclusterConfig, keep_codes, recluster_within_budget
 from model.network.checkpoint import Checkpoint, load_checkpoint
 from model.network.profiles import Profile
 from ops.study.index import Corpus, Index
@@ -43,7 +43,7 @@ class State:
     """(N,)"""
     fresh: list[int] = field(default_factory=list)
     """Arrivals since the last upkeep, newest last: what the monitors look at."""
-    reference: Reference | None = None
+    reference: DriftReference | None = None
     """What is normal for the generation; made when the monitors first look."""
     born: int = 1
     """Session in which the generation began to take arrivals."""
@@ -112,7 +112,7 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def window_of(index: Index, numbers: IntArray) -> Window:
+def window_of(index: Index, numbers: IntArray) -> ArrivalWindow:
     """What the monitors see of images, posted or not."""
     corpus, shape = index.corpus, index.engine.shape
     posted = index.codes[numbers[0], 0] >= 0 if len(numbers) else False
@@ -125,7 +125,7 @@ def window_of(index: Index, numbers: IntArray) -> Window:
     embeddings = corpus.embeddings[numbers]
     analytic = index.checkpoint.codebook.encode(embeddings)
     loads = index.engine.trie.primaries.load[pack_all(codes, shape)].astype(np.int64)
-    return Window(
+    return ArrivalWindow(
         codes,
         embeddings,
         confidences,
@@ -155,7 +155,7 @@ def _alarms(state: State) -> tuple[str, ...]:
     if state.reference is None:
         stream = state.corpus.stream
         normal = window_of(state.index, stream.settling(state.born))
-        state.reference = reference_of(
+        state.reference = fit_reference(
             normal,
             state.profile.shape,
             seed=stream.config.seed,
@@ -196,7 +196,7 @@ def _recluster(state: State) -> Trained:
     numbers, checkpoint = state.numbers, state.index.checkpoint
     embeddings: FloatArray = state.corpus.embeddings[numbers]
     own = checkpoint.codebook.encode(embeddings)
-    codebook, config = affordable(
+    codebook, config = recluster_within_budget(
         checkpoint.codebook, embeddings, ReclusterConfig(seed=state.corpus.stream.config.seed)
     )
     kept = keep_codes(own, embeddings, codebook, config)

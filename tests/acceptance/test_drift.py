@@ -1,6 +1,6 @@
 """The drift report with a real model: it waits for its reference, and asks known items of the generation that answers."""
 
-from model.drift.monitors import ASKED
+from model.drift.monitors import NOVEL_SHARE
 from ops.cli.commands import ready
 from ops.embedded.database import services
 from ops.jobs.drift_report import known_items
@@ -28,5 +28,5 @@ def test_known_items_are_asked_of_the_live_generation(home: Home) -> None:
         recall = known_items(found, conn, generation, keys)
     assert recall is not None
     # Held-out captions of images that the model was trained on.
-    assert recall.queries == round(ASKED * len(keys))
+    assert recall.queries == round(NOVEL_SHARE * len(keys))
     assert recall.hits > recall.queries / 2

@@ -8,7 +8,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from model.drift.monitors import Recall
+from model.drift.monitors import RecallCount
 from model.identifiers.codebook import CodebookConfig, fit_codebook
 from ops.jobs.drift_report import CALM, drift_report, known_items, seen, served_scores
 from ops.jobs.registry import Job, perform
@@ -95,14 +95,14 @@ def accept(
 def report(
     services: Services,
     conn: Connection,
-    recall: Recall | None = None,
+    recall: RecallCount | None = None,
     asked: list[int] | None = None,
 ) -> jobs.JobRun:
     """One run of the job as the scheduler does it, with small sizes and a probe of the test's, which notes what it is asked for."""
 
     def probe(
         services: Services, conn: Connection, generation: Generation, keys: Sequence[int]
-    ) -> Recall | None:
+    ) -> RecallCount | None:
         (asked if asked is not None else []).extend(keys)
         return recall
 
@@ -130,7 +130,7 @@ def test_the_reference_is_the_first_arrivals_of_the_live_generation(
         == "calibrating: 199 of 200 reference images have arrived"
     )
     first += accept(conn, generation, 1, rng)
-    figures = report(services, conn, Recall(90, 100)).figures
+    figures = report(services, conn, RecallCount(90, 100)).figures
     assert figures["why"] == "calibrated on 200 images"
     assert figures["monitors"] == []
     kept = monitoring.stored_reference(conn, generation)
@@ -151,7 +151,7 @@ def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(
 ) -> None:
     rng = np.random.default_rng(2)
     accept(conn, generation, REFERENCE, rng)
-    report(services, conn, Recall(90, 100))
+    report(services, conn, RecallCount(90, 100))
     accept(conn, generation, SAMPLE, rng)
     calm = report(services, conn).figures
     assert (calm["images"], calm["tickets"], calm["pages"]) == (SAMPLE, 0, 0)
@@ -159,7 +159,7 @@ def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(
     assert calm["leaf"]["max"] >= calm["leaf"]["p99"] > 0
 
     accept(conn, generation, SAMPLE, rng, new=0.5)
-    alarming = report(services, conn, Recall(88, 100)).figures
+    alarming = report(services, conn, RecallCount(88, 100)).figures
     raised = {one["name"] for one in alarming["monitors"] if one["alarm"]}
     assert {"embedding", "novelty"} <= raised
     assert (alarming["tickets"], alarming["pages"]) == (len(raised), 0)
@@ -170,7 +170,7 @@ def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(
     assert [note.kind for note in notes(services)] == ["alarm"] * len(raised)
 
     accept(conn, generation, SAMPLE, rng, new=0.5)
-    assert report(services, conn, Recall(88, 100)).figures["tickets"] == 0
+    assert report(services, conn, RecallCount(88, 100)).figures["tickets"] == 0
     for window in range(CALM):
         assert {one.monitor for one in alarms.open_alarms(conn)} == raised, window
         accept(conn, generation, SAMPLE, rng)
@@ -187,11 +187,11 @@ def test_a_ticket_becomes_a_page_when_recall_falls(
 ) -> None:
     rng = np.random.default_rng(3)
     accept(conn, generation, REFERENCE, rng)
-    report(services, conn, Recall(180, 200))
+    report(services, conn, RecallCount(180, 200))
     accept(conn, generation, SAMPLE, rng, new=0.5)
     assert report(services, conn, None).figures["pages"] == 0
     accept(conn, generation, SAMPLE, rng, new=0.5)
-    assert report(services, conn, Recall(120, 200)).figures["pages"] > 0
+    assert report(services, conn, RecallCount(120, 200)).figures["pages"] > 0
     # A monitor that alarmed before and not now stays what it was.
     assert {
         one.level for one in alarms.open_alarms(conn) if one.monitor in ("embedding", "novelty")

@@ -122,7 +122,7 @@ def recluster_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
         def to_dict(self) -> dict[str, object]:
             return {"kept": [1.0, 1.0, 1.0, 0.5]}
 
-    def affordable(
+    def recluster_within_budget(
         old: Codebook, embeddings: FloatArray, config: ReclusterConfig
     ) -> tuple[Codebook, ReclusterConfig]:
         assert embeddings.dtype == np.float32
@@ -137,7 +137,7 @@ def recluster_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("recluster")
     vars(module).update(
         ReclusterConfig=ReclusterConfig,
-        affordable=affordable,
+        recluster_within_budget=recluster_within_budget,
         keep_codes=keep_codes,
         recluster_report=lambda *_: Report(),
     )

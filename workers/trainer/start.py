@@ -256,9 +256,9 @@ def _reclustered(
     """
     from model.identifiers.recluster import (
         ReclusterConfig,
-        affordable,
         keep_codes,
         recluster_report,
+        recluster_within_budget,
     )
 
     rows = sampled(np.arange(len(held.image_keys)), _SAMPLE, seed)
@@ -266,7 +266,7 @@ def _reclustered(
     seen = sample.embeddings[sample.present].astype(np.float32)
     leaves = held.leaves.copy()
     with progress("recluster", len(leaves)) as bar:
-        new, config = affordable(old, seen, ReclusterConfig(seed=seed))
+        new, config = recluster_within_budget(old, seen, ReclusterConfig(seed=seed))
         for begin in range(0, len(leaves), _PAGE):
             stored = embeddings_of(conn, parent.id, held.image_keys[begin : begin + _PAGE])
             at = begin + np.flatnonzero(stored.present)

@@ -6,12 +6,12 @@ import pytest
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.identifiers.recluster import (
     ReclusterConfig,
-    affordable,
-    error,
     gain_share,
     keep_codes,
+    quantisation_error,
     recluster,
     recluster_report,
+    recluster_within_budget,
 )
 from model.identifiers.sticky_kmeans import matching, refit, settle, squared, stay
 from schemas.errors import UsageError
@@ -67,7 +67,7 @@ def test_a_stationary_corpus_keeps_85_of_100_identifiers_and_is_as_faithful_as_a
 ) -> None:
     old, rows = fitted(early, seed), np.concatenate([early, same(800, seed)])
     codes = old.encode(rows)
-    new, config = affordable(old, rows)
+    new, config = recluster_within_budget(old, rows)
     fresh = fitted(rows, seed + 50)
     report = recluster_report(codes, keep_codes(codes, rows, new, config), rows, old, new, fresh)
     assert report.kept_whole >= 0.85
@@ -82,7 +82,7 @@ def test_a_shifted_corpus_keeps_75_of_100_identifiers_with_80_percent_of_a_fresh
     for seed in (0, 1, 2):
         old, rows = fitted(early, seed), np.concatenate([early, shifted(800, seed)])
         codes, fresh = old.encode(rows), fitted(rows, seed + 50)
-        new, config = affordable(old, rows, ReclusterConfig(moves=0.25))
+        new, config = recluster_within_budget(old, rows, ReclusterConfig(moves=0.25))
         report = recluster_report(
             codes, keep_codes(codes, rows, new, config), rows, old, new, fresh
         )
@@ -98,10 +98,10 @@ def test_the_same_data_as_the_fit_keep_95_of_100_identifiers(
     old: Codebook, early: FloatArray
 ) -> None:
     codes = old.encode(early)
-    new, config = affordable(old, early)
+    new, config = recluster_within_budget(old, early)
     kept = keep_codes(codes, early, new, config)
     assert (kept == codes).all(axis=1).mean() >= 0.95
-    assert error(new, kept, early) <= error(old, codes, early)
+    assert quantisation_error(new, kept, early) <= quantisation_error(old, codes, early)
 
 
 def test_an_unchanged_codebook_keeps_every_analytic_code(old: Codebook) -> None:
@@ -156,7 +156,9 @@ def test_a_topic_that_dies_gives_its_code_to_one_that_appears() -> None:
     fresh = fitted(rows)
     new = recluster(old, rows)
     assert len(np.unique(new.encode(rows)[:, 0])) == SHAPE.codes[0]
-    assert error(new, new.encode(rows), rows) <= 1.05 * error(fresh, fresh.encode(rows), rows)
+    assert quantisation_error(new, new.encode(rows), rows) <= 1.05 * quantisation_error(
+        fresh, fresh.encode(rows), rows
+    )
     lost = recluster(old, mixture(300, 1, range(1)))
     assert np.isfinite(lost.reconstruct(lost.encode(rows))).all()
 
@@ -170,7 +172,10 @@ def test_fewer_distinct_rows_than_codes_are_no_accident(old: Codebook, rows: Flo
     for before in (old, fitted(rows)):
         new = recluster(before, rows)
         kept = keep_codes(before.encode(rows), rows, new)
-        assert error(new, kept, rows) <= error(before, before.encode(rows), rows) + 1e-6
+        assert (
+            quantisation_error(new, kept, rows)
+            <= quantisation_error(before, before.encode(rows), rows) + 1e-6
+        )
         grown = recluster(before, same(200, 1))
         assert (
             (grown.encode(same(200, 1)) < np.array(SHAPE.codes)) & (grown.encode(same(200, 1)) >= 0)
@@ -187,7 +192,7 @@ def test_product_quantised_codewords_are_matched_subspace_by_subspace() -> None:
     shape = IdentifierShape(codes=(4, 3, 3, 9), suffixes=50)
     rows = np.concatenate([mixture(400, 0), same(400, 1)])
     old = fitted(rows[:400], shape=shape, subspaces=2)
-    new, config = affordable(old, rows)
+    new, config = recluster_within_budget(old, rows)
     kept = keep_codes(old.encode(rows), rows, new, config)
     assert new.codewords.shape == old.codewords.shape
     assert (kept[:, 3] == old.encode(rows)[:, 3]).mean() >= 0.85
@@ -246,7 +251,9 @@ def test_the_budget_raises_the_tolerance_until_the_moves_fit(old: Codebook) -> N
     codes = old.encode(rows)
     shares = []
     for moves in (1.0, 0.02):
-        new, config = affordable(old, rows, ReclusterConfig(distance=0.01, price=0.01, moves=moves))
+        new, config = recluster_within_budget(
+            old, rows, ReclusterConfig(distance=0.01, price=0.01, moves=moves)
+        )
         shares.append(float((keep_codes(codes, rows, new, config) != codes).any(axis=1).mean()))
         assert config.distance == 0.01 if moves == 1.0 else config.distance > 0.01
     assert shares[1] < shares[0]
