@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from ops.embedded.database import services
+from ops.embedded.database import open_services
 from ops.embedded.supervisor import running
 from schemas.errors import RetryLaterError, UsageError
 from schemas.settings import Settings
@@ -58,7 +58,7 @@ def _ask_here(
     from workers.query.searcher import Searcher, checked_query, live_generation
 
     checked = checked_query(text, count)
-    with services(settings) as found, found.connect("query") as conn:
+    with open_services(settings) as found, found.connect("query") as conn:
         migrate(conn)
         searcher = Searcher(found, live_generation(conn, generation))
         started = time.monotonic()

@@ -13,7 +13,7 @@ from model.network.profiles import profile
 from ops.bench.fleet import Publisher, empty_topics
 from ops.bench.rows import Row
 from ops.cli.progress_bar import bar
-from ops.embedded.database import services
+from ops.embedded.database import open_services
 from ops.embedded.supervisor import down, up
 from ops.scenes.corpus import CorpusConfig, generate
 from schemas.events import ImageArrived
@@ -38,7 +38,7 @@ def steady(seconds: float, kafka: str | None) -> list[Row]:
         if broker is not None:
             os.environ["SIGMA_KAFKA_BOOTSTRAP"] = ",".join(broker.bootstrap)
             empty_topics(broker)
-        with services(settings) as found, found.connect("steady") as conn:
+        with open_services(settings) as found, found.connect("steady") as conn:
             migrate(conn)
             found.open_log().ensure_topics()
             seen = read_manifest(

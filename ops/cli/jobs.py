@@ -1,14 +1,39 @@
 """What `sigma jobs` says and does: the timetable with the newest runs, and one run by hand."""
 
 import json
+from argparse import Namespace
 from typing import Any
 
+from ops.cli.context import AddCommand, emit, limit_threads, open_database
+from ops.embedded.database import open_services
 from ops.jobs.registry import job, perform
 from ops.jobs.timetable import run_entry, timetable
-from schemas.errors import RetryLaterError
+from schemas.errors import RetryLaterError, UsageError
+from schemas.settings import Settings
 from workers.repository import job_runs as repository
 from workers.repository.connection import Connection
 from workers.runtime.services import Services
+
+
+def add_commands(add: AddCommand) -> None:
+    """Declare the command of this group."""
+    command = add("jobs", jobs, "scheduled jobs and their runs, or run one now")
+    command.add_argument("action", choices=("list", "run"), nargs="?", default="list")
+    command.add_argument("name", nargs="?", metavar="NAME")
+
+
+def jobs(options: Namespace, settings: Settings) -> int:
+    """`sigma jobs`"""
+    if (options.action == "run") != (options.name is not None):
+        raise UsageError("name a job to run, and only then: sigma jobs run NAME")
+    limit_threads(settings)
+    with open_services(settings) as services, open_database(services, "jobs") as conn:
+        if options.action == "run":
+            document, text = run_job(services, conn, options.name)
+        else:
+            document, text = list_jobs(services, conn)
+    emit(document, options.json, text)
+    return 0
 
 
 def list_jobs(services: Services, conn: Connection) -> tuple[dict[str, Any], str]:

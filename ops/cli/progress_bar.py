@@ -1,4 +1,4 @@
-"""Progress bars on standard error with rate and remaining time; plain lines when nobody watches a terminal."""
+"""Progress bars on standard error, with rate and remaining time."""
 
 import sys
 from collections.abc import Iterator
@@ -8,6 +8,12 @@ from typing import Any
 from tqdm import tqdm
 
 from model.progress import Bar
+
+TERMINAL_REDRAW_S = 0.2
+"""Seconds between two redraws on a terminal: smooth to the eye."""
+
+LOG_REDRAW_S = 10.0
+"""Seconds between two redraws into a file."""
 
 
 class _TqdmBar:
@@ -25,8 +31,9 @@ class _TqdmBar:
 
 @contextmanager
 def bar(label: str, total: int) -> Iterator[Bar]:
-    """A bar on standard error. Without a terminal it is redrawn every ten seconds, so that logs stay readable."""
-    interval = 0.2 if sys.stderr.isatty() else 10.0
+    """Show a bar on standard error while the block runs."""
+    # Without a terminal a rare redraw keeps logs readable.
+    interval = TERMINAL_REDRAW_S if sys.stderr.isatty() else LOG_REDRAW_S
     with tqdm(
         total=total,
         desc=f"{label:<22}",

@@ -1,12 +1,12 @@
 """`sigma report`: reads the records, compares two generations where that is asked for, and writes a page, JSON or a few lines."""
 
 import logging
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ops.cli.commands import emit, ready, threads
-from ops.embedded.database import services
+from ops.cli.context import AddCommand, emit, limit_threads, open_database
+from ops.embedded.database import open_services
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from workers.repository.connection import Connection
@@ -15,8 +15,11 @@ from workers.runtime.services import Services
 _MOST_DAYS = 3650
 
 
-def add_options(command: ArgumentParser) -> None:
-    """The options of `sigma report`."""
+def add_commands(add: AddCommand) -> None:
+    """Declare the command of this group."""
+    command = add(
+        "report", report, "recall or drift over time, as a page with plots, JSON or a few lines"
+    )
     command.add_argument("what", choices=("drift", "recall"))
     command.add_argument("--out", type=Path, metavar="F.html", help="write one self-contained page")
     command.add_argument(
@@ -32,7 +35,7 @@ def report(options: Namespace, settings: Settings) -> int:
         _check(options.out)
     # It tells of caches that it builds or cannot keep, which is nobody's concern here.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    with services(settings) as found, ready(found, "report") as conn:
+    with open_services(settings) as found, open_database(found, "report") as conn:
         (_drift if options.what == "drift" else _recall)(options, found, conn)
     return 0
 
@@ -45,7 +48,7 @@ def _recall(options: Namespace, found: Services, conn: Connection) -> None:
     # Two models are loaded for the examples: a short summary does without.
     short = options.out is None and not options.json
     if not short:
-        threads(found.settings)
+        limit_threads(found.settings)
     comparison = Comparison(why="Not asked for.") if short else compare(found, conn)
     made = recall_report(conn, comparison, datetime.now(UTC), options.days)
     if options.out is not None:

@@ -5,12 +5,67 @@ import signal
 import threading
 from argparse import Namespace
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from ops.cli.commands import emit, entries_of, ready
-from ops.embedded.database import services
+from ops.cli.context import AddCommand, emit, entries_of, open_database
+from ops.embedded.database import open_services
 from schemas.errors import UsageError
 from schemas.settings import Settings
+
+
+def add_commands(add: AddCommand) -> None:
+    """Declare the command of this group."""
+    command = add(
+        "train", train, "train a generation: on a manifest, on the store, or from the live one"
+    )
+    command.add_argument(
+        "--manifest", type=Path, metavar="F", help="JSON Lines, Karpathy's JSON, or a folder"
+    )
+    command.add_argument(
+        "--from-store", action="store_true", help="anew, on the captioned images that are stored"
+    )
+    command.add_argument(
+        "--refresh",
+        action="store_true",
+        help="from the live weights, on new images and a replay of old ones",
+    )
+    command.add_argument(
+        "--recluster",
+        action="store_true",
+        help="a new codebook that moves few identifiers; alone, nothing is trained",
+    )
+    command.add_argument("--profile", help="tiny (default), qwen-3b or qwen-7b")
+    command.add_argument(
+        "--stage",
+        default="all",
+        choices=("codebook", "memorize", "comprehend", "align", "all"),
+        help="last stage to run",
+    )
+    command.add_argument(
+        "--resume", action="store_true", help="go on with the unfinished generation"
+    )
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--stop-with-parent",
+        action="store_true",
+        help="end when standard input does; for those who start it as a job",
+    )
+    command.add_argument(
+        "--base",
+        type=Path,
+        metavar="FOLDER",
+        help="start from this base instead of the shipped one (tiny profile)",
+    )
+    command.add_argument(
+        "--adapt",
+        default="auto",
+        choices=("auto", "always", "never"),
+        help="train the base further on these images first",
+    )
+    command.add_argument(
+        "--promote", action="store_true", help="make the new generation live if the gate lets it"
+    )
 
 
 def train(options: Namespace, settings: Settings) -> int:
@@ -76,7 +131,7 @@ def _first(options: Namespace, settings: Settings) -> int:
         recluster=options.recluster and options.refresh,
     )
     entries = entries_of(options.manifest, None) if options.manifest else None
-    with services(settings) as found, ready(found, "train") as conn:
+    with open_services(settings) as found, open_database(found, "train") as conn:
         result = run(found, entries, request, bar)
         if options.promote and result.state == "shadow":
             from ops.jobs.gate import promote

@@ -17,7 +17,7 @@ from model.network.base import ABOUT, SHIPPED
 from model.network.profiles import profile
 from ops import ingestion as ingest
 from ops.cli.progress_bar import bar
-from ops.embedded.database import services
+from ops.embedded.database import open_services
 from ops.embedded.supervisor import down, up
 from ops.evaluation import evaluate
 from ops.scenes.corpus import CorpusConfig, fingerprints, generate
@@ -83,7 +83,7 @@ def demo(settings: Settings, config: DemoConfig) -> dict[str, Any]:
     ):
         check_disjoint(config)
         seen, unseen = render(config, home)
-    with services(own) as found:
+    with open_services(own) as found:
         with (
             clock.phase("init", "start PostgreSQL, create the schema and the topics"),
             found.connect("demo") as conn,

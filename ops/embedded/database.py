@@ -30,7 +30,7 @@ def server(settings: Settings, *, keep: bool) -> Any:
 
 
 @contextmanager
-def services(settings: Settings) -> Iterator[Services]:
+def open_services(settings: Settings) -> Iterator[Services]:
     """The services for one command. The embedded server runs at least until it ends."""
     if settings.database_url is not None:
         yield Services(settings, settings.database_url)

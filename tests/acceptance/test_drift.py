@@ -1,8 +1,8 @@
 """The drift report with a real model: it waits for its reference, and asks known items of the generation that answers."""
 
 from model.drift.monitors import NOVEL_SHARE
-from ops.cli.commands import ready
-from ops.embedded.database import services
+from ops.cli.context import open_database
+from ops.embedded.database import open_services
 from ops.jobs.drift_report import known_items
 from schemas.settings import Settings
 from tests.acceptance.conftest import TRAINED, Home
@@ -16,7 +16,7 @@ def test_known_items_are_asked_of_the_live_generation(home: Home) -> None:
         "done",
         "calibrating: 0 of 2000 reference images have arrived",
     )
-    with services(Settings(home=home.folder)) as found, ready(found, "test") as conn:
+    with open_services(Settings(home=home.folder)) as found, open_database(found, "test") as conn:
         generation = live(conn)
         assert generation is not None
         keys = [

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.embedded.database import services
+from ops.embedded.database import open_services
 from schemas.settings import Settings
 from stream.manifest import read_manifest
 from tests.acceptance.conftest import STREAMED, TRAINED, Home, copied
@@ -238,7 +238,7 @@ def test_a_second_generation_waits_in_shadow_takes_over_and_rolls_back(
 def test_up_twice_is_once_and_down_leaves_no_process_behind(home: Home) -> None:
     first = home.ok("up")
     assert home.ok("up") == first
-    with services(Settings(home=home.folder)) as found, found.connect("test") as conn:
+    with open_services(Settings(home=home.folder)) as found, found.connect("test") as conn:
         names = {name for (name,) in conn.execute("SELECT application_name FROM pg_stat_activity")}
     assert {"sigma consumer intake", "sigma consumer index"} <= names, (
         "arrivals are taken as soon as it returns"

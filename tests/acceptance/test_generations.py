@@ -9,7 +9,7 @@ from model.network.base import SHIPPED, Base
 from model.network.checkpoint import Checkpoint, load_checkpoint, parts_from_base, save_checkpoint
 from model.network.profiles import profile
 from ops.bench.switch import SwitchConfig, copied, switch
-from ops.embedded.database import services
+from ops.embedded.database import open_services
 from ops.jobs import gate
 from schemas.errors import WorkFailedError
 from schemas.settings import Settings
@@ -44,7 +44,7 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate, "PROBES", 160)
-    with services(Settings(home=home.folder)) as found, found.connect("test") as conn:
+    with open_services(Settings(home=home.folder)) as found, found.connect("test") as conn:
         migrate(conn)
         first = generations.live(conn)
         assert first is not None
@@ -85,7 +85,7 @@ def test_an_equal_candidate_passes_the_gate_and_the_job_promotes_it_where_that_i
 ) -> None:
     monkeypatch.setattr(gate, "PROBES", 60)
     with (
-        services(Settings(home=home.folder, auto_promote=True)) as found,
+        open_services(Settings(home=home.folder, auto_promote=True)) as found,
         found.connect("test") as conn,
     ):
         migrate(conn)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ops.embedded.database import services
+from ops.embedded.database import open_services
 from ops.report.documents import drift_report, recall_report
 from ops.report.drift_page import drift_page
 from ops.report.examples import Answer, Comparison, Example
@@ -191,7 +191,7 @@ def test_paper_gets_the_wide_drawings_on_white(browser: Browser, pages: dict[str
 
 def second_generation(home: Home) -> None:
     """A copy of the live generation goes live, in which a third of the images have another's embedding: its answers get worse."""
-    with services(Settings(home=home.folder)) as found, found.connect("test") as conn:
+    with open_services(Settings(home=home.folder)) as found, found.connect("test") as conn:
         (first,) = generations(conn)
         number = create_generation(
             conn,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from model.progress import quiet
-from ops.embedded.database import services
+from ops.embedded.database import open_services
 from ops.jobs import retraining
 from schemas.errors import WorkFailedError
 from schemas.generation_config import GateVerdict
@@ -24,7 +24,7 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
     home: Home, corpus: Path
 ) -> None:
     settings = Settings(home=home.folder)
-    with services(settings) as found, found.connect("test") as conn:
+    with open_services(settings) as found, found.connect("test") as conn:
         assert retraining.retrain(found, conn)["generation"] is None
         seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:NEW], quiet)
         Sweep(found, conn, generations.get(conn, 1)).run()
@@ -66,7 +66,7 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
 
 
 def test_a_job_whose_trainer_fails_says_why(home: Home, corpus: Path) -> None:
-    with services(Settings(home=home.folder)) as found, found.connect("test") as conn:
+    with open_services(Settings(home=home.folder)) as found, found.connect("test") as conn:
         assert "trained on every image" in retraining.recluster(found, conn)["why"]
         seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:1], quiet)
         Sweep(found, conn, generations.get(conn, 1)).run()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from ops.cli.jobs import jobs as jobs_command
 from ops.cli.jobs import list_jobs, run_job
-from ops.cli.operations import jobs as jobs_command
 from ops.jobs.registry import JOBS, Job, job, perform
 from ops.jobs.timetable import OVERDUE_S, job_alarms, plans
 from schemas.errors import RetryLaterError, UsageError, WorkFailedError

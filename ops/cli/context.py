@@ -1,0 +1,74 @@
+"""What command groups share: declaring a command, opening the installation, printing the answer."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from schemas.errors import UsageError
+from schemas.records import ManifestEntry
+from schemas.settings import Settings
+from stream.manifest import read_manifest
+from workers.repository.connection import Connection, migrate
+from workers.runtime.services import Services
+
+RunCommand = Callable[[Namespace, Settings], int]
+"""The body of a command: parsed options and settings to the exit code."""
+
+
+class AddCommand(Protocol):
+    """Declares a command; the caller adds its options to the parser that comes back."""
+
+    def __call__(
+        self, name: str, run: RunCommand, help: str, *, has_json: bool = True
+    ) -> ArgumentParser:
+        """Add `sigma NAME`; with `has_json` it takes `--json`."""
+        ...
+
+
+def emit(document: Any, as_json: bool, text: str) -> None:
+    """Print the JSON document, or the text for people."""
+    answer = json.dumps(document, ensure_ascii=False) if as_json else text
+    print(answer, flush=True)
+
+
+def open_database(services: Services, name: str) -> Connection:
+    """Connect to a database whose schema, topics and bucket exist afterwards.
+
+    So no command needs `sigma init` first. `name` shows in pg_stat_activity.
+    """
+    conn = services.connect(name)
+    migrate(conn)
+    if services.s3 is not None:
+        services.s3.create_bucket()
+    log = services.open_log()
+    log.ensure_topics()
+    log.close()
+    return conn
+
+
+def entries_of(manifest: Path, split: str | None) -> list[ManifestEntry]:
+    """Read a manifest's entries, only those of `split` if one is named.
+
+    `UsageError` if none is left.
+    """
+    entries = read_manifest(manifest)
+    if split is None:
+        chosen = entries
+    else:
+        chosen = [entry for entry in entries if entry.split == split]
+    if not chosen:
+        splits = ", ".join(sorted({str(entry.split) for entry in entries}))
+        raise UsageError(f"split must be one of {splits} in {manifest}, got {split!r}")
+    return chosen
+
+
+def limit_threads(settings: Settings) -> None:
+    """Set the CPU threads of a process with a model.
+
+    One by default: the other processes of the machine need the other cores.
+    """
+    import torch
+
+    torch.set_num_threads(settings.threads or 1)

@@ -1,0 +1,168 @@
+"""Commands for the processes of one installation: `up`, `down`, `init`, `status`, `worker`."""
+
+import threading
+from argparse import Namespace
+from typing import Any
+
+from ops.cli.context import AddCommand, emit, limit_threads, open_database
+from ops.embedded.database import open_services
+from schemas.settings import Settings
+from workers.repository.connection import migrate
+from workers.runtime.services import Services
+
+ROLES = ("intake", "index", "query", "scheduler")
+
+
+def add_commands(add: AddCommand) -> None:
+    """Declare the commands of this group."""
+    up_command = add("up", up, "start all processes in the background and return when ready")
+    up_command.add_argument(
+        "--foreground", action="store_true", help="stay, and stop the processes on Ctrl-C"
+    )
+    add("down", down, "stop all processes of this home")
+    add("init", init, "create or upgrade the database and the topics")
+    add("status", status, "lag, freshness, generation, sizes, alarms")
+    worker_command = add(
+        "worker", worker, "run one worker process in the foreground", has_json=False
+    )
+    worker_command.add_argument("role", choices=ROLES)
+    worker_command.add_argument(
+        "--listener",
+        type=int,
+        metavar="FD",
+        help="query: serve on this inherited socket, which listens already",
+    )
+
+
+def up(options: Namespace, settings: Settings) -> int:
+    """`sigma up`"""
+    from ops.embedded import supervisor
+
+    if options.foreground:
+        supervisor.supervise(settings)
+        return 0
+    running = supervisor.up(settings)
+    logs = settings.home.absolute() / "logs"
+    text = (
+        f"running: POST {running.url}/v1/query · documentation {running.url}/docs · logs {logs}"
+        " · stop with: sigma down"
+    )
+    emit({"url": running.url, "pid": running.pid}, options.json, text)
+    return 0
+
+
+def down(options: Namespace, settings: Settings) -> int:
+    """`sigma down`"""
+    from ops.embedded import supervisor
+
+    stopped = supervisor.down(settings)
+    emit({"stopped": stopped}, options.json, "stopped" if stopped else "nothing was running")
+    return 0
+
+
+def init(options: Namespace, settings: Settings) -> int:
+    """`sigma init`"""
+    with open_services(settings) as services, open_database(services, "init") as conn:
+        version = migrate(conn)
+    text = f"database at schema {version}, topics and image store ready"
+    emit({"schema": version}, options.json, text)
+    return 0
+
+
+def status(options: Namespace, settings: Settings) -> int:
+    """`sigma status`"""
+    from ops.embedded.supervisor import running
+    from ops.status import status as read_status
+
+    with open_services(settings) as services, open_database(services, "status") as conn:
+        log = services.open_log()
+        document = read_status(conn, log)
+        log.close()
+    address = running(settings)
+    document["url"] = address.url if address else None
+    emit(document, options.json, _status_text(document))
+    return 0
+
+
+def _status_text(document: dict[str, Any]) -> str:
+    images = document["images"]
+    trie = document["trie"]
+    freshness = document["freshness_s"]
+    generations = len(document["generations"])
+    lines = [
+        f"generation   {document['generation'] or 'none live'} ({generations} in all)",
+        f"images       {images['indexed']:,} indexed, {images['pending']:,} waiting,"
+        f" {images['rejected']:,} rejected, {images['deleted']:,} deleted",
+        f"trie         {trie['leaves']:,} leaves, checksum {trie['checksum']}",
+        f"freshness    p50 {freshness['p50']} s, p95 {freshness['p95']} s"
+        " from arrival to searchable",
+        f"serving      {document['url'] or 'nothing runs; start it with: sigma up'}",
+    ]
+    for alarm in document["alarms"]:
+        lines.append(f"ALARM        {alarm}")
+    return "\n".join(lines)
+
+
+def worker(options: Namespace, settings: Settings) -> int:
+    """`sigma worker`: run one process.
+
+    It creates a missing schema, so workers may start in any order.
+    """
+    from workers.runtime.logs import configure
+    from workers.runtime.process import stop_on_signals
+
+    configure(settings.log_level)
+    stop = stop_on_signals()
+    with open_services(settings) as services:
+        open_database(services, options.role).close()
+        if options.role == "intake":
+            _run_intake(services, stop)
+        elif options.role == "index":
+            _run_index(services, stop)
+        elif options.role == "scheduler":
+            _run_scheduler(services, stop)
+        else:
+            _run_query(services, stop, options.listener)
+    return 0
+
+
+def _run_intake(services: Services, stop: threading.Event) -> None:
+    # Needs no model: PyTorch is not imported here.
+    from workers import intake
+    from workers.runtime.metrics import IntakeMetrics, expose
+    from workers.runtime.relay import start_relay
+
+    start_relay(services, stop)
+    metrics = IntakeMetrics()
+    expose(services.settings, metrics.registry)
+    intake.run(services, stop, metrics)
+
+
+def _run_index(services: Services, stop: threading.Event) -> None:
+    from workers.index import IndexWorker
+    from workers.runtime.metrics import IndexMetrics, expose
+    from workers.runtime.relay import start_relay
+
+    start_relay(services, stop)
+    limit_threads(services.settings)
+    metrics = IndexMetrics()
+    expose(services.settings, metrics.registry)
+    IndexWorker(services, metrics).run(stop)
+
+
+def _run_scheduler(services: Services, stop: threading.Event) -> None:
+    from ops.jobs import drift_report, scheduler
+    from workers.runtime.metrics import DriftMetrics, expose
+
+    metrics = DriftMetrics()
+    expose(services.settings, metrics.registry)
+    drift_report.watch(services, metrics, stop)
+    scheduler.run(services, stop)
+
+
+def _run_query(services: Services, stop: threading.Event, listener: int | None) -> None:
+    from workers.query import http
+    from workers.runtime.process import inherited
+
+    limit_threads(services.settings)
+    http.run(services, stop, listener=None if listener is None else inherited(listener))

@@ -1,0 +1,164 @@
+"""Commands that ask a generation: `query`, `evaluate`, `explain`."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ops.cli.context import AddCommand, emit, entries_of, open_database
+from ops.embedded.database import open_services
+from schemas.errors import UsageError
+from schemas.settings import Settings
+from workers.repository.connection import Connection
+from workers.repository.generations import Generation
+from workers.repository.images import images_by_id, images_by_key
+from workers.repository.postings import image_at, postings_of
+
+
+def add_commands(add: AddCommand) -> None:
+    """Declare the commands of this group."""
+    query_command = add("query", query, "find images by text")
+    query_command.add_argument("text", metavar="TEXT")
+    query_command.add_argument("-k", type=int, default=10, help="how many images (default 10)")
+    query_command.add_argument(
+        "--generation",
+        type=int,
+        metavar="G",
+        help="answer from this generation instead of the live one",
+    )
+    query_command.add_argument(
+        "--mode",
+        default="fused",
+        choices=("fused", "paper"),
+        help="paper: five tokens over primary identifiers",
+    )
+    evaluate_command = add(
+        "evaluate", evaluate, "recall per image beside exact dense and two-tower search"
+    )
+    evaluate_command.add_argument("--manifest", type=Path, required=True, metavar="F")
+    evaluate_command.add_argument("--split", help="only entries of this split")
+    evaluate_command.add_argument("--generation", type=int, metavar="G")
+    evaluate_command.add_argument(
+        "--queries",
+        type=int,
+        metavar="N",
+        help="sample at most N queries of seen and of unseen images",
+    )
+    evaluate_command.add_argument("--seed", type=int, default=0)
+    evaluate_command.add_argument(
+        "--ablate",
+        action="store_true",
+        help="also measure one posting an image, and analytic assignment",
+    )
+    explain_command = add("explain", explain, "the caption that an identifier stands for")
+    explain_command.add_argument(
+        "what",
+        nargs="+",
+        metavar="IMAGE_ID|IDENTIFIER",
+        help="an image id, or one to five codes such as 3,1,4,2",
+    )
+    explain_command.add_argument("--generation", type=int, metavar="G")
+
+
+def query(options: Namespace, settings: Settings) -> int:
+    """`sigma query`: asks the running query worker; without one it loads the model itself."""
+    from ops.query_client import ask
+
+    document = ask(settings, options.text, options.k, options.generation, options.mode)
+    lines = []
+    for result in document["results"]:
+        caption = result["captions"][0] if result["captions"] else ""
+        lines.append(
+            f"{result['rank']:>3}  {result['score']:8.3f}  {result['image_id']}  {caption}"
+        )
+    emit(document, options.json, "\n".join(lines) or "nothing found")
+    return 0
+
+
+def evaluate(options: Namespace, settings: Settings) -> int:
+    """`sigma evaluate`"""
+    from ops.cli.progress_bar import bar
+    from ops.evaluation import evaluate as run_evaluation
+    from ops.evaluation import table
+    from workers.query.searcher import Searcher, live_generation
+
+    entries = entries_of(options.manifest, options.split)
+    with open_services(settings) as services, open_database(services, "evaluate") as conn:
+        searcher = Searcher(services, live_generation(conn, options.generation))
+        document = run_evaluation(
+            searcher,
+            entries,
+            limit=options.queries,
+            seed=options.seed,
+            ablate=options.ablate,
+            progress=bar,
+        )
+        searcher.close()
+    emit(document, options.json, table(document))
+    return 0
+
+
+def explain(options: Namespace, settings: Settings) -> int:
+    """`sigma explain`"""
+    from model.decoding.decoder import Decoder
+    from model.decoding.explain import explain as generate_caption
+    from workers.generations.appender import checkpoint_of
+    from workers.query.searcher import live_generation
+
+    with open_services(settings) as services, open_database(services, "explain") as conn:
+        generation = live_generation(conn, options.generation)
+        image_id, codes = _identify(conn, generation, options.what)
+        sigma = checkpoint_of(services, generation).sigma
+        caption = generate_caption(Decoder(sigma), codes)
+    document: dict[str, Any] = {
+        "generation": generation.id,
+        "image_id": image_id,
+        "identifier": codes,
+        "caption": caption,
+    }
+    subject = f"{codes} ({image_id})" if image_id else f"{codes}"
+    emit(document, options.json, f"{subject} → {caption}")
+    return 0
+
+
+def _identify(
+    conn: Connection, generation: Generation, words: Sequence[str]
+) -> tuple[str | None, list[int]]:
+    """Return the image id (if an image is meant) and the codes of what the user named."""
+    name = " ".join(words)
+    stored = images_by_id(conn, [name]).get(name)
+    shape = generation.shape
+    if stored is not None:
+        places = postings_of(conn, generation.id, [stored.image_key]).get(stored.image_key)
+        if not places:
+            raise UsageError(
+                f"image {stored.image_id} is {stored.state} and has no identifier in"
+                f" generation {generation.id}; sigma status tells what waits"
+            )
+        return stored.image_id, shape.identifier(places[0].leaf, places[0].suffix or 0)
+    codes = _parse_codes(name)
+    limits = [*shape.codes, shape.suffixes]
+    allowed = 1 <= len(codes) <= len(limits)
+    for code, limit in zip(codes, limits, strict=False):
+        allowed = allowed and 0 <= code < limit
+    if not allowed:
+        raise UsageError(
+            f"an identifier must be one to five numbers below {', '.join(map(str, limits))},"
+            f" got {codes}"
+        )
+    if len(codes) < len(limits):
+        return None, codes
+    key = image_at(conn, generation.id, shape.pack(codes[:4]), codes[4])
+    if key is None:
+        return None, codes
+    image = images_by_key(conn, [key]).get(key)
+    return (image.image_id if image else None), codes
+
+
+def _parse_codes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").strip("[] ").split()]
+    except ValueError:
+        raise UsageError(
+            f"give an image id of this index or an identifier such as 3,1,4,2,0, got {text!r}"
+        ) from None
