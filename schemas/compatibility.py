@@ -1,7 +1,8 @@
-"""Compatibility of event schemas: FULL_TRANSITIVE, every version readable by every other version's readers.
+"""Compatibility of event schemas: every version's readers can read what every other version writes.
 
-Rules for the part of JSON Schema that the events use. Producers of this project write no field that their schema does not
-know, so a new optional field is compatible although the schemas tolerate unknown fields.
+This is what schema registries call FULL_TRANSITIVE. The rules cover the part of JSON Schema that
+the events use. Producers of this project write no field that their schema does not list, so a new
+optional field is compatible although the schemas tolerate unknown fields.
 """
 
 import json
@@ -10,12 +11,14 @@ from importlib import resources
 from itertools import permutations
 from typing import Any
 
-Schema = Mapping[str, Any]
+JsonSchema = Mapping[str, Any]
+"""A JSON Schema as it was parsed."""
 
-_LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
-_UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
-_SAME = ("pattern", "format", "const", "uniqueItems", "multipleOf")
-_KNOWN = {
+_LOWER_BOUNDS = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
+_UPPER_BOUNDS = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
+_EXACT = ("pattern", "format", "const", "uniqueItems", "multipleOf")
+"""Keywords that must be equal: whether one includes the other cannot be told in general."""
+_OTHER_KNOWN = (
     "$schema",
     "$id",
     "title",
@@ -27,72 +30,87 @@ _KNOWN = {
     "enum",
     "additionalProperties",
     "default",
-}
+)
+_KNOWN = frozenset((*_LOWER_BOUNDS, *_UPPER_BOUNDS, *_EXACT, *_OTHER_KNOWN))
+
+_ANY_TYPE = ("array", "boolean", "null", "number", "object", "string")
 
 
-def schema_versions() -> dict[str, dict[int, Schema]]:
-    """Every version of every event's schema, by the event's NAME."""
-    found: dict[str, dict[int, Schema]] = {}
+def schema_versions() -> dict[str, dict[int, JsonSchema]]:
+    """Load every version of every event's schema: by the event's NAME, then by version."""
+    versions: dict[str, dict[int, JsonSchema]] = {}
     for file in resources.files("schemas").joinpath("events").iterdir():
-        parts = file.name.split(".")
-        if len(parts) == 3 and parts[2] == "json" and parts[1].startswith("v"):
-            found.setdefault(parts[0], {})[int(parts[1][1:])] = json.loads(
-                file.read_text(encoding="utf-8")
-            )
-    return found
+        name, _, rest = file.name.partition(".")
+        version = rest.removesuffix(".json")
+        # published.json lies in the same folder and has no version.
+        if version.startswith("v"):
+            schema = json.loads(file.read_text(encoding="utf-8"))
+            versions.setdefault(name, {})[int(version[1:])] = schema
+    return versions
 
 
-def incompatibilities(schemas: Mapping[int, Schema]) -> list[str]:
-    """What keeps the versions of one event from reading each other's data; empty if nothing does."""
-    return [
-        f"a reader of v{reader} cannot read what v{writer} writes: {problem}"
-        for reader, writer in permutations(sorted(schemas), 2)
-        for problem in reading_problems(schemas[reader], schemas[writer])
-    ]
+def incompatibilities(schemas: Mapping[int, JsonSchema]) -> list[str]:
+    """List what keeps the versions of one event from reading each other's data."""
+    problems: list[str] = []
+    for reader, writer in permutations(sorted(schemas), 2):
+        for problem in reading_problems(schemas[reader], schemas[writer]):
+            problems.append(f"a reader of v{reader} cannot read what v{writer} writes: {problem}")
+    return problems
 
 
-def reading_problems(reader: Schema, writer: Schema, place: str = "") -> Iterator[str]:
-    """Why data valid for `writer` may be invalid for `reader`."""
+def reading_problems(reader: JsonSchema, writer: JsonSchema, place: str = "") -> Iterator[str]:
+    """Yield why data that is valid for `writer` may be invalid for `reader`.
+
+    `place` is the path of both schemas in the document, such as `/captions[]`.
+    """
     where = place or "the document"
     for schema in (reader, writer):
-        unknown = schema.keys() - _KNOWN - set(_LOWER) - set(_UPPER) - set(_SAME)
+        unknown = schema.keys() - _KNOWN
         if unknown:
-            yield f"{where} uses {', '.join(sorted(unknown))}, which this check does not know; extend it first"
-    extra = _types(writer) - _types(reader)
-    if extra:
-        yield f"{where} may be {', '.join(sorted(extra))}"
-    yield from _constraints(reader, writer, where)
+            keywords = ", ".join(sorted(unknown))
+            yield f"{where} uses {keywords}, which this check does not know; extend it first"
+    additional = _types(writer) - _types(reader)
+    if additional:
+        yield f"{where} may be {', '.join(sorted(additional))}"
+    yield from _bound_problems(reader, writer, where)
     for name in sorted(set(reader.get("required", ())) - set(writer.get("required", ()))):
         yield f"{where} may lack {name}"
-    shared = reader.get("properties", {}).keys() & writer.get("properties", {}).keys()
-    for name in sorted(shared):
-        yield from reading_problems(
-            reader["properties"][name], writer["properties"][name], f"{place}/{name}"
-        )
-    if reader.get("additionalProperties") is False:
-        for name in sorted(
-            writer.get("properties", {}).keys() - reader.get("properties", {}).keys()
-        ):
-            yield f"{where} may have {name}"
+    yield from _property_problems(reader, writer, place)
     if "items" in reader:
         yield from reading_problems(reader["items"], writer.get("items", {}), f"{place}[]")
 
 
-def _types(schema: Schema) -> set[str]:
-    found = schema.get("type", ["array", "boolean", "null", "number", "object", "string"])
-    names = {found} if isinstance(found, str) else set(found)
+def _property_problems(reader: JsonSchema, writer: JsonSchema, place: str) -> Iterator[str]:
+    read = reader.get("properties", {})
+    written = writer.get("properties", {})
+    for name in sorted(read.keys() & written.keys()):
+        yield from reading_problems(read[name], written[name], f"{place}/{name}")
+    if reader.get("additionalProperties") is False:
+        for name in sorted(written.keys() - read.keys()):
+            yield f"{place or 'the document'} may have {name}"
+
+
+def _types(schema: JsonSchema) -> set[str]:
+    declared = schema.get("type", _ANY_TYPE)
+    names = {declared} if isinstance(declared, str) else set(declared)
+    # Every integer is a number, so whoever reads numbers reads integers.
     return names | {"integer"} if "number" in names else names
 
 
-def _constraints(reader: Schema, writer: Schema, where: str) -> Iterator[str]:
-    for name in _LOWER:
+def _bound_problems(reader: JsonSchema, writer: JsonSchema, where: str) -> Iterator[str]:
+    for name in _LOWER_BOUNDS:
         if name in reader and not (name in writer and writer[name] >= reader[name]):
             yield f"{where} has {name} {writer.get(name, 'none')}, below {reader[name]}"
-    for name in _UPPER:
+    for name in _UPPER_BOUNDS:
         if name in reader and not (name in writer and writer[name] <= reader[name]):
             yield f"{where} has {name} {writer.get(name, 'none')}, above {reader[name]}"
-    for name in _SAME:
+    for name in _EXACT:
         if name in reader and reader[name] != writer.get(name):
             yield f"{where} has {name} {writer.get(name, 'none')}, not {reader[name]}"
-    if "enum" in reader and not set(writer.get("enum", [object()])) <= set(reader["enum"]):
+    if "enum" in reader and not _enum_within(writer, reader["enum"]):
         yield f"{where} may be outside {reader['enum']}"
+
+
+def _enum_within(writer: JsonSchema, allowed: list[Any]) -> bool:
+    # A writer without an enum may write anything.
+    return "enum" in writer and set(writer["enum"]) <= set(allowed)

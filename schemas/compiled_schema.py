@@ -1,7 +1,8 @@
-"""Quick checks: a JSON Schema as one compiled function, for every event passes it and almost all are right.
+"""Quick checks: a JSON Schema compiled into one function.
 
-It only says whether a document is valid; what is wrong with one that is not, `jsonschema` says. Schemas with a keyword that is not
-known here are not compiled.
+Every event is checked, almost all are valid, and `jsonschema` is slow. The compiled function only
+says whether a document is valid; what is wrong with an invalid one is left to `jsonschema`. A
+schema with a keyword that is not known here is not compiled.
 """
 
 import re
@@ -9,73 +10,128 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Check = Callable[[Any], bool]
-
-_TYPES: Mapping[str, Check] = {
-    "string": lambda value: isinstance(value, str),
-    "array": lambda value: isinstance(value, list),
-    "object": lambda value: isinstance(value, dict),
-    "integer": lambda value: (
-        (isinstance(value, int) and not isinstance(value, bool))
-        or (isinstance(value, float) and value.is_integer())
-    ),
-    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-}
-_BOUNDS: Mapping[str, Callable[[Any], Check]] = {
-    "minimum": lambda bound: lambda value: value >= bound,
-    "maximum": lambda bound: lambda value: value <= bound,
-    "minLength": lambda bound: lambda value: len(value) >= bound,
-    "maxLength": lambda bound: lambda value: len(value) <= bound,
-    "minItems": lambda bound: lambda value: len(value) >= bound,
-    "maxItems": lambda bound: lambda value: len(value) <= bound,
-    "pattern": lambda pattern: _pattern(re.compile(pattern)),
-    "items": lambda schema: _each(_compiled(schema)),
-    "required": lambda names: lambda value: all(name in value for name in names),
-    "properties": lambda properties: _members(
-        {name: _compiled(schema) for name, schema in properties.items()}
-    ),
-}
-_SILENT = {"$schema", "title", "description"}
+"""Whether a parsed JSON value is valid."""
 
 
 def compile_check(schema: Mapping[str, Any]) -> Check | None:
-    """A function that tells whether a document is valid, or None for a schema that says more than is understood here."""
+    """Compile a schema; None when it has a keyword that is not known here."""
     try:
-        return _compiled(schema)
-    except _Unknown:
+        return _compile(schema)
+    except _UnknownKeywordError:
         return None
 
 
-class _Unknown(Exception):
+class _UnknownKeywordError(Exception):
     """A keyword that is not compiled."""
 
 
-def _compiled(schema: Mapping[str, Any]) -> Check:
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_integer(value: Any) -> bool:
+    if isinstance(value, float):
+        # JSON Schema counts 1.0 as an integer.
+        return value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    # In Python a bool is an int; in JSON it is not a number.
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TYPES: Mapping[str, Check] = {
+    "string": _is_string,
+    "array": _is_array,
+    "object": _is_object,
+    "integer": _is_integer,
+    "number": _is_number,
+}
+
+
+def _at_least(bound: float) -> Check:
+    return lambda value: value >= bound
+
+
+def _at_most(bound: float) -> Check:
+    return lambda value: value <= bound
+
+
+def _size_at_least(bound: int) -> Check:
+    return lambda value: len(value) >= bound
+
+
+def _size_at_most(bound: int) -> Check:
+    return lambda value: len(value) <= bound
+
+
+def _contains_match(pattern: str) -> Check:
+    search = re.compile(pattern).search
+    return lambda value: search(value) is not None
+
+
+def _each_item(schema: Mapping[str, Any]) -> Check:
+    check = _compile(schema)
+    return lambda value: all(map(check, value))
+
+
+def _has_all(names: list[str]) -> Check:
+    return lambda value: all(name in value for name in names)
+
+
+def _each_member(properties: Mapping[str, Mapping[str, Any]]) -> Check:
+    checks = {name: _compile(schema) for name, schema in properties.items()}
+
+    def check(value: Mapping[str, Any]) -> bool:
+        for name, member in value.items():
+            if name in checks and not checks[name](member):
+                return False
+        return True
+
+    return check
+
+
+_KEYWORDS: Mapping[str, Callable[[Any], Check]] = {
+    "minimum": _at_least,
+    "maximum": _at_most,
+    "minLength": _size_at_least,
+    "maxLength": _size_at_most,
+    "minItems": _size_at_least,
+    "maxItems": _size_at_most,
+    "pattern": _contains_match,
+    "items": _each_item,
+    "required": _has_all,
+    "properties": _each_member,
+}
+_WITHOUT_EFFECT = frozenset({"$schema", "title", "description"})
+
+
+def _compile(schema: Mapping[str, Any]) -> Check:
+    keywords = [name for name in schema if name != "type" and not _has_no_effect(schema, name)]
     kind = schema.get("type")
-    said = (
-        schema.keys()
-        - _SILENT
-        - {"type"}
-        - ({"additionalProperties"} if schema.get("additionalProperties") is True else set())
-    )
-    # Every keyword is meant for one type of value, so without a type its check would have to ask first.
-    if not isinstance(kind, str) or kind not in _TYPES or not said <= _BOUNDS.keys():
-        raise _Unknown
-    return _both(_TYPES[kind], [_BOUNDS[name](schema[name]) for name in schema if name in said])
+    # Every keyword is for one type of value. With a known type its check need not ask for it.
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise _UnknownKeywordError
+    if not _KEYWORDS.keys() >= set(keywords):
+        raise _UnknownKeywordError
+    return _all_of(_TYPES[kind], [_KEYWORDS[name](schema[name]) for name in keywords])
 
 
-def _both(first: Check, others: list[Check]) -> Check:
-    return lambda value: first(value) and all(other(value) for other in others)
+def _has_no_effect(schema: Mapping[str, Any], keyword: str) -> bool:
+    if keyword == "additionalProperties":
+        return schema[keyword] is True
+    return keyword in _WITHOUT_EFFECT
 
 
-def _pattern(pattern: re.Pattern[str]) -> Check:
-    return lambda value: pattern.search(value) is not None
-
-
-def _each(item: Check) -> Check:
-    return lambda value: all(map(item, value))
-
-
-def _members(checks: Mapping[str, Check]) -> Check:
-    return lambda value: all(
-        checks[name](member) for name, member in value.items() if name in checks
-    )
+def _all_of(type_check: Check, checks: list[Check]) -> Check:
+    # The type comes first: the other checks fail on values of another type.
+    return lambda value: type_check(value) and all(check(value) for check in checks)

@@ -1,4 +1,8 @@
-"""The events on the topics: frozen records, their JSON form, and the JSON Schema of each version."""
+"""The events on the topics: frozen records, their JSON form, and the JSON Schema of each.
+
+Published schemas never change (`schemas/events/published.json` holds their hashes): a new version
+gets a file beside them, and `schemas.compatibility` checks that all versions read each other.
+"""
 
 import json
 import re
@@ -11,7 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, ClassVar
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 
 from schemas.compiled_schema import Check, compile_check
 from schemas.errors import RejectInputError, UsageError
@@ -25,17 +29,26 @@ DELETED = "sigma.images.deleted"
 SERVED = "sigma.queries.served"
 OPERATIONS = "sigma.ops.events"
 
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
+_TRACEPARENT = re.compile(r"00-(?P<trace>[0-9a-f]{32})-[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})")
+"""W3C Trace Context, version 00."""
+_SAMPLED = "01"
+"""Flags of a new trace: it is recorded."""
+
+_REASON_LENGTH = 300
+"""Characters of a validator's message that a refusal quotes; the message quotes the whole value."""
 
 
 def now() -> datetime:
-    """The present, in UTC."""
+    """Return the current time, in UTC."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageArrived:
-    """A producer has an image. A higher `version` replaces what is stored under the same `image_id`."""
+    """A producer has an image.
+
+    A higher `version` replaces what is stored under the same `image_id`.
+    """
 
     TOPIC: ClassVar[str] = ARRIVED
     NAME: ClassVar[str] = "image_arrived"
@@ -54,9 +67,11 @@ class ImageArrived:
 
 @dataclass(frozen=True, slots=True)
 class ImageAccepted:
-    """The image was readable and is stored. `checksum` is SHA-256 of the bytes that arrived; sizes are theirs, upright.
+    """The image was readable and is stored.
 
-    `arrived_at` is what the producer says, `published_at` when its event was written to the log: freshness counts from there.
+    `checksum` is the SHA-256 of the bytes that arrived; `width` and `height` are pixels of that
+    image, turned upright. `arrived_at` is the producer's own clock; `published_at` is when its
+    event was written to the log, and freshness is measured from there.
     """
 
     TOPIC: ClassVar[str] = ACCEPTED
@@ -82,7 +97,7 @@ class ImageAccepted:
 
 @dataclass(frozen=True, slots=True)
 class ImageRejected:
-    """A dead letter: `code` for machines, `reason` as a sentence, `stage` that refused it."""
+    """A dead letter: `code` for programs, `reason` for people, and the `stage` that refused it."""
 
     TOPIC: ClassVar[str] = REJECTED
     NAME: ClassVar[str] = "image_rejected"
@@ -97,7 +112,11 @@ class ImageRejected:
 
 @dataclass(frozen=True, slots=True)
 class ImageIndexed:
-    """The image stands in the trie of a generation: `identifier` is its primary, `leaves` all it is posted under."""
+    """The image is in the trie of a generation.
+
+    `identifier` is its primary one, `leaves` are all that it is posted under; `confidence` is the
+    log-probability of the primary.
+    """
 
     TOPIC: ClassVar[str] = INDEXED
     NAME: ClassVar[str] = "image_indexed"
@@ -118,7 +137,7 @@ class ImageIndexed:
 
 @dataclass(frozen=True, slots=True)
 class ImageDeleted:
-    """The image must not be returned any more. With `version`, only that version and older ones."""
+    """The image must no longer be returned. With `version`, only that version and older ones."""
 
     TOPIC: ClassVar[str] = DELETED
     NAME: ClassVar[str] = "image_deleted"
@@ -129,7 +148,10 @@ class ImageDeleted:
 
 @dataclass(frozen=True, slots=True)
 class QueryServed:
-    """One answered query: what was asked, by which generation, what came back, how long it took in milliseconds."""
+    """One answered query: its text, the generation that answered, and what it answered.
+
+    `image_ids` and `scores` are in the order of the answer; `took_ms` is milliseconds.
+    """
 
     TOPIC: ClassVar[str] = SERVED
     NAME: ClassVar[str] = "query_served"
@@ -148,7 +170,7 @@ class QueryServed:
 
 @dataclass(frozen=True, slots=True)
 class OperationsEvent:
-    """Something the person on call wants to know: a switch, a spill, an alarm."""
+    """Something that the person on call wants to know: a switch, a spill, an alarm."""
 
     TOPIC: ClassVar[str] = OPERATIONS
     NAME: ClassVar[str] = "operations_event"
@@ -171,66 +193,62 @@ EventRecord = (
     | OperationsEvent
 )
 EVENTS: Mapping[str, type[EventRecord]] = {
-    event.TOPIC: event
-    for event in (
-        ImageArrived,
-        ImageAccepted,
-        ImageRejected,
-        ImageIndexed,
-        ImageDeleted,
-        QueryServed,
-        OperationsEvent,
-    )
+    ARRIVED: ImageArrived,
+    ACCEPTED: ImageAccepted,
+    REJECTED: ImageRejected,
+    INDEXED: ImageIndexed,
+    DELETED: ImageDeleted,
+    SERVED: QueryServed,
+    OPERATIONS: OperationsEvent,
 }
+"""The record that each topic carries."""
 
 
 def encode(event: EventRecord) -> bytes:
-    """The event as compact UTF-8 JSON; times in ISO 8601 with their offset, absent values left out."""
-    present = {
-        f.name: value for f in fields(event) if (value := getattr(event, f.name)) is not None
-    }
-    return json.dumps(
+    """Encode an event as compact UTF-8 JSON.
+
+    Times are ISO 8601 with their offset; absent values are left out.
+    """
+    document = {member.name: getattr(event, member.name) for member in fields(event)}
+    present = {name: value for name, value in document.items() if value is not None}
+    text = json.dumps(
         present, ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat
-    ).encode()
+    )
+    return text.encode()
 
 
 def decode(topic: str, payload: bytes) -> EventRecord:
-    """The event of a payload. Unknown fields are tolerated and null means absent; `RejectInputError` with code `bad-event` otherwise."""
+    """Decode the payload of an event. Unknown fields are ignored; null means absent.
+
+    Raises `RejectInputError` with code `bad-event` for a payload that its schema does not allow.
+    """
     kind = EVENTS.get(topic)
     if kind is None:
-        raise UsageError(
-            f"topic {topic} carries no event known here; known are {', '.join(EVENTS)}"
-        )
+        raise UsageError(f"topic must be one of {', '.join(EVENTS)}, got {topic}; correct it")
     document = _parse(kind, payload)
-    quick = _quick(kind.NAME)
-    problem = (
-        None
-        if quick is not None and quick(document)
-        else next(validator(kind.NAME).iter_errors(document), None)
-    )
+    problem = _schema_problem(kind.NAME, document)
     if problem is not None:
-        place = "/".join(str(part) for part in problem.absolute_path) or "the document"
-        # The message quotes the value, and an address may hold a secret.
-        rule = (
-            f"it breaks the rule {problem.validator} {problem.validator_value}"
-            if place.endswith("uri")
-            else problem.message
-        )
-        raise _bad_event(kind, f"{place}: {rule[:300]}")
+        raise _bad_event(kind, _described(problem))
+    values = {}
+    for member in fields(kind):
+        if member.name in document:
+            values[member.name] = _value(member.name, document[member.name])
     try:
-        return kind(
-            **{f.name: _value(f.name, document[f.name]) for f in fields(kind) if f.name in document}
-        )
+        return kind(**values)
     except (ValueError, UsageError) as error:
         raise _bad_event(kind, str(error)) from error
 
 
 def headers(
-    event: EventRecord, key: str = "", cause: Mapping[str, str] | None = None, source: str = "sigma"
+    event: EventRecord,
+    key: str = "",
+    cause: Mapping[str, str] | None = None,
+    source: str = "sigma",
 ) -> dict[str, str]:
-    """CloudEvents attributes of an event in binary mode (Kafka protocol binding 1.0), and its W3C trace context.
+    """Build the headers of an event: CloudEvents attributes and its W3C trace context.
 
-    An event that another one led to continues that one's trace: `cause` are its headers.
+    `cause` are the headers of the event that led to this one, whose trace it continues.
+    Source: CloudEvents Kafka protocol binding 1.0, binary content mode.
     """
     return {
         "ce_specversion": "1.0",
@@ -245,27 +263,32 @@ def headers(
 
 
 def traceparent(cause: Mapping[str, str]) -> str:
-    """A trace parent with a span id of its own, in the trace of the cause if that has a valid one."""
-    found = _TRACEPARENT.fullmatch(cause.get("traceparent", ""))
-    trace = found[1] if found and set(found[1]) != {"0"} else secrets.token_hex(16)
-    return f"00-{trace}-{secrets.token_hex(8)}-{found[2] if found else '01'}"
+    """Make a trace parent with a new span id, in the cause's trace if that has a valid one."""
+    given = _TRACEPARENT.fullmatch(cause.get("traceparent", ""))
+    flags = given["flags"] if given else _SAMPLED
+    trace = given["trace"] if given else ""
+    # All zeros, or nothing, is no trace: begin one.
+    if not trace.strip("0"):
+        trace = secrets.token_hex(16)
+    span = secrets.token_hex(8)
+    return f"00-{trace}-{span}-{flags}"
 
 
-def trace_of(found: Mapping[str, str]) -> str:
-    """The trace id in an event's headers, empty if there is none: what joins the log lines of one image."""
-    match = _TRACEPARENT.fullmatch(found.get("traceparent", ""))
-    return match[1] if match else ""
+def trace_of(event_headers: Mapping[str, str]) -> str:
+    """Return the trace id in an event's headers, or "": it joins the log lines of one image."""
+    given = _TRACEPARENT.fullmatch(event_headers.get("traceparent", ""))
+    return given["trace"] if given else ""
 
 
 @cache
 def validator(name: str) -> Draft202012Validator:
-    """The validator of version 1 of an event's JSON Schema, by the event's NAME."""
+    """Load the validator of version 1 of an event's JSON Schema, by the event's NAME."""
     file = resources.files("schemas").joinpath("events").joinpath(f"{name}.v1.json")
     return Draft202012Validator(json.loads(file.read_text(encoding="utf-8")))
 
 
 @cache
-def _quick(name: str) -> Check | None:
+def _quick_check(name: str) -> Check | None:
     schema = validator(name).schema
     return compile_check(schema) if isinstance(schema, dict) else None
 
@@ -275,23 +298,39 @@ def _parse(kind: type[EventRecord], payload: bytes) -> dict[str, Any]:
         document = json.loads(payload.decode("utf-8"))
         # A lone surrogate is legal JSON, but neither Kafka nor Postgres can store it as text.
         json.dumps(document, ensure_ascii=False).encode("utf-8")
+    # RecursionError: brackets nested deeply enough exhaust the parser's stack.
     except (ValueError, RecursionError) as error:
         raise _bad_event(kind, str(error)) from error
     if not isinstance(document, dict):
-        raise _bad_event(
-            kind, f"the document is a {type(document).__name__}, an object is expected"
-        )
+        raise _bad_event(kind, f"it must be an object, got a {type(document).__name__}")
     return {name: value for name, value in document.items() if value is not None}
 
 
+def _schema_problem(name: str, document: Mapping[str, Any]) -> ValidationError | None:
+    quick_check = _quick_check(name)
+    if quick_check is not None and quick_check(document):
+        return None
+    return next(validator(name).iter_errors(document), None)
+
+
+def _described(problem: ValidationError) -> str:
+    place = "/".join(str(part) for part in problem.absolute_path) or "the document"
+    if place.endswith("uri"):
+        # The validator's own message quotes the value, and an address may hold a secret.
+        return f"{place}: it breaks the rule {problem.validator} {problem.validator_value}"
+    return f"{place}: {problem.message[:_REASON_LENGTH]}"
+
+
 def _value(name: str, value: Any) -> Any:
+    """Turn a JSON value into that of the field: times by their name, lists into tuples."""
     if name.endswith("_at"):
         return datetime.fromisoformat(value)
     return tuple(value) if isinstance(value, list) else value
 
 
-def _bad_event(kind: type[EventRecord], found: str) -> RejectInputError:
+def _bad_event(kind: type[EventRecord], problem: str) -> RejectInputError:
     return RejectInputError(
         "bad-event",
-        f"the payload is not a valid {kind.NAME} event: {found}; correct the producer and publish again",
+        f"the payload is not a valid {kind.NAME} event ({problem}); "
+        "correct the producer and publish again",
     )

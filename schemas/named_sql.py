@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from types import MappingProxyType
 
-_NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+_QUERY_NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,38 +22,49 @@ class Migration:
 
 @cache
 def queries() -> Mapping[str, bytes]:
-    """Every named query by its name. Bytes, because that is how psycopg takes SQL that is not a literal."""
-    found: dict[str, bytes] = {}
-    for file in sorted(resources.files("schemas").joinpath("sql").iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".sql"):
-            for name, text in split_queries(file.read_text(encoding="utf-8")).items():
-                if name in found:
-                    raise ValueError(f"query {name} in {file.name} is defined twice; rename one")
-                found[name] = text.encode()
-    return MappingProxyType(found)
+    """Read every named query, by its name.
+
+    Bytes, because that is how psycopg takes SQL that is not a literal.
+    """
+    by_name: dict[str, bytes] = {}
+    for file in sorted(_sql_folder().iterdir(), key=lambda file: file.name):
+        if not file.name.endswith(".sql"):
+            continue
+        for name, text in split_queries(file.read_text(encoding="utf-8")).items():
+            if name in by_name:
+                raise ValueError(f"query {name} in {file.name} is defined twice; rename one")
+            by_name[name] = text.encode()
+    return MappingProxyType(by_name)
 
 
 def split_queries(text: str) -> dict[str, str]:
-    """Splits the text of one file at its `-- name:` lines; comments and the final semicolon are dropped."""
-    parts = _NAME.split(text)
-    bodies = (
-        "\n".join(line for line in body.splitlines() if not line.startswith("--"))
-        for body in parts[2::2]
-    )
-    return {name: body.strip().rstrip(";") for name, body in zip(parts[1::2], bodies, strict=True)}
+    """Split the text of one file at its `-- name:` lines.
+
+    Returns each query by name, without comment lines and without the final semicolon.
+    """
+    # With a group in the pattern, split gives: preamble, name, body, name, body, …
+    parts = _QUERY_NAME.split(text)
+    by_name: dict[str, str] = {}
+    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        lines = [line for line in body.splitlines() if not line.startswith("--")]
+        by_name[name] = "\n".join(lines).strip().rstrip(";")
+    return by_name
 
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """All migrations in order; file names are `NNNN_name.sql`."""
-    folder = resources.files("schemas").joinpath("sql").joinpath("migrations")
-    steps = [
-        Migration(
-            version=int(file.name[:4]),
-            name=file.name[5:-4],
-            sql=file.read_text(encoding="utf-8").encode(),
-        )
-        for file in folder.iterdir()
-        if file.name.endswith(".sql")
-    ]
+    """Read all migrations, in the order in which they are applied.
+
+    The file `0003_jobs.sql` is version 3, named jobs.
+    """
+    steps: list[Migration] = []
+    for file in _sql_folder().joinpath("migrations").iterdir():
+        if file.name.endswith(".sql"):
+            version, _, name = file.name.removesuffix(".sql").partition("_")
+            sql = file.read_text(encoding="utf-8").encode()
+            steps.append(Migration(version=int(version), name=name, sql=sql))
     return tuple(sorted(steps, key=lambda step: step.version))
+
+
+def _sql_folder() -> Traversable:
+    return resources.files("schemas").joinpath("sql")

@@ -19,18 +19,20 @@ def require_aware(name: str, moment: datetime | None) -> None:
     """Refuse a naive time: two machines would read it differently."""
     if moment is not None and moment.tzinfo is None:
         raise UsageError(
-            f"{name} is {moment.isoformat()} without a time zone; add an offset such as +00:00"
+            f"{name} must have a time zone, got {moment.isoformat()}; add an offset such as +00:00"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """One image of a manifest: `path` is absolute, captions may be empty."""
+    """One image of a manifest."""
 
     image_id: str
     path: str
+    """Absolute path of the image file."""
     captions: tuple[str, ...] = ()
     test_captions: tuple[str, ...] = ()
+    """Captions that evaluation asks for and training never sees."""
     split: str | None = None
     arrived_at: datetime | None = None
 
@@ -39,37 +41,40 @@ class ManifestEntry:
 
     @property
     def queries(self) -> tuple[str, ...]:
-        """Texts that evaluation asks for this image: `test_captions`, or `captions` when there are none."""
+        """Texts that evaluation asks for: `test_captions`, or `captions` when there are none."""
         return self.test_captions or self.captions
 
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """An image's place in the trie: a leaf and the log-probability relative to the primary (primary: 0)."""
+    """An image's place in the trie."""
 
     leaf: int
     weight: float
+    """Log-probability relative to the primary posting, whose weight is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What the index worker found for one image: `postings[0]` is the primary, the others are alternates.
-
-    `spill` lists further leaves, best first, to try when the primary leaf has no suffix left.
-    `embedding` is (D,) float16 with unit length, `confidence` the primary's log-probability.
-    """
+    """The places that the index worker computed for one image."""
 
     image_key: int
     postings: tuple[Posting, ...]
+    """The primary posting first, then the alternates."""
+    # Comparing arrays gives an array, which has no truth value.
     embedding: HalfArray = field(compare=False)
+    """(D,) float16 of unit length."""
     confidence: float = 0.0
+    """Log-probability of the primary posting."""
     spill: tuple[int, ...] = ()
+    """More leaves, best first, to try when the primary leaf has no free suffix."""
     trained: bool = False
+    """Whether the generation's model was trained on this image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One answer to a query."""
+    """One image in the answer to a query."""
 
     rank: int
     image_id: str
@@ -77,4 +82,4 @@ class Hit:
     identifier: tuple[int, ...]
     score: float
     link: str
-    """Where the normalised picture can be fetched, for a while."""
+    """Address from which the normalised picture can be fetched for a limited time."""

@@ -1,4 +1,8 @@
-"""Schedules: when a job is due, in words that a person writes. Each due moment is a *window*, named by its second since 1970 (UTC)."""
+"""Schedules: when a job is due, in words that a person writes.
+
+Each due moment opens a *run window*, named by its second since 1970 (UTC). A job runs once for each
+run window, oldest first.
+"""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,122 +16,145 @@ if TYPE_CHECKING:
 
 ALLOWED_FORMS = "off, every SECONDS, or five cron fields (minute hour day month weekday, UTC)"
 
-_OFF, _EVERY = "off", "every "
+_OFF = "off"
+_EVERY = "every "
+_CRON_FIELDS = 5
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+"""Weekdays as cron numbers them: 0 is Sunday."""
+_SUNDAY_AGAIN = 7
+"""Cron allows 7 for Sunday too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`off`, `every 3600` (at multiples of so many seconds since 1970), or cron such as `0 3 * * sun`."""
+    """`off`, `every 3600` (at multiples of that many seconds since 1970), or cron: `0 3 * * sun`.
+
+    All moments are whole seconds since 1970 (UTC).
+    """
 
     text: str = _OFF
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
-        """A schedule; `UsageError` says what was found and what is allowed."""
-        found = cls(" ".join(text.lower().split()))
-        if found.text.startswith(_EVERY):
-            seconds = found.text.removeprefix(_EVERY)
+        """Read a schedule; `UsageError` says what is wrong and what is allowed."""
+        schedule = cls(" ".join(text.lower().split()))
+        if schedule.text.startswith(_EVERY):
+            seconds = schedule.text.removeprefix(_EVERY)
             if not (seconds.isascii() and seconds.isdigit() and int(seconds) > 0):
-                raise UsageError(
-                    f"{text!r} is no schedule: {seconds!r} is no whole number of seconds above 0; allowed are {ALLOWED_FORMS}"
-                )
-        elif found.text != _OFF:
-            _cron(found.text)
-        return found
+                raise _invalid(text, f"{seconds!r} is not a whole number of seconds above 0")
+        elif not schedule.off:
+            _parse_cron(schedule.text)
+        return schedule
 
     @property
     def off(self) -> bool:
-        """Whether there are no windows at all."""
+        """Whether the schedule has no run windows at all."""
         return self.text == _OFF
 
     @property
     def period_s(self) -> int | None:
-        """The period of `every`."""
-        return int(self.text.removeprefix(_EVERY)) if self.text.startswith(_EVERY) else None
+        """Seconds between run windows of an `every` schedule; None for the other forms."""
+        if not self.text.startswith(_EVERY):
+            return None
+        return int(self.text.removeprefix(_EVERY))
 
     @property
     def cron_trigger(self) -> "CronTrigger | None":
-        """The cron trigger, if the schedule is one."""
-        return None if self.off or self.period_s else _cron(self.text)
+        """The trigger of a cron schedule; None for the other forms."""
+        if self.off or self.period_s is not None:
+            return None
+        return _parse_cron(self.text)
 
     def next_window(self, after: int) -> int | None:
-        """The first window later than a moment."""
+        """Return the first run window later than `after`; None when there is none."""
         if self.period_s is not None:
             return (after // self.period_s + 1) * self.period_s
         if self.cron_trigger is None:
             return None
+        # The trigger's own answer may be the given moment itself, so ask from a second later.
         fires = self.cron_trigger.get_next_fire_time(None, datetime.fromtimestamp(after + 1, UTC))
         return None if fires is None else int(fires.timestamp())
 
     def windows_between(self, after: int, until: int) -> list[int]:
-        """All windows later than one moment and not later than the other, oldest first."""
-        found = []
+        """Return the run windows later than `after` and not later than `until`, oldest first."""
+        windows: list[int] = []
         window = self.next_window(after)
         while window is not None and window <= until:
-            found.append(window)
+            windows.append(window)
             window = self.next_window(window)
-        return found
+        return windows
 
     def start_after(self, now: int) -> int:
-        """The moment after which windows count for a job never seen before.
+        """Return the moment after which run windows count for a job that never ran before.
 
-        What is due every so often begins with the window that runs now. What is due at a time of day waits for it: nobody who installs
-        this on a Wednesday wants Sunday's training at once.
+        An `every` job starts with the run window that is open now. A cron job waits for its time
+        of day: who installs this on a Wednesday does not want Sunday's training at once.
         """
-        return now if self.period_s is None else now // self.period_s * self.period_s - 1
+        if self.period_s is None:
+            return now
+        return now // self.period_s * self.period_s - 1
+
+
+def _invalid(text: str, reason: str) -> UsageError:
+    return UsageError(f"a schedule must be {ALLOWED_FORMS}, got {text!r}: {reason}")
 
 
 @cache
-def _cron(text: str) -> "CronTrigger":
-    # The import takes a fifth of a second, and most processes know no cron schedule.
+def _parse_cron(text: str) -> "CronTrigger":
+    # The import takes a fifth of a second, and most processes have no cron schedule.
     from apscheduler.triggers.cron import CronTrigger
 
     fields = text.split(" ")
-    if len(fields) != 5:
-        raise UsageError(
-            f"{text!r} is no schedule: it has {len(fields)} fields; allowed are {ALLOWED_FORMS}"
-        )
-    if fields[2] != "*" and fields[4] != "*":
-        # Cron means either one, APScheduler both; whoever writes it should not have to know.
-        raise UsageError(
-            f"{text!r} is no schedule here: it limits both day and weekday; leave one of them *"
-        )
+    if len(fields) != _CRON_FIELDS:
+        raise _invalid(text, f"it has {len(fields)} fields")
+    _, _, day, _, weekday = fields
+    if day != "*" and weekday != "*":
+        # Cron runs when either matches, APScheduler when both do; refuse what is read both ways.
+        raise _invalid(text, "it limits both day and weekday; leave one of them *")
+    expression = " ".join([*fields[:4], _weekday_names(weekday)])
     try:
-        found = CronTrigger.from_crontab(
-            " ".join([*fields[:4], _weekdays(fields[4])]), timezone=UTC
-        )
-        fires = found.get_next_fire_time(None, datetime.now(UTC))
+        trigger = CronTrigger.from_crontab(expression, timezone=UTC)
+        fires = trigger.get_next_fire_time(None, datetime.now(UTC))
     except ValueError as error:
-        raise UsageError(
-            f"{text!r} is no schedule: {error}; allowed are {ALLOWED_FORMS}"
-        ) from error
+        raise _invalid(text, str(error)) from error
     if fires is None:
-        raise UsageError(f"{text!r} is no schedule: it never comes; allowed are {ALLOWED_FORMS}")
-    return found
+        raise _invalid(text, "it is never due")
+    return trigger
 
 
-def _weekdays(field: str) -> str:
-    """A weekday field by names, for cron counts from Sunday and APScheduler from Monday; what is neither number nor name stays as it is."""
-    return ",".join(_weekday(part) for part in field.split(","))
+def _weekday_names(field: str) -> str:
+    """Spell a weekday field in names: cron counts from Sunday, APScheduler from Monday.
+
+    What is neither a number nor a name stays as it is, for APScheduler to refuse.
+    """
+    return ",".join(_expand_weekdays(part) for part in field.split(","))
 
 
-def _weekday(part: str) -> str:
+def _expand_weekdays(part: str) -> str:
+    """Spell one part of a weekday field, such as `1-5` or `*/2`, as a list of names."""
     span, _, step = part.partition("/")
-    first, _, last = ("0-6" if span == "*" and step else span).partition("-")
-    low, high, stride = (
-        _day(first),
-        _day(last or first),
-        int(step) if step.isascii() and step.isdigit() else 1,
-    )
+    if span == "*" and step:
+        span = "0-6"
+    first, _, last = span.partition("-")
+    low = _weekday_number(first)
+    high = _weekday_number(last or first)
+    stride = int(step) if _is_number(step) else 1
     if low is None or high is None or stride < 1:
         return part
-    return ",".join(
-        _DAYS[day % 7] for day in range(low, high + 1 if low <= high else high + 8, stride)
-    )
+    if high < low:
+        # A range over the end of the week, such as sat-mon.
+        high += len(_DAYS)
+    return ",".join(_DAYS[day % len(_DAYS)] for day in range(low, high + 1, stride))
 
 
-def _day(text: str) -> int | None:
+def _weekday_number(text: str) -> int | None:
     if text in _DAYS:
         return _DAYS.index(text)
-    return int(text) if text.isascii() and text.isdigit() and int(text) <= 7 else None
+    if _is_number(text) and int(text) <= _SUNDAY_AGAIN:
+        return int(text)
+    return None
+
+
+def _is_number(text: str) -> bool:
+    # isdigit alone also accepts superscripts and other digits that int() refuses.
+    return text.isascii() and text.isdigit()

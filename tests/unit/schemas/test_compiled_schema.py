@@ -1,4 +1,4 @@
-"""Quick checks: what they call valid is valid, so that nothing passes which the schema forbids."""
+"""Quick checks: what they call valid is valid, so nothing passes that the schema forbids."""
 
 import json
 import random
@@ -36,19 +36,19 @@ ODD: tuple[Any, ...] = (
 def documents(schema: Mapping[str, Any], chance: random.Random) -> dict[str, Any]:
     """A document that is mostly right."""
     good = {"string": "2026-11-25T12:00:00+00:00", "integer": 3, "number": 0.5, "array": ["a", "b"]}
-    found = {}
-    for name, one in schema["properties"].items():
-        value = good[one["type"]]
-        if one["type"] == "array":
-            value = [good[one["items"]["type"]]] * max(5, one.get("minItems", 0))
-        found[name] = "a" * 64 if "0-9a-f" in one.get("pattern", "") else value
+    document: dict[str, Any] = {}
+    for name, member in schema["properties"].items():
+        value = good[member["type"]]
+        if member["type"] == "array":
+            value = [good[member["items"]["type"]]] * max(5, member.get("minItems", 0))
+        document[name] = "a" * 64 if "0-9a-f" in member.get("pattern", "") else value
     for _ in range(chance.choice((0, 0, 1, 2))):
-        name = chance.choice([*found, "unknown"])
+        name = chance.choice([*document, "unknown"])
         if chance.random() < 0.3:
-            found.pop(name, None)
+            document.pop(name, None)
         else:
-            found[name] = chance.choice(ODD)
-    return found
+            document[name] = chance.choice(ODD)
+    return document
 
 
 @pytest.mark.parametrize("name", sorted({event.NAME for event in EVENTS.values()}))
@@ -79,7 +79,7 @@ def test_the_quick_check_agrees_with_the_schema(name: str) -> None:
         {"type": "array", "items": {"type": "string", "not": {}}},
     ],
 )
-def test_a_schema_with_words_that_are_not_understood_is_left_to_the_validator(
+def test_a_schema_with_unknown_keywords_is_left_to_the_validator(
     schema: dict[str, Any],
 ) -> None:
     assert compile_check(schema) is None

@@ -84,6 +84,12 @@ def test_a_bad_payload_is_one_rejection_with_a_code(payload: bytes) -> None:
     with pytest.raises(RejectInputError) as refused:
         decode(ARRIVED, payload)
     assert refused.value.code == "bad-event"
+    assert "not a valid image_arrived event" in str(refused.value)
+
+
+def test_a_topic_without_events_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"topic must be one of .*, got sigma\.nothing"):
+        decode("sigma.nothing", b"{}")
 
 
 def test_a_naive_time_is_refused() -> None:
@@ -92,19 +98,17 @@ def test_a_naive_time_is_refused() -> None:
 
 
 def test_headers_are_cloudevents_in_binary_mode_and_carry_the_trace_on() -> None:
-    found = headers(EXAMPLES[0], "ü 1")
-    assert (found["ce_specversion"], found["ce_type"], found["ce_subject"]) == (
-        "1.0",
-        "sigma.image_arrived.v1",
-        "ü 1",
-    )
-    assert found["content-type"] == "application/json"
-    assert datetime.fromisoformat(found["ce_time"]).tzinfo is not None
-    assert len(trace_of(found)) == 32
-    after = headers(EXAMPLES[1], "ü 1", found)
-    assert trace_of(after) == trace_of(found)
-    assert after["traceparent"] != found["traceparent"]
-    assert after["ce_id"] != found["ce_id"]
+    first = headers(EXAMPLES[0], "ü 1")
+    assert first["ce_specversion"] == "1.0"
+    assert first["ce_type"] == "sigma.image_arrived.v1"
+    assert first["ce_subject"] == "ü 1"
+    assert first["content-type"] == "application/json"
+    assert datetime.fromisoformat(first["ce_time"]).tzinfo is not None
+    assert len(trace_of(first)) == 32
+    second = headers(EXAMPLES[1], "ü 1", first)
+    assert trace_of(second) == trace_of(first)
+    assert second["traceparent"] != first["traceparent"]
+    assert second["ce_id"] != first["ce_id"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +121,6 @@ def test_headers_are_cloudevents_in_binary_mode_and_carry_the_trace_on() -> None
     ],
 )
 def test_a_broken_trace_parent_begins_a_new_trace(broken: str) -> None:
-    found = trace_of(headers(EXAMPLES[1], cause={"traceparent": broken}))
-    assert len(found) == 32
-    assert found not in broken
+    trace = trace_of(headers(EXAMPLES[1], cause={"traceparent": broken}))
+    assert len(trace) == 32
+    assert trace not in broken

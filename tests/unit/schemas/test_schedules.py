@@ -1,4 +1,4 @@
-"""Schedules: the words that a person writes mean what cron means, and what cannot be followed is refused with the cure."""
+"""Schedules: what a person writes means what cron means; what cannot run is refused with a hint."""
 
 import re
 from datetime import UTC, datetime
@@ -12,14 +12,16 @@ WEDNESDAY = int(datetime(2026, 11, 25, 12, 34, 56, tzinfo=UTC).timestamp())
 
 
 def days(text: str, count: int = 7) -> list[str]:
-    """Weekdays of the next windows."""
-    schedule, found, at = Schedule.parse(text), [], WEDNESDAY
+    """Weekdays of the next run windows."""
+    schedule = Schedule.parse(text)
+    names: list[str] = []
+    moment = WEDNESDAY
     for _ in range(count):
-        following = schedule.next_window(at)
-        assert following is not None
-        at = following
-        found.append(f"{datetime.fromtimestamp(at, UTC):%a}")
-    return found
+        window = schedule.next_window(moment)
+        assert window is not None
+        names.append(f"{datetime.fromtimestamp(window, UTC):%a}")
+        moment = window
+    return names
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_weekdays_are_those_of_cron(field: str, expected: list[str]) -> None:
     assert days(f"0 3 * * {field}", len(expected)) == expected
 
 
-def test_windows_lie_after_one_moment_and_not_after_the_other() -> None:
+def test_run_windows_lie_after_one_moment_and_not_after_the_other() -> None:
     half = Schedule.parse("*/30 * * * *")
     noon = WEDNESDAY - WEDNESDAY % 3600
     assert half.windows_between(noon, noon + 3600) == [noon + 1800, noon + 3600]
@@ -53,7 +55,8 @@ def test_windows_lie_after_one_moment_and_not_after_the_other() -> None:
 
 
 def test_a_job_never_seen_begins_with_the_running_period_but_waits_for_its_time_of_day() -> None:
-    hourly, weekly = Schedule.parse("every 3600"), Schedule.parse("0 3 * * 0")
+    hourly = Schedule.parse("every 3600")
+    weekly = Schedule.parse("0 3 * * 0")
     assert hourly.windows_between(hourly.start_after(WEDNESDAY), WEDNESDAY) == [
         WEDNESDAY // 3600 * 3600
     ]
@@ -61,21 +64,21 @@ def test_a_job_never_seen_begins_with_the_running_period_but_waits_for_its_time_
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "message"),
     [
-        ("", "is no schedule"),
+        ("", "a schedule must be off"),
         ("hourly", "1 fields"),
         ("61 * * * *", "61"),
         ("* * * * 8", "8"),
         ("*/0 * * * *", "higher than 0"),
-        ("0 0 30 2 *", "never comes"),
+        ("0 0 30 2 *", "is never due"),
         ("0 0 1 * 1", "leave one of them *"),
-        ("every", "allowed are off, every SECONDS"),
+        ("every", "must be off, every SECONDS"),
         ("every 0", "above 0"),
         ("every 1.5", "whole number"),
         ("every -3", "whole number"),
     ],
 )
-def test_what_cannot_be_followed_is_refused_with_what_is_allowed(text: str, found: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(found)):
+def test_what_cannot_be_followed_is_refused_with_what_is_allowed(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
         Schedule.parse(text)
