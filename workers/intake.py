@@ -1,11 +1,12 @@
-"""The intake worker: arrived → accepted or rejected, and deletions. Needs no model; offsets commit with what they led to.
+"""The intake worker: arrived → accepted or rejected, and deletions. Needs no model.
 
-With Kafka the faust app brings the events, otherwise a poll loop; from there on both are the same.
+With Kafka the faust app brings the events, otherwise a poll loop does; from there on both are the
+same. Offsets commit in the same transaction as what the events led to.
 """
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from schemas.events import (
     trace_of,
 )
 from stream.images.decode_pool import DecodePool
+from stream.images.store import ImageStore
 from stream.log.dead_letters import dead_letter, rejection_of_event
 from stream.log.event_log import Batch, Event, EventLog, Message, Partition, message
 from stream.log.offsets import committed, contiguous_batch, lag, store_offsets
@@ -34,166 +36,266 @@ from workers.runtime.process import TRANSIENT_ERRORS, announce_ready, keep_runni
 from workers.runtime.services import Services
 
 GROUP = "intake"
+"""The consumer group."""
+
 TOPICS = (ARRIVED, DELETED)
-_BATCH, _POLL_S, _PROCESSES, _PAUSE_S, _WATCH_S = 32, 1.0, 2, 0.5, 5.0
+"""What it reads."""
+
+_BATCH = 32
+"""Most events of one transaction: more would make deletions wait behind slow sources."""
+
+_POLL_S = 1.0
+"""Longest wait for events, and so for noticing that the worker is to stop."""
+
+_PROCESSES = 2
+"""Decoding processes, and threads that wait for them and for sources."""
+
+_PAUSE_S = 0.5
+"""Seconds between tries while a service is unavailable and faust waits for the batch."""
+
+_LAG_EVERY_S = 5.0
+"""Seconds between measurements of the group's lag, which ask the whole log."""
 
 log = structlog.get_logger()
 
-Verdict = tuple[Event, ImageAccepted | ImageRejected | ImageDeleted]
+Verdict = ImageAccepted | ImageRejected | ImageDeleted
 
 
-def run(services: Services, stop: threading.Event, metrics: IntakeMetrics) -> None:
-    """Consume until stopped."""
-    with (
-        DecodePool(services.limits, processes=_PROCESSES) as pool,
-        ThreadPoolExecutor(_PROCESSES) as threads,
-    ):
-        intake = Intake(services, pool, threads, metrics)
-        if services.settings.kafka is None:
-            keep_running(lambda stop: _session(intake, stop), stop, GROUP)
-            return
-        from stream.log import faust_app
+@dataclass(frozen=True, slots=True)
+class JudgedEvent:
+    """An event and what intake made of it."""
 
-        events = Delivered(intake, stop)
-        folder = services.home / "faust"
-        try:
-            faust_app.run_app(
-                faust_app.build_app(services.settings.kafka, folder, events, metrics.counted),
-                stop,
-                announce_ready,
-            )
-        finally:
-            events.close()
+    event: Event
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Judges events and writes what they come to."""
+    """Judges events and commits the verdicts. Reads images with `read_source`, a URI's bytes."""
 
-    services: Services
-    pool: DecodePool
+    store: ImageStore
+    read_source: Callable[[str], bytes]
+    decoder: DecodePool
     threads: ThreadPoolExecutor
     metrics: IntakeMetrics
 
     def process(self, conn: Connection, events: EventLog, batch: Batch) -> None:
         """Judge a batch and commit it with the group's offsets, in one transaction."""
-        verdicts = list(self.threads.map(self.judge, batch.events))
+        judged = list(self.threads.map(self.judge, batch.events))
         with transaction(conn):
-            commit(conn, events, verdicts)
+            commit(conn, events, judged)
+            # Last, so that the row locks of the offsets are held briefly.
             store_offsets(events, conn, GROUP, batch)
         self.metrics.batch.observe(len(batch))
-        for _, verdict in verdicts:
-            self.metrics.verdict(verdict)
+        for judgement in judged:
+            self.metrics.count_verdict(judgement.verdict)
 
-    def judge(self, event: Event) -> Verdict:
-        """What one event comes to. Reads and stores bytes, touches no table."""
+    def judge(self, event: Event) -> JudgedEvent:
+        """Decide what one event comes to. Reads and stores bytes, touches no table."""
         try:
             record = decode(event.topic, event.value)
         except RejectInputError as error:
-            return event, rejection_of_event(event, error, stage=STAGE)
+            return JudgedEvent(event, rejection_of_event(event, error, stage=STAGE))
         if isinstance(record, ImageArrived):
-            return event, accept(
-                record,
-                self.services.store,
-                self.pool,
-                self.services.sources.read,
-                event.published_at,
-            )
+            verdict = accept(record, self.store, self.decoder, self.read_source, event.published_at)
+            return JudgedEvent(event, verdict)
         if isinstance(record, ImageDeleted):
-            return event, record
-        raise AssertionError(f"topic {event.topic} is not one of the intake's")
+            return JudgedEvent(event, record)
+        raise AssertionError(f"topic must be one of {', '.join(TOPICS)}, got {event.topic}")
 
 
-class Delivered:
-    """Takes events that faust brings. They may come again, in gaps, or never: the offsets in Postgres decide."""
+class FaustHandler:
+    """Takes events that faust brings: again, with gaps, or never. The offsets in Postgres decide.
 
-    def __init__(self, intake: Intake, stop: threading.Event) -> None:
-        self._intake = intake
+    `process` works on a batch and commits its offsets; `connect` opens a database connection. The
+    handler owns `events`, and closes it. For one thread.
+    """
+
+    def __init__(
+        self,
+        process: Callable[[Connection, EventLog, Batch], None],
+        events: EventLog,
+        connect: Callable[[], Connection],
+        stop: threading.Event,
+        set_lag: Callable[[float], None],
+    ) -> None:
+        self._process = process
+        self._log = events
+        self._connect = connect
         self._stop = stop
-        self._log = intake.services.open_log()
+        self._set_lag = set_lag
         self._conn: Connection | None = None
-        self._stood: dict[Partition, int] = {}
+        self._offsets_at_last_sweep: Mapping[Partition, int] = {}
 
     def handle(self, events: Sequence[Event]) -> None:
-        """Work until the events are committed, by this member or another. Services that are away make it wait, not lose."""
+        """Work until the events are committed, by this member or another.
+
+        While a service is unavailable it waits and retries: faust would not bring them again.
+        """
         while not self._stop.is_set():
             try:
                 conn = self._connected()
-                batch = contiguous_batch(
-                    self._log, committed(self._log, conn, GROUP, TOPICS), events
-                )
+                done = committed(self._log, conn, GROUP, TOPICS)
+                batch = contiguous_batch(self._log, done, events)
                 if not batch:
                     return
-                self._intake.process(conn, self._log, batch)
+                self._process(conn, self._log, batch)
             except TRANSIENT_ERRORS as error:
-                log.warning("events wait", worker=GROUP, count=len(events), reason=str(error))
+                log.warning(
+                    "intake paused: dependency unavailable",
+                    worker=GROUP,
+                    events=len(events),
+                    reason=str(error),
+                )
                 self._stop.wait(_PAUSE_S)
 
     def sweep(self) -> None:
-        """Work on partitions that stand where they stood at the last sweep although the log goes on."""
+        """Work on partitions whose offset has not moved since the last sweep although events wait.
+
+        Faust acknowledges events whose handling failed, and then never brings them again.
+        """
         try:
             ends = self._log.end_offsets(TOPICS)
             done = committed(self._log, self._connected(), GROUP, TOPICS)
-            self._intake.metrics.lag.set(
-                sum(max(0, end - done.get(place, 0)) for place, end in ends.items())
-            )
-            stuck = [
-                place
-                for place, end in ends.items()
-                if done.get(place, 0) < end and done.get(place, 0) == self._stood.get(place)
-            ]
-            self._stood = {place: done.get(place, 0) for place in ends}
-            for place in stuck:
-                self.handle(self._log.read(*place, first=done.get(place, 0), limit=_BATCH))
+            self._set_lag(backlog(ends, done))
+            stuck = stuck_partitions(ends, done, self._offsets_at_last_sweep)
+            self._offsets_at_last_sweep = {place: done.get(place, 0) for place in ends}
+            for topic, partition in stuck:
+                first = done.get((topic, partition), 0)
+                self.handle(self._log.read(topic, partition, first=first, limit=_BATCH))
         except TRANSIENT_ERRORS as error:
-            log.warning("no sweep", worker=GROUP, reason=str(error))
+            log.warning("sweep skipped", worker=GROUP, reason=str(error))
 
     def close(self) -> None:
-        """Close connections."""
+        """Close the log and the connection."""
         self._log.close()
         if self._conn is not None:
             self._conn.close()
 
     def _connected(self) -> Connection:
         if self._conn is None or self._conn.closed:
-            self._conn = self._intake.services.connect(GROUP)
+            self._conn = self._connect()
         return self._conn
 
 
-def _session(intake: Intake, stop: threading.Event) -> None:
-    events = intake.services.open_log()
-    events.ensure_topics()
-    with intake.services.connect(GROUP) as conn, events.open_consumer(GROUP, TOPICS) as consumer:
-        watched = 0.0
+def run(services: Services, stop: threading.Event, metrics: IntakeMetrics) -> None:
+    """Consume until stopped."""
+    with (
+        DecodePool(services.limits, processes=_PROCESSES) as decoder,
+        ThreadPoolExecutor(_PROCESSES) as threads,
+    ):
+        intake = Intake(services.store, services.sources.read, decoder, threads, metrics)
+        if services.settings.kafka is None:
+            _run_polling(services, intake, stop)
+        else:
+            _run_faust(services, intake, stop)
+
+
+def backlog(ends: Mapping[Partition, int], done: Mapping[Partition, int]) -> int:
+    """Count the events before `ends` that are not committed (`done`), over all partitions."""
+    return sum(max(0, end - done.get(place, 0)) for place, end in ends.items())
+
+
+def stuck_partitions(
+    ends: Mapping[Partition, int],
+    done: Mapping[Partition, int],
+    before: Mapping[Partition, int],
+) -> list[Partition]:
+    """List partitions with events left whose committed offset is what it was `before`.
+
+    A partition that is not in `before` was not seen yet, so it cannot be stuck.
+    """
+    stuck = []
+    for place, end in ends.items():
+        offset = done.get(place, 0)
+        if offset < end and offset == before.get(place):
+            stuck.append(place)
+    return stuck
+
+
+def outgoing_messages(judged: Sequence[JudgedEvent]) -> list[Message]:
+    """Build the events for the next worker and the dead letters, in the order of the verdicts.
+
+    Deletions need none: the database tells whoever follows it.
+    """
+    messages: list[Message] = []
+    for judgement in judged:
+        event, verdict = judgement.event, judgement.verdict
+        if isinstance(verdict, ImageAccepted):
+            messages.append(message(verdict, verdict.image_id, cause=event))
+        elif isinstance(verdict, ImageRejected):
+            messages.append(dead_letter(event, verdict))
+    return messages
+
+
+def commit(conn: Connection, events: EventLog, judged: Sequence[JudgedEvent]) -> None:
+    """Write deletions and rejections and publish messages, in the caller's transaction."""
+    deletions = []
+    for judgement in judged:
+        if isinstance(judgement.verdict, ImageDeleted):
+            deletions.append(judgement.verdict)
+    if deletions:
+        delete_images(conn, deletions)
+    for judgement in judged:
+        if isinstance(judgement.verdict, ImageRejected):
+            reject_image(conn, judgement.verdict)
+            _log_rejection(judgement.event, judgement.verdict)
+    messages = outgoing_messages(judged)
+    if messages:
+        events.publish(conn, messages)
+
+
+def _log_rejection(event: Event, rejected: ImageRejected) -> None:
+    log.info(
+        "image rejected",
+        image_id=rejected.image_id,
+        code=rejected.code,
+        reason=rejected.reason,
+        trace_id=trace_of(event.headers),
+    )
+
+
+def _run_polling(services: Services, intake: Intake, stop: threading.Event) -> None:
+    def session(stop: threading.Event) -> None:
+        events = services.open_log()
+        events.ensure_topics()
+        with services.connect(GROUP) as conn:
+            _poll(intake, events, conn, stop)
+        events.close()
+
+    keep_running(session, stop, GROUP)
+
+
+def _poll(intake: Intake, events: EventLog, conn: Connection, stop: threading.Event) -> None:
+    with events.open_consumer(GROUP, TOPICS) as consumer:
+        measured_at_s = 0.0
         announce_ready()
         while not stop.is_set():
             batch = consumer.poll(max_events=_BATCH, timeout_s=_POLL_S)
             if batch:
                 intake.process(conn, events, batch)
-            if time.monotonic() - watched > _WATCH_S:
-                watched = time.monotonic()
+            if time.monotonic() - measured_at_s > _LAG_EVERY_S:
+                measured_at_s = time.monotonic()
                 intake.metrics.lag.set(lag(events, conn, GROUP, TOPICS))
-    events.close()
 
 
-def commit(conn: Connection, events: EventLog, verdicts: Sequence[Verdict]) -> None:
-    """Write what the batch led to, in the caller's transaction: rejections, deletions, and the events for the next worker."""
-    deletions = [verdict for _, verdict in verdicts if isinstance(verdict, ImageDeleted)]
-    if deletions:
-        delete_images(conn, deletions)
-    messages: list[Message] = []
-    for event, verdict in verdicts:
-        if isinstance(verdict, ImageAccepted):
-            messages.append(message(verdict, verdict.image_id, cause=event))
-        elif isinstance(verdict, ImageRejected):
-            reject_image(conn, verdict)
-            messages.append(dead_letter(event, verdict))
-            log.info(
-                "image rejected",
-                image_id=verdict.image_id,
-                code=verdict.code,
-                reason=verdict.reason,
-                trace_id=trace_of(event.headers),
-            )
-    if messages:
-        events.publish(conn, messages)
+def _run_faust(services: Services, intake: Intake, stop: threading.Event) -> None:
+    # Imported here: without Kafka, faust's import time is saved.
+    from stream.log import faust_app
+
+    kafka = services.settings.kafka
+    assert kafka is not None
+    handler = FaustHandler(
+        intake.process,
+        services.open_log(),
+        lambda: services.connect(GROUP),
+        stop,
+        intake.metrics.lag.set,
+    )
+    app = faust_app.build_app(
+        kafka, services.home / "faust", handler, intake.metrics.set_last_minute
+    )
+    try:
+        faust_app.run_app(app, stop, announce_ready)
+    finally:
+        handler.close()

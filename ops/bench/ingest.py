@@ -124,5 +124,7 @@ def _share(made: Fleet, log: EventLog, conn: Connection) -> tuple[float, int]:
         time.sleep(0.1)
     stop.set()
     thread.join(30)
-    inside, outside = (counter._value.get() for counter in (metrics.model, metrics.other))
+    inside, outside = (
+        counter._value.get() for counter in (metrics.model_seconds, metrics.other_seconds)
+    )
     return outside / (inside + outside), count

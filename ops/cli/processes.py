@@ -132,7 +132,7 @@ def _run_intake(services: Services, stop: threading.Event) -> None:
     from workers.runtime.metrics import IntakeMetrics, expose
     from workers.runtime.relay import start_relay
 
-    start_relay(services, stop)
+    start_relay(services.settings.kafka, services.database_url, stop)
     metrics = IntakeMetrics()
     expose(services.settings, metrics.registry)
     intake.run(services, stop, metrics)
@@ -143,7 +143,7 @@ def _run_index(services: Services, stop: threading.Event) -> None:
     from workers.runtime.metrics import IndexMetrics, expose
     from workers.runtime.relay import start_relay
 
-    start_relay(services, stop)
+    start_relay(services.settings.kafka, services.database_url, stop)
     limit_threads(services.settings)
     metrics = IndexMetrics()
     expose(services.settings, metrics.registry)

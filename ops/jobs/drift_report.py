@@ -138,7 +138,7 @@ def watch(services: Services, metrics: DriftMetrics, stop: threading.Event) -> t
     def session(stop: threading.Event) -> None:
         with services.connect("drift metrics") as conn:
             while not stop.is_set():
-                metrics.seen = seen(conn)
+                metrics.snapshot = seen(conn)
                 stop.wait(_WATCH_S)
 
     thread = threading.Thread(

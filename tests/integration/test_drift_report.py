@@ -325,7 +325,7 @@ def test_a_scheduler_shows_what_the_database_says(
         "done",
         {"cohorts": {"hour": {"ours": {"R@10": 0.8}, "exact_dense": {"R@10": 0.9}}}},
     )
-    metrics.seen = seen(conn)
+    metrics.snapshot = seen(conn)
 
     def value(name: str, **labels: str) -> float | None:
         return metrics.registry.get_sample_value(name, labels)

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -14,7 +13,7 @@ from stream.log.event_log import Batch, Event, EventLog, Message
 from stream.log.faust_app import build_app, run_app
 from stream.log.kafka import KafkaLog
 from stream.log.offsets import contiguous_batch, store_offsets
-from workers.intake import GROUP, Delivered, Intake
+from workers.intake import GROUP, FaustHandler
 from workers.repository.connection import Connection, transaction
 from workers.runtime.metrics import IntakeMetrics
 from workers.runtime.services import Services
@@ -45,6 +44,15 @@ class Collector:
             store_offsets(log, conn, GROUP, batch)
         self.seen += batch.events
 
+    def handler(self, stop: threading.Event) -> FaustHandler:
+        return FaustHandler(
+            self.process,
+            self.services.open_log(),
+            lambda: self.services.connect(GROUP),
+            stop,
+            self.metrics.lag.set,
+        )
+
     @property
     def values(self) -> list[bytes]:
         return sorted(event.value for event in self.seen)
@@ -56,7 +64,7 @@ class App:
     def __init__(self, kafka: KafkaSettings, folder: Path, collector: Collector) -> None:
         self.stop, self.started = threading.Event(), threading.Event()
         self.counts: dict[str, int] = {}
-        self._handler = Delivered(cast(Intake, collector), self.stop)
+        self._handler = collector.handler(self.stop)
         app = build_app(kafka, folder, self._handler, self.counts.__setitem__)
         self._thread = threading.Thread(
             target=run_app, args=(app, self.stop, self.started.set), daemon=True
@@ -223,7 +231,7 @@ def test_credentials_reach_faust(mechanism: str, collector: Collector, tmp_path:
     settings = KafkaSettings(
         ("127.0.0.1:9",), username="me", password="secret", mechanism=mechanism, tls=True
     )
-    handler = Delivered(cast(Intake, collector), threading.Event())
+    handler = collector.handler(threading.Event())
     app = build_app(settings, tmp_path, handler, lambda *_: None)
     handler.close()
     assert app.conf.broker_credentials.mechanism.value == mechanism

@@ -19,7 +19,7 @@ from workers.repository import generations
 from workers.repository.follower import Changes
 from workers.repository.generations import Generation
 from workers.runtime.metrics import QueryMetrics
-from workers.runtime.model_loader import RETRY_S, background
+from workers.runtime.model_loader import RETRY_S, background_thread
 from workers.runtime.process import TRANSIENT_ERRORS, keep_running, settle_memory
 from workers.runtime.services import Services
 
@@ -103,7 +103,7 @@ class ResidentGenerations:
         """The generation that answers; set by the decode thread."""
         self.shadows: frozenset[int] = frozenset()
         """Numbers of the candidates."""
-        self.loader: ThreadPoolExecutor = background("loading")
+        self.loader: ThreadPoolExecutor = background_thread("loading")
         self._holders: dict[int, GenerationFollower] = {}
 
     def run(self) -> None:
@@ -137,7 +137,7 @@ class ResidentGenerations:
         for number, generation in wanted.items():
             if number not in self._holders:
                 self._holders[number] = GenerationFollower(self, generation)
-        self.metrics.held.set(len(self._holders))
+        self.metrics.resident.set(len(self._holders))
 
 
 class GenerationFollower:

@@ -1,4 +1,7 @@
-"""Logs: one JSON object a line on standard error, with time, level and event. Nothing secret is ever bound to a logger."""
+"""Logs: one JSON object a line on standard error, with time, level and event.
+
+Never bind a secret to a logger: everything bound to it is printed.
+"""
 
 import logging
 import sys
@@ -17,6 +20,7 @@ def configure(level: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        # Standard error as it is when a line is written: who calls the command line from a program may redirect it.
+        # Look up sys.stderr when a line is written: a program that calls the command line may
+        # redirect it after this function ran.
         logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
     )

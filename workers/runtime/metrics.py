@@ -1,4 +1,8 @@
-"""Metrics of the workers, in Prometheus form. Each worker has its own registry, so that tests and reloads do not collide."""
+"""Metrics of the workers, in Prometheus form, and the snapshot that the scheduler shows.
+
+Each worker has a registry of its own, so that two workers in one process do not collide. Help texts
+are what Grafana shows beside a name; the units are in the names, as Prometheus wants them.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,25 +16,42 @@ from schemas.settings import Settings
 from workers.repository.monitoring import JobTotal
 
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+"""Buckets of a query's seconds: finest around the goal of 50 to 100 ms."""
+
 _AGE_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
-_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""Buckets of seconds between two steps of the stream: from an idle system to an hour of backlog."""
+
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+"""Buckets of events handled together."""
+
+_QUERY_BATCH_SIZES = (1, 2, 4, 8, 16)
+"""Buckets of queries decoded together; `workers.query.server` takes at most 16."""
+
+_CANDIDATES = (10, 30, 100, 300, 1000, 3000)
+"""Buckets of images scored for one query."""
+
+ALARM_LEVELS = ("ticket", "page")
+"""Urgencies of an alarm. Both are always exported, because a missing series cannot be graphed."""
 
 
 def expose(settings: Settings, registry: CollectorRegistry) -> None:
-    """Serve a registry on `SIGMA_METRICS_PORT`, if that is set. The query worker has its own address for it."""
+    """Serve a registry over HTTP on `SIGMA_METRICS_PORT`, if that is set.
+
+    The query worker serves its registry as `/metrics` on its own port instead.
+    """
     if settings.metrics_port is not None:
         start_http_server(settings.metrics_port, addr=settings.http_host, registry=registry)
 
 
 class IntakeMetrics:
-    """What the person on call watches of one intake worker."""
+    """The metrics of one intake worker."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.batch = Histogram(
             "sigma_intake_batch",
             "Events taken in together",
-            buckets=_BATCHES,
+            buckets=_BATCH_SIZES,
             registry=self.registry,
         )
         self.verdicts = Counter(
@@ -44,34 +65,40 @@ class IntakeMetrics:
             "Arrivals and deletions that the group has not committed yet",
             registry=self.registry,
         )
-        self.window = Gauge(
+        self.last_minute = Gauge(
             "sigma_intake_last_minute",
             "Verdicts of the running minute, by faust's tables",
             ["verdict"],
             registry=self.registry,
         )
 
-    def verdict(self, found: ImageAccepted | ImageRejected | ImageDeleted) -> None:
+    def count_verdict(self, verdict: ImageAccepted | ImageRejected | ImageDeleted) -> None:
         """Count one verdict; rejections by their code."""
-        name = {ImageAccepted: "accepted", ImageDeleted: "deleted"}.get(type(found)) or getattr(
-            found, "code", "rejected"
-        )
-        self.verdicts.labels(name).inc()
+        self.verdicts.labels(verdict_name(verdict)).inc()
 
-    def counted(self, verdict: str, count: int) -> None:
-        """Take over a windowed count."""
-        self.window.labels(verdict).set(count)
+    def set_last_minute(self, verdict: str, count: int) -> None:
+        """Show how many events of the running minute had this verdict."""
+        self.last_minute.labels(verdict).set(count)
+
+
+def verdict_name(verdict: ImageAccepted | ImageRejected | ImageDeleted) -> str:
+    """Name a verdict as its metric's label does: accepted, deleted, or the code of a rejection."""
+    if isinstance(verdict, ImageAccepted):
+        return "accepted"
+    if isinstance(verdict, ImageDeleted):
+        return "deleted"
+    return verdict.code
 
 
 class IndexMetrics:
-    """What the person on call watches of one index worker."""
+    """The metrics of one index worker."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.batch = Histogram(
             "sigma_index_batch",
             "Images assigned together",
-            buckets=_BATCHES,
+            buckets=_BATCH_SIZES,
             registry=self.registry,
         )
         self.age = Histogram(
@@ -80,10 +107,10 @@ class IndexMetrics:
             buckets=_AGE_S,
             registry=self.registry,
         )
-        self.model = Counter(
+        self.model_seconds = Counter(
             "sigma_index_model_seconds", "Seconds inside the model", registry=self.registry
         )
-        self.other = Counter(
+        self.other_seconds = Counter(
             "sigma_index_other_seconds",
             "Seconds of batches outside the model",
             registry=self.registry,
@@ -100,15 +127,15 @@ class IndexMetrics:
             "sigma_index_load_failures", "Models that could not be loaded", registry=self.registry
         )
 
-    def done(self, size: int, *, model_s: float, other_s: float) -> None:
+    def count_batch(self, size: int, *, model_s: float, other_s: float) -> None:
         """Count one batch and where its time went."""
         self.batch.observe(size)
-        self.model.inc(model_s)
-        self.other.inc(other_s)
+        self.model_seconds.inc(model_s)
+        self.other_seconds.inc(other_s)
 
 
 class QueryMetrics:
-    """What the person on call watches of one query worker."""
+    """The metrics of one query worker."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -118,7 +145,7 @@ class QueryMetrics:
         )
         self.dropped = Counter(
             "sigma_reports_dropped",
-            "Reports dropped because the database was away too long",
+            "Reports dropped because the database was unavailable too long",
             registry=self.registry,
         )
         self.latency = Histogram(
@@ -130,13 +157,13 @@ class QueryMetrics:
         self.batch = Histogram(
             "sigma_query_batch",
             "Queries decoded together",
-            buckets=(1, 2, 4, 8, 16),
+            buckets=_QUERY_BATCH_SIZES,
             registry=self.registry,
         )
         self.candidates = Histogram(
             "sigma_query_candidates",
             "Images scored for one query",
-            buckets=(10, 30, 100, 300, 1000, 3000),
+            buckets=_CANDIDATES,
             registry=self.registry,
         )
         self.freshness = Histogram(
@@ -150,7 +177,7 @@ class QueryMetrics:
         self.generation = Gauge(
             "sigma_generation", "Generation that answers", registry=self.registry
         )
-        self.held = Gauge(
+        self.resident = Gauge(
             "sigma_generations_held",
             "Generations in memory or on their way there",
             registry=self.registry,
@@ -182,7 +209,7 @@ class QueryMetrics:
 
 @dataclass(frozen=True, slots=True)
 class MonitoringSnapshot:
-    """What the database says of drift, recall and jobs."""
+    """Drift, recall and jobs as the database has them at one moment."""
 
     effects: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """(effect, its limit) of each monitor in the newest window"""
@@ -196,51 +223,73 @@ class MonitoringSnapshot:
 
 
 class DriftMetrics(Collector):
-    """What the person on call watches of the scheduler. Shows `seen`, which comes from the database: a new leader shows the same."""
+    """The metrics of one scheduler: a snapshot of the database, so a new leader shows the same."""
 
     def __init__(self) -> None:
-        self.seen = MonitoringSnapshot()
+        self.snapshot = MonitoringSnapshot()
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """The families as Prometheus reads them."""
-        seen = self.seen
-        effect = GaugeMetricFamily(
-            "sigma_drift_effect",
-            "Effect that a monitor saw in the newest window",
-            labels=["monitor"],
+        """Yield the metric families as Prometheus reads them."""
+        # Read once: another thread replaces the snapshot.
+        snapshot = self.snapshot
+        yield from _drift_families(snapshot)
+        yield _alarm_family(snapshot)
+        yield _recall_family(snapshot)
+        yield from _job_families(snapshot)
+        yield GaugeMetricFamily(
+            "sigma_candidates_refused",
+            "Candidates that their gate refused",
+            value=snapshot.refused,
         )
-        limit = GaugeMetricFamily(
-            "sigma_drift_limit", "Effect from which a monitor can alarm", labels=["monitor"]
-        )
-        for monitor, (found, allowed) in seen.effects.items():
-            effect.add_metric([monitor], found)
-            limit.add_metric([monitor], allowed)
-        alarms = GaugeMetricFamily("sigma_alarms_open", "Open alarms", labels=["level"])
-        for level in ("ticket", "page"):
-            alarms.add_metric([level], sum(one == level for one in seen.levels))
-        recall = GaugeMetricFamily(
-            "sigma_recall_at_10",
-            "Recall of known items by the age of their image",
-            labels=["cohort", "kind"],
-        )
-        for cohort, pair in seen.recalls.items():
-            for kind, found in zip(("ours", "exact"), pair, strict=True):
-                recall.add_metric([cohort, kind], found)
-        runs = CounterMetricFamily(
-            "sigma_job_runs", "Runs of scheduled jobs", labels=["job", "outcome"]
-        )
-        success = GaugeMetricFamily(
-            "sigma_job_last_success_timestamp_seconds",
-            "When a job last did its work",
-            labels=["job"],
-        )
-        for total in seen.jobs:
-            runs.add_metric([total.job, total.outcome], total.runs)
-            if total.last_done_s is not None:
-                success.add_metric([total.job], total.last_done_s)
-        refused = GaugeMetricFamily(
-            "sigma_candidates_refused", "Candidates that their gate refused", value=seen.refused
-        )
-        yield from (effect, limit, alarms, recall, runs, success, refused)
+
+
+def _drift_families(snapshot: MonitoringSnapshot) -> tuple[Metric, Metric]:
+    effects = GaugeMetricFamily(
+        "sigma_drift_effect",
+        "Effect that a monitor saw in the newest window",
+        labels=["monitor"],
+    )
+    limits = GaugeMetricFamily(
+        "sigma_drift_limit", "Effect from which a monitor can alarm", labels=["monitor"]
+    )
+    for monitor, (effect, limit) in snapshot.effects.items():
+        effects.add_metric([monitor], effect)
+        limits.add_metric([monitor], limit)
+    return effects, limits
+
+
+def _alarm_family(snapshot: MonitoringSnapshot) -> Metric:
+    alarms = GaugeMetricFamily("sigma_alarms_open", "Open alarms", labels=["level"])
+    for level in ALARM_LEVELS:
+        alarms.add_metric([level], snapshot.levels.count(level))
+    return alarms
+
+
+def _recall_family(snapshot: MonitoringSnapshot) -> Metric:
+    recalls = GaugeMetricFamily(
+        "sigma_recall_at_10",
+        "Recall of known items by the age of their image",
+        labels=["cohort", "kind"],
+    )
+    for cohort, (ours, exact) in snapshot.recalls.items():
+        recalls.add_metric([cohort, "ours"], ours)
+        recalls.add_metric([cohort, "exact"], exact)
+    return recalls
+
+
+def _job_families(snapshot: MonitoringSnapshot) -> tuple[Metric, Metric]:
+    runs = CounterMetricFamily(
+        "sigma_job_runs", "Runs of scheduled jobs", labels=["job", "outcome"]
+    )
+    successes = GaugeMetricFamily(
+        "sigma_job_last_success_timestamp_seconds",
+        "When a job last did its work",
+        labels=["job"],
+    )
+    for total in snapshot.jobs:
+        runs.add_metric([total.job, total.outcome], total.runs)
+        if total.last_done_s is not None:
+            successes.add_metric([total.job], total.last_done_s)
+    return runs, successes

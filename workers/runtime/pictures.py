@@ -13,7 +13,10 @@ from stream.images.store import ImageStore
 
 
 def read_picture(store: ImageStore, uri: str) -> ByteArray:
-    """(H, W, 3) uint8 of a normalised image. `RejectInputError` when the store lost or damaged it."""
+    """Read a normalised image as (H, W, 3) uint8.
+
+    `RejectInputError` when the store lost or damaged it.
+    """
     data = store.get(uri)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -26,9 +29,9 @@ def read_picture(store: ImageStore, uri: str) -> ByteArray:
 
 
 class StoredPictures(Sequence[ByteArray]):
-    """Images of the store, read when asked for: a training set may be larger than memory.
+    """Images of the store, read on access, because a training set may be larger than memory.
 
-    With `prepare` (the fixed square of the `tiny` profile) each is shrunk once and kept.
+    With `prepare` (the fixed square of the `tiny` profile) each image is shrunk once and kept.
     """
 
     def __init__(
@@ -40,14 +43,15 @@ class StoredPictures(Sequence[ByteArray]):
         self._store = store
         self._uris = uris
         self._prepare = prepare
-        self._kept: dict[int, ByteArray] = {}
+        self._prepared: dict[int, ByteArray] = {}
 
     def __len__(self) -> int:
         return len(self._uris)
 
-    def rows(self, kept: Sequence[int]) -> "StoredPictures":
-        """Some of the images, in that order."""
-        return StoredPictures(self._store, [self._uris[row] for row in kept], self._prepare)
+    def rows(self, indices: Sequence[int]) -> "StoredPictures":
+        """Select some of the images, in that order."""
+        uris = [self._uris[index] for index in indices]
+        return StoredPictures(self._store, uris, self._prepare)
 
     @overload
     def __getitem__(self, index: int) -> ByteArray: ...
@@ -57,14 +61,14 @@ class StoredPictures(Sequence[ByteArray]):
 
     def __getitem__(self, index: int | slice) -> ByteArray | list[ByteArray]:
         if isinstance(index, slice):
-            return [self._read(at) for at in range(*index.indices(len(self)))]
+            return [self._read(position) for position in range(*index.indices(len(self)))]
         return self._read(index if index >= 0 else index + len(self))
 
     def _read(self, index: int) -> ByteArray:
-        if index in self._kept:
-            return self._kept[index]
+        if index in self._prepared:
+            return self._prepared[index]
         picture = read_picture(self._store, self._uris[index])
         if self._prepare is None:
             return picture
-        self._kept[index] = self._prepare(picture)
-        return self._kept[index]
+        self._prepared[index] = self._prepare(picture)
+        return self._prepared[index]

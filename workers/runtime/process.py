@@ -1,4 +1,7 @@
-"""Running: how every worker process tells that it is ready, stops on a signal, outlives a service that is away, and takes its port."""
+"""The process: how a worker reports that it is ready, stops on a signal, retries, takes its port.
+
+Retrying is what lets every worker survive an unavailable service (`keep_running`).
+"""
 
 import gc
 import os
@@ -14,28 +17,41 @@ import structlog
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
 
 TRANSIENT_ERRORS = (RetryLaterError, psycopg.OperationalError)
-"""What a service that went away raises; the work is tried again on a new connection."""
+"""What an unavailable service raises; the work is tried again on a new connection."""
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+FIRST_PAUSE_S = 0.2
+"""Seconds before the first retry: most failures are a dropped connection, which is back at once."""
+
+LONGEST_PAUSE_S = 5.0
+"""Most seconds between retries, so that work goes on soon after a long outage ends."""
+
+_BACKLOG = 256
+"""Connections that may wait to be accepted."""
 
 _settled = threading.Event()
-"""Remembered here: asking the collector counts all objects, which takes 60 milliseconds."""
+"""Whether `settle_memory` ran. To ask the collector instead counts all objects: 60 ms."""
 
 log = structlog.get_logger()
 
 
 def announce_ready() -> None:
-    """Tell whoever started this process that it can take work now, by the protocol of systemd's `sd_notify`, if that was asked for."""
+    """Tell the supervisor that this process can take work now, if it asked to be told.
+
+    The protocol is that of systemd's `sd_notify`: a datagram to the socket `NOTIFY_SOCKET`.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        # A supervisor that has gone, or has heard enough, is no reason to stop.
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notice:
-            notice.setblocking(False)
-            notice.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+    if not address:
+        return
+    # A leading @ stands for the zero byte of Linux's abstract socket names.
+    target = "\0" + address[1:] if address.startswith("@") else address
+    # A supervisor that ended, or whose queue is full, is no reason to stop working.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+        notifier.setblocking(False)
+        notifier.sendto(b"READY=1", target)
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set: loops end after the batch in hand."""
+    """Return an event that SIGTERM and SIGINT set: loops finish their current batch and end."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -45,27 +61,30 @@ def stop_on_signals() -> threading.Event:
 def keep_running(
     session: Callable[[threading.Event], None], stop: threading.Event, name: str
 ) -> None:
-    """Run a session until `stop` is set; a service that went away ends it, and a new one begins after a pause that grows to 5 seconds.
+    """Run a session again and again until `stop` is set.
 
-    Nothing is lost by it: a session commits its rows and its offsets together or not at all.
+    A transient error ends a session; the next one begins after a pause that doubles up to
+    `LONGEST_PAUSE_S`. Nothing is lost: a session commits its rows and its offsets together or not
+    at all. Other errors are raised.
     """
-    pause = _FIRST_PAUSE_S
+    pause_s = FIRST_PAUSE_S
     while not stop.is_set():
         try:
             session(stop)
-            pause = _FIRST_PAUSE_S
+            pause_s = FIRST_PAUSE_S
         except TRANSIENT_ERRORS as error:
-            log.warning(
-                "session ended, trying again", worker=name, reason=str(error), pause_s=pause
-            )
-            stop.wait(pause)
-            pause = min(_LONGEST_PAUSE_S, pause * 2)
+            log.warning("session ended, retrying", worker=name, reason=str(error), pause_s=pause_s)
+            stop.wait(pause_s)
+            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 
 
 def settle_memory() -> None:
-    """Call it when a model was loaded. From the first one on, the garbage collector no longer looks through the half a million objects of
-    the libraries, which would stop the process for a quarter of a second whenever a further model is loaded. Those are small: they are
-    looked at, and freed when they are forgotten."""
+    """Exclude everything that exists now from garbage collection. Call it after a model was loaded.
+
+    Otherwise each collection visits the half a million objects of the libraries, and stops the
+    process for a quarter of a second whenever a further model is loaded. Only the first call acts:
+    the objects of later models are few, and have to be freed when their generation is unloaded.
+    """
     if not _settled.is_set():
         _settled.set()
         gc.collect()
@@ -73,25 +92,31 @@ def settle_memory() -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; `RefuseToStartError` when the address is taken or not this machine's."""
+    """Listen on an address; `RefuseToStartError` when it is taken or belongs to another machine."""
     try:
-        return socket.create_server((host, port), backlog=256)
+        return socket.create_server((host, port), backlog=_BACKLOG)
     except OSError as error:
         raise RefuseToStartError(
-            f"cannot listen on {host}:{port} ({error.strerror}); free it or set SIGMA_HTTP_HOST and SIGMA_HTTP_PORT"
+            f"cannot listen on {host}:{port} ({error.strerror}); "
+            "free it or set SIGMA_HTTP_HOST and SIGMA_HTTP_PORT"
         ) from error
 
 
 def inherited(number: int) -> socket.socket:
-    """The listening socket that the parent process left open under this number; `UsageError` when there is none."""
+    """Take over the listening socket that the parent process left open as file descriptor `number`.
+
+    `UsageError` when the descriptor is no socket or does not listen.
+    """
     try:
-        found = socket.socket(fileno=number)
-        if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return found
-        found.detach()
+        listener = socket.socket(fileno=number)
+        if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return listener
+        # The descriptor belongs to the parent's bookkeeping: leave it open.
+        listener.detach()
         problem = "is not listening"
     except OSError as error:
         problem = f"is no socket ({error.strerror})"
     raise UsageError(
-        f"file descriptor {number} {problem}; give one that a parent process listens on, or leave --listener out"
+        f"file descriptor {number} {problem}; "
+        "give one that a parent process listens on, or leave --listener out"
     )

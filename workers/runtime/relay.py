@@ -1,29 +1,27 @@
-"""The relay thread: with Kafka, every worker process is ready to forward the outbox; one of them does."""
+"""The relay thread: with Kafka, every worker process can forward the outbox; one of them does."""
 
 import threading
 
+from schemas.settings import KafkaSettings
 from stream.log.kafka import KafkaLog
 from stream.log.outbox import relay
+from workers.repository.connection import connect
 from workers.runtime.process import keep_running
-from workers.runtime.services import Services
 
 
-def start_relay(services: Services, stop: threading.Event) -> None:
-    """Start the thread; with the log in Postgres there is nothing to forward."""
-    if services.settings.kafka is not None:
-        threading.Thread(
-            target=keep_running,
-            args=(lambda stop: _session(services, stop), stop, "relay"),
-            name="relay",
-            daemon=True,
-        ).start()
+def start_relay(kafka: KafkaSettings | None, database_url: str, stop: threading.Event) -> None:
+    """Start the thread. With the log in Postgres (`kafka` None) there is nothing to forward."""
+    if kafka is None:
+        return
 
+    def session(stop: threading.Event) -> None:
+        log = KafkaLog(kafka, database_url)
+        try:
+            with connect(database_url, name="sigma relay") as conn:
+                relay(log, conn, stop)
+        finally:
+            log.close()
 
-def _session(services: Services, stop: threading.Event) -> None:
-    assert services.settings.kafka is not None
-    log = KafkaLog(services.settings.kafka, services.database_url)
-    try:
-        with services.connect("relay") as conn:
-            relay(log, conn, stop)
-    finally:
-        log.close()
+    threading.Thread(
+        target=keep_running, args=(session, stop, "relay"), name="relay", daemon=True
+    ).start()

@@ -1,4 +1,7 @@
-"""The services that every process uses: database, event log, image store, sources. Built once, from settings, by whoever starts."""
+"""Services: where database, event log, image store and sources are, and how to reach them.
+
+Built once, from settings, by whoever starts a process. Building it opens nothing.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +19,12 @@ from stream.log.postgres import PostgresLog
 from workers.repository.connection import Connection, connect
 
 _HTTPS_S = 4.0
-"""Seconds that one `https://` source may take: the others of its batch wait for it."""
+"""Seconds that one `https://` source may take: the other arrivals of its batch wait for it."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """Where things are. `home` holds the embedded mode's state."""
+    """The services of one installation."""
 
     settings: Settings
     database_url: str
@@ -43,18 +46,19 @@ class Services:
 
     @property
     def limits(self) -> DecodeLimits:
-        """What one image may cost."""
-        settings = self.settings
+        """What decoding one image may cost."""
         return DecodeLimits(
-            settings.max_image_bytes, settings.max_image_pixels, settings.decode_memory_bytes
+            self.settings.max_image_bytes,
+            self.settings.max_image_pixels,
+            self.settings.decode_memory_bytes,
         )
 
     def connect(self, name: str) -> Connection:
-        """A connection to the database; `name` shows in pg_stat_activity."""
+        """Open a connection to the database; `name` shows in pg_stat_activity."""
         return connect(self.database_url, name=f"sigma {name}")
 
     def open_log(self) -> EventLog:
-        """The event log: Kafka where brokers are configured, Postgres otherwise."""
+        """Open the event log: Kafka where brokers are configured, Postgres otherwise."""
         if self.settings.kafka is not None:
             return KafkaLog(self.settings.kafka, self.database_url)
         return PostgresLog(self.database_url)
@@ -71,17 +75,19 @@ class Services:
 
     @cached_property
     def sources(self) -> Sources:
-        """Where arrivals may be read from. With Kafka, producers are elsewhere: then no folder of this machine unless named."""
+        """Where the images of arrivals may be read from."""
         settings = self.settings
         roots = settings.source_roots
+        # With Kafka, producers run on other machines, so `file://` names none of our folders.
         if roots is None and settings.kafka is not None:
             roots = ()
-        https = (
-            HttpsReader(settings.https_hosts, timeout_s=_HTTPS_S, connect_timeout_s=_HTTPS_S / 2)
-            if settings.https_hosts
-            else None
-        )
-        buckets = (settings.s3.bucket, *settings.s3.source_buckets) if settings.s3 else ()
-        return Sources(
-            settings.max_image_bytes, roots, self.s3.read if self.s3 else None, https, buckets
-        )
+        https = None
+        if settings.https_hosts:
+            https = HttpsReader(
+                settings.https_hosts, timeout_s=_HTTPS_S, connect_timeout_s=_HTTPS_S / 2
+            )
+        buckets: tuple[str, ...] = ()
+        if settings.s3 is not None:
+            buckets = (settings.s3.bucket, *settings.s3.source_buckets)
+        read_s3 = None if self.s3 is None else self.s3.read
+        return Sources(settings.max_image_bytes, roots, read_s3, https, buckets)

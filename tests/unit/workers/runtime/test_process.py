@@ -1,17 +1,25 @@
-"""Running: telling that one is ready, taking an address, and taking over a socket from a parent process."""
+"""The process: reporting that it is ready, retrying, taking an address or a parent's socket."""
 
 import os
 import socket
+import threading
 from contextlib import closing
 
 import pytest
 
 from ops.embedded.supervisor import notice
-from schemas.errors import RefuseToStartError, UsageError
-from workers.runtime.process import announce_ready, bind, inherited
+from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
+from workers.runtime.process import (
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    announce_ready,
+    bind,
+    inherited,
+    keep_running,
+)
 
 
-def test_an_address_that_is_taken_is_refused_with_the_cure() -> None:
+def test_an_address_that_is_taken_is_refused_with_how_to_fix_it() -> None:
     with bind("127.0.0.1", 0) as first, pytest.raises(RefuseToStartError, match="SIGMA_HTTP_PORT"):
         bind("127.0.0.1", first.getsockname()[1])
 
@@ -56,3 +64,50 @@ def test_a_status_alone_is_not_readiness() -> None:
         assert not told.heard()
         process.sendto(b"STATUS=there\nREADY=1", told.environment["NOTIFY_SOCKET"])
         assert told.heard()
+
+
+class CountedStop(threading.Event):
+    """A stop event that does not sleep, notes how long it was asked to, and stops at last."""
+
+    def __init__(self, waits: int) -> None:
+        super().__init__()
+        self.pauses_s: list[float] = []
+        self._waits = waits
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.pauses_s.append(timeout)
+        if len(self.pauses_s) == self._waits:
+            self.set()
+        return self.is_set()
+
+
+def test_pauses_between_failing_sessions_double_up_to_the_longest() -> None:
+    stop = CountedStop(7)
+
+    def session(_: threading.Event) -> None:
+        raise RetryLaterError("the database does not answer")
+
+    keep_running(session, stop, "test")
+    doubled = [FIRST_PAUSE_S * 2**turn for turn in range(5)]
+    assert stop.pauses_s == [*doubled, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
+
+
+def test_a_session_that_ended_well_makes_the_next_pause_short_again() -> None:
+    stop = CountedStop(3)
+    failing = iter([True, True, False, True])
+
+    def session(_: threading.Event) -> None:
+        if next(failing):
+            raise RetryLaterError("the database does not answer")
+
+    keep_running(session, stop, "test")
+    assert stop.pauses_s == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, FIRST_PAUSE_S]
+
+
+def test_an_error_that_is_not_transient_ends_the_worker() -> None:
+    def session(_: threading.Event) -> None:
+        raise RefuseToStartError("the schema is newer than this program")
+
+    with pytest.raises(RefuseToStartError):
+        keep_running(session, CountedStop(1), "test")
