@@ -172,7 +172,7 @@ class IndexWorker:
                 seen[missing.generation.id] = _BatchInference(self._models.wait(missing.generation))
                 seen[missing.generation.id].look(work)
         model_s = sum(looking.seconds for looking in seen.values())
-        self._metrics.done(
+        self._metrics.count_batch(
             len(batch), model_s=model_s, other_s=time.perf_counter() - began - model_s
         )
         for one in work:

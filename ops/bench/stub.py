@@ -91,7 +91,7 @@ def main(role: str) -> None:
 
         serve(services, stop)
         return
-    start_relay(services, stop)
+    start_relay(settings.kafka, services.database_url, stop)
     IndexWorker(services, IndexMetrics(), load=StubAssigner.load).run(stop)
 
 
