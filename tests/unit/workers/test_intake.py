@@ -1,4 +1,4 @@
-"""Intake: which partitions are stuck, how much waits, and which messages a batch of verdicts gives."""
+"""Intake: stuck partitions, how much waits, and the messages of a batch of verdicts."""
 
 from datetime import UTC, datetime
 
