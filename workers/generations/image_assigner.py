@@ -1,15 +1,17 @@
 """The image assigner: the interface between a model and whoever appends to a trie. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
 from workers.generations.inferred import Inferred
+from workers.repository.generations import Generation
 
 
 class ImageAssigner(Protocol):
-    """The model of one generation, as the index worker and the sweeps of a switch use it."""
+    """The model of one generation, as the index worker and catching up use it."""
 
     @property
     def shape(self) -> IdentifierShape:
@@ -19,3 +21,23 @@ class ImageAssigner(Protocol):
     def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
         """Leaves and ranking embedding of each picture, (H, W, 3) uint8, in the order given."""
         ...
+
+
+LoadAssigner = Callable[[Generation], ImageAssigner]
+"""Loads the model of a generation; takes seconds."""
+
+
+def model_loader(checkpoints: Path, postings: int) -> LoadAssigner:
+    """A function that loads a generation's trained model from the folder of all checkpoints.
+
+    `postings` is how many leaves an image gets.
+    """
+
+    def load(generation: Generation) -> ImageAssigner:
+        # Imported here: a rollback of a complete generation needs no model and must not wait for
+        # PyTorch.
+        from workers.generations.model_assigner import ModelAssigner
+
+        return ModelAssigner.load(checkpoints, generation, postings)
+
+    return load

@@ -1,4 +1,4 @@
-"""What a model says about one picture, for the index worker and the trainer. Imports no torch."""
+"""Inferred: what a model says about one picture. Imports no torch, so that workers start fast."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from schemas.records import Assignment, HalfArray
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """What the model says about one picture: its leaves and its (D,) float16 ranking embedding."""
+    """What a model says about one picture: its leaves and its (D,) float16 ranking embedding."""
 
     leaves: Leaves
     embedding: HalfArray
 
     def assignment(self, image_key: int) -> Assignment:
-        """The same for the image stored under a key."""
+        """What to append to the trie for the image that is stored under `image_key`."""
         return Assignment(
             image_key=image_key,
             postings=self.leaves.postings,

@@ -1,7 +1,9 @@
-"""Retiring: generations that nobody needs give back their tables and their folder; their rows stay as history."""
+"""Retiring: tables and folders of generations that are not needed any more are deleted; their rows stay."""
 
 import shutil
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import structlog
 
@@ -10,91 +12,126 @@ from schemas.events import now
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
-from workers.runtime.services import Services
 
 KEPT = timedelta(days=7)
-"""How long a generation that was live, or that failed, is kept beside the fallback generation."""
+"""How long a generation that was live, or that failed, is kept in addition to the fallback."""
 
-_USED = ("building", "shadow", "live", "retired")
+_STATES_WITH_FOLDER = ("building", "shadow", "live", "retired")
 
 log = structlog.get_logger()
 
 
-def drop(services: Services, conn: Connection, number: int, *, force: bool = False) -> None:
-    """Give up a candidate, a retired or a failed generation.
+def drop(conn: Connection, checkpoints: Path, generation: int, *, force: bool = False) -> None:
+    """Delete tables and folder of a candidate, a retired or a failed generation.
 
-    `UsageError` when it is in use: live, being trained, the start of a training under way, or (without `force`) the fallback generation.
+    `checkpoints` is the folder of all generations' checkpoints. `UsageError` when the generation is
+    needed (see `reason_to_keep`), `RetryLaterError` while another process reads its tables.
     """
-    wanted, found = generations.get(conn, number), generations.generations(conn)
+    wanted = generations.get(conn, generation)
+    reason = reason_to_keep(wanted, generations.generations(conn), force=force)
+    if reason is not None:
+        raise UsageError(reason)
+    _delete(conn, checkpoints, wanted)
+
+
+def prune(conn: Connection, checkpoints: Path) -> list[int]:
+    """Delete what `prunable` names; returns the numbers. What another process reads stays for now."""
+    every = generations.generations(conn)
+    deleted = []
+    for generation in prunable(every, now()):
+        if generation.dropped and not (checkpoints / generation.folder).exists():
+            continue
+        try:
+            _delete(conn, checkpoints, generation)
+        except RetryLaterError as error:
+            log.warning(
+                "generation not dropped: its tables are being read",
+                generation=generation.id,
+                reason=str(error),
+            )
+            continue
+        deleted.append(generation.id)
+    return deleted
+
+
+def reason_to_keep(wanted: Generation, every: Sequence[Generation], *, force: bool) -> str | None:
+    """Why a generation cannot be dropped, and what to do; None when it can.
+
+    It is needed while it is live, being trained, or the parent of a training under way, and, without
+    `force`, while it is the fallback. `every` are all generations.
+    """
     if wanted.state == "live":
-        raise UsageError(
-            f"generation {number} is live; make another one live first: sigma generations promote G"
+        return (
+            f"generation {wanted.id} is live; make another one live first: "
+            "sigma generations promote G"
         )
     if wanted.state == "building":
-        raise UsageError(
-            f"generation {number} is being trained; finish it first: sigma train --resume"
+        return f"generation {wanted.id} is being trained; finish it first: sigma train --resume"
+    child = training_from(wanted, every)
+    if child is not None:
+        return (
+            f"generation {wanted.id} is the parent that generation {child} is trained from; "
+            "finish that first: sigma train --resume"
         )
-    if needed := _needed_by(wanted, found):
-        raise UsageError(
-            f"generation {number} is what generation {needed} is trained from; finish that first: sigma train --resume"
+    fallback = generations.find_fallback(every)
+    if fallback is not None and fallback.id == wanted.id and not force:
+        return (
+            f"generation {wanted.id} is the fallback generation, which a rollback needs; "
+            f"to drop it nevertheless: sigma generations drop {wanted.id} --force"
         )
-    back = generations.find_fallback(found)
-    if back is not None and back.id == number and not force:
-        raise UsageError(
-            f"generation {number} is the fallback generation, which a rollback needs; "
-            f"to drop it nevertheless: sigma generations drop {number} --force"
-        )
-    _drop(services, conn, wanted)
+    return None
 
 
-def prune(services: Services, conn: Connection) -> list[int]:
-    """Drop what ended longer than `KEPT` ago and is not the fallback generation; returns the numbers. What is locked is left for the next time."""
-    found = generations.generations(conn)
-    back, gone = generations.find_fallback(found), []
-    for one in found:
-        over = (
-            one.state in ("retired", "failed")
-            and one.ended_at is not None
-            and one.ended_at < now() - KEPT
-        )
-        held = not one.dropped or (services.checkpoints / one.folder).exists()
-        if over and held and one is not back and not _needed_by(one, found):
-            try:
-                _drop(services, conn, one)
-            except RetryLaterError as error:
-                log.warning("a generation is still in use", generation=one.id, reason=str(error))
-                continue
-            gone.append(one.id)
-    return gone
+def prunable(every: Sequence[Generation], moment: datetime) -> list[Generation]:
+    """Of all generations, those that ended longer than `KEPT` before `moment` and are not needed.
+
+    The fallback and the parent of a training under way are needed, however old they are.
+    """
+    fallback = generations.find_fallback(every)
+    return [
+        generation
+        for generation in every
+        if has_expired(generation, moment)
+        and generation is not fallback
+        and training_from(generation, every) is None
+    ]
 
 
-def refused(candidate: Generation, live: Generation | None) -> bool:
-    """Whether the gate refused a candidate beside the generation that is live now."""
+def has_expired(generation: Generation, moment: datetime) -> bool:
+    """Whether a generation was retired or failed longer than `KEPT` before `moment`."""
+    if generation.state not in ("retired", "failed") or generation.ended_at is None:
+        return False
+    return generation.ended_at < moment - KEPT
+
+
+def training_from(parent: Generation, every: Sequence[Generation]) -> int | None:
+    """The generation that is being trained from the weights of `parent`, if there is one."""
+    for generation in every:
+        if generation.state == "building" and generation.config.training.parent == parent.id:
+            return generation.id
+    return None
+
+
+def folder_is_shared(generation: Generation, every: Sequence[Generation]) -> bool:
+    """Whether another generation that is not given up has its checkpoint in the same folder."""
+    return any(
+        other.folder == generation.folder
+        for other in every
+        if other.id != generation.id and other.state in _STATES_WITH_FOLDER
+    )
+
+
+def refused_by_gate(candidate: Generation, live: Generation | None) -> bool:
+    """Whether the gate refused a candidate when it compared it with what is live now."""
     verdict = candidate.config.gate
     if live is None or verdict is None:
         return False
     return not verdict.passed and verdict.against == live.id
 
 
-def _needed_by(one: Generation, found: list[Generation]) -> int | None:
-    return next(
-        (
-            other.id
-            for other in found
-            if other.state == "building" and other.config.training.parent == one.id
-        ),
-        None,
-    )
-
-
-def _drop(services: Services, conn: Connection, one: Generation) -> None:
-    if not one.dropped:
-        generations.drop(conn, one.id)
-    others = {
-        other.folder
-        for other in generations.generations(conn)
-        if other.id != one.id and other.state in _USED
-    }
-    if one.folder not in others:
-        shutil.rmtree(services.checkpoints / one.folder, ignore_errors=True)
-    log.info("generation is dropped", generation=one.id, state=one.state)
+def _delete(conn: Connection, checkpoints: Path, generation: Generation) -> None:
+    if not generation.dropped:
+        generations.drop(conn, generation.id)
+    if not folder_is_shared(generation, generations.generations(conn)):
+        shutil.rmtree(checkpoints / generation.folder, ignore_errors=True)
+    log.info("generation dropped", generation=generation.id, state=generation.state)

@@ -1,8 +1,9 @@
-"""Switching: a generation catches up with what it lacks and becomes live, in one transaction that finds nothing missing.
+"""Switching: a generation becomes live in one transaction, after it has caught up with every image.
 
-How nothing is lost: whoever accepts images holds the set of generations shared (`share_set`), a switch holds it alone. So
-under the switch's lock no image is on its way, those accepted before it are all there to be looked for, and those that come
-after it go to the new live generation. Sweeps run beside ingestion; only the last look, at the newest keys, has the lock.
+How nothing is lost: whoever accepts images holds the set of generations shared (`share_set`), a
+switch holds it exclusively (`lock_set`). Under the switch's lock no image is being accepted, those
+accepted before are all visible, and those that come after it go to the new live generation. Sweeps
+run beside ingestion; only the last look, at the newest keys, is taken under the lock.
 """
 
 from collections.abc import Callable
@@ -11,226 +12,174 @@ from dataclasses import dataclass
 import structlog
 
 from model.progress import Progress, quiet
-from schemas.errors import RejectInputError, SigmaError, UsageError, WorkFailedError
-from schemas.records import ByteArray
-from workers.generations.image_assigner import ImageAssigner
+from schemas.errors import SigmaError, UsageError, WorkFailedError
+from stream.images.store import ImageStore
+from workers.generations.catch_up import BATCH, CatchUp
+from workers.generations.image_assigner import ImageAssigner, LoadAssigner
 from workers.repository import generations
 from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation
-from workers.repository.images import StoredImage, missing_images, newest_image
-from workers.repository.postings import AppendStatus, append
-from workers.runtime.pictures import read_picture
-from workers.runtime.services import Services
+from workers.repository.images import newest_image
 
-TRIES = 20
-"""Sweeps before a switch gives up. Each leaves less than the one before unless images come faster than the model works."""
+MAX_SWEEPS = 20
+"""Sweeps before a switch gives up. Each leaves fewer images than the one before, unless images
+arrive faster than the model assigns them."""
 
-_BATCH = 64
-
-Load = Callable[[Services, Generation], ImageAssigner]
+MakeLive = Callable[[], int | None]
+"""Makes the wanted generation live, under the lock; returns the one that was live before."""
 
 log = structlog.get_logger()
 
 
-def load_appender(services: Services, generation: Generation) -> ImageAssigner:
-    """The model of a generation."""
-    # Imported here: a rollback that finds nothing missing needs no model, and does not wait for PyTorch.
-    from workers.generations.appender import Appender
-
-    return Appender.load(services, generation)
-
-
 @dataclass(frozen=True, slots=True)
-class Switched:
-    """A generation that is live now: `before` was; `caught_up` images were assigned on the way, `refused` have no place in it."""
+class SwitchResult:
+    """A switch that was made."""
 
     generation: int
-    before: int | None
+    """The generation that is live now."""
+    previous: int | None
+    """The one that was live before; None for the first."""
     caught_up: int
-    refused: int
-
-
-class Sweep:
-    """Assigns the images that one generation lacks. The model is loaded when the first one is found."""
-
-    def __init__(
-        self,
-        services: Services,
-        conn: Connection,
-        generation: Generation,
-        *,
-        appender: ImageAssigner | None = None,
-        load: Load = load_appender,
-    ) -> None:
-        self.generation = generation
-        self.done = 0
-        self.refused: set[int] = set()
-        """Keys that it cannot take: no leaf has room, or the store lost the picture."""
-        self._services, self._conn = services, conn
-        self._appender, self._load = appender, load
-
-    def run(self, after: int = 0, until: int | None = None, progress: Progress = quiet) -> int:
-        """Assign every missing image with a key above `after`, up to `until`; returns how many found a place.
-
-        Without `until` it ends when it has caught up with the arrivals.
-        """
-        before = self.done
-        with progress("catch up", 0) as bar:
-            while missing := missing_images(
-                self._conn, self.generation.id, after=after, limit=_BATCH
-            ):
-                after = missing[-1].image_key
-                due = [image for image in missing if until is None or image.image_key <= until]
-                bar.update(
-                    self.take([image for image in due if image.image_key not in self.refused])
-                )
-                if len(due) < len(missing):
-                    break
-        return self.done - before
-
-    def missing(self, after: int = 0) -> list[StoredImage]:
-        """Some of the images above `after` that are still to be assigned: all of them when fewer than a batch."""
-        found = missing_images(
-            self._conn, self.generation.id, after=after, limit=_BATCH + len(self.refused)
-        )
-        return [image for image in found if image.image_key not in self.refused]
-
-    def take(self, images: list[StoredImage]) -> int:
-        """Assign these, in one transaction; returns how many found a place."""
-        read = [(image.image_key, self._picture(image)) for image in images]
-        pictures = [(key, picture) for key, picture in read if picture is not None]
-        if not pictures:
-            return 0
-        inferred = self._model().infer([picture for _, picture in pictures])
-        work = [one.assignment(key) for one, (key, _) in zip(inferred, pictures, strict=True)]
-        outcomes = append(self._conn, self.generation.id, self._model().shape, work)
-        self.refused |= {
-            outcome.image_key for outcome in outcomes if outcome.status is AppendStatus.NO_ROOM
-        }
-        placed = sum(
-            outcome.status in (AppendStatus.INDEXED, AppendStatus.SPILLED) for outcome in outcomes
-        )
-        self.done += placed
-        return placed
-
-    def _picture(self, image: StoredImage) -> ByteArray | None:
-        try:
-            return read_picture(self._services.store, image.normalized_uri)
-        except RejectInputError as error:
-            log.error(
-                "image cannot be assigned",
-                image_id=image.image_id,
-                generation=self.generation.id,
-                reason=str(error),
-            )
-            self.refused.add(image.image_key)
-            return None
-
-    def _model(self) -> ImageAssigner:
-        if self._appender is None:
-            self._appender = self._load(self._services, self.generation)
-        return self._appender
+    """Images that were assigned on the way."""
+    unplaced: int
+    """Images that have no place in the live generation."""
 
 
 def promote(
-    services: Services,
     conn: Connection,
     generation: int,
+    store: ImageStore,
+    load: LoadAssigner,
     *,
-    appender: ImageAssigner | None = None,
-    load: Load = load_appender,
-) -> Switched:
-    """Make a shadow or retired generation live, complete. The one it replaces is completed too: it is the fallback generation.
+    assigner: ImageAssigner | None = None,
+) -> SwitchResult:
+    """Make a shadow or retired generation live, after it has every image.
 
-    `UsageError` from another state, `WorkFailedError` when images keep coming faster than they can be caught up.
+    The generation that it replaces catches up first, for it becomes the fallback. `UsageError` for a
+    generation in another state, `WorkFailedError` when images arrive faster than they are assigned.
     """
-    wanted, before = generations.get(conn, generation), generations.live(conn)
-    if wanted.state == "live":
-        return Switched(generation, generation, 0, 0)
-    if wanted.state not in ("shadow", "retired"):
-        raise UsageError(
-            f"generation {generation} is {wanted.state}, only a shadow or retired one can become live; see sigma generations"
-        )
-    if before is not None:
-        _complete_fallback(services, conn, before, load)
-    return _switch(
-        conn,
-        Sweep(services, conn, wanted, appender=appender, load=load),
-        lambda: generations.promote(conn, generation),
-    )
+    candidate = generations.get(conn, generation)
+    if candidate.state == "live":
+        return SwitchResult(generation, previous=generation, caught_up=0, unplaced=0)
+    require_promotable(candidate)
+    live = generations.live(conn)
+    if live is not None:
+        _complete_fallback(CatchUp(conn, live, store, load))
+    catch_up = CatchUp(conn, candidate, store, load, assigner=assigner)
+    return _switch(conn, catch_up, lambda: generations.promote(conn, generation))
 
 
-def rollback(services: Services, conn: Connection, *, load: Load = load_appender) -> Switched:
-    """Make the generation live again that was before, complete. `UsageError` when there is none."""
-    wanted = generations.require_fallback(conn)
+def rollback(conn: Connection, store: ImageStore, load: LoadAssigner) -> SwitchResult:
+    """Make the fallback generation live again, after it has every image.
 
-    def switch() -> int | None:
-        if generations.require_fallback(conn).id != wanted.id:
+    `UsageError` when there is none, `WorkFailedError` when another process switches meanwhile or
+    images arrive faster than they are assigned.
+    """
+    fallback = generations.require_fallback(conn)
+
+    def make_live() -> int | None:
+        # Under the lock: another process may have switched while this one was catching up.
+        if generations.require_fallback(conn).id != fallback.id:
             raise WorkFailedError(
-                "somebody else switched at the same moment; look at sigma generations list and try again"
+                f"generation {fallback.id} is the fallback no more: another process switched at "
+                "the same moment; look at sigma generations list and try again"
             )
-        return generations.promote(conn, wanted.id)
+        return generations.promote(conn, fallback.id)
 
-    return _switch(conn, Sweep(services, conn, wanted, load=load), switch)
+    return _switch(conn, CatchUp(conn, fallback, store, load), make_live)
 
 
 def publish(
-    services: Services,
     conn: Connection,
     generation: int,
-    appender: ImageAssigner,
+    store: ImageStore,
+    assigner: ImageAssigner,
     progress: Progress = quiet,
 ) -> str:
     """Let a trained generation receive arrivals, and make it live if none is. Returns its state."""
-    sweep = Sweep(services, conn, generations.get(conn, generation), appender=appender)
-    sweep.run(progress=progress)
+
+    def load(_: Generation) -> ImageAssigner:
+        return assigner
+
+    catch_up = CatchUp(conn, generations.get(conn, generation), store, load)
+    catch_up.run(progress=progress)
     generations.set_state(conn, generation, "shadow")
-    # From here on the index workers assign every arrival in this generation too; what came in between is caught up.
-    sweep.run(progress=progress)
+    # From here on the index workers assign every arrival in this generation too. Those that came
+    # between the first run and the change of state are assigned by the second.
+    catch_up.run(progress=progress)
     if generations.live(conn) is None:
-        promote(services, conn, generation, appender=appender)
+        promote(conn, generation, store, load)
     return generations.get(conn, generation).state
 
 
-def _switch(conn: Connection, sweep: Sweep, switch: Callable[[], int | None]) -> Switched:
+def require_promotable(candidate: Generation) -> None:
+    """`UsageError` unless a generation is in a state from which it can become live."""
+    if candidate.state not in ("shadow", "retired"):
+        raise UsageError(
+            f"generation {candidate.id} must be shadow or retired to become live, it is "
+            f"{candidate.state}; list them with: sigma generations list"
+        )
+
+
+def may_assign_under_lock(missing: int, *, last_attempt: bool) -> bool:
+    """Whether the missing images are assigned while every arrival waits for the lock.
+
+    Only in the last attempt, and one batch at most: that beats never switching under a steady
+    stream.
+    """
+    return last_attempt and 0 < missing < BATCH
+
+
+def _switch(conn: Connection, catch_up: CatchUp, make_live: MakeLive) -> SwitchResult:
     with transaction(conn):
         generations.lock_set(conn)
         ceiling = newest_image(conn)
     floor = 0
-    for attempt in range(TRIES):
-        sweep.run(after=floor, until=ceiling)
-        # Every image up to here was there to be swept, so only newer ones can be missing.
+    for attempt in range(MAX_SWEEPS):
+        catch_up.run(after=floor, until=ceiling)
+        # Every image up to the ceiling was visible to that run, so only newer ones can be missing.
         floor = ceiling
         with transaction(conn):
             generations.lock_set(conn)
-            missing = sweep.missing(floor)
-            if attempt == TRIES - 1 and len(missing) < _BATCH:
-                # Arrivals wait for this one batch, which beats never switching under a steady stream.
-                sweep.take(missing)
-                missing = sweep.missing(floor)
-            if not missing:
-                before = switch()
-                break
-            ceiling = newest_image(conn)
-    else:
-        raise WorkFailedError(
-            f"generation {sweep.generation.id} still lacks images after {TRIES} sweeps: they arrive faster than they are assigned; "
-            "start more index workers, or try again when less arrives"
-        )
-    if sweep.refused:
-        log.error(
-            "images have no place in the live generation",
-            generation=sweep.generation.id,
-            images=len(sweep.refused),
-        )
-    return Switched(sweep.generation.id, before, sweep.done, len(sweep.refused))
+            complete = _is_complete(catch_up, floor, last_attempt=attempt == MAX_SWEEPS - 1)
+            if complete:
+                previous = make_live()
+            else:
+                ceiling = newest_image(conn)
+        if complete:
+            return _result(catch_up, previous)
+    raise WorkFailedError(
+        f"generation {catch_up.generation.id} still lacks images after {MAX_SWEEPS} sweeps: they "
+        "arrive faster than they are assigned; start more index workers, or try again when fewer "
+        "images arrive"
+    )
 
 
-def _complete_fallback(services: Services, conn: Connection, live: Generation, load: Load) -> None:
+def _is_complete(catch_up: CatchUp, floor: int, *, last_attempt: bool) -> bool:
+    """Whether the generation has every image. The caller holds the lock, so that none can be added."""
+    missing = catch_up.missing(floor)
+    if may_assign_under_lock(len(missing), last_attempt=last_attempt):
+        catch_up.assign(missing)
+        missing = catch_up.missing(floor)
+    return not missing
+
+
+def _result(catch_up: CatchUp, previous: int | None) -> SwitchResult:
+    generation = catch_up.generation.id
+    unplaced = len(catch_up.unplaceable)
+    if unplaced:
+        log.error("images missing in the live generation", generation=generation, images=unplaced)
+    return SwitchResult(generation, previous, catch_up.assigned, unplaced)
+
+
+def _complete_fallback(catch_up: CatchUp) -> None:
+    """Complete the generation that is about to be replaced. A failure does not stop the switch."""
     try:
-        Sweep(services, conn, live, load=load).run()
+        catch_up.run()
     except SigmaError as error:
-        # It may be the very reason for the switch.
+        # What fails here may be the very reason for the switch.
         log.error(
-            "the generation to be replaced cannot catch up", generation=live.id, reason=str(error)
+            "fallback generation not completed",
+            generation=catch_up.generation.id,
+            reason=str(error),
         )

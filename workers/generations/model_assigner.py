@@ -1,0 +1,50 @@
+"""The model assigner: a generation's own model and encoder, as the index worker and catching up use them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model.decoding.assign import BeamSearchAssigner
+from model.decoding.decoder import Decoder
+from model.network.checkpoint import Checkpoint, load_checkpoint
+from model.network.encoder import Encoder
+from model.network.sigma import SigmaModel
+from schemas.identifiers import IdentifierShape
+from schemas.records import ByteArray
+from workers.generations.inferred import Inferred
+from workers.repository.generations import Generation
+
+
+class ModelAssigner:
+    """An `ImageAssigner` that runs a trained model. `postings` is how many leaves an image gets."""
+
+    def __init__(self, sigma: SigmaModel, encoder: Encoder, postings: int) -> None:
+        self.shape: IdentifierShape = sigma.profile.shape
+        self.encoder = encoder
+        self.beam_search = BeamSearchAssigner(Decoder(sigma), postings)
+
+    @classmethod
+    def load(cls, checkpoints: Path, generation: Generation, postings: int) -> "ModelAssigner":
+        """Load a generation's model. `checkpoints` is the folder of all generations' checkpoints."""
+        checkpoint = load_generation_checkpoint(checkpoints, generation)
+        return cls(checkpoint.sigma, checkpoint.encoder, postings)
+
+    def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
+        """Leaves and (D,) float16 embedding of each picture, (H, W, 3) uint8, in the order given."""
+        if not pictures:
+            return []
+        leaves_of_pictures = self.beam_search.assign(pictures)
+        embeddings = self.encoder.embed_images(pictures).astype(np.float16)
+        return [
+            Inferred(leaves, embedding)
+            for leaves, embedding in zip(leaves_of_pictures, embeddings, strict=True)
+        ]
+
+
+def load_generation_checkpoint(checkpoints: Path, generation: Generation) -> Checkpoint:
+    """Read a generation's checkpoint below the folder `checkpoints`.
+
+    `RefuseToStartError` when it cannot be read, or holds another codebook than the database records.
+    """
+    return load_checkpoint(checkpoints / generation.folder, generation.codebook_version)
