@@ -8,7 +8,7 @@ from schemas.events import ACCEPTED, ARRIVED
 from stream.log.event_log import EventLog
 from stream.log.offsets import lag
 from stream.log.outbox import outbox_size
-from workers.generations.retiring import refused
+from workers.generations.retiring import refused_by_gate
 from workers.repository import generations
 from workers.repository.alarms import open_alarms
 from workers.repository.connection import Connection
@@ -90,10 +90,10 @@ def candidates(found: Sequence[Generation], live: Generation | None) -> list[str
     return [
         f"generation {one.id} was refused by its gate, sigma generations list tells why; the next training replaces it, or: "
         f"sigma generations drop {one.id}"
-        if refused(one, live)
+        if refused_by_gate(one, live)
         else f"generation {one.id} passed its gate and waits: sigma generations promote {one.id}, or sigma generations drop {one.id}"
         for one in waiting
-        if refused(one, live) or (one.config.gate is not None and one.config.gate.passed)
+        if refused_by_gate(one, live) or (one.config.gate is not None and one.config.gate.passed)
     ]
 
 

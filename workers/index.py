@@ -294,9 +294,10 @@ class IndexWorker:
 
 def _load(services: Services, generation: Generation) -> ImageAssigner:
     # Imported here, for torch and transformers take seconds that a worker with another model need not spend.
-    from workers.generations.appender import Appender
+    from workers.generations.model_assigner import ModelAssigner
 
-    return Appender.load(services, generation)
+    postings = services.settings.retrieval.postings
+    return ModelAssigner.load(services.checkpoints, generation, postings)
 
 
 def _indexed_event(

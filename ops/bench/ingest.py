@@ -16,7 +16,7 @@ from stream.log.event_log import EventLog, message
 from stream.log.offsets import lag, store_offsets
 from stream.log.outbox import outbox_size
 from stream.manifest import read_manifest
-from workers.generations.appender import Appender
+from workers.generations.model_assigner import ModelAssigner
 from workers.index import IndexWorker
 from workers.repository.connection import Connection, transaction
 from workers.runtime.metrics import IndexMetrics
@@ -116,7 +116,7 @@ def _share(made: Fleet, log: EventLog, conn: Connection) -> tuple[float, int]:
     worker = IndexWorker(
         made.services,
         metrics,
-        load=lambda _, found: Appender(found.id, parts.sigma, parts.encoder, 3),
+        load=lambda *_: ModelAssigner(parts.sigma, parts.encoder, 3),
     )
     thread = threading.Thread(target=worker.run, args=(stop,))
     thread.start()

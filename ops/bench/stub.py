@@ -30,7 +30,7 @@ WIDTH, _POSTINGS, _SPILL = 64, 3, 5
 
 
 class StubAssigner:
-    """Stands in for `workers.generations.appender.Appender`."""
+    """Stands in for `workers.generations.model_assigner.ModelAssigner`."""
 
     def __init__(self, shape: IdentifierShape, salt: int) -> None:
         self.shape = shape
@@ -38,6 +38,11 @@ class StubAssigner:
 
     @classmethod
     def load(cls, services: Services, generation: Generation) -> "StubAssigner":
+        """The stub of a generation, as an index worker loads it."""
+        return cls.of(generation)
+
+    @classmethod
+    def of(cls, generation: Generation) -> "StubAssigner":
         """The stub of a generation."""
         return cls(generation.shape, generation.id)
 

@@ -25,8 +25,10 @@ from schemas.errors import WorkFailedError
 from schemas.events import ImageArrived
 from stream.log.event_log import EventLog
 from stream.manifest import read_manifest
-from workers.generations.appender import Appender
-from workers.generations.switching import Load, Sweep, promote, rollback
+from workers.generations.catch_up import CatchUp
+from workers.generations.image_assigner import ImageAssigner, LoadAssigner
+from workers.generations.model_assigner import ModelAssigner
+from workers.generations.switching import promote, rollback
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.follower import TrieFollower
@@ -86,7 +88,7 @@ class _Stage:
     made: Fleet
     log: EventLog
     conn: Connection
-    load: Load
+    load: LoadAssigner
     url: str
     moved: list[_Moved] = field(default_factory=list)
 
@@ -167,7 +169,7 @@ def _stage(config: SwitchConfig) -> Iterator[_Stage]:
     with fleet(None, stub=config.stub) as made:
         log = made.services.open_log()
         with made.services.connect("bench") as conn:
-            load: Load = StubAssigner.load if config.stub else _trained(made, conn)
+            load = StubAssigner.of if config.stub else _trained(made, conn)
             with bind("127.0.0.1", 0) as free:
                 port = int(free.getsockname()[1])
             for role in ("intake", "index", "query"):
@@ -176,7 +178,7 @@ def _stage(config: SwitchConfig) -> Iterator[_Stage]:
         log.close()
 
 
-def _trained(made: Fleet, conn: Connection) -> Load:
+def _trained(made: Fleet, conn: Connection) -> LoadAssigner:
     """Train the tiny model for a moment, on a few scenes; all candidates share its weights."""
     tiny = profile("tiny")
     short = tiny.with_stages(
@@ -187,17 +189,15 @@ def _trained(made: Fleet, conn: Connection) -> Load:
     )
     done = train(made.services, seen, TrainRequest(short, adapt="never"), bar)
     made.generation = done.generation
-    first = Appender.load(made.services, generations.get(conn, done.generation))
+    postings = made.services.settings.retrieval.postings
+    trained = ModelAssigner.load(
+        made.services.checkpoints, generations.get(conn, done.generation), postings
+    )
     # As the command that promotes does: by default torch would take every core.
     torch.set_num_threads(1)
 
-    def load(services: Services, generation: Generation) -> Appender:
-        return Appender(
-            generation.id,
-            first.assigner.decoder.sigma,
-            first.encoder,
-            services.settings.retrieval.postings,
-        )
+    def load(_: Generation) -> ImageAssigner:
+        return trained
 
     return load
 
@@ -237,9 +237,9 @@ def _move_all(stage: _Stage, config: SwitchConfig, began: float) -> None:
             candidate = _candidate(stage) if what == "switch" else 0
             started = time.monotonic()
             if what == "switch":
-                done = promote(stage.services, stage.conn, candidate, load=stage.load)
+                done = promote(stage.conn, candidate, stage.services.store, stage.load)
             else:
-                done = rollback(stage.services, stage.conn, load=stage.load)
+                done = rollback(stage.conn, stage.services.store, stage.load)
             took_s = time.monotonic() - started
             _until(stage, done.generation, named=False)
             stage.moved.append(_Moved(what, took_s, time.monotonic() - started))
@@ -253,7 +253,8 @@ def _candidate(stage: _Stage) -> int:
     assert live is not None
     number = copied(stage.services, stage.conn, live)
     generations.set_state(stage.conn, number, "shadow")
-    Sweep(stage.services, stage.conn, generations.get(stage.conn, number), load=stage.load).run()
+    shadow = generations.get(stage.conn, number)
+    CatchUp(stage.conn, shadow, stage.services.store, stage.load).run()
     _until(stage, number, named=True)
     return number
 

@@ -48,13 +48,15 @@ def _act(services: Services, conn: Connection, options: Namespace) -> None:
         limit_threads(services.settings)
         promote(services, conn, options.generation, force=options.force)
     elif options.action == "rollback":
+        from workers.generations.image_assigner import assigner_loader
         from workers.generations.switching import rollback
 
-        rollback(services, conn)
+        postings = services.settings.retrieval.postings
+        rollback(conn, services.store, assigner_loader(services.checkpoints, postings))
     elif options.action == "drop":
         from workers.generations.retiring import drop
 
-        drop(services, conn, options.generation, force=options.force)
+        drop(conn, services.checkpoints, options.generation, force=options.force)
 
 
 def _document(generation: Generation) -> dict[str, object]:

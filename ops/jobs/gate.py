@@ -11,7 +11,9 @@ from ops.jobs.recall_probe import DEPTH, Probe, Rank, by_cohort, ranks, sample
 from schemas.errors import SigmaError, UsageError, WorkFailedError
 from schemas.events import now
 from schemas.generation_config import CohortComparison, GateVerdict
-from workers.generations.switching import Sweep, Switched
+from workers.generations.catch_up import CatchUp
+from workers.generations.image_assigner import LoadAssigner, assigner_loader
+from workers.generations.switching import SwitchResult
 from workers.generations.switching import promote as switch
 from workers.query.searcher import Searcher
 from workers.repository import generations
@@ -94,7 +96,7 @@ def judge(
 
 def promote(
     services: Services, conn: Connection, generation: int, *, force: bool = False
-) -> Switched:
+) -> SwitchResult:
     """Make a generation live if the gate lets it. The first one, and a forced one, is not judged.
 
     `WorkFailedError` tells why the gate refuses.
@@ -111,7 +113,7 @@ def promote(
                 f"generation {generation} is refused and {live.id} stays live: {'; '.join(verdict.reasons)}. "
                 f"To make it live nevertheless: sigma generations promote {generation} --force"
             )
-    return switch(services, conn, generation)
+    return switch(conn, generation, services.store, _load_assigner(services))
 
 
 def gate_job(services: Services, conn: Connection) -> dict[str, Any]:
@@ -127,7 +129,9 @@ def gate_job(services: Services, conn: Connection) -> dict[str, Any]:
         verdict = judge(services, conn, candidate, live)
         judged[str(candidate.id)] = verdict.to_json()
         if verdict.passed and services.settings.auto_promote and promoted is None:
-            promoted = switch(services, conn, candidate.id).generation
+            promoted = switch(
+                conn, candidate.id, services.store, _load_assigner(services)
+            ).generation
     return {"judged": judged, "promoted": promoted, "way_back_caught_up": caught_up}
 
 
@@ -199,7 +203,7 @@ def _catch_up(services: Services, conn: Connection, candidate: Generation, live:
     with transaction(conn):
         generations.lock_set(conn)
         ceiling = newest_image(conn)
-    Sweep(services, conn, candidate).run()
+    CatchUp(conn, candidate, services.store, _load_assigner(services)).run()
     # Later arrivals are on their way to both.
     found = row(conn, "lacking_images", candidate=candidate.id, live=live.id, ceiling=ceiling)
     return int(found[0]) if found else 0
@@ -207,9 +211,13 @@ def _catch_up(services: Services, conn: Connection, candidate: Generation, live:
 
 def _complete(services: Services, conn: Connection, generation: Generation) -> int:
     try:
-        return Sweep(services, conn, generation).run()
+        return CatchUp(conn, generation, services.store, _load_assigner(services)).run()
     except SigmaError as error:
         log.error(
             "the fallback generation cannot catch up", generation=generation.id, reason=str(error)
         )
         return 0
+
+
+def _load_assigner(services: Services) -> LoadAssigner:
+    return assigner_loader(services.checkpoints, services.settings.retrieval.postings)

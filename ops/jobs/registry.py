@@ -55,7 +55,7 @@ def prune(services: Services, conn: Connection) -> Figures:
     all. Kafka does that itself."""
     gone: Figures = {
         "shadow_query": prune_shadow_queries(conn, _SHADOW_DAYS),
-        "generations": retiring.prune(services, conn),
+        "generations": retiring.prune(conn, services.checkpoints),
     }
     if services.settings.kafka is not None:
         return gone

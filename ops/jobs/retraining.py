@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import WorkFailedError
-from workers.generations.retiring import drop, refused
+from workers.generations.retiring import drop, refused_by_gate
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
@@ -73,9 +73,9 @@ def _candidate(services: Services, conn: Connection, name: str, how: Sequence[st
     _wait_for_trainer(conn)
     live = generations.live(conn)
     waiting = [found for found in generations.generations(conn) if found.state == "shadow"]
-    for one in [found for found in waiting if refused(found, live)]:
+    for one in [found for found in waiting if refused_by_gate(found, live)]:
         # It would be assigned every arrival for ever, and nobody asks for it.
-        drop(services, conn, one.id)
+        drop(conn, services.checkpoints, one.id)
         waiting.remove(one)
     if waiting:
         return _figures(waiting[-1]) | {

@@ -17,7 +17,9 @@ from schemas.training_record import TrainingRecord
 from tests.acceptance.conftest import TRAINED, Home
 from tests.integration.test_serving import answers, asked, serving, until
 from tests.stubs import accepted, held_by
-from workers.generations.switching import Sweep, rollback
+from workers.generations.catch_up import CatchUp
+from workers.generations.image_assigner import assigner_loader
+from workers.generations.switching import rollback
 from workers.query.residents import load_searcher
 from workers.repository import generations
 from workers.repository.connection import Connection, migrate
@@ -67,9 +69,10 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
             until(lambda: asked(server).generation == shuffled, "the bad one answers")
             # Arrives at a worker that has not loaded the fallback generation.
             accept_images(conn, accepted(found.store, ["newcomer"]))
-            Sweep(found, conn, generations.get(conn, shuffled)).run()
+            load = assigner_loader(found.checkpoints, found.settings.retrieval.postings)
+            CatchUp(conn, generations.get(conn, shuffled), found.store, load).run()
             began = time.monotonic()
-            assert rollback(found, conn).generation == first.id
+            assert rollback(conn, found.store, load).generation == first.id
             until(
                 lambda: asked(server).generation == first.id,
                 "the good one answers again",

@@ -12,12 +12,21 @@ from schemas.generation_config import GateVerdict
 from schemas.settings import Settings
 from stream.manifest import read_manifest
 from tests.acceptance.conftest import TRAINED, Home
-from workers.generations.switching import Sweep
+from workers.generations.catch_up import CatchUp
+from workers.generations.image_assigner import assigner_loader
 from workers.repository import generations
+from workers.repository.connection import Connection
 from workers.repository.training_data import indexed_images
+from workers.runtime.services import Services
 from workers.trainer.seeding import seed_images
 
 NEW = 24
+
+
+def catch_up_first(services: Services, conn: Connection) -> None:
+    """Assign in generation 1 what it lacks."""
+    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    CatchUp(conn, generations.get(conn, 1), services.store, load).run()
 
 
 def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
@@ -27,7 +36,7 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
     with open_services(settings) as found, found.connect("test") as conn:
         assert retraining.retrain(found, conn)["generation"] is None
         seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:NEW], quiet)
-        Sweep(found, conn, generations.get(conn, 1)).run()
+        catch_up_first(found, conn)
         left = home.ok("train", "--refresh", "--stage", "codebook")
         assert (left["generation"], left["state"], left["images"]) == (
             2,
@@ -69,7 +78,7 @@ def test_a_job_whose_trainer_fails_says_why(home: Home, corpus: Path) -> None:
     with open_services(Settings(home=home.folder)) as found, found.connect("test") as conn:
         assert "trained on every image" in retraining.recluster(found, conn)["why"]
         seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:1], quiet)
-        Sweep(found, conn, generations.get(conn, 1)).run()
+        catch_up_first(found, conn)
         for file in (home.folder / "generations" / "g1").glob("*.safetensors"):
             file.write_bytes(b"damaged")
         with pytest.raises(WorkFailedError, match=r"exit code 2: .*cannot be read"):

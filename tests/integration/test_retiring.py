@@ -9,7 +9,7 @@ from schemas.errors import RetryLaterError, UsageError
 from schemas.generation_config import GenerationConfig
 from schemas.identifiers import IdentifierShape
 from schemas.settings import Settings
-from workers.generations.retiring import drop, prune, refused
+from workers.generations.retiring import drop, prune, refused_by_gate
 from workers.repository import generations
 from workers.repository.connection import Connection, connect
 from workers.runtime.services import Services
@@ -57,13 +57,13 @@ def test_a_candidate_gives_back_its_tables_and_its_folder_and_its_row_stays(
 ) -> None:
     (live,) = chain(services, conn, 1)
     candidate = made(services, conn, "shadow")
-    drop(services, conn, candidate)
+    drop(conn, services.checkpoints, candidate)
     assert tables(conn) == {f"posting_{live}", f"image_embedding_{live}"}
     assert [path.name for path in services.checkpoints.iterdir()] == [f"g{live}"]
     gone = generations.get(conn, candidate)
     assert (gone.state, gone.dropped, gone.display_state) == ("failed", True, "dropped")
     assert [one.id for one in generations.receiving(conn)] == [live]
-    drop(services, conn, candidate)
+    drop(conn, services.checkpoints, candidate)
     with pytest.raises(UsageError, match="failed"):
         generations.promote(conn, candidate)
 
@@ -74,19 +74,19 @@ def test_what_is_in_use_is_kept_and_the_refusal_tells_the_cure(
     back, live = chain(services, conn, 2)
     building = made(services, conn, parent=live)
     with pytest.raises(UsageError, match="is live; make another one live first"):
-        drop(services, conn, live)
+        drop(conn, services.checkpoints, live)
     with pytest.raises(UsageError, match="being trained"):
-        drop(services, conn, building)
+        drop(conn, services.checkpoints, building)
     with pytest.raises(UsageError, match=f"is the fallback generation.* drop {back} --force"):
-        drop(services, conn, back)
+        drop(conn, services.checkpoints, back)
     parent = made(services, conn, "shadow")
     made(services, conn, parent=parent)
     with pytest.raises(UsageError, match="is trained from; finish that first"):
-        drop(services, conn, parent)
+        drop(conn, services.checkpoints, parent)
     with pytest.raises(UsageError, match="only candidates, failed and retired ones"):
         generations.drop(conn, live)
     assert len(tables(conn)) == 10
-    drop(services, conn, back, force=True)
+    drop(conn, services.checkpoints, back, force=True)
     with pytest.raises(UsageError, match="no fallback generation"):
         generations.require_fallback(conn)
 
@@ -94,7 +94,7 @@ def test_what_is_in_use_is_kept_and_the_refusal_tells_the_cure(
 def test_a_folder_that_another_generation_uses_stays(services: Services, conn: Connection) -> None:
     live, copy = (made(services, conn, "shadow", folder="shared") for _ in range(2))
     generations.promote(conn, live)
-    drop(services, conn, copy)
+    drop(conn, services.checkpoints, copy)
     assert (services.checkpoints / "shared").is_dir()
 
 
@@ -103,16 +103,16 @@ def test_pruning_waits_a_week_and_never_takes_the_fallback_generation(
 ) -> None:
     first, second, live = chain(services, conn, 3)
     failed = made(services, conn, "failed", failure=["too few images"])
-    assert prune(services, conn) == []
+    assert prune(conn, services.checkpoints) == []
     conn.execute(
         "UPDATE generation SET ended_at = ended_at - interval '8 days' WHERE id IN (%s, %s)",
         (first, failed),
     )
-    assert prune(services, conn) == [first, failed]
+    assert prune(conn, services.checkpoints) == [first, failed]
     conn.execute(
         "UPDATE generation SET ended_at = ended_at - interval '8 days' WHERE id = %s", (second,)
     )
-    assert prune(services, conn) == []
+    assert prune(conn, services.checkpoints) == []
     assert generations.require_fallback(conn).id == second
     assert sorted(path.name for path in services.checkpoints.iterdir()) == [
         f"g{second}",
@@ -133,11 +133,11 @@ def test_nothing_waits_behind_a_drop_that_waits_for_a_reader(
     with connect(database) as reader, reader.transaction():
         reader.execute("SELECT count(*) FROM posting")
         with pytest.raises(RetryLaterError, match="lock timeout"):
-            drop(services, conn, candidate)
+            drop(conn, services.checkpoints, candidate)
     assert generations.get(conn, candidate).state == "shadow"
     assert (services.checkpoints / f"g{candidate}").is_dir()
     assert conn.execute("SELECT current_setting('lock_timeout')").fetchone() == ("0",)
-    drop(services, conn, candidate)
+    drop(conn, services.checkpoints, candidate)
     assert tables(conn) == set()
 
 
@@ -157,7 +157,7 @@ def test_status_tells_which_candidates_wait_for_a_person(
         gate={"passed": False, "reasons": ["R@10 falls"], "against": live + 100},
     )
     found, now_live = generations.generations(conn), generations.live(conn)
-    assert [one.id for one in found if refused(one, now_live)] == [bad]
+    assert [one.id for one in found if refused_by_gate(one, now_live)] == [bad]
     told = candidates(found, now_live)
     assert [line.split(":")[0] for line in told] == [
         f"generation {good} passed its gate and waits",

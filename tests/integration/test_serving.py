@@ -14,7 +14,8 @@ from schemas.errors import RefuseToStartError, SigmaError, UsageError
 from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.stubs import accepted, leave_in, services_at
-from workers.generations.switching import Sweep, promote, rollback
+from workers.generations.catch_up import CatchUp
+from workers.generations.switching import promote, rollback
 from workers.query.residents import LoadSearcher
 from workers.query.searcher import Result, Searcher
 from workers.query.server import PendingQuery, Server
@@ -84,7 +85,7 @@ def filled(services: Services, conn: Connection, count: int = 30) -> tuple[int, 
     """A live generation and a shadow one, both complete."""
     first, second = stub_generation(conn), shadow_generation(conn)
     leave_in(conn, first, accepted(services.store, [f"image {number}" for number in range(count)]))
-    Sweep(services, conn, generations.get(conn, second), load=StubAssigner.load).run()
+    CatchUp(conn, generations.get(conn, second), services.store, StubAssigner.of).run()
     return first, second
 
 
@@ -116,9 +117,9 @@ def test_a_switch_and_a_rollback_are_answered_without_a_gap_and_without_a_mixtur
         thread = threading.Thread(target=ask_on)
         thread.start()
         until(lambda: results, "the first answer")
-        promote(services, conn, second, load=StubAssigner.load)
+        promote(conn, second, services.store, StubAssigner.of)
         until(lambda: results[-1].generation == second, "the switch")
-        rollback(services, conn, load=StubAssigner.load)
+        rollback(conn, services.store, StubAssigner.of)
         until(lambda: results[-1].generation == first, "the rollback")
         done.set()
         thread.join(PATIENCE_S)
@@ -144,7 +145,7 @@ def test_what_arrives_before_a_switch_is_reported_searchable_whoever_answers(
         until(lambda: answers(server, first) and answers(server, second), "both are held")
         # It is in the candidate only, as if the live one's follower were slow: the switch makes it searchable.
         leave_in(conn, second, accepted(services.store, ["newcomer"]))
-        promote(services, conn, second, load=StubAssigner.load)
+        promote(conn, second, services.store, StubAssigner.of)
         query = "SELECT count(*) FROM visibility JOIN image USING (image_key) WHERE image_id = 'newcomer'"
         until(lambda: conn.execute(query).fetchone() != (0,), "the newcomer is searchable")
 
@@ -207,10 +208,10 @@ def test_generations_that_are_needed_no_more_are_freed(
 
     with serving(services, load) as (server, _):
         until(lambda: answers(server, first) and answers(server, second), "both are held")
-        promote(services, conn, second, load=StubAssigner.load)
+        promote(conn, second, services.store, StubAssigner.of)
         third = shadow_generation(conn)
         until(lambda: answers(server, third), "the third is held")
-        promote(services, conn, third, load=StubAssigner.load)
+        promote(conn, third, services.store, StubAssigner.of)
         # The second is the fallback now, the first is not needed.
         until(lambda: closed == [first], "the first is freed")
         assert answers(server, second)
@@ -229,9 +230,9 @@ def test_the_fallback_generation_can_be_left_out_of_memory(
         metrics,
     ):
         until(lambda: answers(server, first) and answers(server, second), "both are held")
-        promote(services, conn, second, load=StubAssigner.load)
+        promote(conn, second, services.store, StubAssigner.of)
         until(lambda: value(metrics, "sigma_generations_held") == 1, "only the live one is held")
-        rollback(services, conn, load=StubAssigner.load)
+        rollback(conn, services.store, StubAssigner.of)
         until(lambda: asked(server).generation == first, "it is loaded again")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -17,7 +16,8 @@ from stream.log.event_log import EventLog, message
 from stream.log.postgres import PostgresLog
 from tests.stubs import accepted, held_by, leave_in, services_at
 from workers.generations import switching
-from workers.generations.appender import Appender, Inferred
+from workers.generations.image_assigner import ImageAssigner
+from workers.generations.inferred import Inferred
 from workers.generations.switching import promote, rollback
 from workers.index import GROUP, TOPICS, IndexWorker
 from workers.repository import generations
@@ -110,7 +110,7 @@ def test_a_batch_begun_before_a_switch_is_appended_to_the_generation_that_is_liv
         with services.connect("switch") as other:
             if not second:
                 second.append(shadow_generation(other))
-                assert promote(services, other, second[0], load=StubAssigner.load).before == first
+                assert promote(other, second[0], services.store, StubAssigner.of).previous == first
 
     worker = worker_of(services, log, conn, switch)
     worker.handle(["a", "b", "c"])
@@ -130,7 +130,7 @@ def test_a_batch_that_commits_after_the_last_sweep_is_swept_before_the_switch(
         with transaction(writer):
             generations.share_set(writer)
             leave_in(writer, first, [two])
-            switched = hands.submit(promote, services, switcher, second, load=StubAssigner.load)
+            switched = hands.submit(promote, switcher, second, services.store, StubAssigner.of)
             blocked(conn)
             assert generations.live_number(conn) == first
         assert switched.result(30).caught_up == 2
@@ -173,8 +173,8 @@ def test_many_batches_and_switches_at_once_leave_every_image_in_every_generation
         thread.start()
     with connect(database) as switcher:
         for turn in range(6):
-            promote(services, switcher, numbers[(turn + 1) % 2], load=StubAssigner.load)
-        rollback(services, switcher, load=StubAssigner.load)
+            promote(switcher, numbers[(turn + 1) % 2], services.store, StubAssigner.of)
+        rollback(switcher, services.store, StubAssigner.of)
         deadline = time.monotonic() + 60
         while missing_in_all(conn, names, numbers):
             assert time.monotonic() < deadline, missing_in_all(conn, names, numbers)
@@ -188,10 +188,10 @@ def test_a_rollback_brings_along_what_the_fallback_generation_lacked(
     services: Services, conn: Connection
 ) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
-    promote(services, conn, second, load=StubAssigner.load)
+    promote(conn, second, services.store, StubAssigner.of)
     leave_in(conn, second, accepted(services.store, ["a", "b"]))
-    done = rollback(services, conn, load=StubAssigner.load)
-    assert (done.generation, done.before, done.caught_up) == (first, second, 2)
+    done = rollback(conn, services.store, StubAssigner.of)
+    assert (done.generation, done.previous, done.caught_up) == (first, second, 2)
     assert held_by(conn, first) == {"a", "b"}
 
 
@@ -200,24 +200,24 @@ def test_a_promotion_completes_the_generation_that_it_replaces(
 ) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
     leave_in(conn, second, accepted(services.store, ["trained on, never posted"]))
-    promote(services, conn, second, load=StubAssigner.load)
+    promote(conn, second, services.store, StubAssigner.of)
     assert held_by(conn, first) == {"trained on, never posted"}
 
 
 def test_a_rollback_that_lacks_nothing_needs_no_model(services: Services, conn: Connection) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
-    promote(services, conn, second, load=StubAssigner.load)
+    promote(conn, second, services.store, StubAssigner.of)
 
-    def broken(_: Services, generation: Generation) -> Appender:
+    def broken(generation: Generation) -> ImageAssigner:
         raise RefuseToStartError(f"generation {generation.id} is damaged")
 
-    assert rollback(services, conn, load=broken).generation == first
+    assert rollback(conn, services.store, broken).generation == first
     with pytest.raises(UsageError, match="building"):
         promote(
-            services,
             conn,
             generations.create_generation(conn, generations.get(conn, first).shape),
-            load=broken,
+            services.store,
+            broken,
         )
 
 
@@ -229,8 +229,8 @@ def test_images_without_a_picture_or_deleted_do_not_hold_a_switch_up(
     leave_in(conn, first, events)
     services.store.path(events[1].normalized_uri).unlink()
     delete_images(conn, ["deleted"])
-    done = promote(services, conn, second, load=StubAssigner.load)
-    assert (done.caught_up, done.refused) == (1, 1)
+    done = promote(conn, second, services.store, StubAssigner.of)
+    assert (done.caught_up, done.unplaced) == (1, 1)
     assert held_by(conn, second) == {"kept"}
 
 
@@ -238,7 +238,7 @@ def test_a_stream_that_outruns_the_model_is_named_as_the_reason(
     services: Services, conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
-    monkeypatch.setattr(switching, "TRIES", 2)
+    monkeypatch.setattr(switching, "MAX_SWEEPS", 2)
     waves = iter(range(1000))
 
     def flood() -> None:
@@ -248,14 +248,12 @@ def test_a_stream_that_outruns_the_model_is_named_as_the_reason(
                 other, first, accepted(services.store, [f"{wave} {number}" for number in range(70)])
             )
 
-    def load(_: Services, generation: Generation) -> Appender:
-        return cast(
-            Appender, Interrupting(generation, flood if generation.id == second else lambda: None)
-        )
+    def load(generation: Generation) -> ImageAssigner:
+        return Interrupting(generation, flood if generation.id == second else lambda: None)
 
     flood()
     with pytest.raises(WorkFailedError, match="faster than they are assigned"):
-        promote(services, conn, second, load=load)
+        promote(conn, second, services.store, load)
     assert generations.live_number(conn) == first
 
 

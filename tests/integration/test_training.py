@@ -27,7 +27,8 @@ from tests.integration.small_training import (
     tiny_services,
     train_in,
 )
-from workers.generations.switching import Sweep
+from workers.generations.catch_up import CatchUp
+from workers.generations.image_assigner import assigner_loader
 from workers.repository import counters, generations
 from workers.repository.connection import Connection, connect
 from workers.repository.images import delete_images
@@ -52,6 +53,12 @@ def forks() -> ForkServerContext:
     return context
 
 
+def catch_up(services: Services, conn: Connection, generation: int) -> None:
+    """Assign what a generation lacks, with its own model."""
+    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    CatchUp(conn, generations.get(conn, generation), services.store, load).run()
+
+
 def arrive(
     services: Services, conn: Connection, generation: int, count: int, captions: Any = ...
 ) -> list[int]:
@@ -61,7 +68,7 @@ def arrive(
         if captions is ...
         else fill(services, conn, count, SEEN, captions)
     )
-    Sweep(services, conn, generations.get(conn, generation)).run()
+    catch_up(services, conn, generation)
     return keys
 
 
@@ -79,7 +86,7 @@ def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(
     assert (first.state, first.images, first.figures["mode"]) == ("live", SEEN, "full")
     new = arrive(services, conn, first.generation, LATER)
     silent = fill(services, conn, 2, SEEN + LATER, captions=())
-    Sweep(services, conn, generations.get(conn, first.generation)).run()
+    catch_up(services, conn, first.generation)
     delete_images(conn, ["image 003"])
     before = identifiers_of(conn, first.generation, profile_of_tests().shape, [*old, *new])
     second = train(services, None, request(services, mode="refresh"), quiet)

@@ -27,7 +27,7 @@ LoadAssigner = Callable[[Generation], ImageAssigner]
 """Loads the model of a generation; takes seconds."""
 
 
-def model_loader(checkpoints: Path, postings: int) -> LoadAssigner:
+def assigner_loader(checkpoints: Path, postings: int) -> LoadAssigner:
     """A function that loads a generation's trained model from the folder of all checkpoints.
 
     `postings` is how many leaves an image gets.

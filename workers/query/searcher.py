@@ -9,7 +9,7 @@ from model.network.checkpoint import Checkpoint
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import Hit
 from stream.images.store import ImageStore
-from workers.generations.appender import checkpoint_of
+from workers.generations.model_assigner import load_generation_checkpoint
 from workers.query.engine import EXPORTS, Answer, Engine, export_name
 from workers.repository.connection import Connection
 from workers.repository.follower import TrieFollower
@@ -107,7 +107,7 @@ class Searcher:
                 services.cache / EXPORTS, {export_name(number) for number in serving}
             )
         if engine is None or isinstance(engine, str):
-            loaded = checkpoint or checkpoint_of(services, generation)
+            loaded = checkpoint or load_generation_checkpoint(services.checkpoints, generation)
             engine = Engine(
                 generation.id, loaded, services.cache, engine=engine or services.settings.engine
             )

@@ -30,7 +30,7 @@ from model.training.contrastive import CaptionedImages
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import FloatArray, HalfArray, IntArray
 from schemas.training_record import TrainingRecord
-from workers.generations.appender import checkpoint_of
+from workers.generations.model_assigner import load_generation_checkpoint
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.training_data import (
@@ -97,7 +97,7 @@ def _from_parent(
         if run.has_codebook:
             checkpoint, plan = load_checkpoint(run.folder), Plan.load(run.folder)
         else:
-            before = checkpoint_of(services, parent)
+            before = load_generation_checkpoint(services.checkpoints, parent)
             codebook, plan = _plan_after(
                 conn, run, parent, before.codebook, services.settings.training_images, progress
             )

@@ -15,7 +15,7 @@ from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, Work
 from schemas.records import ManifestEntry
 from schemas.settings import RetrievalSettings
 from schemas.training_record import TrainingRecord
-from workers.generations.appender import Appender
+from workers.generations.model_assigner import ModelAssigner
 from workers.generations.switching import publish
 from workers.repository import generations
 from workers.repository.connection import Connection
@@ -120,10 +120,10 @@ def _publish(
         loader.load_after(
             begun.plan, run.parent.id, same_model=run.mode == "recluster", progress=progress
         )
-    appender = Appender(
-        run.generation, checkpoint.sigma, checkpoint.encoder, services.settings.retrieval.postings
+    assigner = ModelAssigner(
+        checkpoint.sigma, checkpoint.encoder, services.settings.retrieval.postings
     )
-    return publish(services, conn, run.generation, appender, progress)
+    return publish(conn, run.generation, services.store, assigner, progress)
 
 
 def _tell(conn: Connection, run: Run, begun: Start) -> None:
