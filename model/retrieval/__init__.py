@@ -1,1 +1,1 @@
-"""Which images does a query reach, and in which order? The trie, the ranking inside its leaves, and recall."""
+"""Which images does a query reach, and in which order? Search, trie, ranking and recall."""

@@ -1,4 +1,8 @@
-"""Ranking the members of reached leaves: image-text similarity fused with what the decoder believes (DESIGN, section 6)."""
+"""Rank the members of reached leaves.
+
+The score fuses two opinions: how similar image and text are for the encoder, and how likely the
+image's leaves are for the decoder.
+"""
 
 from dataclasses import dataclass
 
@@ -10,11 +14,14 @@ from schemas.records import FloatArray, HalfArray, IntArray
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The best images of one query, best first: `slots` (k,) int64, `scores` (k,) float32; `candidates` were scored."""
+    """The best images of one query, best first."""
 
     slots: IntArray
+    """(k,) int64"""
     scores: FloatArray
+    """(k,) float32"""
     candidates: int
+    """Images that were scored."""
 
 
 def rank(
@@ -26,23 +33,33 @@ def rank(
     fusion_weight: float,
     count: int,
 ) -> Ranked:
-    """score = scale·cosine + w·log Σ exp(leaf log-probability + posting weight) over the image's reached postings.
+    """The `count` best members: score = scale · cosine + fusion_weight · belief.
 
-    `query` (D,) unit, `leaf_scores` (L,) of the leaves that `reached.source` counts, `embeddings` (N, D) float16 by slot.
-    Ties go to the older image (lower slot).
+    An image's belief is log Σ exp(leaf log-probability + posting weight) over its reached postings,
+    so an image under several likely leaves gains from each. Ties go to the older image, the lower
+    slot.
+
+    `query` (D,) float32 unit length, `leaf_scores` (L,) log-probabilities of the leaves that
+    `reached.source` counts, `embeddings` (N, D) float16 by slot, `scale` the encoder's logit scale.
     """
     if not len(reached.slots):
         return Ranked(np.empty(0, np.int64), np.empty(0, np.float32), 0)
-    slots, at = np.unique(reached.slots, return_inverse=True)
-    belief = log_sum_exp(leaf_scores[reached.source] + reached.weights, at, len(slots))
+    slots, image_of_posting = np.unique(reached.slots, return_inverse=True)
+    posting_scores = leaf_scores[reached.source] + reached.weights
+    belief = log_sum_exp(posting_scores, image_of_posting, len(slots))
     cosine = embeddings[slots].astype(np.float32) @ query
     scores = (scale * cosine + fusion_weight * belief).astype(np.float32)
+    # A stable sort of ascending slots decides ties.
     best = np.argsort(-scores, kind="stable")[:count]
     return Ranked(slots=slots[best], scores=scores[best], candidates=len(slots))
 
 
 def log_sum_exp(values: FloatArray, groups: IntArray, count: int) -> FloatArray:
-    """log Σ exp of each group: `values` (P,), `groups` (P,) in 0..count-1, each group with at least one value → (count,)."""
+    """log Σ exp of each group, (count,) float32.
+
+    `values` (P,), `groups` (P,) in 0..count-1; each group has at least one value.
+    """
+    # Without its peak taken out, a group of very small log-probabilities would sum to log 0.
     peak = np.full(count, -np.inf)
     np.maximum.at(peak, groups, values)
     total = np.bincount(groups, np.exp(values - peak[groups]), minlength=count)

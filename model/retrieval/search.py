@@ -1,8 +1,9 @@
-"""Search: the one path from texts to ranked images. Queries, gates, evaluation, probes and the study all take it.
+"""Search: the one path from texts to ranked images.
 
-A text becomes beams of leaves under the trie (id1..id4); the leaves' members are the candidates, and the fused score of
-`model.retrieval.ranking` orders them. Two further modes share its result: the paper's own, five tokens and no ranking,
-and exact dense search, the yardstick.
+Queries, gates, evaluation, probes and the study all take it. A text becomes beams of leaves under
+the trie (id1..id4); the leaves' members are the candidates, and the fused score of
+`model.retrieval.ranking` orders them. Two further modes share its result: the paper's own, which
+decodes all five tokens and ranks nothing, and exact dense search, the yardstick.
 """
 
 from collections.abc import Sequence
@@ -21,9 +22,12 @@ from schemas.settings import RetrievalSettings
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SearchIndex:
-    """What one search reads of a generation. Make it anew for each search: the embeddings move as they grow."""
+    """What one search reads of a generation.
 
-    scorer: TextDecodingEngine[Any]
+    Make it anew for each search: the gallery's embeddings move as they grow.
+    """
+
+    decoding: TextDecodingEngine[Any]
     encoder: Encoder
     trie: Trie
     embeddings: HalfArray
@@ -47,11 +51,11 @@ class SearchResult:
 def search(
     index: SearchIndex, texts: Sequence[str], count: int, settings: RetrievalSettings
 ) -> list[SearchResult]:
-    """The `count` best images of each text: decode leaves, then rank all their members by the fused score."""
+    """The `count` best images of each text: decode leaves, then rank all members of them."""
     queries = index.encoder.embed_texts(texts)
-    prompt = index.scorer.read_texts(texts)
+    prompt = index.decoding.read_texts(texts)
     trie = index.trie
-    beams = search_leaves(index.scorer, prompt, trie.shape, settings.beams, trie.branches)
+    beams = search_leaves(index.decoding, prompt, trie.shape, settings.beams, trie.branches)
     leaves = beams.leaves.cpu().numpy()
     leaf_scores = beams.scores.cpu().numpy()
     results = []
@@ -75,13 +79,14 @@ def search(
 def search_paper(
     index: SearchIndex, texts: Sequence[str], count: int, settings: RetrievalSettings
 ) -> list[SearchResult]:
-    """The paper's own mode: five tokens decoded over primary identifiers, scored by their log-probability.
+    """The paper's own mode: five tokens decoded over primary identifiers.
 
-    At most `settings.beams` images are candidates; embeddings and the fusion weight play no part.
+    An image's score is the log-probability of its five tokens. At most `settings.beams` images are
+    candidates; embeddings and the fusion weight play no part.
     """
-    prompt = index.scorer.read_texts(texts)
+    prompt = index.decoding.read_texts(texts)
     results = []
-    for identified in search_identifiers(index.scorer, prompt, index.trie, settings.beams):
+    for identified in search_identifiers(index.decoding, prompt, index.trie, settings.beams):
         best = identified[:count]
         slots = np.array([image.slot for image in best], dtype=np.int64)
         scores = np.array([image.score for image in best], dtype=np.float32)

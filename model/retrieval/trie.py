@@ -1,17 +1,20 @@
-"""The trie in memory: which leaves exist, who is posted under them. Follows inserts and deletes without a rebuild.
+"""The trie in memory: which leaves exist, and which images are posted under them.
 
-Two halves. *Structure* (`Branches`): for each prefix the number of occupied leaves below it, dense int32 tables on the
-decoder's device, so that the allowed children of all beams are one gather and an insert or delete is an `index_add`.
-*Content*: postings by leaf, an immutable base in CSR form plus a small delta that is merged when it has grown. An image is
-an int32 *slot*, its row in the ranking embeddings: a posting costs 14 bytes.
+It follows inserts and deletes without a rebuild. Two halves. *Structure* (`Branches`): for each
+prefix the number of occupied leaves below it, in dense int32 tables on the decoder's device, so the
+allowed children of all beams are one gather, and an insert or delete is an `index_add`. *Content*:
+postings by leaf, an immutable base in CSR form plus a small delta that is merged when it has grown.
+An image is an int32 *slot*, its row in the ranking embeddings: a posting costs 14 bytes.
 
 One thread owns a trie; it applies changes between batches of queries.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,79 +22,179 @@ from schemas.errors import RefuseToStartError
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import BoolArray, FloatArray, IntArray
 
+Int32Array = npt.NDArray[np.int32]
+Int16Array = npt.NDArray[np.int16]
+
 DENSE_LIMIT = 1 << 28
 """Leaves a dense table may have: 1 GiB of int32. The paper's profile has 2**20."""
 
 ALTERNATE = -1
 """In place of a suffix: the posting is an alternate."""
 
+_MIN_DELTA = 4096
+"""Postings that the delta may hold at least before a merge: merging rewrites the whole base."""
+
+_DELTA_SHARE = 8
+"""The delta may grow to 1/8 of the base, so that a posting is rewritten O(log N) times in all."""
+
 
 class Branches:
-    """Occupied leaves below each prefix, on a device; supports the questions that constrained decoding asks."""
+    """Occupied leaves below each prefix, on a device: what constrained decoding asks for."""
 
     def __init__(self, shape: IdentifierShape, device: torch.device) -> None:
         if shape.leaves > DENSE_LIMIT:
             raise RefuseToStartError(
-                f"{shape.leaves:,} leaves exceed {DENSE_LIMIT:,}, which the trie holds densely; lower a level's count"
+                f"the number of leaves must be at most {DENSE_LIMIT:,}, got {shape.leaves:,}: the"
+                " trie keeps a dense table of them; lower a level's count"
             )
         self.shape = shape
         self.load = np.zeros(shape.leaves, dtype=np.int32)
-        """Postings of each leaf, on the host."""
-        self._below = [
-            torch.zeros(shape.prefixes(level), dtype=torch.int32, device=device)
-            for level in range(LEVELS + 1)
-        ]
+        """(leaves,) postings of each leaf, on the host."""
+        self._below: list[Tensor] = []
+        for level in range(LEVELS + 1):
+            size = shape.prefixes(level)
+            self._below.append(torch.zeros(size, dtype=torch.int32, device=device))
 
     @property
     def leaves(self) -> int:
-        """Occupied leaves."""
+        """Number of occupied leaves."""
         return int(self._below[0])
 
     def add(self, leaves: IntArray, sign: int) -> None:
         """Count postings in (+1) or out (-1); `leaves` (P,) may repeat."""
         touched, amount = np.unique(leaves, return_counts=True)
-        before = self.load[touched] > 0
+        was_occupied = self.load[touched] > 0
         self.load[touched] += sign * amount.astype(np.int32)
-        changed = touched[before != (self.load[touched] > 0)]
+        is_occupied = self.load[touched] > 0
+        # Only a leaf that was empty, or has become empty, changes the counts above it.
+        changed = touched[was_occupied != is_occupied]
         if not len(changed):
             return
         for level, table in enumerate(self._below):
-            prefixes = torch.from_numpy(
-                changed // (self.shape.leaves // self.shape.prefixes(level))
-            ).to(table.device)
-            table.index_add_(0, prefixes, torch.full_like(prefixes, sign, dtype=torch.int32))
+            leaves_per_prefix = self.shape.leaves // self.shape.prefixes(level)
+            prefixes = torch.from_numpy(changed // leaves_per_prefix).to(table.device)
+            change = torch.full_like(prefixes, sign, dtype=torch.int32)
+            table.index_add_(0, prefixes, change)
 
     def children(self, level: int, prefixes: Tensor) -> Tensor:
-        """Occupied leaves below each child: (…,) int64 prefixes of length `level` → (…, K) int32, 0 where there is none."""
+        """Occupied leaves below each child of prefixes of length `level`.
+
+        (…,) int64 → (…, K) int32, 0 where a child has none.
+        """
         return self._below[level + 1].view(-1, self.shape.codes[level])[prefixes]
 
     def below(self, level: int, prefixes: Tensor) -> Tensor:
-        """Occupied leaves below each prefix of length `level`, (…,) int32."""
+        """Occupied leaves below each prefix of length `level`, (…,) int64 → (…,) int32."""
         return self._below[level][prefixes]
 
 
 @dataclass(frozen=True, slots=True)
-class _Base:
-    """Postings sorted by leaf: rows `offsets[leaf]:offsets[leaf+1]`. `by_slot` lists the rows sorted by slot."""
+class _Postings:
+    """P postings, as narrow as the base stores them."""
 
-    offsets: IntArray
-    slots: "np.typing.NDArray[np.int32]"
+    leaves: IntArray
+    """(P,) int64"""
+    slots: Int32Array
+    """(P,)"""
     weights: FloatArray
-    suffixes: "np.typing.NDArray[np.int16]"
-    by_slot: "np.typing.NDArray[np.int32]"
+    """(P,) float32"""
+    suffixes: Int16Array
+    """(P,)"""
+
+    @classmethod
+    def of(
+        cls,
+        leaves: IntArray | Sequence[int],
+        slots: IntArray | Sequence[int],
+        weights: FloatArray | Sequence[float],
+        suffixes: IntArray | Sequence[int],
+    ) -> "_Postings":
+        """Narrow four columns of P values."""
+        return cls(
+            np.asarray(leaves, np.int64),
+            np.asarray(slots, np.int32),
+            np.asarray(weights, np.float32),
+            np.asarray(suffixes, np.int16),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["_Postings"]) -> "_Postings":
+        """All parts, one behind the other."""
+        return cls(
+            np.concatenate([part.leaves for part in parts]),
+            np.concatenate([part.slots for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+            np.concatenate([part.suffixes for part in parts]),
+        )
+
+    def taken(self, rows: npt.NDArray[np.int64] | BoolArray) -> "_Postings":
+        """Some of the postings, by row or by mask."""
+        return _Postings(
+            self.leaves[rows],
+            self.slots[rows],
+            self.weights[rows],
+            self.suffixes[rows],
+        )
+
+
+class _Base:
+    """Postings sorted by leaf; those of a leaf are rows `offsets[leaf]:offsets[leaf + 1]`."""
+
+    def __init__(self, shape: IdentifierShape, postings: _Postings) -> None:
+        """Sort the postings; those of one leaf keep their order."""
+        order = np.argsort(postings.leaves, kind="stable")
+        self.offsets: IntArray = np.zeros(shape.leaves + 1, dtype=np.int64)
+        """(leaves + 1,)"""
+        loads = np.bincount(postings.leaves, minlength=shape.leaves)
+        np.cumsum(loads, out=self.offsets[1:])
+        self.slots = postings.slots[order]
+        self.weights = postings.weights[order]
+        self.suffixes = postings.suffixes[order]
+        self._by_slot = np.argsort(self.slots, kind="stable").astype(np.int32)
+        """(P,) rows in order of their slot: they find the postings of a deleted image."""
+
+    def postings(self) -> _Postings:
+        """All of them, sorted by leaf."""
+        leaves = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        return _Postings(leaves, self.slots, self.weights, self.suffixes)
+
+    def rows_of_slots(self, slots: IntArray) -> IntArray:
+        """Rows of all postings of some slots."""
+        # Few images go at a time: binary searches cost less than a mask over all postings.
+        begin = np.searchsorted(self.slots, slots, side="left", sorter=self._by_slot)
+        end = np.searchsorted(self.slots, slots, side="right", sorter=self._by_slot)
+        return self._by_slot[_ranges(begin, end - begin)].astype(np.int64)
+
+    def leaves_of_rows(self, rows: IntArray) -> IntArray:
+        """The leaf of each row."""
+        return (np.searchsorted(self.offsets, rows, side="right") - 1).astype(np.int64)
+
+
+class _LatePosting(NamedTuple):
+    """A posting of the delta. A tuple, because thousands are made between two queries."""
+
+    slot: int
+    weight: float
+    suffix: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """Members of some leaves, P postings: `slots` (P,) int64, `weights` (P,) float32, `source` (P,) row of the leaf asked."""
+    """Members of some leaves, P postings."""
 
     slots: IntArray
+    """(P,) int64"""
     weights: FloatArray
+    """(P,) float32"""
     source: IntArray
+    """(P,) which of the leaves asked for, counted from 0"""
 
 
 class Trie:
-    """All postings of one generation. `branches` has every posting, `primaries` the primary ones only (the paper's trie)."""
+    """All postings of one generation.
+
+    `branches` counts every posting, `primaries` the primary ones only (the paper's trie).
+    """
 
     def __init__(self, shape: IdentifierShape, device: torch.device | None = None) -> None:
         self.shape = shape
@@ -99,22 +202,26 @@ class Trie:
         self.branches = Branches(shape, place)
         self.primaries = Branches(shape, place)
         self.images = 0
-        self._base = _sorted(
-            shape,
-            np.empty(0, np.int64),
-            np.empty(0, np.int32),
-            np.empty(0, np.float32),
-            np.empty(0, np.int16),
-        )
-        self._delta: dict[int, list[tuple[int, float, int]]] = {}
-        self._delta_of: dict[int, list[int]] = {}
+        self._base = _Base(shape, _Postings.of([], [], [], []))
+        self._delta: dict[int, list[_LatePosting]] = {}
+        """Postings since the last merge, by leaf."""
+        self._delta_leaves: dict[int, list[int]] = {}
+        """Leaves of those postings, by slot."""
         self._delta_size = 0
+        # Deleted images stay in the base until the next merge; this mask hides them.
         self._dead: BoolArray = np.zeros(0, dtype=np.bool_)
 
     def insert(
-        self, leaves: IntArray, slots: IntArray, weights: FloatArray, suffixes: IntArray
+        self,
+        leaves: IntArray,
+        slots: IntArray,
+        weights: FloatArray,
+        suffixes: IntArray,
     ) -> None:
-        """Add P postings; suffix `ALTERNATE` marks an alternate. A slot is used for one image only, ever."""
+        """Add P postings; suffix `ALTERNATE` marks an alternate.
+
+        A slot is used for one image only, ever: that of a deleted image is not reused.
+        """
         if not len(leaves):
             return
         self._grow(int(slots.max()) + 1)
@@ -122,52 +229,33 @@ class Trie:
         self.branches.add(leaves, 1)
         self.primaries.add(leaves[primary], 1)
         self.images += int(primary.sum())
-        if len(leaves) > 4096:
-            self._merge(leaves, slots, weights, suffixes)
+        # A bulk load is one sort; posting by posting it would take many times as long.
+        if len(leaves) > _MIN_DELTA:
+            self._merge(_Postings.of(leaves, slots, weights, suffixes))
             return
-        for leaf, slot, weight, suffix in zip(
-            leaves.tolist(), slots.tolist(), weights.tolist(), suffixes.tolist(), strict=True
-        ):
-            self._delta.setdefault(leaf, []).append((slot, weight, suffix))
-            self._delta_of.setdefault(slot, []).append(leaf)
+        columns = (leaves.tolist(), slots.tolist(), weights.tolist(), suffixes.tolist())
+        for leaf, slot, weight, suffix in zip(*columns, strict=True):
+            self._delta.setdefault(leaf, []).append(_LatePosting(slot, weight, suffix))
+            self._delta_leaves.setdefault(slot, []).append(leaf)
         self._delta_size += len(leaves)
-        if self._delta_size > max(4096, len(self._base.slots) // 8):
-            nothing = np.empty(0, np.int64)
-            self._merge(nothing, nothing, np.empty(0, np.float32), nothing)
+        if self._delta_size > max(_MIN_DELTA, len(self._base.slots) // _DELTA_SHARE):
+            self._merge(_Postings.of([], [], [], []))
 
     def delete(self, slots: Iterable[int]) -> None:
         """Remove images with all their postings; unknown and removed slots are ignored."""
-        doomed = np.array(
-            [
-                slot
-                for slot in dict.fromkeys(slots)
-                if slot < len(self._dead) and not self._dead[slot]
-            ],
-            dtype=np.int64,
-        )
+        doomed = self._alive_among(slots)
         if not len(doomed):
             return
-        base = self._base
-        begin, end = (
-            np.searchsorted(base.slots, doomed, side=side, sorter=base.by_slot)
-            for side in ("left", "right")
-        )
-        rows = base.by_slot[_ranges(begin, end - begin)]
-        leaves = (np.searchsorted(base.offsets, rows, side="right") - 1).astype(np.int64)
-        primary = base.suffixes[rows] != ALTERNATE
-        fresh = [
-            (leaf, suffix)
-            for slot in doomed.tolist()
-            for leaf in self._delta_of.pop(slot, ())
-            for suffix in self._drop(leaf, slot)
-        ]
-        late = np.array([leaf for leaf, _ in fresh], dtype=np.int64)
-        late_primary = np.array([suffix != ALTERNATE for _, suffix in fresh], dtype=np.bool_)
+        rows = self._base.rows_of_slots(doomed)
+        base_leaves = self._base.leaves_of_rows(rows)
+        base_primary = self._base.suffixes[rows] != ALTERNATE
+        late_leaves, late_primary = self._remove_late(doomed)
         self._dead[doomed] = True
-        self.branches.add(np.concatenate([leaves, late]), -1)
-        gone = np.concatenate([leaves[primary], late[late_primary]])
-        self.primaries.add(gone, -1)
-        self.images -= len(gone)
+        self.branches.add(np.concatenate([base_leaves, late_leaves]), -1)
+        # Every image has exactly one primary, so these count the images that went.
+        primaries = np.concatenate([base_leaves[base_primary], late_leaves[late_primary]])
+        self.primaries.add(primaries, -1)
+        self.images -= len(primaries)
 
     def reached(self, leaves: IntArray) -> Reached:
         """Every posting under the (L,) leaves."""
@@ -175,111 +263,115 @@ class Trie:
         begin = base.offsets[leaves]
         count = base.offsets[leaves + 1] - begin
         rows = _ranges(begin, count)
-        slots, weights, source = (
-            base.slots[rows].astype(np.int64),
-            base.weights[rows],
-            np.repeat(np.arange(len(leaves)), count),
-        )
+        slots = base.slots[rows].astype(np.int64)
+        source = np.repeat(np.arange(len(leaves)), count)
         alive = ~self._dead[slots]
-        found = Reached(slots[alive], weights[alive], source[alive])
-        late = [
-            (slot, weight, at)
-            for at, leaf in enumerate(leaves.tolist())
-            for slot, weight, _ in self._delta.get(leaf, ())
-        ]
-        if not late:
-            return found
+        settled = Reached(slots[alive], base.weights[rows][alive], source[alive])
+        late = self._reached_late(leaves)
+        if not len(late.slots):
+            return settled
         return Reached(
-            slots=np.concatenate([found.slots, np.array([slot for slot, _, _ in late], np.int64)]),
-            weights=np.concatenate(
-                [found.weights, np.array([weight for _, weight, _ in late], np.float32)]
-            ),
-            source=np.concatenate([found.source, np.array([at for _, _, at in late], np.int64)]),
+            slots=np.concatenate([settled.slots, late.slots]),
+            weights=np.concatenate([settled.weights, late.weights]),
+            source=np.concatenate([settled.source, late.source]),
         )
 
     def searchable_slots(self) -> IntArray:
         """Slots of all images that have a posting, (N,) int64 ascending."""
-        return np.unique(self.reached(np.flatnonzero(self.branches.load)).slots)
+        occupied = np.flatnonzero(self.branches.load)
+        return np.unique(self.reached(occupied).slots)
 
     def suffixes(self, leaf: int) -> dict[int, int]:
         """Suffix → slot of the images whose primary is in the leaf."""
         base = self._base
-        rows = range(int(base.offsets[leaf]), int(base.offsets[leaf + 1]))
-        found = {
-            int(base.suffixes[row]): int(base.slots[row])
-            for row in rows
-            if not self._dead[base.slots[row]]
-        }
-        found |= {suffix: slot for slot, _, suffix in self._delta.get(leaf, ())}
-        found.pop(ALTERNATE, None)
-        return found
+        slot_of: dict[int, int] = {}
+        for row in range(int(base.offsets[leaf]), int(base.offsets[leaf + 1])):
+            slot = int(base.slots[row])
+            if not self._dead[slot]:
+                slot_of[int(base.suffixes[row])] = slot
+        for posting in self._delta.get(leaf, ()):
+            slot_of[posting.suffix] = posting.slot
+        slot_of.pop(ALTERNATE, None)
+        return slot_of
 
-    def _drop(self, leaf: int, slot: int) -> list[int]:
-        kept = [entry for entry in self._delta[leaf] if entry[0] != slot]
-        gone = [suffix for other, _, suffix in self._delta[leaf] if other == slot]
-        self._delta_size -= len(gone)
+    def _reached_late(self, leaves: IntArray) -> Reached:
+        """Postings of the delta under the (L,) leaves."""
+        slots: list[int] = []
+        weights: list[float] = []
+        source: list[int] = []
+        for place, leaf in enumerate(leaves.tolist()):
+            for posting in self._delta.get(leaf, ()):
+                slots.append(posting.slot)
+                weights.append(posting.weight)
+                source.append(place)
+        return Reached(
+            np.array(slots, np.int64),
+            np.array(weights, np.float32),
+            np.array(source, np.int64),
+        )
+
+    def _alive_among(self, slots: Iterable[int]) -> IntArray:
+        """Those of the slots that an image has, each once."""
+        alive = []
+        for slot in dict.fromkeys(slots):
+            if slot < len(self._dead) and not self._dead[slot]:
+                alive.append(slot)
+        return np.array(alive, dtype=np.int64)
+
+    def _remove_late(self, slots: IntArray) -> tuple[IntArray, BoolArray]:
+        """Take slots out of the delta; (P,) leaves of their postings, and which are primary."""
+        leaves: list[int] = []
+        primary: list[bool] = []
+        for slot in slots.tolist():
+            for leaf in self._delta_leaves.pop(slot, ()):
+                for posting in self._remove_from_leaf(leaf, slot):
+                    leaves.append(leaf)
+                    primary.append(posting.suffix != ALTERNATE)
+        return np.array(leaves, dtype=np.int64), np.array(primary, dtype=np.bool_)
+
+    def _remove_from_leaf(self, leaf: int, slot: int) -> list[_LatePosting]:
+        """Take a slot out of one leaf of the delta; the postings it had there."""
+        postings = self._delta.pop(leaf)
+        removed = [posting for posting in postings if posting.slot == slot]
+        kept = [posting for posting in postings if posting.slot != slot]
         if kept:
             self._delta[leaf] = kept
-        else:
-            del self._delta[leaf]
-        return gone
+        self._delta_size -= len(removed)
+        return removed
 
-    def _merge(
-        self, leaves: IntArray, slots: IntArray, weights: FloatArray, suffixes: IntArray
-    ) -> None:
-        """A new base of the old one, the delta and further postings, without the dead."""
-        base = self._base
+    def _merge(self, arrived: _Postings) -> None:
+        """Make a new base of the old one, the delta and what arrived, without the dead."""
+        base = self._base.postings()
         alive = ~self._dead[base.slots]
-        old = np.repeat(np.arange(self.shape.leaves), np.diff(base.offsets))[alive]
-        late = [(leaf, *entry) for leaf, entries in self._delta.items() for entry in entries]
-        columns = list(zip(*late, strict=True)) if late else [(), (), (), ()]
-        self._base = _sorted(
-            self.shape,
-            np.concatenate([old, np.array(columns[0], np.int64), leaves]),
-            np.concatenate(
-                [base.slots[alive], np.array(columns[1], np.int32), slots.astype(np.int32)]
-            ),
-            np.concatenate(
-                [base.weights[alive], np.array(columns[2], np.float32), weights.astype(np.float32)]
-            ),
-            np.concatenate(
-                [base.suffixes[alive], np.array(columns[3], np.int16), suffixes.astype(np.int16)]
-            ),
-        )
-        self._delta, self._delta_of, self._delta_size = {}, {}, 0
+        parts = [base.taken(alive), self._late_postings(), arrived]
+        self._base = _Base(self.shape, _Postings.joined(parts))
+        self._delta = {}
+        self._delta_leaves = {}
+        self._delta_size = 0
+
+    def _late_postings(self) -> _Postings:
+        """The delta as columns."""
+        leaves: list[int] = []
+        slots: list[int] = []
+        weights: list[float] = []
+        suffixes: list[int] = []
+        for leaf, postings in self._delta.items():
+            for posting in postings:
+                leaves.append(leaf)
+                slots.append(posting.slot)
+                weights.append(posting.weight)
+                suffixes.append(posting.suffix)
+        return _Postings.of(leaves, slots, weights, suffixes)
 
     def _grow(self, size: int) -> None:
+        """Make the mask long enough for slots below `size`; it doubles, so growth costs little."""
         if size > len(self._dead):
-            self._dead = np.concatenate(
-                [
-                    self._dead,
-                    np.zeros(max(size, 2 * len(self._dead)) - len(self._dead), dtype=np.bool_),
-                ]
-            )
+            missing = max(size, 2 * len(self._dead)) - len(self._dead)
+            self._dead = np.concatenate([self._dead, np.zeros(missing, dtype=np.bool_)])
 
 
 def _ranges(begin: IntArray, count: IntArray) -> IntArray:
-    """begin[0], begin[0]+1, … for each range, joined."""
+    """Join the ranges begin[i], begin[i] + 1, … of count[i] numbers each."""
     total = int(count.sum())
     before = np.cumsum(count) - count
     return np.arange(total, dtype=np.int64) - np.repeat(before - begin, count)
-
-
-def _sorted(
-    shape: IdentifierShape,
-    leaves: IntArray,
-    slots: "np.typing.NDArray[np.int32]",
-    weights: FloatArray,
-    suffixes: "np.typing.NDArray[np.int16]",
-) -> _Base:
-    order = np.argsort(leaves, kind="stable")
-    offsets = np.zeros(shape.leaves + 1, dtype=np.int64)
-    np.cumsum(np.bincount(leaves, minlength=shape.leaves), out=offsets[1:])
-    kept = slots[order]
-    return _Base(
-        offsets,
-        kept,
-        weights[order],
-        suffixes[order],
-        np.argsort(kept, kind="stable").astype(np.int32),
-    )
