@@ -51,3 +51,8 @@ class WorkFailedError(SigmaError):
 
     The message says what is left behind and how to resume.
     """
+
+
+def brief(error: BaseException) -> str:
+    """Shorten the message of another library's error: psycopg's may quote a whole statement."""
+    return str(error).strip()[:300]

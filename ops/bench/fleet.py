@@ -24,7 +24,7 @@ from schemas.errors import RetryLaterError, WorkFailedError
 from schemas.events import ACCEPTED, ARRIVED, ImageArrived
 from schemas.settings import KafkaSettings, S3Settings, Settings
 from stream.log.event_log import EventLog, Message, message
-from stream.log.kafka import connection
+from stream.log.kafka_client import client_settings
 from stream.log.offsets import lag
 from stream.log.outbox import outbox_size
 from stream.log.topics import TOPICS
@@ -163,7 +163,7 @@ def fleet(kafka: str | None, s3: S3Settings | None = None, *, stub: bool = True)
 
 def empty_topics(settings: KafkaSettings) -> None:
     """Delete the project's topics of a broker that is there for tests."""
-    admin = KafkaAdminClient(**connection(settings))
+    admin = KafkaAdminClient(**client_settings(settings))
     names = {topic.name for topic in TOPICS}
     doomed = [
         name for name in admin.list_topics() if name in names or name.startswith("sigma-intake-")

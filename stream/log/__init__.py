@@ -1,1 +1,1 @@
-"""How do events travel? The event log in PostgreSQL or Kafka, topics, offsets, the outbox and dead letters."""
+"""How do events travel? The log in PostgreSQL or Kafka, topics, offsets, outbox, dead letters."""

@@ -1,4 +1,7 @@
-"""The event log as workers see it: publish, poll, and the positions to commit. Postgres implements it, and Kafka."""
+"""The event log as workers see it: publish, poll, and the offsets to commit.
+
+`stream/log/postgres.py` implements it for the embedded mode, `stream/log/kafka.py` with Kafka.
+"""
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +18,14 @@ from schemas.events import EventRecord, encode, headers
 from stream.log.topics import TOPICS, Topic
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+
 Partition = tuple[str, int]
-"""(topic, partition)"""
+"""(topic, partition number)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is published. The key decides the partition."""
+    """An event to publish. The key decides the partition."""
 
     topic: str
     key: str
@@ -31,7 +35,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What is polled: a message at its place in the log."""
+    """An event read from the log: a message with its partition, offset and time."""
 
     topic: str
     partition: int
@@ -42,16 +46,17 @@ class Event:
     published_at: datetime
 
     @property
-    def place(self) -> Partition:
-        """Topic and partition."""
+    def topic_partition(self) -> Partition:
+        """Topic and partition number."""
         return self.topic, self.partition
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Events of one poll, and for each partition the offsets [from, to) that they cover.
+    """Events of one poll, and for each partition the offsets [begin, end) that they cover.
 
-    The worker commits `positions` with its own rows (`stream.offsets.store_offsets`); without that, they are polled again.
+    The worker commits `positions` in the transaction that writes its rows
+    (`stream.log.offsets.store_offsets`). Without that commit, the same events are polled again.
     """
 
     events: tuple[Event, ...] = ()
@@ -62,16 +67,16 @@ class Batch:
 
 
 class Consumer(Protocol):
-    """One member of a consumer group. Not for several threads."""
+    """One member of a consumer group. Not thread-safe."""
 
     def poll(self, *, max_events: int = 100, timeout_s: float = 1.0) -> Batch:
-        """Waits for events of partitions that no other member works on. Empty when the time is over."""
+        """Wait for events of partitions that no other member has. Empty after the timeout."""
 
     def heartbeat(self) -> None:
-        """Stays a member while a batch takes long, without reading on. Call it every few seconds."""
+        """Stay a member while a batch takes long, without reading on. Call it every few seconds."""
 
     def close(self) -> None:
-        """Gives the partitions back at once."""
+        """Leave the group; other members get the partitions at once."""
 
     def __enter__(self) -> Self: ...
 
@@ -84,34 +89,41 @@ class Consumer(Protocol):
 
 
 class EventLog(Protocol):
-    """Topics of events in partitions, each in one order, kept after they were read."""
+    """Topics of events in partitions. Each partition has one order; reading removes nothing."""
 
     def ensure_topics(self, topics: Sequence[Topic] = TOPICS) -> None:
-        """Creates missing topics; those that exist keep their partition count."""
+        """Create missing topics. Existing ones keep their number of partitions."""
 
     def publish(self, conn: Connection | None, messages: Sequence[Message]) -> None:
-        """Appends all messages. With a connection: if its transaction commits, and only then."""
+        """Append all messages. With a connection: if and only if its transaction commits."""
 
-    def scope(self, topic: str) -> str:
-        """The name under which a topic's offsets are stored: a topic of the same name in another log is another topic."""
+    def offset_scope(self, topic: str) -> str:
+        """Return the name under which offsets of a topic are stored.
+
+        Offsets count inside one topic of one log: a topic of the same name in another log, or one
+        that was deleted and created again, must not inherit them.
+        """
 
     def end_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
-        """The offset that the next event of each partition will get."""
+        """Return the offset that the next event of each partition will get."""
 
     def open_consumer(self, group: str, topics: Sequence[str]) -> Consumer:
-        """A new member of a group. A new group starts at the oldest event."""
+        """Join a group as a new member. A new group starts at the oldest event."""
 
     def read(self, topic: str, partition: int, *, first: int = 0, limit: int = 100) -> list[Event]:
-        """Events of one partition from an offset on, without a group."""
+        """Read events of one partition from offset `first` on, without a group."""
 
     def close(self) -> None:
-        """Closes the log's own connections."""
+        """Close the log's own connections. Consumers are closed by whoever opened them."""
 
 
 @contextmanager
-def joining(conn: Connection) -> Iterator[None]:
-    """The caller's transaction if there is one, else one of its own. A savepoint would cost two round trips, and a caller whose
-    publishing failed undoes everything anyway."""
+def join_transaction(conn: Connection) -> Iterator[None]:
+    """Run in the caller's transaction if there is one, else in a new one.
+
+    A nested `conn.transaction()` would be a savepoint, which costs two round trips and gains
+    nothing: a caller whose publishing failed rolls back everything.
+    """
     if conn.info.transaction_status == TransactionStatus.INTRANS:
         yield
         return
@@ -126,13 +138,19 @@ def message(
     cause: Event | None = None,
     extra_headers: Mapping[str, str] | None = None,
 ) -> Message:
-    """An event ready to publish, with its CloudEvents headers; it continues the trace of the event that caused it."""
-    made = headers(event, key, cause.headers if cause else None)
+    """Make an event ready to publish, with CloudEvents headers.
+
+    It continues the trace of its `cause`, the event whose handling led to it.
+    """
+    cloud_headers = headers(event, key, cause.headers if cause else None)
     return Message(
-        topic=event.TOPIC, key=key, value=encode(event), headers=made | dict(extra_headers or {})
+        topic=event.TOPIC,
+        key=key,
+        value=encode(event),
+        headers={**cloud_headers, **(extra_headers or {})},
     )
 
 
 def partition_of(key: str, partitions: int) -> int:
-    """The partition of a key: the same on every machine and in every process, which `hash` is not."""
+    """Return the partition of a key, the same in every process (Python's `hash` is not)."""
     return zlib.crc32(key.encode("utf-8")) % partitions

@@ -1,8 +1,12 @@
-"""The faust application: takes arrivals and deletions from Kafka event by event, hands them over, keeps windowed counts.
+"""The faust application: takes arrivals and deletions from Kafka and passes them to a handler.
 
-Traps of faust that are stepped around here, each with a test (tests/integration/test_faust.py): `take` acknowledges a batch
-that raised and goes on, so its offsets are only a hint, ours are in Postgres, and a sweep compares the two; a codec that meets a
-bad payload ends the agent, so raw bytes; more than one task an agent commits past what is in flight, so one.
+It also keeps windowed counts of accepted and rejected images.
+
+Traps of faust that this module avoids, each with a test (tests/integration/test_faust.py):
+- `take` acknowledges a batch whose handling raised, and goes on. So faust's offsets are only a
+  hint, the real ones are in PostgreSQL, and a sweep compares the log with them.
+- A codec that meets a malformed payload ends the agent. So topics are read as raw bytes.
+- More than one task per agent commits past events in flight. So there is one.
 """
 
 import asyncio
@@ -21,38 +25,63 @@ from schemas.errors import RetryLaterError
 from schemas.events import ACCEPTED, ARRIVED, DELETED, REJECTED
 from schemas.settings import KafkaSettings
 from stream.log.event_log import Event
-from stream.log.kafka import SESSION_S, event_of, headers_of
+from stream.log.kafka_client import HEARTBEAT_S, SESSION_TIMEOUT_S, event_of, headers_of
 from stream.log.topics import TOPICS
 
 WINDOW_S = 60.0
-"""Length of the windows of the counts; an hour of them is kept."""
+"""Length of a window of the counts."""
 
-_BATCH, _LINGER_S, _LOOK_S, _KEPT_S, _SWEEP_S = 32, 0.01, 0.1, 3600.0, 3.0
+_WINDOWS_KEPT_S = 3600.0
+"""How long the counts of a window are kept in memory."""
+
+_BATCH_EVENTS = 32
+"""Most events that the handler gets at once."""
+
+_BATCH_LINGER_S = 0.01
+"""How long to wait for a batch to fill: short, because freshness counts it."""
+
+_STOP_CHECK_S = 0.1
+"""How often the running app looks whether it should stop."""
+
+_SWEEP_INTERVAL_S = 3.0
+"""How often the handler looks for events that were acknowledged without being handled."""
+
+_RAW_TOPIC = {
+    "key_type": bytes,
+    "value_type": bytes,
+    "key_serializer": "raw",
+    "value_serializer": "raw",
+}
 
 log = structlog.get_logger()
 
-Count = Callable[[str, int], None]
-"""Is told a verdict (`accepted`, or the code of a rejection) and how many there were in the window so far."""
+ReportCount = Callable[[str, int], None]
+"""Called with a verdict (`accepted`, or the code of a rejection) and its count in this window."""
 
 
-class Handler(Protocol):
-    """Who works on the events. Called from one thread, never twice at once."""
+class EventHandler(Protocol):
+    """Works on the events. Called from one thread, so never twice at once."""
 
     def handle(self, events: Sequence[Event]) -> None:
-        """Work on events in their order; harmless when called again with the same ones."""
+        """Work on events in their order. Must tolerate the same events again."""
 
     def sweep(self) -> None:
-        """Work on what is in the log and was never brought: what faust acknowledged although the work on it failed."""
+        """Work on events of the log that faust acknowledged although handling them failed."""
 
 
-def build_app(settings: KafkaSettings, folder: Path, handler: Handler, count: Count) -> Any:
-    """An app whose agent passes events of the topics `arrived` and `deleted` to a handler, and has it sweep every few seconds."""
+def build_app(
+    settings: KafkaSettings, folder: Path, handler: EventHandler, report_count: ReportCount
+) -> Any:
+    """Build an app that passes events of `arrived` and `deleted` to a handler.
+
+    `folder` is faust's own data folder. Nothing connects before `run_app`.
+    """
     app = faust.App(
         "sigma-intake",
         broker=[f"kafka://{address}" for address in settings.bootstrap],
         broker_credentials=_credentials(settings),
-        broker_session_timeout=SESSION_S,
-        broker_heartbeat_interval=1.5,
+        broker_session_timeout=SESSION_TIMEOUT_S,
+        broker_heartbeat_interval=HEARTBEAT_S,
         broker_rebalance_timeout=10.0,
         broker_request_timeout=20.0,
         broker_commit_interval=1.0,
@@ -67,88 +96,90 @@ def build_app(settings: KafkaSettings, folder: Path, handler: Handler, count: Co
         datadir=str(folder),
         web_enabled=False,
     )
-    hands = ThreadPoolExecutor(1, "intake")
-    raw: dict[str, Any] = {
-        "key_type": bytes,
-        "value_type": bytes,
-        "key_serializer": "raw",
-        "value_serializer": "raw",
-    }
-
-    async def intake(stream: Any) -> None:
-        loop = asyncio.get_running_loop()
-        async for events in stream.noack_take(_BATCH, within=_LINGER_S):
-            try:
-                await loop.run_in_executor(
-                    hands,
-                    handler.handle,
-                    [event_of(event.message, event.message.timestamp) for event in events],
-                )
-            except Exception:
-                # The agent must not end by it, and need not wait: the sweep finds what is not committed.
-                log.exception("events failed, a sweep will try them again", count=len(events))
-            for event in events:
-                await stream.ack(event)
-
-    async def sweep() -> None:
-        try:
-            await asyncio.get_running_loop().run_in_executor(hands, handler.sweep)
-        except Exception:
-            log.exception("the sweep failed, the next one tries again")
-
-    app.agent(app.topic(ARRIVED, DELETED, **raw), name="intake")(intake)
-    app.timer(_SWEEP_S)(sweep)
-    _count(app, ACCEPTED, raw, lambda _: "accepted", count)
-    _count(app, REJECTED, raw, lambda headers: headers.get("sigma_code", "unknown"), count)
+    _add_handler(app, handler)
+    _add_count(app, ACCEPTED, lambda headers: "accepted", report_count)
+    _add_count(app, REJECTED, lambda headers: headers.get("sigma_code", "unknown"), report_count)
     return app
 
 
 def run_app(app: Any, stop: threading.Event, started: Callable[[], None]) -> None:
-    """Run the app until `stop` is set, and call `started` when it takes events. `RetryLaterError` when it ended by itself: it
-    cannot be started twice in a process."""
+    """Run the app until `stop` is set; call `started` when it takes events.
+
+    `RetryLaterError` when the app ended by itself: it cannot be started twice in one process.
+    """
     asyncio.run(_run(app, stop, started))
     if not stop.is_set():
         raise RetryLaterError(
-            "the faust app ended by itself; the log tells why, start the process again"
+            "the faust app ended by itself; see the reason in the log, then restart the process"
         )
 
 
 async def _run(app: Any, stop: threading.Event, started: Callable[[], None]) -> None:
-    # Not by faust's own worker: it would take over the signals, and its stop leaves tasks that never end.
+    # Not by faust's worker: it takes over the signals, and its stop leaves tasks that never end.
     await app.start()
     started()
     while not (stop.is_set() or app.should_stop or app.crashed):
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(_STOP_CHECK_S)
     await app.stop()
 
 
-def _count(
-    app: Any, name: str, raw: dict[str, Any], verdict: Callable[[dict[str, str]], str], count: Count
+def _add_handler(app: Any, handler: EventHandler) -> None:
+    # The handler blocks on the database, so it runs beside the event loop; one thread for both
+    # functions, so that a sweep never runs beside a batch.
+    executor = ThreadPoolExecutor(1, "intake")
+
+    async def intake(stream: Any) -> None:
+        loop = asyncio.get_running_loop()
+        async for records in stream.noack_take(_BATCH_EVENTS, within=_BATCH_LINGER_S):
+            events = [event_of(record.message, record.message.timestamp) for record in records]
+            try:
+                await loop.run_in_executor(executor, handler.handle, events)
+            except Exception:
+                # The agent must survive, and need not wait: the sweep finds uncommitted events.
+                log.exception("batch failed, a sweep will retry it", count=len(events))
+            for record in records:
+                await stream.ack(record)
+
+    async def sweep() -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(executor, handler.sweep)
+        except Exception:
+            log.exception("sweep failed, the next one retries")
+
+    app.agent(app.topic(ARRIVED, DELETED, **_RAW_TOPIC), name="intake")(intake)
+    app.timer(_SWEEP_INTERVAL_S)(sweep)
+
+
+def _add_count(
+    app: Any,
+    topic: str,
+    verdict_of: Callable[[dict[str, str]], str],
+    report_count: ReportCount,
 ) -> None:
-    """Counts the events of a topic by verdict in a windowed table. The partition is part of the key: tables move with it."""
-    partitions = {topic.name: topic.partitions for topic in TOPICS}[name]
-    short = name.rsplit(".", 1)[1]
-    table = app.Table(f"{short}-per-minute", default=int, partitions=partitions).tumbling(
-        WINDOW_S, expires=_KEPT_S
-    )
+    """Count the events of a topic by verdict, which is read from their headers."""
+    partitions = {declared.name: declared.partitions for declared in TOPICS}[topic]
+    short_name = topic.rsplit(".", 1)[1]
+    table = app.Table(f"{short_name}-per-minute", default=int, partitions=partitions)
+    windows = table.tumbling(WINDOW_S, expires=_WINDOWS_KEPT_S)
 
-    async def counted(stream: Any) -> None:
-        async for event in stream.events():
-            found = verdict(headers_of(event.message))
-            key = f"{event.message.partition}/{found}"
-            table[key] += 1
-            count(found, table[key].current())
+    async def count(stream: Any) -> None:
+        async for record in stream.events():
+            verdict = verdict_of(headers_of(record.message))
+            # With the partition in the key, because tables move with their partition.
+            key = f"{record.message.partition}/{verdict}"
+            windows[key] += 1
+            report_count(verdict, windows[key].current())
 
-    app.agent(app.topic(name, **raw), name=f"count-{short}")(counted)
+    app.agent(app.topic(topic, **_RAW_TOPIC), name=f"count-{short_name}")(count)
 
 
 def _credentials(settings: KafkaSettings) -> Any:
     context = ssl.create_default_context() if settings.tls else None
-    if settings.username is None:
-        return faust.SSLCredentials(context) if context else None
-    return faust.SASLCredentials(
-        username=settings.username,
-        password=settings.password,
-        ssl_context=context,
-        mechanism=SASLMechanism(settings.mechanism),
-    )
+    if settings.username is not None:
+        return faust.SASLCredentials(
+            username=settings.username,
+            password=settings.password,
+            ssl_context=context,
+            mechanism=SASLMechanism(settings.mechanism),
+        )
+    return faust.SSLCredentials(context) if context else None

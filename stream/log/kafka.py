@@ -1,224 +1,198 @@
-"""The event log in Kafka. Offsets are those in Postgres, committed with the work; Kafka's own are kept for its tools only.
+"""The event log in Kafka.
 
-Traps that this module steps around, each with a test: kafka-python commits by itself and starts at the newest event unless
-told otherwise, and a rebalance hands out partitions at Kafka's offsets, not ours.
+Offsets are those in PostgreSQL, committed with the work; Kafka's own are kept only for its tools.
 """
 
-import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import psycopg
-from kafka import (
-    ConsumerRebalanceListener,
-    KafkaAdminClient,
-    KafkaConsumer,
-    KafkaProducer,
-    OffsetAndMetadata,
-    TopicPartition,
-)
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from schemas.errors import RetryLaterError, UsageError
-from schemas.named_sql import queries
 from schemas.settings import KafkaSettings
-from stream.log.event_log import Batch, Connection, Event, Message, Partition, joining
-from stream.log.offsets import committed, contiguous_batch
+from stream.log.event_log import Connection, Event, Message, Partition
+from stream.log.kafka_client import (
+    DELIVERY_TIMEOUT_MS,
+    REQUEST_TIMEOUT_MS,
+    client_settings,
+    event_of,
+    retry_later,
+)
+from stream.log.kafka_consumer import KafkaGroupConsumer
+from stream.log.outbox import add_to_outbox
 from stream.log.topics import TOPICS, Topic
 
-OUTBOX_CHANNEL = "sigma_outbox"
-"""Notified when events wait in the outbox."""
+_READ_TIMEOUT_S = 15.0
+"""How long one `read` may take; a span of 1000 events takes well below a second."""
 
-SESSION_S = 6.0
-"""A member that was killed loses its partitions after so many seconds: the least that a broker allows by default."""
+_READ_POLL_MS = 500
+"""How long one poll of a `read` waits, so that the timeout is noticed."""
 
-_REQUEST_MS, _DELIVERY_MS, _READ_S, _TELL_S = 5_000, 8_000, 15.0, 2.0
+_LINGER_MS = 2
+"""How long the producer waits to fill a request; it costs freshness, so it is short."""
+
+_CLOSE_TIMEOUT_S = 2
+"""How long a producer that failed may take to close; its broker may not answer."""
 
 
 class KafkaLog:
-    """`EventLog` in Kafka. Publishing is safe from several threads.
+    """`EventLog` in Kafka. Publishing is thread-safe.
 
-    An event published inside a database transaction goes to the outbox table first and from there to Kafka (`stream.outbox`),
-    so that it exists if and only if the transaction committed.
+    An event published in a database transaction goes to the outbox table first and from there to
+    Kafka (`stream.log.outbox`), so that it exists if and only if the transaction committed.
+    Clients are opened when first needed.
     """
 
     def __init__(self, settings: KafkaSettings, database_url: str) -> None:
         self._settings = settings
         self._url = database_url
         self._lock = threading.Lock()
-        """Guards `_producer` and `_reader`, which are made when first used."""
-        self._producer: Any = None
-        self._reader: Any = None
-        self._scopes: dict[str, str] = {}
+        """Guards `_producer` and `_reader`. Held while reading: the reader is not thread-safe."""
+        self._producer: KafkaProducer | None = None
+        self._reader: KafkaConsumer | None = None
+        self._offset_scopes: dict[str, str] = {}
 
     def ensure_topics(self, topics: Sequence[Topic] = TOPICS) -> None:
         """See `EventLog`."""
-        with _retry("create topics"), self._admin() as admin:
-            try:
-                there = set(admin.list_topics())
-                missing = {
-                    topic.name: {
+        with retry_later("create topics"), self._admin() as admin:
+            existing = set(admin.list_topics())
+            missing = {}
+            for topic in topics:
+                if topic.name not in existing:
+                    missing[topic.name] = {
                         "num_partitions": topic.partitions,
                         "replication_factor": self._settings.replication,
                         "configs": topic.config,
                     }
-                    for topic in topics
-                    if topic.name not in there
-                }
+            # When another process was faster with one topic, its own call creates the rest.
+            with suppress(TopicAlreadyExistsError):
                 if missing:
                     admin.create_topics(missing, wait_for_metadata=True)
-            except TopicAlreadyExistsError:
-                # Another process was faster with one of them; the rest comes with its own call.
-                return
 
     def publish(self, conn: Connection | None, messages: Sequence[Message]) -> None:
-        """See `EventLog`. Without a connection, returns when every broker in sync has all of them."""
+        """See `EventLog`. Without a connection, return when every in-sync broker has them all."""
         if not messages:
             return
         if conn is not None:
-            columns = {
-                "topics": [m.topic for m in messages],
-                "keys": [m.key for m in messages],
-                "values": [m.value for m in messages],
-                "headers": [json.dumps(dict(m.headers)) for m in messages],
-            }
-            with joining(conn):
-                conn.execute(queries()["outbox_add"], columns)
-                conn.execute(queries()["outbox_notify"])
+            add_to_outbox(conn, messages)
             return
-        unknown = {m.topic for m in messages} - {topic.name for topic in TOPICS}
-        if unknown:
-            raise UsageError(
-                f"there is no topic {', '.join(sorted(unknown))}; the topics are declared in stream/topics.py: sigma init"
-            )
-        with _retry("publish"):
-            producer = self._publisher()
-            sent = [
-                producer.send(
-                    m.topic,
-                    key=m.key.encode(),
-                    value=m.value,
-                    headers=[(k, v.encode()) for k, v in m.headers.items()],
-                )
-                for m in messages
-            ]
-            errors = []
-            deadline = time.monotonic() + _DELIVERY_MS / 1000
-            for one in sent:
-                try:
-                    one.get(timeout=max(0.0, deadline - time.monotonic()))
-                except KafkaError as error:
-                    errors.append(error)
-            if errors:
-                # An idempotent producer that gave up on a batch accepts no further one in its place: begin with a new one.
-                self._forget_publisher(producer)
-                raise errors[0]
+        _require_declared(messages)
+        with retry_later("publish"):
+            self._send(messages)
 
-    def scope(self, topic: str) -> str:
-        """See `EventLog`. With the topic's id, which changes when it is deleted and created again or the cluster is another."""
-        if topic not in self._scopes:
-            with _retry("describe topics"), self._admin() as admin:
-                for found in admin.describe_topics([topic.name for topic in TOPICS]):
-                    if found["topic_id"]:
-                        self._scopes[found["name"]] = f"{found['name']}#{found['topic_id']}"
-        if topic not in self._scopes:
+    def offset_scope(self, topic: str) -> str:
+        """See `EventLog`.
+
+        The scope has the topic's id, which is another one after the topic was deleted and created
+        again, and in another cluster.
+        """
+        if topic not in self._offset_scopes:
+            with retry_later("describe topics"), self._admin() as admin:
+                for description in admin.describe_topics([topic.name for topic in TOPICS]):
+                    if description["topic_id"]:
+                        name = description["name"]
+                        self._offset_scopes[name] = f"{name}#{description['topic_id']}"
+        if topic not in self._offset_scopes:
             raise RetryLaterError(f"Kafka has no topic {topic} yet; create it with: sigma init")
-        return self._scopes[topic]
+        return self._offset_scopes[topic]
 
     def end_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
         """See `EventLog`."""
-        with self._lock, _retry("read offsets"):
-            reader = self._own_reader()
-            places = [
-                TopicPartition(topic, p)
-                for topic in topics
-                for p in sorted(reader.partitions_for_topic(topic) or ())
-            ]
-            found = reader.end_offsets(places) if places else {}
-            return {(place.topic, place.partition): int(found[place]) for place in places}
+        with self._lock, retry_later("read offsets"):
+            reader = self._open_reader()
+            partitions = []
+            for topic in topics:
+                for number in sorted(reader.partitions_for_topic(topic) or ()):
+                    partitions.append(TopicPartition(topic, number))
+            # The client refuses an empty list.
+            ends = reader.end_offsets(partitions) if partitions else {}
+            return {
+                (partition.topic, partition.partition): int(ends[partition])
+                for partition in partitions
+            }
 
     def read(self, topic: str, partition: int, *, first: int = 0, limit: int = 100) -> list[Event]:
-        """See `EventLog`. Events older than the topic's retention are not there any more."""
-        with self._lock, _retry("read events"):
-            reader, place = self._own_reader(), TopicPartition(topic, partition)
-            reader.assign([place])
-            begin, end = (
-                reader.beginning_offsets([place])[place],
-                reader.end_offsets([place])[place],
-            )
-            at, found = max(first, begin), list[Event]()
-            reader.seek(place, at)
-            deadline = time.monotonic() + _READ_S
-            while at < end and len(found) < limit:
-                if time.monotonic() > deadline:
-                    raise RetryLaterError(
-                        f"{topic}/{partition} was not read up to offset {end} within {_READ_S:g} seconds; try again"
-                    )
-                records = reader.poll(timeout_ms=500, max_records=limit - len(found)).get(place, [])
-                found += [event_of(record, record.timestamp / 1000) for record in records]
-                at = reader.position(place)
-            return found
+        """See `EventLog`. Events older than the topic's retention are left out."""
+        with self._lock, retry_later("read events"):
+            return _read(self._open_reader(), TopicPartition(topic, partition), first, limit)
 
-    def open_consumer(self, group: str, topics: Sequence[str]) -> "KafkaGroupConsumer":
+    def open_consumer(self, group: str, topics: Sequence[str]) -> KafkaGroupConsumer:
         """See `EventLog`."""
-        with _retry("join the group"):
-            conn = psycopg.connect(
-                self._url, autocommit=True, application_name=f"sigma consumer {group}"
-            )
-            try:
-                return KafkaGroupConsumer(self, self._settings, conn, group, topics)
-            except BaseException:
-                conn.close()
-                raise
+        return KafkaGroupConsumer.open(self, self._settings, self._url, group, topics)
 
     def close(self) -> None:
         """See `EventLog`."""
         with self._lock:
-            for one in (self._producer, self._reader):
-                if one is not None:
-                    one.close()
-            self._producer = self._reader = None
+            for client in (self._producer, self._reader):
+                if client is not None:
+                    client.close()
+            self._producer = None
+            self._reader = None
 
     @contextmanager
     def _admin(self) -> Iterator[Any]:
-        admin = KafkaAdminClient(**connection(self._settings), request_timeout_ms=_REQUEST_MS)
+        admin = KafkaAdminClient(
+            **client_settings(self._settings), request_timeout_ms=REQUEST_TIMEOUT_MS
+        )
         try:
             yield admin
         finally:
             admin.close()
 
-    def _publisher(self) -> Any:
+    def _send(self, messages: Sequence[Message]) -> None:
+        producer = self._open_producer()
+        pending = []
+        for message in messages:
+            headers = [(name, value.encode()) for name, value in message.headers.items()]
+            pending.append(
+                producer.send(
+                    message.topic, key=message.key.encode(), value=message.value, headers=headers
+                )
+            )
+        errors = []
+        deadline = time.monotonic() + DELIVERY_TIMEOUT_MS / 1000
+        for delivery in pending:
+            try:
+                delivery.get(timeout=max(0.0, deadline - time.monotonic()))
+            except KafkaError as error:
+                errors.append(error)
+        if errors:
+            # An idempotent producer that gave up on a batch accepts no later one in its place.
+            self._discard_producer(producer)
+            raise errors[0]
+
+    def _open_producer(self) -> KafkaProducer:
         with self._lock:
             if self._producer is None:
                 self._producer = KafkaProducer(
-                    **connection(self._settings),
+                    **client_settings(self._settings),
                     acks="all",
                     enable_idempotence=True,
-                    linger_ms=2,
-                    max_block_ms=_REQUEST_MS,
-                    request_timeout_ms=_REQUEST_MS,
-                    delivery_timeout_ms=_DELIVERY_MS,
+                    linger_ms=_LINGER_MS,
+                    max_block_ms=REQUEST_TIMEOUT_MS,
+                    request_timeout_ms=REQUEST_TIMEOUT_MS,
+                    delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
                     allow_auto_create_topics=False,
                 )
             return self._producer
 
-    def _forget_publisher(self, producer: Any) -> None:
+    def _discard_producer(self, producer: KafkaProducer) -> None:
         with self._lock:
+            # Another thread may have replaced it already.
             if self._producer is producer:
                 self._producer = None
         with suppress(KafkaError):
-            producer.close(timeout=2)
+            producer.close(timeout=_CLOSE_TIMEOUT_S)
 
-    def _own_reader(self) -> Any:
+    def _open_reader(self) -> KafkaConsumer:
+        """Return the consumer without a group that reads events and offsets; call with the lock."""
         if self._reader is None:
             self._reader = KafkaConsumer(
-                **connection(self._settings),
+                **client_settings(self._settings),
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 allow_auto_create_topics=False,
@@ -226,184 +200,33 @@ class KafkaLog:
         return self._reader
 
 
-class KafkaGroupConsumer:
-    """One member of a group, on a connection of its own to read the group's offsets.
-
-    Membership is dynamic and rebalancing cooperative: when a member joins or leaves, only the partitions that move pause. A
-    killed worker takes longer to load its model than the 6 seconds after which others take over, so static membership,
-    which would keep its partitions waiting for it, brings nothing.
-    """
-
-    def __init__(
-        self,
-        log: KafkaLog,
-        settings: KafkaSettings,
-        conn: Connection,
-        group: str,
-        topics: Sequence[str],
-    ) -> None:
-        self._log = log
-        self._topics = list(topics)
-        self._conn = conn
-        self._group = group
-        self._at: dict[TopicPartition, int] = {}
-        """Offset that the next poll of each assigned partition returns."""
-        self._told = 0.0
-        self._consumer = KafkaConsumer(
-            **connection(settings),
-            group_id=f"sigma-{group}",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            allow_auto_create_topics=False,
-            partition_assignment_strategy=(CooperativeStickyAssignor,),
-            session_timeout_ms=int(SESSION_S * 1000),
-            heartbeat_interval_ms=1500,
-            fetch_max_wait_ms=250,
+def _require_declared(messages: Sequence[Message]) -> None:
+    """Refuse topics that are not declared: the producer would only time out."""
+    unknown = {message.topic for message in messages} - {topic.name for topic in TOPICS}
+    if unknown:
+        raise UsageError(
+            f"there is no topic {', '.join(sorted(unknown))}; "
+            "declare it in stream/log/topics.py, then create it with: sigma init"
         )
-        self._consumer.subscribe(list(topics), listener=_Listener(self))
 
-    def poll(self, *, max_events: int = 100, timeout_s: float = 1.0) -> Batch:
-        """See `Consumer`. Begins where the group has committed in Postgres; polling again without a commit returns the same."""
-        with _retry("poll"):
-            self.align(self._consumer.assignment())
-            self._tell()
-            found = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_events)
-            brought = [
-                event_of(record, record.timestamp / 1000)
-                for place in found
-                if place in self._at
-                for record in found[place]
-            ]
-            batch = contiguous_batch(
-                self._log,
-                {(place.topic, place.partition): at for place, at in self._at.items()},
-                brought,
+
+def _read(reader: KafkaConsumer, partition: TopicPartition, first: int, limit: int) -> list[Event]:
+    reader.assign([partition])
+    begin = reader.beginning_offsets([partition])[partition]
+    end = reader.end_offsets([partition])[partition]
+    offset = max(first, begin)
+    reader.seek(partition, offset)
+    events: list[Event] = []
+    deadline = time.monotonic() + _READ_TIMEOUT_S
+    while offset < end and len(events) < limit:
+        if time.monotonic() > deadline:
+            raise RetryLaterError(
+                f"{partition.topic}/{partition.partition} was not read up to offset {end} "
+                f"within {_READ_TIMEOUT_S:g} seconds; try again"
             )
-            self._at |= {TopicPartition(*place): end for place, (_, end) in batch.positions.items()}
-            return batch
-
-    def heartbeat(self) -> None:
-        """See `Consumer`. What comes in although everything is paused is read again by the next poll."""
-        with _retry("hold"):
-            paused = self._consumer.assignment()
-            self._consumer.pause(*paused)
-            for place in self._consumer.poll(timeout_ms=0):
-                self._at.pop(place, None)
-            self._consumer.resume(*(paused & self._consumer.assignment()))
-
-    def close(self) -> None:
-        """See `Consumer`."""
-        try:
-            self._consumer.close(autocommit=False)
-        except KafkaError:
-            # The broker is away: it will notice by itself that this member is gone.
-            pass
-        finally:
-            self._conn.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def align(self, places: set[TopicPartition]) -> None:
-        """Seek every partition that does not stand where Postgres says."""
-        stored = committed(self._log, self._conn, self._group, self._topics) if places else {}
-        for place in places:
-            wanted = stored.get((place.topic, place.partition), 0)
-            if self._at.get(place) != wanted:
-                self._consumer.seek(place, wanted)
-                self._at[place] = wanted
-
-    def forget(self, places: Sequence[TopicPartition]) -> None:
-        """Partitions that another member has now."""
-        for place in places:
-            self._at.pop(place, None)
-
-    def _tell(self) -> None:
-        """Let Kafka know where the group stands, for tools that show its lag. Nothing here reads it."""
-        if time.monotonic() - self._told > _TELL_S and self._at:
-            self._told = time.monotonic()
-            places = {place: OffsetAndMetadata(at, "", -1) for place, at in self._at.items()}
-            self._consumer.commit_async(places, callback=lambda _places, _result: None)
-
-
-class _Listener(ConsumerRebalanceListener):
-    """Seeks on assignment, before anything is fetched."""
-
-    def __init__(self, member: KafkaGroupConsumer) -> None:
-        self._member = member
-
-    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
-        self._member.forget(assigned)
-        self._member.align(set(assigned))
-
-    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        self._member.forget(revoked)
-
-
-def connection(settings: KafkaSettings) -> dict[str, Any]:
-    """What every client is told about the brokers."""
-    # The client's own patience between two tries grows to 30 seconds, long after a broker is back.
-    found: dict[str, Any] = {
-        "bootstrap_servers": list(settings.bootstrap),
-        "client_id": "sigma",
-        "reconnect_backoff_max_ms": 1000,
-    }
-    if settings.username is not None:
-        found |= {
-            "sasl_mechanism": settings.mechanism,
-            "sasl_plain_username": settings.username,
-            "sasl_plain_password": settings.password,
-        }
-    secured = {
-        (False, False): "PLAINTEXT",
-        (True, False): "SSL",
-        (False, True): "SASL_PLAINTEXT",
-        (True, True): "SASL_SSL",
-    }
-    return found | {"security_protocol": secured[settings.tls, settings.username is not None]}
-
-
-def event_of(record: Any, seconds: float) -> Event:
-    """A record of kafka-python, or a message of faust, as an event; `seconds` is its time since 1970.
-
-    A foreign producer may leave out key, value and headers, or write them in any bytes.
-    """
-    return Event(
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        key=(record.key or b"").decode("utf-8", "replace").replace("\x00", "\ufffd"),
-        value=record.value or b"",
-        headers=headers_of(record),
-        published_at=datetime.fromtimestamp(seconds, UTC),
-    )
-
-
-def headers_of(record: Any) -> dict[str, str]:
-    """Headers as text; they come as pairs or as a mapping."""
-    found = record.headers or {}
-    pairs = found.items() if isinstance(found, Mapping) else found
-    return {name: (value or b"").decode("utf-8", "replace") for name, value in pairs}
-
-
-@contextmanager
-def _retry(what: str) -> Iterator[None]:
-    """Errors of brokers and database as `RetryLaterError`."""
-    try:
-        yield
-    except KafkaError as error:
-        raise RetryLaterError(
-            f"Kafka could not {what} ({type(error).__name__}: {error}); check that the brokers answer"
-        ) from error
-    except psycopg.OperationalError as error:
-        raise RetryLaterError(
-            f"the database does not answer ({str(error).strip()[:300]}); check that it runs"
-        ) from error
+        records = reader.poll(timeout_ms=_READ_POLL_MS, max_records=limit - len(events))
+        for record in records.get(partition, ()):
+            events.append(event_of(record, record.timestamp / 1000))
+        # Not the offset after the last event: control records have offsets but are not returned.
+        offset = reader.position(partition)
+    return events

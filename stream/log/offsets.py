@@ -1,4 +1,7 @@
-"""Offsets: how far a consumer group has come. They live in Postgres beside the rows that the events led to."""
+"""Offsets: how far a consumer group has come.
+
+They are stored in PostgreSQL beside the rows that the events led to, so that both commit together.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,80 +9,91 @@ from schemas.errors import RetryLaterError
 from schemas.named_sql import queries
 from stream.log.event_log import Batch, Connection, Event, EventLog, Partition
 
-_SPAN = 1000
-"""Events that are read again at a time."""
+_MAX_REREAD_EVENTS = 1000
+"""Events that are read again at a time to fill a gap; bounds the memory and time of one batch."""
 
 
 def store_offsets(log: EventLog, conn: Connection, group: str, batch: Batch) -> None:
-    """Commits a batch inside the worker's transaction, by compare-and-set: from where the batch began to where it ends.
+    """Commit a batch inside the worker's transaction, by compare-and-set from begin to end.
 
-    `RetryLaterError` when another member was faster; the transaction must then be rolled back, for the work is done.
-    Call it last, so that its row locks are held briefly.
+    `RetryLaterError` when another member has committed these events: roll the transaction back,
+    because their work is done. Call this last, so that its row locks are kept briefly.
     """
+    # Sorted, so that two members that commit overlapping batches cannot deadlock.
     for (topic, partition), (begin, end) in sorted(batch.positions.items()):
-        place = {
+        parameters = {
             "group": group,
-            "topic": log.scope(topic),
+            "topic": log.offset_scope(topic),
             "partition": partition,
             "from": begin,
             "to": end,
         }
-        if conn.execute(queries()["store_offset"], place).fetchone() is None:
+        if conn.execute(queries()["store_offset"], parameters).fetchone() is None:
             raise RetryLaterError(
-                f"group {group} no longer stands at offset {begin} of {topic}/{partition}: another worker committed first; "
-                "roll back and poll again"
+                f"group {group} is no longer at offset {begin} of {topic}/{partition}: "
+                "another worker committed first; roll back and poll again"
             )
 
 
 def committed(
     log: EventLog, conn: Connection, group: str, topics: Sequence[str]
 ) -> dict[Partition, int]:
-    """Where the group goes on, for every partition of the topics that it has committed."""
-    names = {log.scope(topic): topic for topic in topics}
-    found = conn.execute(queries()["committed_offsets"], {"group": group})
-    return {
-        (names[scope], partition): offset for scope, partition, offset in found if scope in names
-    }
+    """Return the group's next offset in every partition of the topics that it has committed."""
+    topic_of = {log.offset_scope(topic): topic for topic in topics}
+    offsets: dict[Partition, int] = {}
+    for scope, partition, offset in conn.execute(queries()["committed_offsets"], {"group": group}):
+        if scope in topic_of:
+            offsets[topic_of[scope], partition] = offset
+    return offsets
 
 
 def contiguous_batch(
-    log: EventLog, done: Mapping[Partition, int], brought: Sequence[Event]
+    log: EventLog, committed_offsets: Mapping[Partition, int], delivered: Sequence[Event]
 ) -> Batch:
-    """The events that a client brought, from where the group has committed (`done`) and without holes, in the log's order.
+    """Turn what a client delivered into a batch without gaps, in the log's order.
 
-    A client may bring events again, in another order, or none of some: it prefetches, and a rebalance drops what it holds. Committing
-    such a batch as it is would pass over the rest for good, so wherever an offset is missing, the span is read from the log. What is
-    not there either was never an event, or the topic's retention has removed it. Work on what is left of a long span with the next call.
+    The batch begins where the group has committed. A client may deliver events again, in another
+    order, or skip some: it prefetches, and a rebalance drops what it has fetched. Committing such
+    events as they are would skip the missing ones for good. So wherever an offset is missing, the
+    span is read from the log. What the log does not have either was never an event (Kafka's
+    transaction markers), or retention has removed it. A span longer than one read is cut; the
+    next call continues it.
     """
     events: list[Event] = []
     positions: dict[Partition, tuple[int, int]] = {}
-    for place in dict.fromkeys(event.place for event in brought):
-        begin = done.get(place, 0)
-        kept = {
-            event.offset: event
-            for event in brought
-            if event.place == place and event.offset >= begin
-        }
-        if not kept:
+    for partition, partition_events in _by_partition(delivered).items():
+        begin = committed_offsets.get(partition, 0)
+        by_offset = {event.offset: event for event in partition_events if event.offset >= begin}
+        if not by_offset:
             continue
-        end = max(kept) + 1
-        if len(kept) < end - begin:
-            limit = min(_SPAN, end - begin)
-            found = log.read(*place, first=begin, limit=limit)
-            if len(found) == limit:
-                end = min(end, found[-1].offset + 1)
-            kept |= {event.offset: event for event in found}
-        events += [kept[offset] for offset in sorted(kept) if offset < end]
-        positions[place] = (begin, end)
+        end = max(by_offset) + 1
+        if len(by_offset) < end - begin:
+            limit = min(_MAX_REREAD_EVENTS, end - begin)
+            reread = log.read(*partition, first=begin, limit=limit)
+            if len(reread) == limit:
+                end = min(end, reread[-1].offset + 1)
+            by_offset |= {event.offset: event for event in reread}
+        events += [by_offset[offset] for offset in sorted(by_offset) if offset < end]
+        positions[partition] = (begin, end)
     return Batch(tuple(events), positions)
 
 
 def rewind(log: EventLog, conn: Connection, group: str, topic: str) -> None:
-    """Sends a group back to the oldest event of a topic, to replay it."""
-    conn.execute(queries()["rewind"], {"group": group, "topic": log.scope(topic)})
+    """Send a group back to the oldest event of a topic, to replay it."""
+    conn.execute(queries()["rewind"], {"group": group, "topic": log.offset_scope(topic)})
 
 
 def lag(log: EventLog, conn: Connection, group: str, topics: Sequence[str]) -> int:
-    """Events of the topics that the group has not committed yet."""
-    done = committed(log, conn, group, topics)
-    return sum(max(0, end - done.get(place, 0)) for place, end in log.end_offsets(topics).items())
+    """Count the events of the topics that the group has not committed."""
+    offsets = committed(log, conn, group, topics)
+    total = 0
+    for partition, end in log.end_offsets(topics).items():
+        total += max(0, end - offsets.get(partition, 0))
+    return total
+
+
+def _by_partition(events: Sequence[Event]) -> dict[Partition, list[Event]]:
+    grouped: dict[Partition, list[Event]] = {}
+    for event in events:
+        grouped.setdefault(event.topic_partition, []).append(event)
+    return grouped

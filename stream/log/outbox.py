@@ -1,57 +1,91 @@
-"""The outbox relay: forwards events that transactions left in the outbox to Kafka, in their order, then deletes them.
+"""The outbox: events of database transactions on their way to Kafka.
 
-A relay that dies between the two forwards some of them twice, with the same CloudEvents id; every consumer here tolerates that.
+A transaction writes its events to the outbox table; the relay forwards them after the commit, in
+their order, and deletes them. A relay that dies between forwarding and deleting forwards some
+events twice, with the same CloudEvents id; every consumer here tolerates that.
 """
 
+import json
 import threading
+from collections.abc import Sequence
 
 import psycopg
 
-from schemas.errors import RetryLaterError
+from schemas.errors import RetryLaterError, brief
 from schemas.named_sql import queries
-from stream.log.event_log import Connection, EventLog, Message
-from stream.log.kafka import OUTBOX_CHANNEL
+from stream.log.event_log import Connection, EventLog, Message, join_transaction
 
-_CHUNK, _LOOK_S = 1000, 0.5
+CHANNEL = "sigma_outbox"
+"""Notified when a transaction that added events commits; the name is also in log.sql."""
+
+_CHUNK_EVENTS = 1000
+"""Events forwarded at a time: one database round trip and one acknowledged Kafka batch each."""
+
+_CHECK_INTERVAL_S = 0.5
+"""How often a relay looks for a stop, and a standby for the end of the active relay."""
+
+
+def add_to_outbox(conn: Connection, messages: Sequence[Message]) -> None:
+    """Write messages to the outbox, in the caller's transaction if there is one."""
+    columns = {
+        "topics": [message.topic for message in messages],
+        "keys": [message.key for message in messages],
+        "values": [message.value for message in messages],
+        "headers": [json.dumps(dict(message.headers)) for message in messages],
+    }
+    with join_transaction(conn):
+        conn.execute(queries()["outbox_add"], columns)
+        conn.execute(queries()["outbox_notify"])
 
 
 def relay(log: EventLog, conn: Connection, stop: threading.Event) -> None:
-    """Forward until stopped, if no other relay does; wait for its end otherwise. `RetryLaterError` when a service is away."""
+    """Forward events until stopped; wait as a standby while another relay is active.
+
+    `RetryLaterError` when the database or Kafka is unavailable.
+    """
     try:
-        conn.execute(f"LISTEN {OUTBOX_CHANNEL}".encode())
-        claimed = False
+        # Before the first look, so that an event added between a look and a wait ends the wait.
+        conn.execute(f"LISTEN {CHANNEL}".encode())
+        is_active = False
         while not stop.is_set():
-            claimed = claimed or _claim_relay(conn)
-            if claimed and forward(log, conn) == _CHUNK:
-                continue
-            if claimed:
-                for _ in conn.notifies(timeout=_LOOK_S, stop_after=1):
-                    pass
-            else:
-                stop.wait(_LOOK_S)
+            is_active = is_active or _claim_relay(conn)
+            if not is_active:
+                stop.wait(_CHECK_INTERVAL_S)
+            elif forward(log, conn) < _CHUNK_EVENTS:
+                _wait_for_events(conn)
     except psycopg.OperationalError as error:
         raise RetryLaterError(
-            f"the database does not answer ({str(error).strip()[:300]}); events wait in the outbox"
+            f"the database does not answer ({brief(error)}); events stay in the outbox"
         ) from error
 
 
 def forward(log: EventLog, conn: Connection) -> int:
-    """Forward the oldest events of the outbox; returns how many."""
-    found = conn.execute(queries()["outbox_oldest"], {"amount": _CHUNK}).fetchall()
-    log.publish(
-        None, [Message(topic, key, value, headers) for _, topic, key, value, headers in found]
-    )
-    if found:
-        conn.execute(queries()["outbox_drop"], {"ids": [row[0] for row in found]})
-    return len(found)
+    """Forward the oldest events of the outbox, at most one chunk; return how many."""
+    ids: list[int] = []
+    messages: list[Message] = []
+    for number, topic, key, value, headers in conn.execute(
+        queries()["outbox_oldest"], {"amount": _CHUNK_EVENTS}
+    ):
+        ids.append(number)
+        messages.append(Message(topic, key, value, headers))
+    log.publish(None, messages)
+    if ids:
+        conn.execute(queries()["outbox_drop"], {"ids": ids})
+    return len(ids)
 
 
 def outbox_size(conn: Connection) -> int:
-    """Events that wait to be forwarded."""
-    found = conn.execute(queries()["outbox_size"]).fetchone()
-    return int(found[0]) if found else 0
+    """Count the events that are not forwarded yet."""
+    counted = conn.execute(queries()["outbox_size"]).fetchone()
+    return int(counted[0]) if counted else 0
+
+
+def _wait_for_events(conn: Connection) -> None:
+    for _ in conn.notifies(timeout=_CHECK_INTERVAL_S, stop_after=1):
+        pass
 
 
 def _claim_relay(conn: Connection) -> bool:
-    found = conn.execute(queries()["outbox_claim_relay"]).fetchone()
-    return bool(found and found[0])
+    """Try to become the active relay. The claim ends with the connection."""
+    claimed = conn.execute(queries()["outbox_lead"]).fetchone()
+    return bool(claimed and claimed[0])

@@ -1,84 +1,101 @@
-"""The event log in Postgres, for the embedded mode. Publishing can be part of the transaction that writes the rows."""
+"""The event log in PostgreSQL, for the embedded mode.
+
+Publishing can be part of the transaction that writes the rows.
+"""
 
 import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import psycopg
 
-from schemas.errors import RetryLaterError, UsageError
+from schemas.errors import RetryLaterError, UsageError, brief
 from schemas.named_sql import queries
-from stream.log.event_log import Batch, Connection, Event, Message, Partition, joining, partition_of
+from stream.log.event_log import (
+    Batch,
+    Connection,
+    Event,
+    Message,
+    Partition,
+    join_transaction,
+    partition_of,
+)
 from stream.log.topics import TOPICS, Topic
 
 CHANNEL = "sigma_log"
-"""Notified when events were published."""
+"""Notified when a transaction that published events commits; the name is also in log.sql."""
 
 _CONTENDED_POLL_S = 0.2
-"""A partition that another member gives back makes no notification, so look again this often while there is one."""
+"""How often to look again while another member has a partition with events.
+
+Giving a partition back sends no notification.
+"""
 
 
 class PostgresLog:
-    """`EventLog` in the tables log_partition and log_event. Publishing is safe from several threads.
+    """`EventLog` in the tables log_partition and log_event. Publishing is thread-safe.
 
-    A writer locks the partition's row until it commits. That serialises the writers of a partition, and it is what makes
-    offsets appear in order and without gaps: a reader that has seen offset 8 will never find a 7 later.
+    A writer locks the partition's row until it commits. That serialises the writers of a
+    partition, so offsets become visible in order and without gaps: a reader that has seen
+    offset 8 will never find a 7 later. The log's own connection is opened when first needed.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._conn: Connection | None = None
         self._lock = threading.Lock()
         """Guards `_conn`, which is used when the caller brings no connection."""
-        self._partitions: dict[str, int] = {}
+        self._conn: Connection | None = None
+        self._partition_counts: Mapping[str, int] = {}
 
     def ensure_topics(self, topics: Sequence[Topic] = TOPICS) -> None:
         """See `EventLog`."""
         with self._lock:
-            conn = self._own()
+            conn = self._open_connection()
             for topic in topics:
                 conn.execute(
                     queries()["ensure_partitions"],
                     {"topic": topic.name, "partitions": topic.partitions},
                 )
-            self._partitions = {}
+            self._partition_counts = {}
 
     def publish(self, conn: Connection | None, messages: Sequence[Message]) -> None:
-        """Appends all messages or none. In the caller's transaction if there is a connection: then call it late and once,
-        for it locks partitions, in their order, until the commit."""
-        if conn is None:
-            with self._lock:
-                own = self._own()
-                with own.transaction():
-                    self._append(own, messages)
-        else:
-            with joining(conn):
-                self._append(conn, messages)
+        """Append all messages or none.
 
-    def scope(self, topic: str) -> str:
-        """See `EventLog`. The offsets stand in the same database as the topic."""
+        With a connection, in the caller's transaction: then call it late and once, because it
+        locks partitions, in ascending order, until the commit.
+        """
+        if conn is not None:
+            with join_transaction(conn):
+                self._append(conn, messages)
+            return
+        with self._lock:
+            own = self._open_connection()
+            with own.transaction():
+                self._append(own, messages)
+
+    def offset_scope(self, topic: str) -> str:
+        """See `EventLog`. Offsets are in the same database as the topic, so its name is enough."""
         return topic
 
     def end_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
         """See `EventLog`."""
         with self._lock:
-            found = (
-                self._own().execute(queries()["end_offsets"], {"topics": list(topics)}).fetchall()
-            )
-        return {(topic, partition): offset for topic, partition, offset in found}
+            conn = self._open_connection()
+            rows = conn.execute(queries()["end_offsets"], {"topics": list(topics)}).fetchall()
+        return {(topic, partition): offset for topic, partition, offset in rows}
 
     def read(self, topic: str, partition: int, *, first: int = 0, limit: int = 100) -> list[Event]:
         """See `EventLog`."""
         with self._lock:
-            return _read(self._own(), (topic, partition), first, limit)
+            return _read(self._open_connection(), (topic, partition), first, limit)
 
     def open_consumer(self, group: str, topics: Sequence[str]) -> "PostgresConsumer":
         """See `EventLog`."""
-        return PostgresConsumer(_connect(self._url, f"sigma consumer {group}"), group, topics)
+        return PostgresConsumer.open(self._url, group, topics)
 
     def close(self) -> None:
         """See `EventLog`."""
@@ -87,7 +104,8 @@ class PostgresLog:
                 self._conn.close()
                 self._conn = None
 
-    def _own(self) -> Connection:
+    def _open_connection(self) -> Connection:
+        """Return the log's own connection, opened anew if it is lost. Call it with the lock."""
         if self._conn is None or self._conn.closed:
             self._conn = _connect(self._url, "sigma log")
         return self._conn
@@ -97,68 +115,68 @@ class PostgresLog:
         for message in messages:
             count = self._partition_count(conn, message.topic)
             groups[message.topic, partition_of(message.key, count)].append(message)
-        for (topic, partition), group in sorted(groups.items()):
-            place: dict[str, Any] = {"topic": topic, "partition": partition}
-            reserved = conn.execute(
-                queries()["reserve_offsets"], {**place, "amount": len(group)}
-            ).fetchone()
-            columns = {
-                "first": reserved[0] if reserved else 0,
-                "keys": [m.key for m in group],
-                "values": [m.value for m in group],
-                "headers": [json.dumps(dict(m.headers)) for m in group],
-            }
-            conn.execute(queries()["insert_events"], {**place, **columns})
+        # Ascending, the order in which every writer locks partitions.
+        for partition in sorted(groups):
+            _append_to_partition(conn, partition, groups[partition])
         if groups:
             conn.execute(queries()["notify_log"])
 
     def _partition_count(self, conn: Connection, topic: str) -> int:
-        if topic not in self._partitions:
-            self._partitions = dict(conn.execute(queries()["partition_counts"]).fetchall())
-        if topic not in self._partitions:
+        if topic not in self._partition_counts:
+            rows = conn.execute(queries()["partition_counts"]).fetchall()
+            self._partition_counts = dict(rows)
+        if topic not in self._partition_counts:
+            known = ", ".join(self._partition_counts) or "none"
             raise UsageError(
-                f"there is no topic {topic}, known are {', '.join(self._partitions) or 'none'}; create them with: sigma init"
+                f"there is no topic {topic}, known are {known}; create them with: sigma init"
             )
-        return self._partitions[topic]
+        return self._partition_counts[topic]
 
 
 class PostgresConsumer:
-    """One member of a group, on a connection of its own.
+    """One member of a group, with its own connection.
 
-    From one poll to the next it holds a session lock on each partition that it returned events of, so members share the
-    partitions without a coordinator, and one that is killed loses its locks with its connection. The locks only keep work
-    from being done twice; what makes it count once is the compare-and-set of the offsets.
+    From one poll to the next it has a session lock on each partition that it returned events of.
+    So members share the partitions without a coordinator, and one that is killed loses its locks
+    with its connection. The locks only avoid doing work twice; that work counts once is ensured
+    by the compare-and-set of the offsets.
     """
 
     def __init__(self, conn: Connection, group: str, topics: Sequence[str]) -> None:
         self._conn = conn
         self._group = group
         self._topics = list(topics)
-        self._held: list[Partition] = []
+        self._locked: list[Partition] = []
+
+    @classmethod
+    def open(cls, url: str, group: str, topics: Sequence[str]) -> Self:
+        """Connect and listen for published events. `RetryLaterError` if the database is down."""
+        conn = _connect(url, f"sigma consumer {group}")
         conn.execute(f"LISTEN {CHANNEL}")
+        return cls(conn, group, topics)
 
     def poll(self, *, max_events: int = 100, timeout_s: float = 1.0) -> Batch:
-        """See `Consumer`. Begins where the group has committed; polling again without a commit returns the same events."""
+        """See `Consumer`.
+
+        Begins where the group has committed; polling again without a commit returns the same
+        events.
+        """
         deadline = time.monotonic() + timeout_s
         try:
             while True:
-                self._release()
+                self._unlock_partitions()
                 batch, contended = self._take(max_events)
-                left = deadline - time.monotonic()
-                if batch.events or left <= 0:
+                remaining_s = deadline - time.monotonic()
+                if batch.events or remaining_s <= 0:
                     return batch
-                # LISTEN came before the look, so an event published in between is already waiting here.
-                for _ in self._conn.notifies(
-                    timeout=min(left, _CONTENDED_POLL_S) if contended else left, stop_after=1
-                ):
-                    pass
+                self._wait(min(remaining_s, _CONTENDED_POLL_S) if contended else remaining_s)
         except psycopg.OperationalError as error:
             raise RetryLaterError(
-                f"the event log went away ({str(error).strip()[:300]}); open a new consumer"
+                f"the connection to the event log was lost ({brief(error)}); open a new consumer"
             ) from error
 
     def heartbeat(self) -> None:
-        """See `Consumer`. The session's locks are membership enough."""
+        """See `Consumer`. Does nothing: the session's locks are the membership."""
 
     def close(self) -> None:
         """See `Consumer`."""
@@ -176,64 +194,95 @@ class PostgresConsumer:
         self.close()
 
     def _take(self, max_events: int) -> tuple[Batch, bool]:
+        """Lock and read pending partitions; also whether another member has one of them."""
         events: list[Event] = []
         positions: dict[Partition, tuple[int, int]] = {}
         contended = False
-        for place in self._pending():
+        for partition in self._pending_partitions():
             if len(events) >= max_events:
                 break
-            if not self._hold(place):
+            if not self._try_lock(partition):
                 contended = True
                 continue
-            first = self._position(place)
-            found = _read(self._conn, place, first, max_events - len(events))
-            if found:
-                events += found
-                positions[place] = (first, found[-1].offset + 1)
+            # Read after the lock was taken: before, another member may still be committing.
+            first = self._committed_offset(partition)
+            partition_events = _read(self._conn, partition, first, max_events - len(events))
+            if partition_events:
+                events += partition_events
+                positions[partition] = (first, partition_events[-1].offset + 1)
         return Batch(events=tuple(events), positions=positions), contended
 
-    def _pending(self) -> list[Partition]:
-        found = self._conn.execute(
+    def _wait(self, timeout_s: float) -> None:
+        # LISTEN was executed before the look, so events published since then end this at once.
+        for _ in self._conn.notifies(timeout=timeout_s, stop_after=1):
+            pass
+
+    def _pending_partitions(self) -> list[Partition]:
+        rows = self._conn.execute(
             queries()["pending_partitions"], {"group": self._group, "topics": self._topics}
         )
-        return [(topic, partition) for topic, partition in found]
+        return [(topic, partition) for topic, partition in rows]
 
-    def _position(self, place: Partition) -> int:
-        # Read after the lock was taken: before it, another member may still have been committing.
-        found = self._conn.execute(queries()["committed_offset"], self._named(place)).fetchone()
-        return int(found[0]) if found else 0
+    def _committed_offset(self, partition: Partition) -> int:
+        row = self._conn.execute(
+            queries()["committed_offset"], self._parameters(partition)
+        ).fetchone()
+        return int(row[0]) if row else 0
 
-    def _hold(self, place: Partition) -> bool:
-        found = self._conn.execute(queries()["try_lock_partition"], self._named(place)).fetchone()
-        if found and found[0]:
-            self._held.append(place)
+    def _try_lock(self, partition: Partition) -> bool:
+        row = self._conn.execute(
+            queries()["try_lock_partition"], self._parameters(partition)
+        ).fetchone()
+        if row and row[0]:
+            self._locked.append(partition)
             return True
         return False
 
-    def _release(self) -> None:
-        while self._held:
-            self._conn.execute(queries()["unlock_partition"], self._named(self._held.pop()))
+    def _unlock_partitions(self) -> None:
+        while self._locked:
+            partition = self._locked.pop()
+            self._conn.execute(queries()["unlock_partition"], self._parameters(partition))
 
-    def _named(self, place: Partition) -> dict[str, Any]:
-        return {"group": self._group, "topic": place[0], "partition": place[1]}
+    def _parameters(self, partition: Partition) -> dict[str, str | int]:
+        topic, number = partition
+        return {"group": self._group, "topic": topic, "partition": number}
 
 
-def _read(conn: Connection, place: Partition, first: int, limit: int) -> list[Event]:
-    topic, partition = place
-    found = conn.execute(
-        queries()["read_events"],
-        {"topic": topic, "partition": partition, "first": first, "amount": limit},
+def _append_to_partition(
+    conn: Connection, partition: Partition, messages: Sequence[Message]
+) -> None:
+    topic, number = partition
+    reserved = conn.execute(
+        queries()["reserve_offsets"],
+        {"topic": topic, "partition": number, "amount": len(messages)},
+    ).fetchone()
+    conn.execute(
+        queries()["insert_events"],
+        {
+            "topic": topic,
+            "partition": number,
+            "first": reserved[0] if reserved else 0,
+            "keys": [message.key for message in messages],
+            "values": [message.value for message in messages],
+            "headers": [json.dumps(dict(message.headers)) for message in messages],
+        },
     )
-    return [
-        Event(topic, partition, offset, key, value, headers, published_at)
-        for offset, key, value, headers, published_at in found
-    ]
+
+
+def _read(conn: Connection, partition: Partition, first: int, limit: int) -> list[Event]:
+    topic, number = partition
+    rows = conn.execute(
+        queries()["read_events"],
+        {"topic": topic, "partition": number, "first": first, "amount": limit},
+    )
+    return [Event(topic, number, *columns) for columns in rows]
 
 
 def _connect(url: str, name: str) -> Connection:
+    """Open an autocommit connection; `name` shows in pg_stat_activity."""
     try:
         return psycopg.connect(url, autocommit=True, application_name=name)
     except psycopg.OperationalError as error:
         raise RetryLaterError(
-            f"the event log does not answer ({str(error).strip()[:300]}); check that it runs, try again"
+            f"the event log does not answer ({brief(error)}); check that it runs, then try again"
         ) from error

@@ -1,4 +1,4 @@
-"""The topics, declared once: their names come with the events, their partition counts and retention are here."""
+"""The topics, declared once. Their names come with the events."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,10 @@ _DAY_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic. Events of one key go to one partition and keep their order; partitions bound how many workers share a topic.
+    """A topic. Events of one key go to one partition and keep their order.
 
-    The retention, in days, applies to Kafka; a dead letter can be replayed as long as its original is kept.
+    The number of partitions bounds how many workers share a topic. `days` is the retention in
+    Kafka; a dead letter can be replayed only as long as its original is retained.
     """
 
     name: str
@@ -20,10 +21,11 @@ class Topic:
 
     @property
     def config(self) -> dict[str, str]:
-        """Kafka's settings of the topic. The broker's clock dates events: freshness must not depend on a producer's."""
+        """Kafka's settings of the topic."""
         return {
             "retention.ms": str(self.days * _DAY_MS),
             "cleanup.policy": "delete",
+            # The broker's clock dates events: freshness must not depend on a producer's clock.
             "message.timestamp.type": "LogAppendTime",
         }
 

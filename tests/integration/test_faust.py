@@ -111,8 +111,8 @@ def test_events_of_both_topics_arrive_in_order_and_a_new_life_repeats_none(
     assert app.started.is_set()
     app.end()
     assert collector.values == sorted([*VALUES, b"gone"])
-    for place in {event.place for event in collector.seen}:
-        offsets = [event.offset for event in collector.seen if event.place == place]
+    for place in {event.topic_partition for event in collector.seen}:
+        offsets = [event.offset for event in collector.seen if event.topic_partition == place]
         assert offsets == list(range(len(offsets)))
     app = App(kafka, tmp_path, collector)
     send(kafka, ARRIVED, [b"new"])
@@ -203,7 +203,7 @@ def test_what_a_client_passed_over_is_read_from_the_log(kafka: KafkaSettings) ->
 def test_a_long_gap_is_worked_on_in_parts(
     kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.log.offsets._SPAN", 4)
+    monkeypatch.setattr("stream.log.offsets._MAX_REREAD_EVENTS", 4)
     log = KafkaLog(kafka, "")
     log.publish(None, [Message(ARRIVED, "same", value) for value in VALUES[:10]])
     ((place, _),) = [(place, end) for place, end in log.end_offsets([ARRIVED]).items() if end]

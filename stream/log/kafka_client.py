@@ -1,0 +1,90 @@
+"""What all Kafka clients here share: how they connect, their limits, and records as events."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from kafka.errors import KafkaError
+
+from schemas.errors import RetryLaterError, brief
+from schemas.settings import KafkaSettings
+from stream.log.event_log import Event
+
+SESSION_TIMEOUT_S = 6.0
+"""A killed member loses its partitions after this long: the least a broker allows by default."""
+
+HEARTBEAT_S = 1.5
+"""How often a member reports; four times within the session timeout, so that one may get lost."""
+
+REQUEST_TIMEOUT_MS = 5_000
+"""How long one request may take, so that an unavailable broker is noticed soon."""
+
+DELIVERY_TIMEOUT_MS = 8_000
+"""How long publishing may take with all retries; room for one request that timed out."""
+
+_RECONNECT_BACKOFF_MAX_MS = 1000
+"""The client's own limit is 30 seconds, long after a broker is back."""
+
+
+def client_settings(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the keyword arguments with which every kafka-python client reaches the brokers."""
+    arguments: dict[str, Any] = {
+        "bootstrap_servers": list(settings.bootstrap),
+        "client_id": "sigma",
+        "reconnect_backoff_max_ms": _RECONNECT_BACKOFF_MAX_MS,
+        "security_protocol": _security_protocol(settings),
+    }
+    if settings.username is not None:
+        arguments["sasl_mechanism"] = settings.mechanism
+        arguments["sasl_plain_username"] = settings.username
+        arguments["sasl_plain_password"] = settings.password
+    return arguments
+
+
+def event_of(record: Any, published_s: float) -> Event:
+    """Convert a record of kafka-python, or a message of faust; `published_s` counts from 1970.
+
+    A foreign producer may leave out key, value and headers, or write them in any bytes.
+    """
+    key = (record.key or b"").decode("utf-8", "replace")
+    return Event(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        # PostgreSQL's text cannot contain a null character.
+        key=key.replace("\x00", "\ufffd"),
+        value=record.value or b"",
+        headers=headers_of(record),
+        published_at=datetime.fromtimestamp(published_s, UTC),
+    )
+
+
+def headers_of(record: Any) -> dict[str, str]:
+    """Return a record's headers as text; clients give them as pairs or as a mapping."""
+    headers = record.headers or {}
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    return {name: (value or b"").decode("utf-8", "replace") for name, value in pairs}
+
+
+@contextmanager
+def retry_later(action: str) -> Iterator[None]:
+    """Raise errors of brokers and database as `RetryLaterError`; `action` completes "could not"."""
+    try:
+        yield
+    except KafkaError as error:
+        raise RetryLaterError(
+            f"Kafka could not {action} ({type(error).__name__}: {error}); "
+            "check that the brokers answer"
+        ) from error
+    except psycopg.OperationalError as error:
+        raise RetryLaterError(
+            f"the database does not answer ({brief(error)}); check that it runs"
+        ) from error
+
+
+def _security_protocol(settings: KafkaSettings) -> str:
+    if settings.username is not None:
+        return "SASL_SSL" if settings.tls else "SASL_PLAINTEXT"
+    return "SSL" if settings.tls else "PLAINTEXT"
