@@ -79,7 +79,7 @@ class Fleet:
             }
         with (self.folder / f"{role}.log").open("ab") as log:
             command = (
-                ["ops.bench.stub", role]
+                ["ops.bench.stub_worker", role]
                 if self.stub and role != "intake"
                 else ["ops.cli", "worker", role]
             )

@@ -114,11 +114,11 @@ def _share(made: Fleet, log: EventLog, conn: Connection) -> tuple[float, int]:
         time.sleep(0.1)
     metrics, stop = IndexMetrics(), threading.Event()
     worker = IndexWorker(
-        made.services,
-        metrics,
-        load=lambda *_: ModelAssigner(parts.sigma, parts.encoder, 3),
+        made.services.store, lambda _: ModelAssigner(parts.sigma, parts.encoder, 3), metrics
     )
-    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread = threading.Thread(
+        target=worker.run, args=(made.services.connect, made.services.open_log, stop)
+    )
     thread.start()
     while made.left(log, conn) and time.monotonic() < deadline:
         time.sleep(0.1)

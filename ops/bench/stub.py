@@ -1,12 +1,10 @@
-"""The stub model: identifiers from a hash of the pixels, in no time, so that everything around the model can be measured.
+"""The stub model: identifiers from a hash of the pixels, so that everything around it is measured.
 
-`python -m ops.bench.stub index|query` is a worker like `sigma worker index|query`, with the stub in place of its model. Each
-generation has identifiers of its own.
+It takes no time. Each generation has identifiers of its own. `ops.bench.stub_query` is its query
+side, `ops.bench.stub_worker` runs workers with both.
 """
 
 import hashlib
-import os
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,36 +12,33 @@ import numpy as np
 from model.decoding.leaves import Leaves
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray, FloatArray, Posting
-from schemas.settings import Settings
 from workers.generations.inferred import Inferred
-from workers.index import IndexWorker
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, create_generation, set_state
-from workers.runtime.logs import configure
-from workers.runtime.metrics import IndexMetrics
-from workers.runtime.process import stop_on_signals
-from workers.runtime.relay import start_relay
-from workers.runtime.services import Services
 
 SHAPE = IdentifierShape((16, 8, 8, 4), 64)
-WIDTH, _POSTINGS, _SPILL = 64, 3, 5
+"""4,096 leaves of 64 suffixes: room for the images of every benchmark."""
+
+WIDTH = 64
+"""Numbers of an embedding."""
+
+_POSTINGS = 3
+"""Leaves of an image, as the settings have it by default."""
+
+_SPILL = 5
+"""Further leaves, for images whose primary leaf is full."""
 
 
 class StubAssigner:
-    """Stands in for `workers.generations.model_assigner.ModelAssigner`."""
+    """An `ImageAssigner` whose answers are a hash of the generation and the pixels."""
 
     def __init__(self, shape: IdentifierShape, salt: int) -> None:
         self.shape = shape
         self._salt = str(salt).encode()
 
     @classmethod
-    def load(cls, services: Services, generation: Generation) -> "StubAssigner":
-        """The stub of a generation, as an index worker loads it."""
-        return cls.of(generation)
-
-    @classmethod
     def of(cls, generation: Generation) -> "StubAssigner":
-        """The stub of a generation."""
+        """Return the stub of a generation; this is its `LoadAssigner`."""
         return cls(generation.shape, generation.id)
 
     def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
@@ -53,52 +48,35 @@ class StubAssigner:
     def _infer(self, picture: ByteArray) -> Inferred:
         noise = noise_of(self._salt + picture.tobytes())
         leaves = noise.choice(self.shape.leaves, _POSTINGS + _SPILL, replace=False).tolist()
-        postings = tuple(
-            Posting(leaf, -float(rank)) for rank, leaf in enumerate(leaves[:_POSTINGS])
-        )
-        return Inferred(
-            Leaves(postings, tuple(leaves[_POSTINGS:]), -1.0), unit(noise).astype(np.float16)
-        )
+        postings = []
+        for rank, leaf in enumerate(leaves[:_POSTINGS]):
+            postings.append(Posting(leaf, -float(rank)))
+        spill = tuple(leaves[_POSTINGS:])
+        embedding = unit_vector(noise).astype(np.float16)
+        return Inferred(Leaves(tuple(postings), spill, confidence=-1.0), embedding)
 
 
 def noise_of(seed: bytes) -> np.random.Generator:
-    return np.random.default_rng(np.frombuffer(hashlib.sha256(seed).digest(), dtype=np.uint64))
+    """Return a generator whose numbers depend on all bytes of the seed."""
+    digest = hashlib.sha256(seed).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint64))
 
 
-def unit(noise: np.random.Generator) -> FloatArray:
+def unit_vector(noise: np.random.Generator) -> FloatArray:
+    """Draw a (WIDTH,) float32 vector of unit length."""
     vector = noise.standard_normal(WIDTH)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 def stub_generation(conn: Connection) -> int:
-    """A live generation that only the stub can serve."""
+    """Create a live generation that only the stub can serve; returns its number."""
     number = shadow_generation(conn)
     set_state(conn, number, "live")
     return number
 
 
 def shadow_generation(conn: Connection) -> int:
-    """A candidate that only the stub can serve."""
+    """Create a candidate that only the stub can serve; returns its number."""
     number = create_generation(conn, SHAPE, codebook_version="stub", checkpoint_path="stub")
     set_state(conn, number, "shadow")
     return number
-
-
-def main(role: str) -> None:
-    """One worker process, until a signal."""
-    settings = Settings.from_environment(os.environ)
-    assert settings.database_url is not None
-    configure(settings.log_level)
-    services, stop = Services(settings, settings.database_url), stop_on_signals()
-    if role == "query":
-        # Imported here: an index worker with the stub starts without PyTorch.
-        from ops.bench.stub_query import serve
-
-        serve(services, stop)
-        return
-    start_relay(settings.kafka, services.database_url, stop)
-    IndexWorker(services, IndexMetrics(), load=StubAssigner.load).run(stop)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.network.checkpoint import Checkpoint
 from model.retrieval.trie import Trie
-from ops.bench.stub import WIDTH, noise_of, unit
+from ops.bench.stub import WIDTH, noise_of, unit_vector
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import ByteArray, FloatArray
 from workers.query import http as query
@@ -35,11 +35,13 @@ class StubEncoder:
 
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
         """(B, D) float32 unit vectors: the same text always has the same."""
-        return np.stack([unit(noise_of(text.encode())) for text in texts]).astype(np.float32)
+        return np.stack([unit_vector(noise_of(text.encode())) for text in texts]).astype(np.float32)
 
     def embed_images(self, images: Sequence[ByteArray]) -> FloatArray:
         """(N, D) float32 unit vectors."""
-        return np.stack([unit(noise_of(image.tobytes())) for image in images]).astype(np.float32)
+        return np.stack([unit_vector(noise_of(image.tobytes())) for image in images]).astype(
+            np.float32
+        )
 
 
 class StubDecodingEngine:

@@ -139,6 +139,7 @@ def _run_intake(services: Services, stop: threading.Event) -> None:
 
 
 def _run_index(services: Services, stop: threading.Event) -> None:
+    from workers.generations.image_assigner import assigner_loader
     from workers.index import IndexWorker
     from workers.runtime.metrics import IndexMetrics, expose
     from workers.runtime.relay import start_relay
@@ -147,7 +148,9 @@ def _run_index(services: Services, stop: threading.Event) -> None:
     limit_threads(services.settings)
     metrics = IndexMetrics()
     expose(services.settings, metrics.registry)
-    IndexWorker(services, metrics).run(stop)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    worker = IndexWorker(services.store, load, metrics)
+    worker.run(services.connect, services.open_log, stop)
 
 
 def _run_scheduler(services: Services, stop: threading.Event) -> None:

@@ -81,12 +81,12 @@ def worker_of(
     """A worker that has loaded what receives now; `meanwhile` happens while the first of them looks at a batch."""
     first = generations.receiving(conn)[0].id
 
-    def load(_: Services, generation: Generation) -> StubAssigner:
+    def load(generation: Generation) -> StubAssigner:
         return Interrupting(generation, meanwhile if generation.id == first else lambda: None)
 
-    made = IndexWorker(services, IndexMetrics(), load=load)
+    made = IndexWorker(services.store, load, IndexMetrics())
     for generation in generations.receiving(conn):
-        made._models.wait(generation)
+        made.models.wait(generation)
     return Worker(services, log, conn, made)
 
 
@@ -164,8 +164,8 @@ def test_many_batches_and_switches_at_once_leave_every_image_in_every_generation
     stop = threading.Event()
     workers = [
         threading.Thread(
-            target=IndexWorker(services, IndexMetrics(), batch=4, load=StubAssigner.load).run,
-            args=(stop,),
+            target=IndexWorker(services.store, StubAssigner.of, IndexMetrics(), batch=4).run,
+            args=(services.connect, services.open_log, stop),
         )
         for _ in "ab"
     ]
@@ -262,19 +262,18 @@ def test_a_model_that_cannot_be_loaded_leaves_the_live_generation_working(
 ) -> None:
     first, second = stub_generation(conn), shadow_generation(conn)
 
-    def load(_: Services, generation: Generation) -> StubAssigner:
+    def load(generation: Generation) -> StubAssigner:
         if generation.id == second:
             raise RefuseToStartError("the folder is empty")
         return StubAssigner(generation.shape, generation.id)
 
     metrics = IndexMetrics()
-    worker = Worker(services, log, conn, IndexWorker(services, metrics, load=load))
-    worker.worker._models.want(generations.receiving(conn))
-    worker.worker._models.wait(generations.get(conn, first))
+    worker = Worker(services, log, conn, IndexWorker(services.store, load, metrics))
+    worker.worker.load_receiving(conn)
     worker.handle(["a"])
     assert (held_by(conn, first), held_by(conn, second)) == ({"a"}, set())
     with pytest.raises(RefuseToStartError):
-        worker.worker._models.wait(generations.get(conn, second))
+        worker.worker.models.wait(generations.get(conn, second))
     assert metrics.registry.get_sample_value("sigma_index_load_failures_total") >= 1
 
 

@@ -1,0 +1,204 @@
+"""An index batch: which of its events need work, what the models say, and the messages it leads to.
+
+Functions of values, without database or log; `workers.index` calls them in order. Imports no torch.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
+from typing import TypeVar
+
+from schemas.errors import RejectInputError
+from schemas.events import ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent, decode
+from schemas.identifiers import IdentifierShape
+from schemas.records import ByteArray
+from stream.log.dead_letters import dead_letter, rejection_of_event
+from stream.log.event_log import Event, Message, message
+from workers.generations.image_assigner import ImageAssigner
+from workers.generations.inferred import Inferred
+from workers.repository.generations import Generation
+from workers.repository.images import StoredImage
+from workers.repository.postings import AppendOutcome, AppendStatus
+
+STAGE = "index"
+"""The stage that dead letters name."""
+
+SLICE = 16
+"""Pictures of one forward pass: more would not be faster on a CPU, and hold more memory."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedEvent:
+    """An event that announces an image to index."""
+
+    event: Event
+    image: ImageAccepted
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedEvent:
+    """An event that cannot be indexed, and why."""
+
+    event: Event
+    rejection: ImageRejected
+
+
+@dataclass(frozen=True, slots=True)
+class IndexItem:
+    """One image to index, with its pixels."""
+
+    event: Event
+    image: ImageAccepted
+    picture: ByteArray
+    """(H, W, 3) uint8"""
+
+
+@dataclass(slots=True)
+class BatchInference:
+    """What one generation's model says about a batch so far. Grows by slices."""
+
+    assigner: ImageAssigner
+    inferred: list[Inferred] = field(default_factory=list)
+    seconds: float = 0.0
+    """Time inside the model."""
+
+    def add(self, items: Sequence[IndexItem]) -> None:
+        """Infer further images, a slice at a time."""
+        started_s = time.perf_counter()
+        for part in slices(items, SLICE):
+            self.inferred += self.assigner.infer([item.picture for item in part])
+        self.seconds += time.perf_counter() - started_s
+
+
+def slices(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Split items into lists of `size`, the last one shorter. Takes from `items` only as needed."""
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part
+
+
+def read_events(events: Iterable[Event]) -> tuple[list[AcceptedEvent], list[RefusedEvent]]:
+    """Parse events: the images to index, and the events that cannot be parsed, in their order."""
+    accepted: list[AcceptedEvent] = []
+    refused: list[RefusedEvent] = []
+    for event in events:
+        try:
+            record = decode(event.topic, event.value)
+        except RejectInputError as error:
+            refused.append(RefusedEvent(event, rejection_of_event(event, error, stage=STAGE)))
+            continue
+        if isinstance(record, ImageAccepted):
+            accepted.append(AcceptedEvent(event, record))
+    return accepted, refused
+
+
+def without_repeats(accepted: Iterable[AcceptedEvent]) -> list[AcceptedEvent]:
+    """Keep one event of each version of an image, in the order in which each came first.
+
+    A relay that died between publishing and committing publishes an event again, often into the
+    same batch. Of the repeats, the last one stays.
+    """
+    unique: dict[tuple[str, int], AcceptedEvent] = {}
+    for candidate in accepted:
+        unique[candidate.image.image_id, candidate.image.version] = candidate
+    return list(unique.values())
+
+
+def unfinished(
+    accepted: Iterable[AcceptedEvent],
+    stored: Mapping[str, StoredImage],
+    posted_keys: Collection[int],
+) -> list[AcceptedEvent]:
+    """Drop the events whose image needs nothing more, before any model runs.
+
+    `stored` are the images in the database, by id; `posted_keys` are the keys of those that every
+    loaded generation holds.
+    """
+    kept = []
+    for candidate in accepted:
+        image = stored.get(candidate.image.image_id)
+        if image is None or not is_finished(candidate.image.version, image, posted_keys):
+            kept.append(candidate)
+    return kept
+
+
+def is_finished(version: int, stored: StoredImage, posted_keys: Collection[int]) -> bool:
+    """Tell whether version `version` of a stored image needs nothing more.
+
+    It does not when it was replaced by a newer one, was deleted, or is posted everywhere.
+    """
+    if stored.version != version:
+        return stored.version > version
+    return stored.state == "deleted" or stored.image_key in posted_keys
+
+
+def unloaded_live(
+    receiving: Iterable[Generation], inferred_in: Collection[int]
+) -> Generation | None:
+    """Return the live generation if no model of it looked at the batch, else None."""
+    for generation in receiving:
+        if generation.state == "live" and generation.id not in inferred_in:
+            return generation
+    return None
+
+
+def append_targets(
+    receiving: Iterable[Generation], inferred_in: Collection[int]
+) -> list[Generation]:
+    """Select the receiving generations whose model looked at the batch.
+
+    One that is neither loaded nor live catches up before it can go live (`workers.generations`).
+    """
+    return [generation for generation in receiving if generation.id in inferred_in]
+
+
+def refusal_messages(refused: Iterable[RefusedEvent]) -> list[Message]:
+    """Build the dead letters."""
+    return [dead_letter(refusal.event, refusal.rejection) for refusal in refused]
+
+
+def outcome_messages(
+    items: Sequence[IndexItem],
+    inferred: Sequence[Inferred],
+    outcomes: Sequence[AppendOutcome],
+    generation: int,
+    shape: IdentifierShape,
+) -> list[Message]:
+    """Build the events of one generation's outcomes, which are in the order of the items.
+
+    An image that was appended gives `ImageIndexed`, one without room an operations event, and one
+    that was there already or is gone gives none.
+    """
+    messages: list[Message] = []
+    for item, inference, outcome in zip(items, inferred, outcomes, strict=True):
+        image_id = item.image.image_id
+        if outcome.status is AppendStatus.NO_ROOM:
+            note = OperationsEvent(
+                "no-room", f"image {image_id} found no leaf with room in generation {generation}"
+            )
+            messages.append(message(note, image_id, cause=item.event))
+        if outcome.leaf is not None and outcome.suffix is not None:
+            indexed = ImageIndexed(
+                image_id=image_id,
+                version=item.image.version,
+                generation=generation,
+                identifier=tuple(shape.identifier(outcome.leaf, outcome.suffix)),
+                leaves=tuple(posting.leaf for posting in outcome.postings),
+                confidence=inference.leaves.confidence,
+                arrived_at=item.image.arrived_at,
+            )
+            messages.append(message(indexed, image_id, cause=item.event))
+    return messages
+
+
+def age_s(image: ImageAccepted, moment: datetime) -> float:
+    """Seconds from an image's publication (or arrival, if that is unknown) to `moment`, at least 0.
+
+    The clocks of producer and worker may differ.
+    """
+    began = image.published_at or image.arrived_at
+    return max(0.0, (moment - began).total_seconds())
