@@ -1,1 +1,4 @@
-"""What is computed? Identifiers, the network, its training, decoding, retrieval and drift; no transport, no database."""
+"""What is computed?
+
+Identifiers, the network, its training, decoding, retrieval and drift; no transport, no database.
+"""

@@ -5,8 +5,8 @@ from typing import Any
 
 import httpx
 
+from ops.embedded.control import running
 from ops.embedded.database import open_services
-from ops.embedded.supervisor import running
 from schemas.errors import RetryLaterError, UsageError
 from schemas.settings import Settings
 from workers.repository.connection import migrate

@@ -1,1 +1,4 @@
-"""How do images and events get in and out? The event log, image sources and the store, manifests, validation."""
+"""How do images and events get in and out?
+
+The event log, image sources and the store, manifests, validation.
+"""

@@ -1,1 +1,4 @@
-"""Which processes run? Intake, index worker, query worker and trainer, and the repository they share."""
+"""Which processes run?
+
+Intake, index worker, query worker and trainer, and the repository they share.
+"""

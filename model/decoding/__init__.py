@@ -1,1 +1,4 @@
-"""How does a text or an image become identifiers? Constrained beam search, the decoder and its export, assignment, explanation."""
+"""How does a text or an image become identifiers?
+
+Constrained beam search, the decoder and its export, assignment, explanation.
+"""

@@ -1,1 +1,4 @@
-"""What turns an embedding into an identifier? The codebook, instance suffixes, re-clustering, and their quality."""
+"""What turns an embedding into an identifier?
+
+The codebook, instance suffixes, re-clustering, and their quality.
+"""

@@ -13,8 +13,8 @@ from model.network.profiles import profile
 from ops.bench.fleet import Publisher, empty_topics
 from ops.bench.rows import Row
 from ops.cli.progress_bar import bar
+from ops.embedded.control import down, up
 from ops.embedded.database import open_services
-from ops.embedded.supervisor import down, up
 from ops.scenes.corpus import CorpusConfig, generate
 from schemas.events import ImageArrived
 from schemas.settings import KafkaSettings, Settings

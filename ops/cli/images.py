@@ -83,7 +83,7 @@ def ingest(options: Namespace, settings: Settings) -> int:
 
 
 def _entries_to_ingest(options: Namespace, settings: Settings) -> list[ManifestEntry]:
-    from ops.embedded.supervisor import running
+    from ops.embedded.control import running
 
     if bool(options.paths) == bool(options.manifest):
         raise UsageError("give either --manifest F or image files and folders")
@@ -105,7 +105,7 @@ def _wait_until_searchable(
 ) -> Any:
     from ops import ingestion
     from ops.cli.progress_bar import bar
-    from ops.embedded.supervisor import running
+    from ops.embedded.control import running
 
     serving = running(settings) is not None and generations.live(conn) is not None
     with bar("searchable", len(published.events)) as progress:

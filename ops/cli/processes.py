@@ -36,12 +36,12 @@ def add_commands(add: AddCommand) -> None:
 
 def up(options: Namespace, settings: Settings) -> int:
     """`sigma up`"""
-    from ops.embedded import supervisor
+    from ops.embedded import control, supervisor
 
     if options.foreground:
         supervisor.supervise(settings)
         return 0
-    running = supervisor.up(settings)
+    running = control.up(settings)
     logs = settings.home.absolute() / "logs"
     text = (
         f"running: POST {running.url}/v1/query · documentation {running.url}/docs · logs {logs}"
@@ -53,9 +53,9 @@ def up(options: Namespace, settings: Settings) -> int:
 
 def down(options: Namespace, settings: Settings) -> int:
     """`sigma down`"""
-    from ops.embedded import supervisor
+    from ops.embedded import control
 
-    stopped = supervisor.down(settings)
+    stopped = control.down(settings)
     emit({"stopped": stopped}, options.json, "stopped" if stopped else "nothing was running")
     return 0
 
@@ -71,7 +71,7 @@ def init(options: Namespace, settings: Settings) -> int:
 
 def status(options: Namespace, settings: Settings) -> int:
     """`sigma status`"""
-    from ops.embedded.supervisor import running
+    from ops.embedded.control import running
     from ops.status import status as read_status
 
     with open_services(settings) as services, open_database(services, "status") as conn:

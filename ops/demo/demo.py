@@ -17,8 +17,8 @@ from model.network.base import ABOUT, SHIPPED
 from model.network.profiles import profile
 from ops import ingestion as ingest
 from ops.cli.progress_bar import bar
+from ops.embedded.control import down, up
 from ops.embedded.database import open_services
-from ops.embedded.supervisor import down, up
 from ops.evaluation import evaluate
 from ops.scenes.corpus import CorpusConfig, fingerprints, generate
 from ops.status import status

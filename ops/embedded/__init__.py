@@ -1,1 +1,4 @@
-"""How does everything run on one machine? The embedded database and the supervisor of all processes."""
+"""How does everything run on one machine?
+
+The embedded database and the supervisor of all processes.
+"""

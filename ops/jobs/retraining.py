@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ops.embedded.isolation import ISOLATED_ENVIRONMENT
 from schemas.errors import WorkFailedError
 from workers.generations.retiring import drop, refused_by_gate
 from workers.repository import generations
@@ -122,10 +123,14 @@ def command(processes: int, how: Sequence[str]) -> list[str]:
 def _run(services: Services, how: Sequence[str], log: Path) -> int:
     """One trainer, from start to end; it ends with this process, which holds the other end of its standard input."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {
-        "SIGMA_HOME": str(services.home),
-        "SIGMA_DATABASE_URL": services.database_url,
-    }
+    environment = (
+        os.environ
+        | ISOLATED_ENVIRONMENT
+        | {
+            "SIGMA_HOME": str(services.home),
+            "SIGMA_DATABASE_URL": services.database_url,
+        }
+    )
     with (
         log.open("ab") as file,
         subprocess.Popen(

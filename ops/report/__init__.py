@@ -1,1 +1,4 @@
-"""How do recall and drift develop? Reports from what the jobs recorded, as a page, JSON or a few lines."""
+"""How do recall and drift develop?
+
+Reports from what the jobs recorded, as a page, JSON or a few lines.
+"""

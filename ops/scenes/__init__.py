@@ -1,1 +1,4 @@
-"""Where does the demo's corpus come from? Rendered scenes, their captions, and the base made from them."""
+"""Where does the demo's corpus come from?
+
+Rendered scenes, their captions, and the base made from them.
+"""

@@ -1,1 +1,4 @@
-"""Where do an image's bytes come from, and where do they go? Sources, decoding of hostile bytes, and the store."""
+"""Where do an image's bytes come from, and where do they go?
+
+Sources, decoding of hostile bytes, and the store.
+"""

@@ -1,1 +1,4 @@
-"""How is a query answered? HTTP, the decode thread, the generations in memory, and what is reported of it."""
+"""How is a query answered?
+
+HTTP, the decode thread, the generations in memory, and what is reported of it.
+"""

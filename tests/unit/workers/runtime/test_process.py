@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from ops.embedded.supervisor import notice
+from ops.embedded.readiness import listen_for_readiness
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
 from workers.runtime.process import (
     FIRST_PAUSE_S,
@@ -48,22 +48,25 @@ def test_who_started_a_process_hears_once_that_it_is_ready_and_need_not_listen(
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     announce_ready()
-    with notice() as told:
+    with listen_for_readiness() as told:
         monkeypatch.setenv("NOTIFY_SOCKET", told.environment["NOTIFY_SOCKET"])
-        assert not told.heard()
+        assert not told.is_ready()
         for _ in range(1000):
             announce_ready()
-        assert told.heard()
-        assert told.heard()
+        assert told.is_ready()
+        assert told.is_ready()
     announce_ready()
 
 
 def test_a_status_alone_is_not_readiness() -> None:
-    with notice() as told, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as process:
+    with (
+        listen_for_readiness() as told,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as process,
+    ):
         process.sendto(b"STATUS=loading READY=1", told.environment["NOTIFY_SOCKET"])
-        assert not told.heard()
+        assert not told.is_ready()
         process.sendto(b"STATUS=there\nREADY=1", told.environment["NOTIFY_SOCKET"])
-        assert told.heard()
+        assert told.is_ready()
 
 
 class CountedStop(threading.Event):

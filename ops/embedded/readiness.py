@@ -1,0 +1,47 @@
+"""Readiness: how a process that was just started tells its starter that it can take work.
+
+The protocol is systemd's `sd_notify`: the child finds a socket's address in `NOTIFY_SOCKET` and
+sends `READY=1` to it. `workers.runtime.process.announce_ready` is the sending side.
+"""
+
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+DATAGRAM_BYTES = 4096
+"""Longest notification that is read; `READY=1` and a few more lines need far less."""
+
+
+class ReadinessListener:
+    """Receives the readiness notification of one process."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._ready = False
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variable that the process has to find in its environment."""
+        return {"NOTIFY_SOCKET": str(self._listener.getsockname())}
+
+    def is_ready(self) -> bool:
+        """Whether the process has announced itself. Does not wait."""
+        with suppress(BlockingIOError):
+            while not self._ready:
+                lines = self._listener.recv(DATAGRAM_BYTES).split(b"\n")
+                self._ready = b"READY=1" in lines
+        return self._ready
+
+
+@contextmanager
+def listen_for_readiness() -> Iterator[ReadinessListener]:
+    """Open an address where one process can announce itself; it is removed at the end."""
+    with (
+        tempfile.TemporaryDirectory(prefix="sigma-") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener,
+    ):
+        listener.bind(str(Path(folder) / "ready"))
+        listener.setblocking(False)
+        yield ReadinessListener(listener)
