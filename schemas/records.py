@@ -9,6 +9,7 @@ import numpy.typing as npt
 from schemas.errors import UsageError
 
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
 HalfArray = npt.NDArray[np.float16]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]

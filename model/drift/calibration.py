@@ -1,66 +1,74 @@
-"""Calibration: how large a statistic gets without drift, learned from replays, and how unlikely a larger one is."""
+"""Calibration: how large a statistic gets without drift, and how unlikely a larger one is."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import chi2
 
-DoubleArray = npt.NDArray[np.float64]
+from schemas.records import DoubleArray
 
 TAIL = 0.05
-"""Share of the replays that the tail is fitted to; replays beyond it are counted, not fitted."""
+"""Share of the replays that the tail is fitted to: 100 of 2,000 are enough for one scale."""
 
 _GRID = np.linspace(0.0, 1.0 - TAIL, 20)
 """Shares of the replays whose quantiles are kept."""
 
-_ONE_DEGREE = (float(chi2.isf(TAIL, 1)), 2.0)
-"""Edge and scale of a squared normal's tail."""
+_NORMAL_EDGE = float(chi2.isf(TAIL, 1))
+"""Where the tail of one squared standard normal begins."""
+
+_NORMAL_SCALE = 2.0
+"""How slowly that tail falls: like exp(-x / 2), as the normal's density does."""
 
 
 @dataclass(frozen=True, slots=True)
 class NullDistribution:
-    """A statistic's distribution without drift: its `mean`, quantiles of its `body`, and an exponential tail beyond `edge`.
+    """A statistic's distribution without drift: measured in its body, exponential in its tail.
 
-    The statistics here are squared distances times the effective sample size, sums of squares of nearly normal terms, whose
-    tails fall at least as fast as an exponential's: so a thousand replays can speak of one chance in a million, and err
-    towards silence.
+    The statistics here are squared distances times the effective sample size: sums of squares of
+    nearly normal terms, whose tails fall at least as fast as an exponential's. So a thousand
+    replays can speak of one chance in a million, and err towards silence.
     """
 
     mean: float
     body: tuple[float, ...]
+    """Quantiles at the shares of `_GRID`."""
     edge: float
+    """Where the tail begins: the quantile at 1 - `TAIL`."""
     scale: float
+    """The tail's mean excess over `edge`."""
 
     @classmethod
     def of(cls, replays: DoubleArray, least: float) -> "NullDistribution":
-        """From (R,) statistics of drift-free replays.
+        """Fit (R,) statistics of drift-free replays.
 
-        No tail is taken for shorter than that of `least` times one squared normal: replays of a share that was 0 or 1, or of a
-        single code, are all alike.
+        No tail is taken for shorter than that of `least` times one squared normal: replays of a
+        share that was 0 or 1, or of a single code, are all alike, and anything else would alarm.
         """
         edge = float(np.quantile(replays, 1 - TAIL))
         beyond = replays[replays > edge] - edge
         scale = float(beyond.mean()) if len(beyond) else 0.0
-        body = tuple(float(at) for at in np.quantile(replays, _GRID))
+        quantiles = np.quantile(replays, _GRID)
         return cls(
-            float(replays.mean()),
-            body,
-            max(edge, least * _ONE_DEGREE[0]),
-            max(scale, least * _ONE_DEGREE[1]),
+            mean=float(replays.mean()),
+            body=tuple(quantiles.tolist()),
+            edge=max(edge, least * _NORMAL_EDGE),
+            scale=max(scale, least * _NORMAL_SCALE),
         )
 
-    def p(self, statistic: float) -> float:
+    def p_value(self, statistic: float) -> float:
         """The chance that a drift-free window shows this much or more."""
         if statistic > self.edge:
             return float(TAIL * np.exp(-(statistic - self.edge) / self.scale))
-        known, below = np.array([*self.body, self.edge]), np.array([*_GRID, 1.0 - TAIL])
+        known = np.array([*self.body, self.edge])
+        share_below = np.array([*_GRID, 1.0 - TAIL])
         above = int(np.searchsorted(known, statistic, side="left"))
         if above == 0:
             return 1.0
-        along = (statistic - known[above - 1]) / (known[above] - known[above - 1])
-        return float(1.0 - below[above - 1] - along * (below[above] - below[above - 1]))
+        below = above - 1
+        along = (statistic - known[below]) / (known[above] - known[below])
+        step = share_below[above] - share_below[below]
+        return float(1.0 - share_below[below] - along * step)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -72,17 +80,21 @@ class NullDistribution:
         return cls(stored["mean"], tuple(stored["body"]), stored["edge"], stored["scale"])
 
 
-def holm_limits(chances: list[float], family: float) -> list[float]:
-    """The limit that each chance has to stay under so that any false alarm among all has chance `family` (Holm 1979).
+def holm_limits(p_values: list[float], family: float) -> list[float]:
+    """The limit of each p-value so that any false alarm among all has chance `family` (Holm 1979).
 
-    The smallest is held against family/m, the next against family/(m-1), and so on until one fails: from there on all fail,
-    which a limit of the failing step says.
+    The smallest of m is compared with family/m, the next with family/(m-1), and so on until one is
+    larger than its limit. From there on all fail, so all get the limit of the failing step.
     """
-    limits = [0.0] * len(chances)
-    failed = None
-    for done, at in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
-        limit = family / (len(chances) - done) if failed is None else failed
-        if failed is None and chances[at] > limit:
-            failed = limit
-        limits[at] = limit
+    limits = [0.0] * len(p_values)
+    ascending = sorted(range(len(p_values)), key=p_values.__getitem__)
+    failed_limit: float | None = None
+    for rank, place in enumerate(ascending):
+        if failed_limit is not None:
+            limits[place] = failed_limit
+            continue
+        limit = family / (len(p_values) - rank)
+        limits[place] = limit
+        if p_values[place] > limit:
+            failed_limit = limit
     return limits

@@ -1,11 +1,14 @@
-"""Drift: whether what arrives is still what arrived at the beginning of a generation, and how loudly to say so.
+"""Drift monitors: whether what arrives is still what arrived at the beginning of a generation.
 
-Each monitor compares one *window*, a sample of fixed size of what arrived, with the *reference*, the generation's first
-arrivals: images of the same kind, assigned by the same model without training. An alarm needs an effect that matters and a
-chance that is too small. The chances are calibrated by drift-free replays and corrected for the number of monitors (Holm), so
-that false alarms of all monitors together are `expected_run` windows apart. As windows are samples of one size, that does not
-depend on how many images an hour brings. Each window is judged alone: sums over windows (CUSUM) would add up the reference's
-own error, which never goes away, until they alarm.
+Each monitor compares one *window*, a sample of fixed size of what arrived, with the *reference*,
+the generation's first arrivals: images of the same kind, assigned by the same model without
+training. An alarm needs an effect that matters and a p-value that is too small. The p-values are
+calibrated by drift-free replays and corrected for the number of monitors (Holm), so that false
+alarms of all monitors together are `expected_run` windows apart. As windows are samples of one
+size, that does not depend on how many images an hour brings.
+
+Each window is judged alone: sums over windows (CUSUM) would add up the reference's own error, which
+never goes away, until they alarm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,65 +17,82 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import fisher_exact
 
 from model.drift.calibration import NullDistribution, holm_limits
+from model.drift.sketch_documents import sketch_from_dict, sketch_to_dict
 from model.drift.sketches import (
     CodeHistogram,
     HitShare,
     LeafCrowding,
     MeanShift,
     Novelty,
+    Rows,
     Sketch,
     SortedValues,
-    effective,
-    restored,
+    effective_size,
     statistic,
-    stored,
 )
 from model.identifiers.codebook import pack_all
 from schemas.errors import UsageError
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import BoolArray, FloatArray, IntArray
 
-WINDOW_IMAGES, REFERENCE_IMAGES = 1000, 2000
-"""Images of a window, and of the reference."""
+WINDOW_IMAGES = 1000
+"""Images of a window: a tenth of something new is noticed in one."""
+
+REFERENCE_IMAGES = 2000
+"""Images of the reference: more than a window, for every comparison has its error."""
 
 EXPECTED_RUN = 8760.0
 """Windows between two false alarms of all monitors together: a year of hourly ones."""
 
-LEAST_QUERIES = 200
+MIN_QUERIES = 200
 """Query scores that a reference needs to watch them; a window needs half as many."""
 
 REPLAYS = 2000
-PRESSED = 0.75
-"""Share of a leaf's suffixes in use from which an image is said to arrive under pressure."""
+"""Drift-free replays that calibrate a monitor: they take seconds, and 100 of them are its tail."""
 
-RECALL_DROP, RECALL_CHANCE = 0.03, 0.01
-"""What a page needs: recall lower by three points, and less than one chance in a hundred that nothing changed."""
+PRESSED = 0.75
+"""Share of a leaf's suffixes in use from which an image arrives under pressure."""
+
+RECALL_DROP = 0.03
+"""Recall that a page needs to be lost: three points."""
+
+RECALL_P = 0.01
+"""The p-value of that loss that a page needs: below one in a hundred."""
 
 NOVEL_SHARE = 0.1
-"""Share of a window, and of the reference, whose recall is compared: the images least like the reference. A tenth of arrivals that
-nobody finds moves the recall of all of them by less than a sample can show, but that of the most novel tenth by a lot."""
+"""Share of a window, and of the reference, whose recall is compared: the most novel images.
+
+A tenth of arrivals that no query finds moves the recall of all of them by less than a sample can
+show, but that of the most novel tenth by a lot.
+"""
 
 EFFECT_LIMITS: Mapping[str, float] = {
+    # Jensen-Shannon distance between the codes of a level.
     **{f"id{level}": 0.1 for level in range(1, LEVELS + 1)},
+    # Standard deviations between the mean embeddings.
     "embedding": 0.3,
+    # Cohen's h between shares.
     "novelty": 0.2,
+    # Kolmogorov-Smirnov distance between log-probabilities.
     "confidence": 0.05,
+    # Cohen's h between shares.
     "agreement": 0.1,
+    # ln of crowding: half as much again.
     "leaf-load": 0.4,
+    # Cohen's h between shares.
     "suffix-pressure": 0.2,
+    # Kolmogorov-Smirnov distance between best scores.
     "query-score": 0.1,
 }
-"""Effects that matter: Jensen-Shannon distance of codes, standard deviations between mean embeddings, Kolmogorov-Smirnov distance
-(confidence, query score), Cohen's h of shares (novelty, agreement, suffix pressure), ln of crowding (leaf load: half as much again)."""
+"""Effects that matter, by monitor."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArrivalWindow:
-    """What one look at arrivals holds: n images, and Q served queries."""
+    """What one look at arrivals takes in: n images, and Q served queries."""
 
     codes: IntArray
     """(n, 4) codes of the primary"""
@@ -83,7 +103,7 @@ class ArrivalWindow:
     agreement: BoolArray
     """(n,) whether the model's id1 is the codebook's; (0,) when there is no codebook to ask"""
     leaf_loads: IntArray
-    """(n,) how many images stand in the primary leaf of each"""
+    """(n,) images in the primary leaf of each"""
     query_scores: FloatArray
     """(Q,) best score of each query, may be empty"""
 
@@ -93,10 +113,11 @@ class ArrivalWindow:
 
 @dataclass(frozen=True, slots=True)
 class MonitorResult:
-    """What one monitor says of one window. `effect` is what is seen beyond what chance alone would show."""
+    """What one monitor says of one window."""
 
     monitor: str
     effect: float
+    """What is seen beyond what chance alone would show."""
     effect_limit: float
     p: float
     p_limit: float
@@ -105,63 +126,76 @@ class MonitorResult:
 
 @dataclass(frozen=True, slots=True)
 class RecallCount:
-    """Known-item queries asked for the most novel images (`NOVEL_SHARE`), and how many found theirs among the ten best."""
+    """Known-item queries for the most novel images (`NOVEL_SHARE`)."""
 
     hits: int
+    """Queries that found their image among the ten best."""
     queries: int
+
+    @property
+    def recall(self) -> float:
+        """Share of hits; only with queries."""
+        return self.hits / self.queries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CalibratedSketch:
-    """One monitor's memory of the time before: what it saw and how its statistic varies without drift."""
+    """One monitor's memory of the time before."""
 
     sketch: Sketch
     null: NullDistribution
+    """How its statistic varies without drift."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DriftReference:
-    """The drift-free state of a generation. `watched` by monitor, `images` and `window` are the sizes it was calibrated for."""
+    """The drift-free state of a generation."""
 
     shape: IdentifierShape
     images: int
+    """Images that it was made of."""
     window: int
+    """Images of a window that it was calibrated for."""
     expected_run: float
     monitors: Mapping[str, CalibratedSketch]
+    """In the order of reports."""
 
     def by_novelty(self, embeddings: FloatArray) -> IntArray:
         """(n,) rows of (n, D) embeddings, those least like the reference first."""
         sketch = self.monitors["novelty"].sketch
         assert isinstance(sketch, Novelty)
-        return np.argsort(-sketch.away(embeddings), kind="stable").astype(np.int64)
+        return np.argsort(-sketch.to_landmarks(embeddings), kind="stable").astype(np.int64)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a few hundred kilobytes, whatever the number of images."""
+        monitors = {}
+        for name, monitor in self.monitors.items():
+            monitors[name] = {
+                "sketch": sketch_to_dict(monitor.sketch),
+                "null": monitor.null.to_dict(),
+            }
         return {
             "shape": {"codes": list(self.shape.codes), "suffixes": self.shape.suffixes},
             "images": self.images,
             "window": self.window,
             "expected_run": self.expected_run,
-            "watched": {
-                name: {"sketch": stored(one.sketch), "null": one.null.to_dict()}
-                for name, one in self.monitors.items()
-            },
+            "watched": monitors,
         }
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> "DriftReference":
         """The inverse of `to_dict`."""
+        shape = document["shape"]
+        monitors = {}
+        for name, stored in document["watched"].items():
+            sketch = sketch_from_dict(stored["sketch"])
+            monitors[name] = CalibratedSketch(sketch, NullDistribution.from_dict(stored["null"]))
         return cls(
-            IdentifierShape(tuple(document["shape"]["codes"]), document["shape"]["suffixes"]),
+            IdentifierShape(tuple(shape["codes"]), shape["suffixes"]),
             document["images"],
             document["window"],
             document["expected_run"],
-            {
-                name: CalibratedSketch(
-                    restored(one["sketch"]), NullDistribution.from_dict(one["null"])
-                )
-                for name, one in document["watched"].items()
-            },
+            monitors,
         )
 
 
@@ -174,86 +208,84 @@ def fit_reference(
     expected_run: float = EXPECTED_RUN,
     replays: int = REPLAYS,
 ) -> DriftReference:
-    """The reference of drift-free images, calibrated for windows of `window` images. `UsageError` when the pool is too small."""
+    """The reference of drift-free images, calibrated for windows of `window` images.
+
+    A monitor without input in the pool is left out. `UsageError` when the pool is too small.
+    """
     if len(pool) < window:
         raise UsageError(
-            f"a reference of {len(pool)} images cannot judge windows of {window}; wait for more arrivals"
+            f"a reference needs at least the {window} images of a window, got {len(pool)};"
+            " wait for more arrivals"
         )
     rng = np.random.default_rng(seed)
-    watched = {}
+    monitors = {}
     for name, rows in _inputs(pool, shape).items():
-        if len(rows) == 0 or (name == "query-score" and len(rows) < LEAST_QUERIES):
+        is_queries = name == "query-score"
+        if len(rows) < (MIN_QUERIES if is_queries else 1):
             continue
-        sketch = _sketch(name, rows, shape, seed)
-        looked_at = len(rows) if name == "query-score" else window
-        watched[name] = CalibratedSketch(
-            sketch, NullDistribution.of(sketch.replay(rows, rng, looked_at, replays), sketch.LEAST)
-        )
-    return DriftReference(shape, len(pool), window, expected_run, watched)
+        sketch = _make_sketch(name, rows, shape, seed)
+        # How many queries a window will have is not known; the reference's own number is a guess.
+        window_rows = len(rows) if is_queries else window
+        replayed = sketch.replay(rows, rng, window_rows, replays)
+        null = NullDistribution.of(replayed, sketch.MIN_NULL_SCALE)
+        monitors[name] = CalibratedSketch(sketch, null)
+    return DriftReference(shape, len(pool), window, expected_run, monitors)
 
 
 def examine(reference: DriftReference, window: ArrivalWindow) -> tuple[MonitorResult, ...]:
-    """What each monitor says of a window; those without input, now or in the reference, say nothing."""
+    """What each monitor says of a window; one without input, now or then, says nothing."""
     inputs = _inputs(window, reference.shape)
-    least = {"query-score": LEAST_QUERIES // 2}
-    names = [name for name in reference.monitors if len(inputs[name]) >= least.get(name, 1)]
-    seen = [_look(reference.monitors[name], inputs[name]) for name in names]
-    limits = holm_limits([p for _, p in seen], 1 / reference.expected_run)
-    return tuple(
-        MonitorResult(
-            name,
-            effect,
-            EFFECT_LIMITS[name],
-            p,
-            limit,
-            effect >= EFFECT_LIMITS[name] and p <= limit,
-        )
-        for name, (effect, p), limit in zip(names, seen, limits, strict=True)
-    )
+    names: list[str] = []
+    effects: list[float] = []
+    p_values: list[float] = []
+    for name, monitor in reference.monitors.items():
+        rows = inputs[name]
+        if len(rows) >= (MIN_QUERIES // 2 if name == "query-score" else 1):
+            effect, p_value = _measure(monitor, rows)
+            names.append(name)
+            effects.append(effect)
+            p_values.append(p_value)
+    results = []
+    p_limits = holm_limits(p_values, 1 / reference.expected_run)
+    for name, effect, p_value, p_limit in zip(names, effects, p_values, p_limits, strict=True):
+        limit = EFFECT_LIMITS[name]
+        alarm = effect >= limit and p_value <= p_limit
+        results.append(MonitorResult(name, effect, limit, p_value, p_limit, alarm))
+    return tuple(results)
 
 
 def alarm_level(
-    findings: Sequence[MonitorResult],
+    results: Sequence[MonitorResult],
     recall_then: RecallCount | None,
     recall_now: RecallCount | None,
 ) -> str:
-    """How loudly to speak of a window: "none", "ticket" for an alarm, "page" when recall has fallen too.
+    """How urgent a window is: "none", "ticket" for an alarm, "page" when recall has fallen too.
 
-    Recall has fallen when it is at least three points lower and a one-sided Fisher test gives that less than one chance in a
-    hundred. Unknown recall makes no page.
+    Recall has fallen when it is at least three points lower and a one-sided Fisher test gives that
+    less than one chance in a hundred. Unknown recall makes no page.
     """
-    if not any(finding.alarm for finding in findings):
+    if not any(result.alarm for result in results):
         return "none"
-    if (
-        recall_then is None
-        or recall_now is None
-        or not recall_then.queries
-        or not recall_now.queries
-    ):
+    if recall_then is None or recall_now is None:
         return "ticket"
-    lost = recall_then.hits / recall_then.queries - recall_now.hits / recall_now.queries
-    table = [[one.hits, one.queries - one.hits] for one in (recall_now, recall_then)]
-    return (
-        "page"
-        if lost >= RECALL_DROP and fisher_exact(table, alternative="less").pvalue < RECALL_CHANCE
-        else "ticket"
-    )
+    if not recall_then.queries or not recall_now.queries:
+        return "ticket"
+    return "page" if _has_fallen(recall_then, recall_now) else "ticket"
 
 
 def code_shares(
     reference: DriftReference, window: ArrivalWindow
 ) -> dict[str, dict[str, list[float]]]:
     """Shares of the codes of each level, `then` and `now`, for a reader's eye."""
-    found = {}
+    shares = {}
     for level, count in enumerate(reference.shape.codes):
-        sketch = reference.monitors[f"id{level + 1}"].sketch
+        name = f"id{level + 1}"
+        sketch = reference.monitors[name].sketch
         assert isinstance(sketch, CodeHistogram)
+        then = sketch.counts / sketch.size
         now = np.bincount(window.codes[:, level], minlength=count) / max(1, len(window))
-        found[f"id{level + 1}"] = {
-            "then": (sketch.counts / sketch.size).tolist(),
-            "now": now.tolist(),
-        }
-    return found
+        shares[name] = {"then": then.tolist(), "now": now.tolist()}
+    return shares
 
 
 def under_suffix_pressure(window: ArrivalWindow, shape: IdentifierShape) -> BoolArray:
@@ -261,37 +293,51 @@ def under_suffix_pressure(window: ArrivalWindow, shape: IdentifierShape) -> Bool
     return np.asarray(window.leaf_loads >= PRESSED * shape.suffixes)
 
 
-def _look(watched: CalibratedSketch, rows: npt.NDArray[Any]) -> tuple[float, float]:
-    """Effect and chance of one monitor's rows."""
-    sketch, null = watched.sketch, watched.null
+def _has_fallen(then: RecallCount, now: RecallCount) -> bool:
+    if then.recall - now.recall < RECALL_DROP:
+        return False
+    table = [[now.hits, now.queries - now.hits], [then.hits, then.queries - then.hits]]
+    return bool(fisher_exact(table, alternative="less").pvalue < RECALL_P)
+
+
+def _measure(monitor: CalibratedSketch, rows: Rows) -> tuple[float, float]:
+    """Effect and p-value of one monitor's rows."""
+    sketch = monitor.sketch
     squared = sketch.distance(rows)
-    excess = squared - null.mean / effective(len(rows), sketch.size)
-    return sqrt(max(0.0, excess)), null.p(statistic(squared, len(rows), sketch.size))
+    # Two samples differ without drift too; only what is beyond their mean difference is an effect.
+    excess = squared - monitor.null.mean / effective_size(len(rows), sketch.size)
+    p_value = monitor.null.p_value(statistic(squared, len(rows), sketch.size))
+    return sqrt(max(0.0, excess)), p_value
 
 
-def _inputs(window: ArrivalWindow, shape: IdentifierShape) -> dict[str, npt.NDArray[Any]]:
+def _inputs(window: ArrivalWindow, shape: IdentifierShape) -> dict[str, Rows]:
     """What each monitor looks at, in the order of reports."""
-    return {
-        **{f"id{level + 1}": window.codes[:, level] for level in range(LEVELS)},
-        "embedding": window.embeddings,
-        "novelty": window.embeddings,
-        "confidence": window.confidences,
-        "agreement": window.agreement,
-        "leaf-load": pack_all(window.codes, shape),
-        "suffix-pressure": under_suffix_pressure(window, shape),
-        "query-score": window.query_scores,
-    }
+    inputs: dict[str, Rows] = {}
+    for level in range(LEVELS):
+        inputs[f"id{level + 1}"] = window.codes[:, level]
+    inputs["embedding"] = window.embeddings
+    inputs["novelty"] = window.embeddings
+    inputs["confidence"] = window.confidences
+    inputs["agreement"] = window.agreement
+    inputs["leaf-load"] = pack_all(window.codes, shape)
+    inputs["suffix-pressure"] = under_suffix_pressure(window, shape)
+    inputs["query-score"] = window.query_scores
+    return inputs
 
 
-def _sketch(name: str, rows: npt.NDArray[Any], shape: IdentifierShape, seed: int) -> Sketch:
-    if name.startswith("id"):
-        return CodeHistogram.of(rows, shape.codes[int(name[2:]) - 1])
-    if name == "embedding":
-        return MeanShift.of(rows)
-    if name == "novelty":
-        return Novelty.of(rows, seed)
-    if name == "agreement":
-        return HitShare.of(rows)
-    if name == "suffix-pressure":
-        return HitShare.of(rows, rising=True)
-    return LeafCrowding.of(rows) if name == "leaf-load" else SortedValues.of(rows)
+def _make_sketch(name: str, rows: Rows, shape: IdentifierShape, seed: int) -> Sketch:
+    match name:
+        case "embedding":
+            return MeanShift.of(rows)
+        case "novelty":
+            return Novelty.of(rows, seed)
+        case "agreement":
+            return HitShare.of(rows)
+        case "suffix-pressure":
+            return HitShare.of(rows, rising=True)
+        case "leaf-load":
+            return LeafCrowding.of(rows)
+        case "confidence" | "query-score":
+            return SortedValues.of(rows)
+    level = int(name.removeprefix("id"))
+    return CodeHistogram.of(rows, shape.codes[level - 1])

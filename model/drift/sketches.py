@@ -1,14 +1,15 @@
-"""Sketches: what is kept of a drift-free sample, one kind for each kind of input, and how far a later sample is from it.
+"""Sketches: what is kept of a drift-free sample, and how far a later sample is from it.
 
-Every distance is squared and dimensionless, so that its square root is an effect size with a name. Times the effective sample
-size n·K/(n+K) of a window of n beside a reference of K it is a statistic whose spread does not depend on either.
-A sketch is of bounded size whatever it was made from, and `replay` draws that statistic without drift: a new reference and a
-new window from the same sample, so that the uncertainty of both counts.
+There is one kind of sketch for each kind of input. Every distance is squared and dimensionless, so
+its square root is an effect size with a name. Times the effective sample size n·K/(n+K) of a window
+of n beside a reference of K it is a statistic whose spread depends on neither.
+
+A sketch is of bounded size whatever it was made from. `replay` draws the statistic without drift:
+each time a new reference and a new window from the same sample, so the uncertainty of both counts.
+The fields of a sketch are the keys of its stored document (`model.drift.sketch_documents`).
 """
 
-import base64
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import log
 from typing import Any, ClassVar, Protocol
 
@@ -16,62 +17,77 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans
 
-from model.drift.calibration import DoubleArray
-from schemas.records import BoolArray, FloatArray, IntArray
+from schemas.records import BoolArray, DoubleArray, FloatArray, IntArray
+
+Rows = npt.NDArray[Any]
+"""(n, …) one row an image or query; its dtype is the sketch's own."""
 
 COMPONENTS = 64
-"""Principal components that a shift is measured in, at most."""
+"""Principal components that a shift is measured in, at most: each adds to its noise."""
 
 LANDMARKS = 64
+"""Places of the embedding space that count as known, at most."""
+
 FAR = 0.02
 """Share of the reference that counts as far from every landmark."""
 
 KEPT_VALUES = 2000
-_LEAST_VARIANCE = 1e-3
-"""Components count as having at least this share of the largest one's variance: rounding must not pass for a shift."""
+"""Values kept of a long sample, as quantiles: steps of 0.05%, finer than a window can show."""
+
+_MIN_VARIANCE = 1e-3
+"""A component's least variance, as a share of the largest: rounding must not pass for a shift."""
 
 
 class Sketch(Protocol):
-    """One kind of input, remembered. Arrays it takes have one row an image (or query)."""
+    """One kind of input, remembered."""
 
     KIND: ClassVar[str]
-    LEAST: ClassVar[float]
-    """What its statistic is, without drift and at the least, in squared normals of variance 1."""
+    """The name of the kind in stored documents."""
+
+    MIN_NULL_SCALE: ClassVar[float]
+    """Its drift-free statistic at the least, in squares of standard normals."""
 
     @property
     def size(self) -> int:
         """K, how many rows it was made of."""
 
-    def distance(self, rows: npt.NDArray[Any]) -> float:
+    def distance(self, rows: Rows) -> float:
         """Squared effect size of a window's rows."""
 
     def replay(
-        self, rows: npt.NDArray[Any], rng: np.random.Generator, window: int, replays: int
+        self, rows: Rows, rng: np.random.Generator, window: int, replays: int
     ) -> DoubleArray:
-        """(replays,) statistics of drift-free windows of `window` rows; `rows` are those that the sketch was made of."""
+        """(replays,) statistics of drift-free windows of `window` rows.
+
+        `rows` are those that the sketch was made of.
+        """
 
 
 def statistic(squared: float, window: int, reference: int) -> float:
-    """A squared effect as a statistic of windows of any size."""
-    return squared * effective(window, reference)
+    """A squared effect as a statistic that compares between windows of any size."""
+    return squared * effective_size(window, reference)
 
 
-def effective(window: int, reference: int) -> float:
+def effective_size(window: int, reference: int) -> float:
     """n·K/(n+K): the rows that two samples together are worth when they are compared."""
     return window * reference / (window + reference)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodeHistogram:
-    """Counts (C,) int64 of codes. Its effect is the Jensen-Shannon distance, base 2: 0 is alike, 1 is no code in common."""
+    """Counts of codes.
+
+    Its effect is the Jensen-Shannon distance, base 2: 0 is alike, 1 is no code in common.
+    """
 
     KIND: ClassVar[str] = "histogram"
-    LEAST: ClassVar[float] = 1 / (8 * log(2))
+    MIN_NULL_SCALE: ClassVar[float] = 1 / (8 * log(2))
     counts: IntArray
+    """(C,)"""
 
     @classmethod
     def of(cls, codes: IntArray, count: int) -> "CodeHistogram":
-        """From (K,) codes below `count`."""
+        """Count (K,) codes below `count`."""
         return cls(np.bincount(codes, minlength=count).astype(np.int64))
 
     @property
@@ -79,34 +95,38 @@ class CodeHistogram:
         """See `Sketch`."""
         return int(self.counts.sum())
 
-    def distance(self, rows: npt.NDArray[Any]) -> float:
-        """See `Sketch`. Codes beyond the known ones are a mistake of the caller."""
+    def distance(self, rows: Rows) -> float:
+        """See `Sketch`. `rows` (n,) are codes; one that the sketch does not know is an error."""
         now = np.bincount(rows, minlength=len(self.counts))
         return float(_divergence(self.counts / self.size, now / len(rows)))
 
     def replay(
-        self, rows: npt.NDArray[Any], rng: np.random.Generator, window: int, replays: int
+        self, rows: Rows, rng: np.random.Generator, window: int, replays: int
     ) -> DoubleArray:
         """See `Sketch`."""
         share = self.counts / self.size
         then = rng.multinomial(self.size, share, replays) / self.size
         now = rng.multinomial(window, share, replays) / window
-        return _divergence(then, now) * effective(window, self.size)
+        return _divergence(then, now) * effective_size(window, self.size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SortedValues:
-    """Sorted values (at most `KEPT_VALUES`) of K rows. Its effect is the Kolmogorov-Smirnov distance: the share of rows that
-    would have to change sides of some value."""
+    """Values of K rows, sorted.
+
+    Its effect is the Kolmogorov-Smirnov distance: the share of rows that would have to change sides
+    of some value.
+    """
 
     KIND: ClassVar[str] = "values"
-    LEAST: ClassVar[float] = 0.25
+    MIN_NULL_SCALE: ClassVar[float] = 0.25
     values: DoubleArray
+    """(at most `KEPT_VALUES`,) ascending"""
     rows: int
 
     @classmethod
     def of(cls, values: FloatArray | DoubleArray) -> "SortedValues":
-        """From (K,) values."""
+        """Keep (K,) values."""
         ordered = np.sort(np.asarray(values, np.float64))
         if len(ordered) > KEPT_VALUES:
             ordered = np.quantile(ordered, np.linspace(0, 1, KEPT_VALUES))
@@ -117,37 +137,43 @@ class SortedValues:
         """See `Sketch`."""
         return self.rows
 
-    def distance(self, rows: npt.NDArray[Any]) -> float:
-        """See `Sketch`."""
-        at = np.concatenate([self.values, np.asarray(rows, np.float64)])
-        then = np.searchsorted(self.values, at, side="right") / len(self.values)
-        now = np.searchsorted(np.sort(rows), at, side="right") / len(rows)
+    def distance(self, rows: Rows) -> float:
+        """See `Sketch`. `rows` (n,) are values."""
+        # Both distributions are steps, so their largest difference lies at one of the values.
+        steps = np.concatenate([self.values, np.asarray(rows, np.float64)])
+        then = np.searchsorted(self.values, steps, side="right") / len(self.values)
+        now = np.searchsorted(np.sort(rows), steps, side="right") / len(rows)
         return float(np.abs(then - now).max() ** 2)
 
     def replay(
-        self, rows: npt.NDArray[Any], rng: np.random.Generator, window: int, replays: int
+        self, rows: Rows, rng: np.random.Generator, window: int, replays: int
     ) -> DoubleArray:
         """See `Sketch`."""
         _, ties = np.unique(self.values, return_counts=True)
         share = ties / len(self.values)
         then = rng.multinomial(self.size, share, replays).cumsum(1) / self.size
         now = rng.multinomial(window, share, replays).cumsum(1) / window
-        return np.asarray(np.abs(then - now).max(1) ** 2 * effective(window, self.size))
+        squared = np.abs(then - now).max(1) ** 2
+        return np.asarray(squared * effective_size(window, self.size))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HitShare:
-    """`hits` of `rows`. Its effect is Cohen's h, the difference of two shares on the arcsine scale; `rising` counts a rise only."""
+    """`hits` of `rows`.
+
+    Its effect is Cohen's h, the difference of two shares on the arcsine scale, where the variance
+    of a share does not depend on the share. With `rising`, a fall has no effect.
+    """
 
     KIND: ClassVar[str] = "share"
-    LEAST: ClassVar[float] = 1.0
+    MIN_NULL_SCALE: ClassVar[float] = 1.0
     hits: int
     rows: int
     rising: bool = False
 
     @classmethod
     def of(cls, hits: BoolArray, *, rising: bool = False) -> "HitShare":
-        """From (K,) booleans."""
+        """Count (K,) booleans."""
         return cls(int(hits.sum()), len(hits), rising)
 
     @property
@@ -155,48 +181,49 @@ class HitShare:
         """See `Sketch`."""
         return self.rows
 
-    def distance(self, rows: npt.NDArray[Any]) -> float:
-        """See `Sketch`."""
-        return float(self._squared(self.hits / self.rows, np.asarray(rows.mean())))
+    def distance(self, rows: Rows) -> float:
+        """See `Sketch`. `rows` (n,) are booleans."""
+        return float(self._squared_h(self.hits / self.rows, np.asarray(rows.mean())))
 
     def replay(
-        self, rows: npt.NDArray[Any], rng: np.random.Generator, window: int, replays: int
+        self, rows: Rows, rng: np.random.Generator, window: int, replays: int
     ) -> DoubleArray:
         """See `Sketch`."""
         share = self.hits / self.rows
-        then, now = (
-            rng.binomial(self.rows, share, replays) / self.rows,
-            rng.binomial(window, share, replays) / window,
-        )
-        return self._squared(then, now) * effective(window, self.size)
+        then = rng.binomial(self.rows, share, replays) / self.rows
+        now = rng.binomial(window, share, replays) / window
+        return self._squared_h(then, now) * effective_size(window, self.size)
 
-    def _squared(self, then: float | DoubleArray, now: DoubleArray) -> DoubleArray:
-        apart = 2 * np.arcsin(np.sqrt(now)) - 2 * np.arcsin(np.sqrt(then))
-        return np.asarray((np.maximum(apart, 0) if self.rising else apart) ** 2)
+    def _squared_h(self, then: float | DoubleArray, now: DoubleArray) -> DoubleArray:
+        difference = 2 * np.arcsin(np.sqrt(now)) - 2 * np.arcsin(np.sqrt(then))
+        if self.rising:
+            difference = np.maximum(difference, 0)
+        return np.asarray(difference**2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeanShift:
-    """Mean (D,) of `rows` rows, and directions (D, C) that give each principal component variance 1.
+    """The mean of `rows` embeddings, and the directions that they vary in.
 
-    Its effect is the distance of two means in standard deviations (Cohen's d in many dimensions, Mahalanobis 1936).
+    Its effect is the distance of two means in standard deviations (Cohen's d in many dimensions,
+    Mahalanobis 1936).
     """
 
     KIND: ClassVar[str] = "shift"
-    LEAST: ClassVar[float] = 1.0
+    MIN_NULL_SCALE: ClassVar[float] = 1.0
     mean: FloatArray
+    """(D,)"""
     directions: FloatArray
+    """(D, C) principal components, scaled so that each has variance 1"""
     rows: int
 
     @classmethod
     def of(cls, embeddings: FloatArray) -> "MeanShift":
-        """From (K, D) embeddings."""
+        """Measure (K, D) embeddings."""
         mean = embeddings.mean(0)
         _, singular, axes = np.linalg.svd(embeddings - mean, full_matrices=False)
-        variance = np.maximum(
-            singular**2 / len(embeddings),
-            _LEAST_VARIANCE * max(float(singular[0]) ** 2 / len(embeddings), 1e-12),
-        )
+        largest = max(float(singular[0]) ** 2 / len(embeddings), 1e-12)
+        variance = np.maximum(singular**2 / len(embeddings), _MIN_VARIANCE * largest)
         directions = (axes[:COMPONENTS] / np.sqrt(variance[:COMPONENTS])[:, None]).T
         return cls(mean.astype(np.float32), directions.astype(np.float32), len(embeddings))
 
@@ -205,58 +232,69 @@ class MeanShift:
         """See `Sketch`."""
         return self.rows
 
-    def distance(self, rows: npt.NDArray[Any]) -> float:
-        """See `Sketch`."""
-        apart = (rows.mean(0) - self.mean) @ self.directions
-        return float(apart @ apart)
+    def distance(self, rows: Rows) -> float:
+        """See `Sketch`. `rows` (n, D) are embeddings."""
+        difference = (rows.mean(0) - self.mean) @ self.directions
+        return float(difference @ difference)
 
     def replay(
-        self, rows: npt.NDArray[Any], rng: np.random.Generator, window: int, replays: int
+        self, rows: Rows, rng: np.random.Generator, window: int, replays: int
     ) -> DoubleArray:
         """See `Sketch`."""
-        projected, even = (rows - self.mean) @ self.directions, np.full(self.size, 1 / self.size)
+        projected = (rows - self.mean) @ self.directions
+        # A bootstrap: how often each row is drawn, times the rows, is the sum of the drawn ones.
+        even = np.full(self.size, 1 / self.size)
         then = rng.multinomial(self.size, even, replays) @ projected / self.size
         now = rng.multinomial(window, even, replays) @ projected / window
-        return np.asarray(((then - now) ** 2).sum(1) * effective(window, self.size), np.float64)
+        squared = ((then - now) ** 2).sum(1)
+        return np.asarray(squared * effective_size(window, self.size), np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Novelty:
-    """Landmarks (L, D), the middles of one half of the reference, and the distance to the nearest of them that `FAR` of the
-    other half exceed. Its effect is Cohen's h of the share beyond it. Halves, because rows are nearer to their own middles."""
+    """The share of rows that are far from every landmark.
+
+    Landmarks are the cluster centres of one half of the reference; far is what `FAR` of the other
+    half is. Halves, because rows are nearer to centres that were fitted to them. Its effect is
+    Cohen's h of that share.
+    """
 
     KIND: ClassVar[str] = "novelty"
-    LEAST: ClassVar[float] = 1.0
+    MIN_NULL_SCALE: ClassVar[float] = 1.0
     landmarks: FloatArray
+    """(L, D)"""
     distance_limit: float
+    """Distance to the nearest landmark beyond which a row is far."""
     share: HitShare
 
     @classmethod
     def of(cls, embeddings: FloatArray, seed: int) -> "Novelty":
-        """From (K, D) embeddings, at least two."""
+        """Measure (K, D) embeddings, at least two."""
         order = np.random.default_rng(seed).permutation(len(embeddings))
-        one, other = embeddings[order[::2]], embeddings[order[1::2]]
-        fitted = KMeans(min(LANDMARKS, len(one)), n_init=1, random_state=seed).fit(one)
+        fitted_half = embeddings[order[::2]]
+        measured_half = embeddings[order[1::2]]
+        clusters = min(LANDMARKS, len(fitted_half))
+        fitted = KMeans(clusters, n_init=1, random_state=seed).fit(fitted_half)
         landmarks = fitted.cluster_centers_.astype(np.float32)
-        away = _to_nearest(other, landmarks)
-        limit = float(np.quantile(away, 1 - FAR))
-        return cls(landmarks, limit, HitShare.of(away > limit, rising=True))
+        distances = _to_nearest(measured_half, landmarks)
+        limit = float(np.quantile(distances, 1 - FAR))
+        return cls(landmarks, limit, HitShare.of(distances > limit, rising=True))
 
     @property
     def size(self) -> int:
         """See `Sketch`."""
         return self.share.size
 
-    def distance(self, rows: npt.NDArray[Any]) -> float:
-        """See `Sketch`."""
-        return self.share.distance(self.away(rows) > self.distance_limit)
+    def distance(self, rows: Rows) -> float:
+        """See `Sketch`. `rows` (n, D) are embeddings."""
+        return self.share.distance(self.to_landmarks(rows) > self.distance_limit)
 
-    def away(self, embeddings: FloatArray) -> DoubleArray:
+    def to_landmarks(self, embeddings: FloatArray) -> DoubleArray:
         """(n,) distances of (n, D) embeddings to their nearest landmark."""
         return _to_nearest(embeddings, self.landmarks)
 
     def replay(
-        self, rows: npt.NDArray[Any], rng: np.random.Generator, window: int, replays: int
+        self, rows: Rows, rng: np.random.Generator, window: int, replays: int
     ) -> DoubleArray:
         """See `Sketch`."""
         return self.share.replay(rows, rng, window, replays)
@@ -264,99 +302,74 @@ class Novelty:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeafCrowding:
-    """Counts (L,) of the occupied leaves. Its effect is |ln| of how many times likelier two images share a leaf than before.
+    """Counts of the occupied leaves.
 
-    Loads of the whole index grow with it, drift or not; the chance that two images of one window meet does not.
+    Its effect is |ln| of how many times likelier two images of one window share a leaf than before.
+    Loads of the whole index grow with it, drift or not; that chance does not.
     """
 
     KIND: ClassVar[str] = "crowding"
-    LEAST: ClassVar[float] = 0.01
+    MIN_NULL_SCALE: ClassVar[float] = 0.01
     counts: IntArray
+    """(L,)"""
 
     @classmethod
     def of(cls, leaves: IntArray) -> "LeafCrowding":
-        """From (K,) leaves."""
-        return cls(np.unique(leaves, return_counts=True)[1].astype(np.int64))
+        """Count (K,) leaves."""
+        _, counts = np.unique(leaves, return_counts=True)
+        return cls(counts.astype(np.int64))
 
     @property
     def size(self) -> int:
         """See `Sketch`."""
         return int(self.counts.sum())
 
-    def distance(self, rows: npt.NDArray[Any]) -> float:
-        """See `Sketch`."""
-        now = np.unique(rows, return_counts=True)[1]
-        return float((_log_meeting(now) - _log_meeting(self.counts)) ** 2)
+    def distance(self, rows: Rows) -> float:
+        """See `Sketch`. `rows` (n,) are leaves."""
+        _, now = np.unique(rows, return_counts=True)
+        return float((_log_sharing(now) - _log_sharing(self.counts)) ** 2)
 
     def replay(
-        self, rows: npt.NDArray[Any], rng: np.random.Generator, window: int, replays: int
+        self, rows: Rows, rng: np.random.Generator, window: int, replays: int
     ) -> DoubleArray:
-        """See `Sketch`. Drawn with replacement, images meet themselves: each side is compared with its own mean."""
+        """See `Sketch`."""
         share = self.counts / self.size
-        then = _log_meeting(rng.multinomial(self.size, share, replays))
-        now = _log_meeting(rng.multinomial(window, share, replays))
-        return np.asarray(
-            ((now - now.mean()) - (then - then.mean())) ** 2 * effective(window, self.size)
-        )
-
-
-KINDS: dict[str, Callable[..., Sketch]] = {
-    kind.KIND: kind
-    for kind in (CodeHistogram, SortedValues, HitShare, MeanShift, Novelty, LeafCrowding)
-}
-
-
-def stored(sketch: Any) -> dict[str, Any]:
-    """A sketch as plain values for JSON; arrays as base64 of their little-endian bytes."""
-    return {"kind": sketch.KIND} | {
-        field.name: _plain(getattr(sketch, field.name)) for field in fields(sketch)
-    }
-
-
-def restored(document: dict[str, Any]) -> Sketch:
-    """The inverse of `stored`."""
-    return KINDS[document["kind"]](
-        **{name: _live(value) for name, value in document.items() if name != "kind"}
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, HitShare):
-        return stored(value)
-    if not isinstance(value, np.ndarray):
-        return value
-    array = value.astype(value.dtype.newbyteorder("<"))
-    return {
-        "type": array.dtype.str,
-        "shape": list(array.shape),
-        "bytes": base64.b64encode(array.tobytes()).decode("ascii"),
-    }
-
-
-def _live(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    if "kind" in value:
-        return restored(value)
-    return np.frombuffer(base64.b64decode(value["bytes"]), np.dtype(value["type"])).reshape(
-        value["shape"]
-    )
+        then = _log_sharing(rng.multinomial(self.size, share, replays))
+        now = _log_sharing(rng.multinomial(window, share, replays))
+        # Drawn with replacement, an image shares its leaf with itself, in the smaller sample more
+        # often. So each side is compared with its own mean.
+        difference = (now - now.mean()) - (then - then.mean())
+        return np.asarray(difference**2 * effective_size(window, self.size))
 
 
 def _divergence(then: DoubleArray, now: DoubleArray) -> DoubleArray:
-    """Jensen-Shannon divergence, base 2, over the last axis: the square of the distance of the same name."""
+    """Jensen-Shannon divergence of shares (…, C), base 2: the square of the distance."""
     middle = (then + now) / 2
+    total = _relative_entropy(then, middle) + _relative_entropy(now, middle)
+    # Rounding may leave the divergence of equal shares a hair below 0.
+    return np.asarray(np.maximum(total.sum(-1) / 2, 0.0))
+
+
+def _relative_entropy(shares: DoubleArray, middle: DoubleArray) -> DoubleArray:
+    """Terms of the Kullback-Leibler divergence, bits: 0 where the share is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        parts = [np.where(one > 0, one * np.log2(one / middle), 0.0) for one in (then, now)]
-    return np.asarray(np.maximum((parts[0] + parts[1]).sum(-1) / 2, 0.0))
+        return np.where(shares > 0, shares * np.log2(shares / middle), 0.0)
 
 
 def _to_nearest(rows: FloatArray, landmarks: FloatArray) -> DoubleArray:
-    squared = (rows**2).sum(1)[:, None] - 2 * rows @ landmarks.T + (landmarks**2).sum(1)[None]
+    """(n,) Euclidean distances of (n, D) rows to the nearest of (L, D) landmarks."""
+    row_lengths = (rows**2).sum(1)[:, None]
+    landmark_lengths = (landmarks**2).sum(1)[None]
+    squared = row_lengths - 2 * rows @ landmarks.T + landmark_lengths
     return np.sqrt(np.maximum(squared.min(1), 0)).astype(np.float64)
 
 
-def _log_meeting(counts: IntArray) -> DoubleArray:
-    """ln of the chance that two of the images share a leaf, unbiased, with half a pair added: no pair at all has a logarithm too."""
+def _log_sharing(counts: IntArray) -> DoubleArray:
+    """ln of the chance that two images share a leaf, of (…, L) counts, unbiased.
+
+    Half a pair is added, so that a sample in which no two images meet has a logarithm too.
+    """
     rows = counts.sum(-1)
-    return np.asarray(np.log(((counts * (counts - 1)).sum(-1) + 1) / (rows * (rows - 1) + 1)))
+    pairs_together = (counts * (counts - 1)).sum(-1)
+    pairs = rows * (rows - 1)
+    return np.asarray(np.log((pairs_together + 1) / (pairs + 1)))

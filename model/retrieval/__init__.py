@@ -1,1 +1,4 @@
-"""Which images does a query reach, and in which order? Search, trie, ranking and recall."""
+"""Which images does a query reach, and in which order?
+
+Search, the trie, the ranking inside its leaves, and recall.
+"""

@@ -211,13 +211,13 @@ def test_effects_are_what_they_are_called() -> None:
 
 def test_a_calibrated_chance_errs_towards_silence_far_beyond_the_replays() -> None:
     null = NullDistribution.of(np.random.default_rng(0).chisquare(9, 4000), 1.0)
-    assert null.p(-1) == 1
-    assert null.p(float(norm.ppf(0.5)) + 8.34) == pytest.approx(0.5, abs=0.05)
+    assert null.p_value(-1) == 1
+    assert null.p_value(float(norm.ppf(0.5)) + 8.34) == pytest.approx(0.5, abs=0.05)
     # The 1e-6 quantile of that distribution is 45.1.
-    assert 1e-6 < null.p(45.1) < 1e-3
+    assert 1e-6 < null.p_value(45.1) < 1e-3
     still = NullDistribution.of(np.zeros(100), 1.0)
-    assert still.p(0.0) == 1
-    assert still.p(30.0) < 1e-6
+    assert still.p_value(0.0) == 1
+    assert still.p_value(30.0) < 1e-6
 
 
 def test_holm_keeps_the_family_and_stops_at_the_first_failure() -> None:
