@@ -1,4 +1,7 @@
-"""A headless Chromium that tells everything it has to complain about: its DevTools protocol over two pipes, no library needed."""
+"""A headless Chromium that reports everything it complains about.
+
+It is driven by the DevTools protocol over two pipes, so no library is needed.
+"""
 
 import base64
 import json
@@ -13,68 +16,66 @@ from typing import Any
 
 from tests.services.servers import Absent
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+_OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--remote-debugging-pipe",
+)
+
+# Which parts of the page the browser reports about.
+_DOMAINS = ("Page", "Runtime", "Log", "Network", "Audits")
+
+Box = tuple[int, int, int, int]
+"""(left, top, right, bottom) in pixels of the whole page."""
 
 
 class Browser:
-    """One browser with one tab. `complaints` are console messages, exceptions, blocked loads and violations of the page's policy."""
+    """One browser with one tab."""
 
     def __init__(self, folder: Path, timeout_s: float = 60) -> None:
-        found = next((path for path in map(shutil.which, NAMES) if path), None)
-        if found is None:
-            raise Absent(f"none of {', '.join(NAMES)} is installed; apt-get install chromium")
+        """Start the browser with its profile in `folder`. `Absent` when none is installed."""
+        program = _installed()
         self.timeout_s = timeout_s
         self.complaints: list[str] = []
+        """Console messages, exceptions, blocked loads and violations of the page's policy."""
         self.requests: list[str] = []
-        self._number = 0
+        """Addresses that pages asked for."""
+        self._last_id = 0
         self._pending = b""
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
-        options = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--no-first-run",
-            "--hide-scrollbars",
-        ]
-        options += [
-            "--disable-extensions",
-            "--disable-background-networking",
-            f"--user-data-dir={folder}",
-            "--remote-debugging-pipe",
-        ]
-        # It speaks on descriptors 3 and 4, whatever numbers the pipes have here.
-        script = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        self._process = subprocess.Popen(
-            ["bash", "-c", script, found, *options, "about:blank"],
-            pass_fds=(theirs_in, theirs_out),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
         self._session: str | None = None
-        (target,) = [
-            one for one in self.call("Target.getTargets")["targetInfos"] if one["type"] == "page"
-        ]
-        attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        browser_in, self._out = os.pipe()
+        self._in, browser_out = os.pipe()
+        try:
+            self._process = _start(program, folder, browser_in, browser_out)
+        finally:
+            os.close(browser_in)
+            os.close(browser_out)
+        targets = self.call("Target.getTargets")["targetInfos"]
+        (tab,) = [target for target in targets if target["type"] == "page"]
+        attached = self.call("Target.attachToTarget", targetId=tab["targetId"], flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network", "Audits"):
+        for domain in _DOMAINS:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> Any:
-        """One command and its answer; what arrives meanwhile is noted."""
-        self._number += 1
-        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        """Send one command and return its result; events that arrive meanwhile are noted."""
+        self._last_id += 1
+        message: dict[str, Any] = {"id": self._last_id, "method": method, "params": parameters}
         if self._session is not None:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
         deadline = time.monotonic() + self.timeout_s
         while True:
-            answer = self._message(deadline)
-            if answer.get("id") == self._number:
+            answer = self._next_message(deadline)
+            if answer.get("id") == self._last_id:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
 
@@ -87,38 +88,41 @@ class Browser:
             deviceScaleFactor=1,
             mobile=False,
         )
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setEmulatedMedia", features=scheme)
-        self.call("Page.navigate", url=page.absolute().as_uri())
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        uri = page.absolute().as_uri()
+        self.call("Page.navigate", url=uri)
         deadline = time.monotonic() + self.timeout_s
-        while (
-            self.evaluate("document.readyState") != "complete"
-            or self.evaluate("location.href") != page.absolute().as_uri()
-        ):
+        while not self._shows(uri):
             assert time.monotonic() < deadline, "the page does not load"
 
     def evaluate(self, expression: str) -> Any:
-        """The value of an expression in the page, which no policy of the page forbids."""
-        return self.call(
+        """The value of an expression in the page. The page's own policy does not forbid it."""
+        evaluated = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )["result"].get("value")
-
-    def boxes(self, selector: str) -> dict[str, tuple[int, int, int, int]]:
-        """(left, top, right, bottom) in pixels of the whole page, by the id of each element that is shown."""
-        script = (
-            f"[...document.querySelectorAll({json.dumps(selector)})].map(e => [e.id, e.getBoundingClientRect()])"
-            ".filter(([, r]) => r.width > 0)"
-            ".map(([id, r]) => [id, [r.left + scrollX, r.top + scrollY, r.right + scrollX, r.bottom + scrollY]])"
         )
-        return {name: tuple(round(one) for one in box) for name, box in self.evaluate(script)}
+        return evaluated["result"].get("value")
+
+    def boxes(self, selector: str) -> dict[str, Box]:
+        """Where each visible element of a selector is, by its id."""
+        script = (
+            f"[...document.querySelectorAll({json.dumps(selector)})]"
+            ".map(e => [e.id, e.getBoundingClientRect()])"
+            ".filter(([, r]) => r.width > 0)"
+            ".map(([id, r]) => [id,"
+            " [r.left + scrollX, r.top + scrollY, r.right + scrollX, r.bottom + scrollY]])"
+        )
+        boxes: dict[str, Box] = {}
+        for name, (left, top, right, bottom) in self.evaluate(script):
+            boxes[name] = (round(left), round(top), round(right), round(bottom))
+        return boxes
 
     def screenshot(self) -> bytes:
         """The whole page as PNG."""
-        return base64.b64decode(
-            self.call(
-                "Page.captureScreenshot", format="png", captureBeyondViewport=True, fromSurface=True
-            )["data"]
+        shot = self.call(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=True, fromSurface=True
         )
+        return base64.b64decode(shot["data"])
 
     def close(self) -> None:
         """End the browser."""
@@ -138,28 +142,58 @@ class Browser:
     ) -> None:
         self.close()
 
-    def _message(self, deadline: float) -> dict[str, Any]:
+    def _shows(self, uri: str) -> bool:
+        # The tab is "complete" with the page before, until the new one begins to load.
+        is_loaded = self.evaluate("document.readyState") == "complete"
+        return is_loaded and bool(self.evaluate("location.href") == uri)
+
+    def _next_message(self, deadline: float) -> dict[str, Any]:
+        """The next message of the browser; each ends with a zero byte."""
         while b"\0" not in self._pending:
-            ready, _, _ = select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, "the browser does not answer"
-            read = os.read(self._in, 1 << 16)
-            assert read, "the browser has ended"
-            self._pending += read
+            remaining_s = max(0.0, deadline - time.monotonic())
+            readable, _, _ = select.select([self._in], [], [], remaining_s)
+            assert readable, "the browser does not answer"
+            received = os.read(self._in, 1 << 16)
+            assert received, "the browser has ended"
+            self._pending += received
         first, _, self._pending = self._pending.partition(b"\0")
         message: dict[str, Any] = json.loads(first)
         self._note(message.get("method", ""), message.get("params", {}))
         return message
 
-    def _note(self, method: str, found: dict[str, Any]) -> None:
+    def _note(self, method: str, event: dict[str, Any]) -> None:
         if method == "Runtime.exceptionThrown":
-            self.complaints.append(str(found["exceptionDetails"].get("text")))
+            self.complaints.append(str(event["exceptionDetails"].get("text")))
         elif method == "Runtime.consoleAPICalled":
-            self.complaints.append(
-                f"console.{found['type']}: {[one.get('value') for one in found['args']]}"
-            )
+            values = [argument.get("value") for argument in event["args"]]
+            self.complaints.append(f"console.{event['type']}: {values}")
         elif method == "Log.entryAdded":
-            self.complaints.append(f"{found['entry']['level']}: {found['entry']['text']}")
+            entry = event["entry"]
+            self.complaints.append(f"{entry['level']}: {entry['text']}")
         elif method == "Audits.issueAdded":
-            self.complaints.append(found["issue"]["code"])
+            self.complaints.append(event["issue"]["code"])
         elif method == "Network.requestWillBeSent":
-            self.requests.append(found["request"]["url"])
+            self.requests.append(event["request"]["url"])
+
+
+def _installed() -> str:
+    for program in PROGRAMS:
+        path = shutil.which(program)
+        if path is not None:
+            return path
+    raise Absent(f"none of {', '.join(PROGRAMS)} is installed; apt-get install chromium")
+
+
+def _start(
+    program: str, folder: Path, browser_in: int, browser_out: int
+) -> "subprocess.Popen[bytes]":
+    # The browser reads descriptor 3 and writes descriptor 4, whatever numbers the pipes have here.
+    script = f'exec "$0" "$@" 3<&{browser_in} 4>&{browser_out}'
+    options = [*_OPTIONS, f"--user-data-dir={folder}"]
+    return subprocess.Popen(
+        ["bash", "-c", script, program, *options, "about:blank"],
+        pass_fds=(browser_in, browser_out),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )

@@ -1,4 +1,4 @@
-"""`sigma report`: reads the records, compares two generations where that is asked for, and writes a page, JSON or a few lines."""
+"""`sigma report`: reads what the jobs recorded and writes a page, JSON or a few lines."""
 
 import logging
 from argparse import Namespace
@@ -12,7 +12,8 @@ from schemas.settings import Settings
 from workers.repository.connection import Connection
 from workers.runtime.services import Services
 
-_MOST_DAYS = 3650
+_MAX_DAYS = 3650
+"""Ten years: more than any job history holds."""
 
 
 def add_commands(add: AddCommand) -> None:
@@ -29,65 +30,65 @@ def add_commands(add: AddCommand) -> None:
 
 def report(options: Namespace, settings: Settings) -> int:
     """`sigma report`"""
-    if not 1 <= options.days <= _MOST_DAYS:
-        raise UsageError(f"--days is {options.days}, allowed are 1 to {_MOST_DAYS:,}")
+    if not 1 <= options.days <= _MAX_DAYS:
+        raise UsageError(f"--days must be between 1 and {_MAX_DAYS:,}, got {options.days}")
     if options.out is not None:
-        _check(options.out)
-    # It tells of caches that it builds or cannot keep, which is nobody's concern here.
+        _check_writable(options.out)
+    # matplotlib warns about font caches that it builds or cannot keep; a report is unaffected.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    with open_services(settings) as found, open_database(found, "report") as conn:
-        (_drift if options.what == "drift" else _recall)(options, found, conn)
+    write_report = _report_drift if options.what == "drift" else _report_recall
+    with open_services(settings) as opened, open_database(opened, "report") as conn:
+        write_report(options, opened, conn)
     return 0
 
 
-def _recall(options: Namespace, found: Services, conn: Connection) -> None:
+def _report_recall(options: Namespace, opened: Services, conn: Connection) -> None:
     from ops.report.documents import recall_report
-    from ops.report.examples import Comparison, compare
+    from ops.report.generation_comparison import GenerationComparison, compare_generations
     from ops.report.summary import recall_summary
 
-    # Two models are loaded for the examples: a short summary does without.
-    short = options.out is None and not options.json
-    if not short:
-        limit_threads(found.settings)
-    comparison = Comparison(why="Not asked for.") if short else compare(found, conn)
-    made = recall_report(conn, comparison, datetime.now(UTC), options.days)
+    # A comparison loads two models; the short summary does not show it.
+    if options.out is None and not options.json:
+        comparison = GenerationComparison(why="Not asked for.")
+    else:
+        from workers.query.searcher import Searcher
+
+        limit_threads(opened.settings)
+        comparison = compare_generations(conn, lambda generation: Searcher(opened, generation))
+    document = recall_report(conn, comparison, datetime.now(UTC), options.days)
+    text = recall_summary(document)
     if options.out is not None:
         from ops.report.recall_page import recall_page
         from ops.report.thumbnails import thumbnails
 
-        _write(
-            options.out,
-            recall_page(made, thumbnails(conn, found.store, comparison.image_ids), _again(options)),
-        )
-    emit(
-        made.to_dict(),
-        options.json,
-        f"wrote {options.out}" if options.out else recall_summary(made),
-    )
+        pictures = thumbnails(conn, opened.store, comparison.image_ids)
+        _write(options.out, recall_page(document, pictures, _command(options)))
+        text = f"wrote {options.out}"
+    emit(document.to_dict(), options.json, text)
 
 
-def _drift(options: Namespace, found: Services, conn: Connection) -> None:
+def _report_drift(options: Namespace, _opened: Services, conn: Connection) -> None:
     from ops.report.documents import drift_report
     from ops.report.summary import drift_summary
 
-    made = drift_report(conn, datetime.now(UTC), options.days)
+    document = drift_report(conn, datetime.now(UTC), options.days)
+    text = drift_summary(document)
     if options.out is not None:
         from ops.report.drift_page import drift_page
 
-        _write(options.out, drift_page(made, _again(options)))
-    emit(
-        made.to_dict(), options.json, f"wrote {options.out}" if options.out else drift_summary(made)
-    )
+        _write(options.out, drift_page(document, _command(options)))
+        text = f"wrote {options.out}"
+    emit(document.to_dict(), options.json, text)
 
 
-def _check(out: Path) -> None:
-    """Refuse a place that cannot be written before the work is done, not after."""
+def _check_writable(out: Path) -> None:
+    """Refuse a place that cannot be written to before the work is done, not after."""
     if out.is_dir():
-        raise UsageError(f"--out {out} is a folder; name a file such as {out / 'report.html'}")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(
-            f"--out {out}: the folder {out.absolute().parent} is not there; make it first"
-        )
+        example = out / "report.html"
+        raise UsageError(f"--out must name a file, {out} is a folder; for example {example}")
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"--out {out}: the folder {folder} does not exist; create it first")
 
 
 def _write(out: Path, page: str) -> None:
@@ -99,5 +100,6 @@ def _write(out: Path, page: str) -> None:
         ) from error
 
 
-def _again(options: Namespace) -> str:
+def _command(options: Namespace) -> str:
+    """The command that makes the page again."""
     return f"sigma report {options.what} --days {options.days} --out {options.out.name}"

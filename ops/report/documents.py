@@ -1,62 +1,72 @@
-"""The documents: all that a recall report and a drift report say, before it becomes a page, JSON or a few lines."""
+"""The documents: what a recall report and a drift report say, before it becomes a page or JSON."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from ops.report.examples import Comparison
-from ops.report.figures import YOUNG, Look, Probe, Recall, look_of, pooled, probe_of
-from ops.report.timeline import Switch, Timeline, switches, timeline
-from ops.report.words import plain, span
+from ops.report.formatting import format_duration, one_line
+from ops.report.generation_comparison import GenerationComparison
+from ops.report.recorded_runs import (
+    YOUNG_COHORTS,
+    DriftCheck,
+    ProbeRun,
+    drift_check,
+    drift_checks,
+    histogram_document,
+    pooled_recall,
+    probe_run,
+    probe_runs,
+    recall_document,
+)
+from ops.report.timeline import GenerationSwitch, Timeline, find_switches, read_timeline
+from schemas.job_results import CohortRecall, skip_reason
 from workers.repository.connection import Connection
 from workers.repository.history import done_since, newest_done
 
-STALE = timedelta(hours=3)
-"""Age of the newest run of an hourly job above which a report says that the scheduler may be gone."""
+STALE_AFTER = timedelta(hours=3)
+"""Age of the newest run of an hourly job above which a report asks whether a scheduler runs."""
+
+_MAX_REASON_LENGTH = 160
+"""Characters of a job's reason that a notice shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecallReport:
-    """Recall over a time: probes ascending, `newest` whenever that was, and queries that two generations answer differently."""
+    """Recall over a time, and queries that two generations answer differently."""
 
     timeline: Timeline
-    probes: tuple[Probe, ...]
-    newest: Probe | None
-    switches: tuple[Switch, ...]
-    comparison: Comparison
+    probes: tuple[ProbeRun, ...]
+    """Those of the time, oldest first."""
+    newest: ProbeRun | None
+    """The newest probe, even when it is older than the time."""
+    switches: tuple[GenerationSwitch, ...]
+    comparison: GenerationComparison
 
     @property
     def missing(self) -> list[tuple[str, str]]:
-        """What could not be shown, and the command that makes it."""
-        return _missing(
-            self.timeline, self.newest.at if self.newest else None, "recall-probe", "recall probe"
-        )
+        """What could not be shown, each with the command that makes it."""
+        return _missing(self.timeline, self.newest, "recall-probe", "recall probe")
 
-    def group(self, cohorts: Sequence[str]) -> Recall | None:
-        """Some cohorts of the newest probe as one."""
-        return (
-            None
-            if self.newest is None
-            else pooled(
-                [self.newest.cohorts[name] for name in cohorts if name in self.newest.cohorts]
-            )
-        )
+    def pooled(self, cohorts: Sequence[str]) -> CohortRecall | None:
+        """Some cohorts of the newest probe as one; None where it has no queries of them."""
+        if self.newest is None:
+            return None
+        recalls = self.newest.result.cohorts
+        return pooled_recall([recalls[name] for name in cohorts if name in recalls])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON document of `sigma report recall`."""
-        young, trained = self.group(YOUNG), self.group(("trained",))
+        young = self.pooled(YOUNG_COHORTS)
+        trained = self.pooled(("trained",))
         return {
             **_head("recall", self.timeline, self.missing),
-            "newest": self.newest.to_dict() if self.newest else None,
+            "newest": None if self.newest is None else self.newest.to_dict(),
             "headline": {
-                "younger_than_a_day": young.to_dict() if young else None,
-                "trained": trained.to_dict() if trained else None,
+                "younger_than_a_day": None if young is None else recall_document(young),
+                "trained": None if trained is None else recall_document(trained),
             },
-            "probes": [one.to_dict() for one in self.probes],
-            "switches": [
-                {"at": one.at.isoformat(), "generation": one.generation} for one in self.switches
-            ],
+            "probes": [probe.to_dict() for probe in self.probes],
+            "switches": [switch.to_dict() for switch in self.switches],
             "examples": self.comparison.to_dict(),
             **self.timeline.to_dict(),
         }
@@ -64,115 +74,125 @@ class RecallReport:
 
 @dataclass(frozen=True, slots=True)
 class DriftReport:
-    """Drift over a time: looks ascending, and the newest one with its histograms, whenever that was."""
+    """Drift over a time."""
 
     timeline: Timeline
-    looks: tuple[Look, ...]
-    newest: Look | None
-    switches: tuple[Switch, ...]
+    checks: tuple[DriftCheck, ...]
+    """Those of the time, oldest first, without their histograms."""
+    newest: DriftCheck | None
+    """The newest check with its histograms, even when it is older than the time."""
+    switches: tuple[GenerationSwitch, ...]
 
     @property
     def missing(self) -> list[tuple[str, str]]:
-        """What could not be shown, and the command that makes it."""
-        return _missing(
-            self.timeline, self.newest.at if self.newest else None, "drift-report", "look for drift"
-        )
+        """What could not be shown, each with the command that makes it."""
+        return _missing(self.timeline, self.newest, "drift-report", "drift check")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The JSON document of `sigma report drift`."""
+        histograms = {} if self.newest is None else self.newest.result.histograms
         return {
             **_head("drift", self.timeline, self.missing),
-            "newest": self.newest.to_dict() if self.newest else None,
-            "histograms": {name: one.to_dict() for name, one in self.newest.histograms.items()}
-            if self.newest
-            else {},
-            "looks": [one.to_dict() for one in self.looks],
-            "switches": [
-                {"at": one.at.isoformat(), "generation": one.generation} for one in self.switches
-            ],
+            "newest": None if self.newest is None else self.newest.to_dict(),
+            "histograms": {
+                level: histogram_document(histogram) for level, histogram in histograms.items()
+            },
+            "looks": [check.to_dict() for check in self.checks],
+            "switches": [switch.to_dict() for switch in self.switches],
             **self.timeline.to_dict(),
         }
 
 
 def recall_report(
-    conn: Connection, comparison: Comparison, now: datetime, days: int
+    conn: Connection, comparison: GenerationComparison, now: datetime, days: int
 ) -> RecallReport:
-    """The recall report of the last `days` days."""
-    happened = timeline(conn, now - timedelta(days=days), now)
-    probes = [
-        one
-        for one in map(probe_of, done_since(conn, "recall-probe", happened.since))
-        if one is not None
-    ]
-    last = None if probes else newest_done(conn, "recall-probe", "cohorts")
-    newest = probes[-1] if probes else probe_of(last) if last else None
-    seen = [(one.at, one.generation) for one in probes]
+    """Make the recall report of the last `days` days."""
+    timeline = read_timeline(conn, now - timedelta(days=days), now)
+    probes = probe_runs(done_since(conn, "recall-probe", timeline.since))
+    newest = probes[-1] if probes else _newest_probe(conn)
     return RecallReport(
-        happened,
-        tuple(probes),
-        newest,
-        tuple(switches(happened.generations, seen, happened.since)),
-        comparison,
+        timeline=timeline,
+        probes=tuple(probes),
+        newest=newest,
+        switches=_switches(timeline, probes),
+        comparison=comparison,
     )
 
 
 def drift_report(conn: Connection, now: datetime, days: int) -> DriftReport:
-    """The drift report of the last `days` days."""
-    happened = timeline(conn, now - timedelta(days=days), now)
-    runs = done_since(conn, "drift-report", happened.since, without=("histograms",))
-    looks = [one for one in map(look_of, runs) if one is not None]
-    last = newest_done(conn, "drift-report", "monitors")
-    newest = look_of(last) if last else looks[-1] if looks else None
-    seen = [(one.at, one.generation) for one in looks]
+    """Make the drift report of the last `days` days."""
+    timeline = read_timeline(conn, now - timedelta(days=days), now)
+    # Histograms are most of a row, and only the newest ones are shown.
+    runs = done_since(conn, "drift-report", timeline.since, without=("histograms",))
+    checks = drift_checks(runs)
+    newest = _newest_drift_check(conn, checks)
     return DriftReport(
-        happened, tuple(looks), newest, tuple(switches(happened.generations, seen, happened.since))
+        timeline=timeline,
+        checks=tuple(checks),
+        newest=newest,
+        switches=_switches(timeline, checks),
     )
 
 
-def _head(kind: str, happened: Timeline, missing: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _newest_probe(conn: Connection) -> ProbeRun | None:
+    run = newest_done(conn, "recall-probe", "cohorts")
+    return None if run is None else probe_run(run)
+
+
+def _newest_drift_check(conn: Connection, checks: Sequence[DriftCheck]) -> DriftCheck | None:
+    """The newest run with its histograms; without one, the newest of `checks`."""
+    run = newest_done(conn, "drift-report", "monitors")
+    if run is not None:
+        return drift_check(run)
+    return checks[-1] if checks else None
+
+
+def _switches(
+    timeline: Timeline, records: Sequence[ProbeRun | DriftCheck]
+) -> tuple[GenerationSwitch, ...]:
+    seen = [(record.at, record.generation) for record in records]
+    return tuple(find_switches(timeline.generations, seen, timeline.since))
+
+
+def _head(kind: str, timeline: Timeline, missing: Sequence[tuple[str, str]]) -> dict[str, object]:
     return {
         "report": kind,
-        "made_at": happened.until.isoformat(),
-        "since": happened.since.isoformat(),
-        "generation": happened.live.id if happened.live else None,
+        "made_at": timeline.until.isoformat(),
+        "since": timeline.since.isoformat(),
+        "generation": None if timeline.live is None else timeline.live.id,
         "missing": [{"what": what, "command": command} for what, command in missing],
     }
 
 
 def _missing(
-    happened: Timeline, newest: datetime | None, job: str, words: str
+    timeline: Timeline,
+    newest: ProbeRun | DriftCheck | None,
+    job: str,
+    words: str,
 ) -> list[tuple[str, str]]:
-    if happened.live is None:
-        return [
-            (
-                "No generation is live yet, so there is nothing to measure.",
-                "sigma train --manifest F --promote",
-            )
-        ]
-    done = [one for one in happened.runs if one.job == job and one.outcome == "done"]
-    why = plain(done[-1].figures.get("why") or "", 160) if done else ""
-    found = []
-    if newest is None and why:
-        found.append(
-            (
-                f"There is no {words} to show yet: {why}. The scheduler tries every hour; this tries now:",
-                f"sigma jobs run {job}",
-            )
+    if timeline.live is None:
+        what = "No generation is live yet, so there is nothing to measure."
+        return [(what, "sigma train --manifest F --promote")]
+    done = [run for run in timeline.runs if run.job == job and run.outcome == "done"]
+    missing: list[tuple[str, str]] = []
+    if newest is None:
+        reason = skip_reason(done[-1].figures) if done else None
+        missing.append((_nothing_recorded(words, reason), f"sigma jobs run {job}"))
+    last = max((run.started_at for run in done), default=newest.at if newest else None)
+    if last is not None and timeline.until - last > STALE_AFTER:
+        age = format_duration((timeline.until - last).total_seconds())
+        what = f"{job} last ran {age} ago, though it is due every hour: is a scheduler running?"
+        missing.append((what, "sigma jobs list"))
+    return missing
+
+
+def _nothing_recorded(words: str, reason: str | None) -> str:
+    if reason is None:
+        return (
+            f"There has been no {words} yet. "
+            "The scheduler makes one every hour; this makes one now:"
         )
-    elif newest is None:
-        found.append(
-            (
-                f"There has been no {words} yet. The scheduler makes one every hour; this makes one now:",
-                f"sigma jobs run {job}",
-            )
-        )
-    last = max([one.started_at for one in done], default=newest)
-    if last is not None and happened.until - last > STALE:
-        age = span((happened.until - last).total_seconds())
-        found.append(
-            (
-                f"{job} ran {age} ago, though it is due every hour: is a scheduler running?",
-                "sigma jobs list",
-            )
-        )
-    return found
+    return (
+        f"There is no {words} to show yet: {one_line(reason, _MAX_REASON_LENGTH)}. "
+        "The scheduler tries every hour; this tries now:"
+    )

@@ -2,103 +2,117 @@
 
 from ops.report.documents import DriftReport
 from ops.report.drift_plots import drift_plots
-from ops.report.figures import Look, Reading
+from ops.report.formatting import format_count, format_number, percent
 from ops.report.html import Html, table
-from ops.report.job_plots import job_plot
-from ops.report.page import Card, notices, page, plots, section
-from ops.report.tables import alarm_card, generation_card, mark, shared
-from ops.report.words import count, figure, monitor_meaning, monitor_words, percent
+from ops.report.page import Card, PageText, mark, notices, plot_sections, render_page, section
+from ops.report.recorded_runs import DriftCheck
+from ops.report.shared_sections import alarm_card, generation_card, shared_sections
+from ops.report.words import monitor_meaning, monitor_words
+from schemas.job_results import DriftReportResult, MonitorReading
+
+_MAX_SHARE_OF_LIMIT = 99.0
+"""Largest effect, as a multiple of its limit, that the headline writes: it may be infinite."""
+
+_MONITOR_HEADINGS = ("Monitor", "Watches", "Effect", "Its limit", "p", "Its limit", "")
 
 
-def drift_page(report: DriftReport, again: str) -> str:
-    """The file's text."""
-    happened = report.timeline
-    history = job_plot(happened)
-    title = f"Drift, {happened.since:%-d %b} to {happened.until:%-d %b %Y}"
-    parts = (
+def drift_page(report: DriftReport, command: str) -> str:
+    """Write the page. `command` is the command that makes it again."""
+    timeline = report.timeline
+    title = f"Drift, {timeline.since:%-d %b} to {timeline.until:%-d %b %Y}"
+    sections = (
         notices(report.missing),
-        plots(drift_plots(report)),
+        plot_sections(drift_plots(report)),
         _numbers(report.newest),
-        shared(happened, plots([history]) if history else Html("")),
+        shared_sections(timeline),
     )
-    return page("drift", title, verdict(report), happened, _cards(report), parts, again)
+    words = PageText("drift", title, drift_verdict(report), command)
+    return render_page(words, timeline, _cards(report), sections)
 
 
-def verdict(report: DriftReport) -> str:
-    """The newest look and the alarms in a few sentences."""
-    look = report.newest
-    if look is None:
-        return "There is nothing to report yet: nobody has looked for drift."
-    beyond = [one for one in look.readings if one.alarm]
-    total = count(len(look.readings), "monitor")
-    said = (
-        f"{len(beyond)} of {total} {'is' if len(beyond) == 1 else 'are'} beyond {'its' if len(beyond) == 1 else 'their'} limits: "
-        f"{', '.join(monitor_words(one.monitor) for one in beyond)}."
-        if beyond
-        else f"All of {total} are within their limits: what arrives looks like what generation {look.generation} learned from."
-    )
-    pages = sum(one.level == "page" for one in report.timeline.open)
+def drift_verdict(report: DriftReport) -> str:
+    """The newest drift check and the open pages in a few sentences."""
+    if report.newest is None:
+        return "There is nothing to report yet: no drift check has been recorded."
+    result = report.newest.result
+    sentence = _limits_sentence(result)
+    pages = report.timeline.open_pages
     if pages:
-        return f"{said} {count(pages, 'page')} {'is' if pages == 1 else 'are'} open: recall has moved. See `sigma report recall`."
-    if beyond:
-        return f"{said} No page is open, so this can wait for working hours: the captions say what to do."
-    return said
+        are = "is" if pages == 1 else "are"
+        opened = format_count(pages, "page")
+        return f"{sentence} {opened} {are} open: recall has fallen. See `sigma report recall`."
+    if result.alarming:
+        return (
+            f"{sentence} No page is open, so this can wait for working hours: "
+            "the captions say what to do."
+        )
+    return sentence
+
+
+def _limits_sentence(result: DriftReportResult) -> str:
+    beyond = [reading for reading in result.monitors if reading.alarm]
+    total = format_count(len(result.monitors), "monitor")
+    if not beyond:
+        return (
+            f"All {total} are within their limits: "
+            f"what arrives looks like the first arrivals of generation {result.generation}."
+        )
+    names = ", ".join(monitor_words(reading.monitor) for reading in beyond)
+    are_beyond = "is beyond its limits" if len(beyond) == 1 else "are beyond their limits"
+    return f"{len(beyond)} of {total} {are_beyond}: {names}."
 
 
 def _cards(report: DriftReport) -> list[Card]:
-    look = report.newest
-    found = []
-    if look is not None and look.readings:
-        nearest = max(look.readings, key=lambda one: one.ratio)
-        beyond = sum(one.alarm for one in look.readings)
-        found = [
-            Card(
-                "Nearest to its limit",
-                f"{min(nearest.ratio, 99):.0%}",
-                f"{monitor_words(nearest.monitor)}, {_of(nearest)}",
-            ),
-            Card(
-                "Monitors in alarm",
-                f"{beyond} of {len(look.readings)}",
-                f"{look.images:,} images seen",
-                "bad" if beyond else "good",
-            ),
-        ]
-    if look is not None and "id1" in look.histograms:
-        found.append(
-            Card(
-                "First codes moved",
-                percent(look.histograms["id1"].moved),
-                "of the images have another id1 than before",
-            )
-        )
-    return [*found, generation_card(report.timeline), alarm_card(report.timeline)]
+    cards = [] if report.newest is None else _check_cards(report.newest.result)
+    cards.append(generation_card(report.timeline))
+    cards.append(alarm_card(report.timeline))
+    return cards
 
 
-def _of(one: Reading) -> str:
-    return f"effect {figure(one.effect)} of {figure(one.limit)}"
-
-
-def _numbers(look: Look | None) -> Html:
-    if look is None:
-        return Html("")
-    rows = [
-        (
-            monitor_words(one.monitor),
-            monitor_meaning(one.monitor),
-            figure(one.effect),
-            figure(one.limit),
-            figure(one.p),
-            figure(one.p_limit),
-            mark("alarm", "bad") if one.alarm else mark("within limits", "good"),
-        )
-        for one in sorted(look.readings, key=lambda one: -one.ratio)
+def _check_cards(result: DriftReportResult) -> list[Card]:
+    nearest = max(result.monitors, key=lambda reading: reading.ratio)
+    alarms = sum(reading.alarm for reading in result.monitors)
+    effect = f"effect {format_number(nearest.effect)} of {format_number(nearest.effect_limit)}"
+    cards = [
+        Card(
+            "Nearest to its limit",
+            f"{min(nearest.ratio, _MAX_SHARE_OF_LIMIT):.0%}",
+            f"{monitor_words(nearest.monitor)}, {effect}",
+        ),
+        Card(
+            "Monitors in alarm",
+            f"{alarms} of {len(result.monitors)}",
+            f"{result.images:,} images seen",
+            "bad" if alarms else "good",
+        ),
     ]
-    heads = ("Monitor", "Watches", "Effect", "Its limit", "p", "Its limit", "")
-    made = table(
-        "Monitors of the newest look, nearest to its limit first",
-        heads,
-        rows,
+    if "id1" in result.histograms:
+        moved = percent(result.histograms["id1"].moved)
+        note = "of the images have another id1 than before"
+        cards.append(Card("First codes moved", moved, note))
+    return cards
+
+
+def _numbers(check: DriftCheck | None) -> Html:
+    if check is None:
+        return Html("")
+    nearest_first = sorted(check.result.monitors, key=lambda reading: -reading.ratio)
+    numbers = table(
+        "Monitors of the newest drift check, nearest to its limit first",
+        _MONITOR_HEADINGS,
+        [_monitor_row(reading) for reading in nearest_first],
         "No monitor could be read.",
     )
-    return section("The newest look in numbers", made)
+    return section("The newest drift check in numbers", numbers)
+
+
+def _monitor_row(reading: MonitorReading) -> tuple[object, ...]:
+    return (
+        monitor_words(reading.monitor),
+        monitor_meaning(reading.monitor),
+        format_number(reading.effect),
+        format_number(reading.effect_limit),
+        format_number(reading.p),
+        format_number(reading.p_limit),
+        mark("alarm", "bad") if reading.alarm else mark("within limits", "good"),
+    )

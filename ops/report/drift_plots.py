@@ -1,332 +1,403 @@
-"""The drift report's plots: the monitors now and over time, code histograms then and now, and how full the leaves are."""
+"""The plots of the drift report: monitors now and over time, code histograms, and leaf loads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ops.report import ink
+from ops.report import colours
 from ops.report.documents import DriftReport
-from ops.report.figures import Histogram, Look, Reading, perplexity
-from ops.report.ink import Plot, Sheet
-from ops.report.words import figure as worded
-from ops.report.words import monitor_words, percent
+from ops.report.formatting import format_number, percent
+from ops.report.plotting import (
+    DASHES,
+    Canvas,
+    Plot,
+    annotate_at,
+    few_ticks,
+    legend,
+    make_plot,
+    marks_if_few,
+    percent_axis,
+    plot_time,
+    switch_lines,
+    time_axis,
+)
+from ops.report.recorded_runs import DriftCheck, perplexity
+from ops.report.words import monitor_words
+from schemas.job_results import CodeHistogram, MonitorReading
 from workers.repository.alarms import Alarm
 
-_POINTS = 120
+_MAX_POINTS = 120
 """Points of one line: more cannot be told apart on a page."""
 
-_BARS = 64
-"""Codes of a level that are drawn; neighbours share a bar beyond that."""
+_MAX_BARS = 64
+"""Bars of a code histogram: neighbouring codes share a bar beyond that."""
 
-_MONITORS = 24
+_MAX_MONITORS = 24
 """Monitors drawn over time, those nearest to their limit first."""
 
-_SHOWN_RATIO = 3.0
-"""Effects beyond so many limits are drawn up to here, with their figure beside them."""
+_MAX_BAR_RATIO = 3.0
+"""Longest bar, in multiples of the limit. A larger effect has its figure beside the bar."""
+
+_MIN_AXIS_RATIO = 1.45
+"""Least length of the axis, in multiples of the limit: figures fit beside the line of the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LeafPanel:
+    """One figure of the leaves over time."""
+
+    title: str
+    value: Callable[[DriftCheck], float | None]
+
+
+_LEAF_PANELS = (
+    _LeafPanel("Gini of the leaf loads", lambda check: check.result.leaf.gini),
+    _LeafPanel("Images in a leaf, p99", lambda check: check.result.leaf.p99),
+)
+_PRESSURE_PANEL = _LeafPanel(
+    "Images in nearly full leaves", lambda check: check.result.suffix_pressure
+)
 
 
 def drift_plots(report: DriftReport) -> list[Plot]:
-    """All of them that there are figures for."""
-    found = []
-    if report.newest is not None and report.newest.readings:
-        found.append(_now(report.newest))
-    if report.looks and any(one.readings for one in report.looks):
-        found.append(_over_time(report))
-    if report.newest is not None and report.newest.histograms:
-        found.append(_histograms(report.newest))
-    if any(one.leaf for one in report.looks):
-        found.append(_leaves(report))
-    return found
+    """Draw those plots that there are figures for."""
+    plots = []
+    if report.newest is not None:
+        plots.append(_now(report.newest))
+    if report.checks:
+        plots.append(_over_time(report))
+    if report.newest is not None and report.newest.result.histograms:
+        plots.append(_histograms(report.newest.result.histograms))
+    with_leaves = [check for check in report.checks if check.result.leaf.to_json()]
+    if with_leaves:
+        plots.append(_leaves(report, with_leaves))
+    return plots
 
 
-def thinned(
-    looks: Sequence[Look], monitor: str, since: datetime, until: datetime
-) -> list[list[tuple[datetime, Reading]]]:
-    """Lines of a monitor, one for each stretch of one generation, of at most `_POINTS` readings in all and one more each.
+def monitor_lines(
+    checks: Sequence[DriftCheck], monitor: str, since: datetime, until: datetime
+) -> list[list[tuple[datetime, MonitorReading]]]:
+    """The lines of one monitor, one for each stretch of one generation.
 
-    Of several looks that stand at one place, the one nearest to its limit is drawn: no alarm is lost.
+    There are at most `_MAX_POINTS` readings in all, and one more for each switch. Of several
+    readings in one place, the one nearest to its limit is kept, so no alarm is lost.
     """
-    width = max((until - since) / _POINTS, timedelta(seconds=1))
-    lines: list[dict[int, tuple[datetime, Reading]]] = []
+    width = max((until - since) / _MAX_POINTS, timedelta(seconds=1))
+    lines: list[dict[int, tuple[datetime, MonitorReading]]] = []
     generation: int | None = None
-    for look in looks:
-        for one in look.readings:
-            if one.monitor == monitor:
-                if look.generation != generation:
-                    lines.append({})
-                    generation = look.generation
-                kept, bucket = lines[-1], int((look.at - since) / width)
-                if bucket not in kept or (one.alarm, one.ratio) > (
-                    kept[bucket][1].alarm,
-                    kept[bucket][1].ratio,
-                ):
-                    kept[bucket] = (look.at, one)
-    return [[kept[bucket] for bucket in sorted(kept)] for kept in lines]
+    for check in checks:
+        for reading in check.result.monitors:
+            if reading.monitor != monitor:
+                continue
+            if check.generation != generation:
+                lines.append({})
+                generation = check.generation
+            line = lines[-1]
+            place = int((check.at - since) / width)
+            if place not in line or _severity(reading) > _severity(line[place][1]):
+                line[place] = (check.at, reading)
+    return [[line[place] for place in sorted(line)] for line in lines]
 
 
-def folded(shares: Sequence[float], most: int = _BARS) -> list[float]:
-    """A histogram of at most `most` bars: neighbouring codes added up."""
-    each = -(-len(shares) // most)
-    return [sum(shares[start : start + each]) for start in range(0, len(shares), each)]
+def _severity(reading: MonitorReading) -> tuple[bool, float]:
+    return reading.alarm, reading.ratio
 
 
-def _now(look: Look) -> Plot:
-    readings = sorted(look.readings, key=lambda one: one.ratio)
+def fold_codes(shares: Sequence[float], max_bars: int = _MAX_BARS) -> list[float]:
+    """A histogram of at most `max_bars` bars: the shares of neighbouring codes added up."""
+    codes_per_bar = _codes_per_bar(len(shares), max_bars)
+    starts = range(0, len(shares), codes_per_bar)
+    return [sum(shares[start : start + codes_per_bar]) for start in starts]
 
-    def draw(sheet: Sheet) -> Figure:
-        figure = sheet.figure(27 * len(readings) + 52)
+
+def _codes_per_bar(codes: int, max_bars: int = _MAX_BARS) -> int:
+    return -(-codes // max_bars)
+
+
+def _now(check: DriftCheck) -> Plot:
+    # The first row of a plot is at the bottom: the monitor nearest to its limit comes last.
+    readings = sorted(check.result.monitors, key=lambda reading: reading.ratio)
+    longest = min(readings[-1].ratio, _MAX_BAR_RATIO)
+
+    def draw(canvas: Canvas) -> Figure:
+        figure = canvas.figure(27 * len(readings) + 52)
         axes = figure.subplots()
-        for row, one in enumerate(readings):
-            colour = ink.BAD if one.alarm else ink.OURS
-            length = min(one.ratio, _SHOWN_RATIO)
-            axes.barh(
-                [row],
-                [length],
-                height=0.56,
-                color=colour,
-                label="alarm" if one.alarm else "within its limits",
-            )
-            name = f"{worded(one.effect)} of {worded(one.limit)}{'  alarm' if one.alarm else ''}"
-            axes.annotate(
-                name,
-                (length, row),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9.5,
-                color=ink.MUTED,
-            )
-        axes.axvline(1, color=ink.LIMIT, linewidth=1.6, linestyle=(0, (4, 2)), label="limit")
-        axes.set_yticks(range(len(readings)), [monitor_words(one.monitor) for one in readings])
-        axes.tick_params(axis="y", labelcolor=ink.TEXT)
+        for row, reading in enumerate(readings):
+            _draw_bar(axes, row, reading)
+        axes.axvline(1, color=colours.LIMIT, linewidth=1.6, linestyle=DASHES, label="limit")
+        names = [monitor_words(reading.monitor) for reading in readings]
+        axes.set_yticks(range(len(readings)), names)
+        axes.tick_params(axis="y", labelcolor=colours.TEXT)
         axes.set_ylim(-0.6, len(readings) - 0.4)
-        axes.set_xlim(
-            0,
-            max(
-                1.45,
-                min(max(one.ratio for one in readings), _SHOWN_RATIO)
-                * (1.3 if sheet.wide else 1.6),
-            ),
-        )
+        # Room for the figures beside the longest bar.
+        room = 1.3 if canvas.wide else 1.6
+        axes.set_xlim(0, max(_MIN_AXIS_RATIO, longest * room))
         axes.set_xlabel("effect, in units of its limit")
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
-        ink.legend(figure, axes, ("within its limits", "alarm", "limit"))
+        legend(figure, axes, ("within its limits", "alarm", "limit"))
         return figure
 
-    spoken = "; ".join(
-        f"{monitor_words(one.monitor)} {worded(one.effect)} of {worded(one.limit)}"
-        for one in reversed(readings)
-    )
-    return ink.plot(
+    spoken = "; ".join(map(_spoken_reading, reversed(readings)))
+    return make_plot(
         "drift-now",
         "How near each monitor is to its limit",
         f"Bar chart of the effect of each monitor as a share of its limit. {spoken}.",
-        f"The look of {look.at:%-d %B %Y %H:%M} UTC at {look.images:,} images. A bar beyond the dashed line alone is no alarm: its p-value "
-        "must be small too, so that a small sample cannot raise one. Long bars of the codes and the embedding together mean that new "
-        "kinds of images arrive; the score and confidence bars say whether the model still knows what to do with them.",
+        f"The drift check of {check.at:%-d %B %Y %H:%M} UTC on {check.result.images:,} images. A "
+        "bar beyond the dashed line alone is no alarm: its p-value must be small too, so that a "
+        "small sample cannot raise one. Long bars of the codes and the embedding together mean "
+        "that new kinds of images arrive; the score and confidence bars say whether the model "
+        "still handles them well.",
         draw,
     )
+
+
+def _draw_bar(axes: Axes, row: int, reading: MonitorReading) -> None:
+    length = min(reading.ratio, _MAX_BAR_RATIO)
+    figures = f"{format_number(reading.effect)} of {format_number(reading.effect_limit)}"
+    axes.barh(
+        [row],
+        [length],
+        height=0.56,
+        color=colours.BAD if reading.alarm else colours.OURS,
+        label="alarm" if reading.alarm else "within its limits",
+    )
+    axes.annotate(
+        f"{figures}  alarm" if reading.alarm else figures,
+        (length, row),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=9.5,
+        color=colours.MUTED,
+    )
+
+
+def _spoken_reading(reading: MonitorReading) -> str:
+    effect = f"{format_number(reading.effect)} of {format_number(reading.effect_limit)}"
+    return f"{monitor_words(reading.monitor)} {effect}"
 
 
 def _over_time(report: DriftReport) -> Plot:
-    since, until = (
-        max(report.timeline.since, report.looks[0].at - timedelta(hours=1)),
-        report.timeline.until,
-    )
-    newest = {one.monitor: one.ratio for look in report.looks for one in look.readings}
-    names = sorted(newest, key=lambda name: -newest[name])[:_MONITORS]
-    found = {name: thinned(report.looks, name, since, until) for name in names}
+    since, until = _time_span(report, report.checks)
+    names = _monitors_by_ratio(report.checks)[:_MAX_MONITORS]
+    lines = {name: monitor_lines(report.checks, name, since, until) for name in names}
+    switches = _named_switches(report)
 
-    def draw(sheet: Sheet) -> Figure:
-        across = sheet.columns
-        down = -(-len(names) // across)
-        figure = sheet.figure(down * 128 + 34)
-        grid = figure.subplots(down, across, squeeze=False)
-        for spare in grid.flat[len(names) :]:
-            spare.set_visible(False)
-        for name, axes in zip(names, grid.flat, strict=False):
-            _monitor(axes, found[name])
+    def draw(canvas: Canvas) -> Figure:
+        figure, panels = canvas.panels(len(names), 128)
+        for name, axes in zip(names, panels, strict=True):
+            _draw_monitor(axes, lines[name])
             axes.set_title(monitor_words(name))
-            ink.time_axis(axes, since, until)
-            _alarms(axes, [one for one in report.timeline.alarms if one.monitor == name], until)
-            ink.switch_lines(axes, [(one.at, f"G{one.generation}") for one in report.switches])
-        ink.legend(figure, grid.flat[0], ("effect", "limit", "an alarm"))
+            time_axis(axes, since, until)
+            _shade_alarms(axes, name, report.timeline.alarms, until)
+            switch_lines(axes, switches)
+        legend(figure, panels[0], ("effect", "limit", "an alarm"))
         return figure
 
-    alarming = [
-        monitor_words(name)
-        for name in names
-        if any(one.alarm for line in found[name] for _, one in line)
-    ]
-    return ink.plot(
+    return make_plot(
         "drift-time",
         "Each monitor over time",
         f"Line charts of the effect of {len(names)} monitors with their limits. "
-        + (
-            f"Beyond their limits at some time: {', '.join(alarming)}."
-            if alarming
-            else "None was an alarm in this time."
-        ),
-        "The line is the effect, the dashes its limit, dots are looks that were an alarm, shaded stretches are times with an open alarm, "
-        "dotted lines mark switches. A slow rise towards the limit is a shift that gathers; a step is a new source of images or a fault. "
-        "After a switch the reference is new and the effect should fall.",
+        f"{_spoken_alarms(lines)}",
+        "The line is the effect, the dashes its limit, dots are drift checks with an alarm, shaded "
+        "stretches are times with an open alarm, dotted lines mark switches. A slow rise towards "
+        "the limit is a gradual shift; a step is a new source of images or a fault. After a switch "
+        "the reference is new and the effect should fall.",
         draw,
     )
 
 
-def _monitor(axes: Axes, lines: Sequence[Sequence[tuple[datetime, Reading]]]) -> None:
-    for found in lines:
-        times, readings = [ink.moment(at) for at, _ in found], [one for _, one in found]
-        marks = ink.marks_if_few(len(found))
+def _monitors_by_ratio(checks: Iterable[DriftCheck]) -> list[str]:
+    """Names of all monitors, those nearest to their limit in their newest reading first."""
+    newest: dict[str, float] = {}
+    for check in checks:
+        for reading in check.result.monitors:
+            newest[reading.monitor] = reading.ratio
+    return sorted(newest, key=lambda name: -newest[name])
+
+
+def _draw_monitor(axes: Axes, lines: Sequence[Sequence[tuple[datetime, MonitorReading]]]) -> None:
+    lowest = 0.0
+    # Above 0, so that the axis has a height where everything is 0.
+    highest = 1e-9
+    for line in lines:
+        times = [plot_time(at) for at, _ in line]
+        effects = [reading.effect for _, reading in line]
+        limits = [reading.effect_limit for _, reading in line]
+        marks = marks_if_few(len(line))
         axes.plot(
             times,
-            [one.limit for one in readings],
-            color=ink.LIMIT,
+            limits,
+            color=colours.LIMIT,
             linewidth=1.4,
-            linestyle=(0, (4, 2)),
+            linestyle=DASHES,
             label="limit",
             **marks,
         )
-        axes.plot(times, [one.effect for one in readings], color=ink.OURS, label="effect", **marks)
-        beyond = [
-            (time, one.effect) for time, one in zip(times, readings, strict=True) if one.alarm
-        ]
-        axes.plot(
-            [at for at, _ in beyond],
-            [effect for _, effect in beyond],
-            "o",
-            color=ink.BAD,
-            markersize=4,
-            label="an alarm",
-        )
-    shown = [value for found in lines for _, one in found for value in (one.effect, one.limit)]
-    axes.set_ylim(min(0.0, *shown), max(1e-9, *shown) * 1.15)
-    axes.yaxis.set_major_locator(ink.few_ticks())
+        axes.plot(times, effects, color=colours.OURS, label="effect", **marks)
+        _draw_alarm_dots(axes, line)
+        lowest = min(lowest, *effects, *limits)
+        highest = max(highest, *effects, *limits)
+    axes.set_ylim(lowest, highest * 1.15)
+    axes.yaxis.set_major_locator(few_ticks())
 
 
-def _alarms(axes: Axes, alarms: Sequence[Alarm], until: datetime) -> None:
-    for one in alarms:
-        axes.axvspan(
-            ink.moment(one.raised_at),
-            ink.moment(one.cleared_at or until),
-            color=ink.BAD,
-            alpha=0.12,
-            linewidth=0,
-        )
+def _draw_alarm_dots(axes: Axes, line: Sequence[tuple[datetime, MonitorReading]]) -> None:
+    alarms = [(at, reading) for at, reading in line if reading.alarm]
+    axes.plot(
+        [plot_time(at) for at, _ in alarms],
+        [reading.effect for _, reading in alarms],
+        "o",
+        color=colours.BAD,
+        markersize=4,
+        label="an alarm",
+    )
 
 
-def _histograms(look: Look) -> Plot:
-    found = look.histograms
+def _shade_alarms(axes: Axes, monitor: str, alarms: Iterable[Alarm], until: datetime) -> None:
+    for alarm in alarms:
+        if alarm.monitor == monitor:
+            begin = plot_time(alarm.raised_at)
+            end = plot_time(alarm.cleared_at or until)
+            axes.axvspan(begin, end, color=colours.BAD, alpha=0.12, linewidth=0)
 
-    def draw(sheet: Sheet) -> Figure:
-        figure = sheet.figure((2 if sheet.wide else len(found)) * 138 + 34)
-        grid = (
-            figure.subplots(2, 2, squeeze=False)
-            if sheet.wide
-            else figure.subplots(len(found), 1, squeeze=False)
-        )
-        for spare in grid.flat[len(found) :]:
-            spare.set_visible(False)
-        for (name, one), axes in zip(found.items(), grid.flat, strict=False):
-            _codes(axes, name, one)
-        ink.legend(figure, grid.flat[0], ("now", "then"))
+
+def _spoken_alarms(
+    lines: Mapping[str, Sequence[Sequence[tuple[datetime, MonitorReading]]]],
+) -> str:
+    alarming = []
+    for name, parts in lines.items():
+        if any(reading.alarm for line in parts for _, reading in line):
+            alarming.append(monitor_words(name))
+    if not alarming:
+        return "None was an alarm in this time."
+    return f"Beyond their limits at some time: {', '.join(alarming)}."
+
+
+def _histograms(histograms: Mapping[str, CodeHistogram]) -> Plot:
+    def draw(canvas: Canvas) -> Figure:
+        # Two rows of two levels, also where a row did not record all levels.
+        figure, panels = canvas.panels(len(histograms), 138, columns=2)
+        for (level, histogram), axes in zip(histograms.items(), panels, strict=True):
+            _draw_codes(axes, level, histogram)
+        legend(figure, panels[0], ("now", "reference"))
         return figure
 
-    spoken = "; ".join(
-        f"{name}: {percent(one.moved)} of the images would have to change code"
-        for name, one in found.items()
-    )
-    uses = ", ".join(
-        f"{name} {perplexity(one.then):.1f} then and {perplexity(one.now):.1f} now"
-        for name, one in found.items()
-    )
-    return ink.plot(
+    moved = []
+    codes_in_use = []
+    for level, histogram in histograms.items():
+        share = percent(histogram.moved)
+        moved.append(f"{level}: {share} of the images would have to change code")
+        then = perplexity(histogram.then)
+        now = perplexity(histogram.now)
+        codes_in_use.append(f"{level} {then:.1f} and {now:.1f}")
+    return make_plot(
         "codes",
-        "Codes then and now",
-        f"Histograms of the codes of each level, in the reference and now. {spoken}.",
-        "How often each code is given: bars are the newest images, outlines what the generation learned from. The figure beside a level is "
-        f"the share of images that would have to change their code for both to agree. Codes in use: {uses}. A few bars that tower over "
-        "their outlines are a new topic; many empty ones mean that the codebook no longer fits and re-clustering will pay.",
+        "Codes in the reference and now",
+        f"Histograms of the codes of each level, in the reference and now. {'; '.join(moved)}.",
+        "How often each code is given: bars are the newest images, outlines the reference. The "
+        "figure beside a level is the share of images that would have to change their code for "
+        f"both to agree. Codes in use, in the reference and now: {', '.join(codes_in_use)}. A few "
+        "bars far above their outlines are a new topic; many empty ones mean that the codebook no "
+        "longer fits and that re-clustering will help.",
         draw,
     )
 
 
-def _codes(axes: Axes, name: str, one: Histogram) -> None:
-    then, now = folded(one.then), folded(one.now)
-    at = range(len(now))
-    each = -(-len(one.now) // _BARS)
-    axes.bar(at, now, width=0.82, color=ink.OURS, label="now")
-    axes.stairs(
-        then,
-        [position - 0.5 for position in range(len(then) + 1)],
-        color=ink.THEN,
-        linewidth=1.5,
-        label="then",
-    )
-    axes.set_title(f"{name}", pad=8)
-    said = f"{percent(one.moved)} moved, {len(one.now)} codes{f', {each} to a bar' if each > 1 else ''}"
-    inside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    axes.annotate(said, (1, 1), xytext=(0, 8), ha="right", fontsize=9.5, color=ink.MUTED, **inside)
+def _draw_codes(axes: Axes, level: str, histogram: CodeHistogram) -> None:
+    codes = len(histogram.now)
+    now = fold_codes(histogram.now)
+    then = fold_codes(histogram.then)
+    edges = [bar - 0.5 for bar in range(len(then) + 1)]
+    axes.bar(range(len(now)), now, width=0.82, color=colours.OURS, label="now")
+    axes.stairs(then, edges, color=colours.REFERENCE, linewidth=1.5, label="reference")
+    axes.set_title(level, pad=8)
+    note = f"{percent(histogram.moved)} moved, {codes} codes"
+    if _codes_per_bar(codes) > 1:
+        note += f", {_codes_per_bar(codes)} to a bar"
+    annotate_at(axes, note, (1, 1), (0, 8), ha="right", fontsize=9.5)
     axes.set_xlim(-0.7, len(now) - 0.3)
-    axes.xaxis.set_major_locator(ink.few_ticks(whole=True))
-    axes.yaxis.set_major_locator(ink.few_ticks())
-    ink.percent_axis(axes)
+    axes.xaxis.set_major_locator(few_ticks(whole=True))
+    axes.yaxis.set_major_locator(few_ticks())
+    percent_axis(axes)
 
 
-def _leaves(report: DriftReport) -> Plot:
-    looks = [one for one in report.looks if one.leaf]
-    since, until = (
-        max(report.timeline.since, looks[0].at - timedelta(hours=1)),
-        report.timeline.until,
-    )
-    step = -(-len(looks) // _POINTS)
-    shown = looks[::-1][::step][::-1]
-    panels = [
-        ("Gini of the leaf loads", lambda one: one.leaf.get("gini")),
-        ("Images in a leaf, p99", lambda one: one.leaf.get("p99")),
-    ]
-    panels += (
-        [("Images in nearly full leaves", lambda one: one.suffix_pressure)]
-        if any(one.suffix_pressure is not None for one in shown)
-        else []
-    )
+def _leaves(report: DriftReport, checks: Sequence[DriftCheck]) -> Plot:
+    """`checks` are those that recorded leaf loads, oldest first."""
+    since, until = _time_span(report, checks)
+    shown = _thinned(checks)
+    panels = list(_LEAF_PANELS)
+    if any(check.result.suffix_pressure is not None for check in shown):
+        panels.append(_PRESSURE_PANEL)
+    switches = _named_switches(report)
 
-    def draw(sheet: Sheet) -> Figure:
-        figure = sheet.figure(136 if sheet.wide else 118 * len(panels))
-        grid = (
-            figure.subplots(1, len(panels), squeeze=False)
-            if sheet.wide
-            else figure.subplots(len(panels), 1, squeeze=False)
-        )
-        for (title, value), axes in zip(panels, grid.flat, strict=True):
-            points = [(ink.moment(one.at), value(one)) for one in shown if value(one) is not None]
-            alone = ink.marks_if_few(len(points))
-            axes.plot(
-                [at for at, _ in points], [found for _, found in points], color=ink.OURS, **alone
-            )
-            axes.set_title(title)
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_locator(ink.few_ticks())
-            ink.time_axis(axes, since, until, ticks=4)
-            ink.switch_lines(axes, [(one.at, f"G{one.generation}") for one in report.switches])
+    def draw(canvas: Canvas) -> Figure:
+        if canvas.wide:
+            figure = canvas.figure(136)
+            grid = figure.subplots(1, len(panels), squeeze=False)
+        else:
+            figure = canvas.figure(118 * len(panels))
+            grid = figure.subplots(len(panels), 1, squeeze=False)
+        for panel, axes in zip(panels, grid.flat, strict=True):
+            _draw_leaf_panel(axes, panel, shown)
+            time_axis(axes, since, until)
+            switch_lines(axes, switches)
         return figure
 
-    last = shown[-1]
-    spoken = ", ".join(f"{name} {worded(value)}" for name, value in last.leaf.items())
-    pressure = (
-        f", suffix pressure {worded(last.suffix_pressure)}"
-        if last.suffix_pressure is not None
-        else ""
-    )
-    return ink.plot(
+    return make_plot(
         "leaves",
         "How full the leaves are",
-        f"Line charts of the leaf loads over time. Newest: {spoken}{pressure}.",
-        "A rising Gini or p99 means that arrivals crowd into few leaves: queries that reach them rank more candidates and get slower. "
-        "Images whose leaf is full spill to their second-best one. Re-clustering spreads them: `sigma jobs run recluster`.",
+        f"Line charts of the leaf loads over time. Newest: {_spoken_leaves(shown[-1])}.",
+        "A rising Gini or p99 means that arrivals crowd into few leaves: queries that reach them "
+        "rank more candidates and get slower. Images whose leaf is full spill to their next best "
+        "one. Re-clustering spreads them: `sigma jobs run recluster`.",
         draw,
     )
+
+
+def _thinned(checks: Sequence[DriftCheck]) -> list[DriftCheck]:
+    """At most `_MAX_POINTS` checks, evenly spread; the newest one is always kept."""
+    step = -(-len(checks) // _MAX_POINTS)
+    newest_first = checks[::-1][::step]
+    return list(reversed(newest_first))
+
+
+def _draw_leaf_panel(axes: Axes, panel: _LeafPanel, checks: Iterable[DriftCheck]) -> None:
+    times = []
+    values = []
+    for check in checks:
+        value = panel.value(check)
+        if value is not None:
+            times.append(plot_time(check.at))
+            values.append(value)
+    axes.plot(times, values, color=colours.OURS, **marks_if_few(len(times)))
+    axes.set_title(panel.title)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(few_ticks())
+
+
+def _spoken_leaves(check: DriftCheck) -> str:
+    loads = check.result.leaf
+    named = {
+        "gini": loads.gini,
+        "p99": loads.p99,
+        "max": loads.max,
+        "suffix pressure": check.result.suffix_pressure,
+    }
+    return ", ".join(
+        f"{name} {format_number(value)}" for name, value in named.items() if value is not None
+    )
+
+
+def _time_span(report: DriftReport, checks: Sequence[DriftCheck]) -> tuple[datetime, datetime]:
+    """What a time axis shows. A new installation begins at its left edge, not after empty weeks."""
+    first = checks[0].at - timedelta(hours=1)
+    return max(report.timeline.since, first), report.timeline.until
+
+
+def _named_switches(report: DriftReport) -> list[tuple[datetime, str]]:
+    return [(switch.at, f"G{switch.generation}") for switch in report.switches]

@@ -1,86 +1,105 @@
-"""The job history as a plot: one line a job, one mark a run."""
+"""The job history as a plot: one line for each job, one mark for each run."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ops.report import ink
-from ops.report.ink import Plot, Sheet
+from ops.report import colours
+from ops.report.formatting import format_count, one_line
+from ops.report.plotting import Canvas, Plot, legend, make_plot, plot_time, time_axis
 from ops.report.timeline import Timeline
-from ops.report.words import count, plain
 from workers.repository.job_runs import JobRun
 
 _MARKS = {
-    "done": ("|", ink.GOOD, 8),
-    "running": ("o", ink.OURS, 6),
-    "skipped": ("s", ink.THEN, 5),
-    "failed": ("X", ink.BAD, 8),
+    "done": ("|", colours.GOOD, 8),
+    "running": ("o", colours.OURS, 6),
+    "skipped": ("s", colours.REFERENCE, 5),
+    "failed": ("X", colours.BAD, 8),
 }
-_PLACES = 160
-"""Marks of one kind on one line: more would cover each other."""
+"""Shape, colour and size in points of the mark of each outcome. Failures are drawn last, on top."""
 
-_JOBS = 16
+_MAX_MARKS = 160
+"""Marks of one outcome on one line: more would cover each other."""
+
+_MAX_JOBS = 16
+"""Lines of the plot, in the order of the alphabet."""
+
+_LINE_PT = 30
+"""Height of a line, in points."""
+
+_FRAME_PT = 64
+"""Height of the legend and the time axis, in points."""
 
 
-def job_plot(happened: Timeline) -> Plot | None:
-    """The runs of all jobs; None when there were none."""
-    if not happened.runs:
+def job_plot(timeline: Timeline) -> Plot | None:
+    """Draw the runs of all jobs; None when there were none."""
+    if not timeline.runs:
         return None
-    names = sorted({one.job for one in happened.runs})[:_JOBS]
-    since, until = (
-        max(happened.since, happened.runs[0].started_at - timedelta(hours=1)),
-        happened.until,
-    )
+    jobs = sorted({run.job for run in timeline.runs})[:_MAX_JOBS]
+    # A new installation begins at the left edge instead of behind weeks of nothing.
+    since = max(timeline.since, timeline.runs[0].started_at - timedelta(hours=1))
 
-    def draw(sheet: Sheet) -> Figure:
-        figure = sheet.figure(30 * len(names) + 64)
+    def draw(canvas: Canvas) -> Figure:
+        figure = canvas.figure(_LINE_PT * len(jobs) + _FRAME_PT)
         axes = figure.subplots()
-        for row, name in enumerate(reversed(names)):
-            for outcome, (mark, colour, size) in _MARKS.items():
-                found = _spread(
-                    [one for one in happened.runs if one.job == name and one.outcome == outcome],
-                    happened,
-                )
-                if found:
-                    axes.plot(
-                        found,
-                        [row] * len(found),
-                        mark,
-                        color=colour,
-                        markersize=size,
-                        label=outcome,
-                        linestyle="none",
-                    )
-        axes.set_yticks(range(len(names)), [plain(name, 24) for name in reversed(names)])
-        axes.tick_params(axis="y", labelcolor=ink.TEXT)
-        axes.set_ylim(-0.6, len(names) - 0.4)
-        ink.time_axis(axes, since, until)
-        ink.legend(figure, axes, tuple(_MARKS))
+        for line, job in enumerate(reversed(jobs)):
+            _draw_line(axes, line, job, timeline)
+        axes.set_yticks(range(len(jobs)), [one_line(job, 24) for job in reversed(jobs)])
+        axes.tick_params(axis="y", labelcolor=colours.TEXT)
+        axes.set_ylim(-0.6, len(jobs) - 0.4)
+        time_axis(axes, since, timeline.until)
+        legend(figure, axes, tuple(_MARKS))
         return figure
 
-    totals = ", ".join(
-        f"{sum(one.outcome == name for one in happened.runs):,} {name}" for name in _MARKS
-    )
-    failed = sum(one.outcome == "failed" for one in happened.runs)
-    return ink.plot(
+    totals = _totals(timeline.runs)
+    return make_plot(
         "jobs",
         "Job history",
-        f"Marks along time, one line a job: {totals}.",
-        f"Every run of every job since {since:%-d %B}: {totals}. "
-        + (
-            f"The reasons of {count(failed, 'failure')} stand in the table below; a gap without marks is a time without a scheduler."
-            if failed
-            else "Nothing failed. A gap without marks is a time without a scheduler."
-        ),
+        f"Marks along time, one line for each job: {totals}.",
+        f"Every run of every job since {since:%-d %B}: {totals}. {_advice(timeline.runs)}",
         draw,
     )
 
 
-def _spread(runs: Sequence[JobRun], happened: Timeline) -> list[float]:
-    """Times of runs, one for each place on the line."""
-    width = max((happened.until - happened.since) / _PLACES, timedelta(seconds=1))
-    places = {
-        int((one.started_at - happened.since) / width): ink.moment(one.started_at) for one in runs
-    }
+def _draw_line(axes: Axes, line: int, job: str, timeline: Timeline) -> None:
+    for outcome, (shape, colour, size) in _MARKS.items():
+        runs = [run for run in timeline.runs if run.job == job and run.outcome == outcome]
+        if runs:
+            times = _spread(runs, timeline.since, timeline.until)
+            axes.plot(
+                times,
+                [line] * len(times),
+                shape,
+                color=colour,
+                markersize=size,
+                label=outcome,
+                linestyle="none",
+            )
+
+
+def _spread(runs: Sequence[JobRun], since: datetime, until: datetime) -> list[float]:
+    """Times to mark, in days since 1970: one run, the last one, for each place on the line."""
+    width = max((until - since) / _MAX_MARKS, timedelta(seconds=1))
+    places = {int((run.started_at - since) / width): plot_time(run.started_at) for run in runs}
     return sorted(places.values())
+
+
+def _totals(runs: Sequence[JobRun]) -> str:
+    totals = [f"{_count(runs, outcome):,} {outcome}" for outcome in _MARKS]
+    return ", ".join(totals)
+
+
+def _advice(runs: Sequence[JobRun]) -> str:
+    failed = _count(runs, "failed")
+    gaps = "gap without marks is a time without a scheduler."
+    if not failed:
+        return f"Nothing failed. A {gaps}"
+    reasons = "reason" if failed == 1 else "reasons"
+    failures = format_count(failed, "failure")
+    return f"The {reasons} of {failures} can be read in the table below; a {gaps}"
+
+
+def _count(runs: Sequence[JobRun], outcome: str) -> int:
+    return sum(run.outcome == outcome for run in runs)

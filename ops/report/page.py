@@ -1,26 +1,33 @@
-"""The page: one self-contained HTML file, without a script, without the network, light and dark, for a desk, a phone and paper."""
+"""The page: one self-contained HTML file for a desktop, a phone and paper, in light and dark mode.
+
+It has no script and loads nothing from the network.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from ops.report.formatting import format_time
 from ops.report.html import Html, join, prose, tag
-from ops.report.ink import Plot
+from ops.report.plotting import Plot
 from ops.report.timeline import Timeline
-from ops.report.words import GLOSSARY, moment
+from ops.report.words import GLOSSARY
 from schemas.errors import WorkFailedError
 from schemas.settings import MEBIBYTE
 
-MOST_BYTES = 5 * MEBIBYTE
-"""Size of a page. Plots are thinned and pictures rationed, so that a page stays far below it."""
+MAX_PAGE_BYTES = 5 * MEBIBYTE
+"""Size of a page. Plots are thinned and pictures limited, so that a page stays far below it."""
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+CONTENT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
 """What a browser may load or run for the page: pictures and styles in the file, nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A headline figure: what it is, the figure, and what to read it with. `tone` is plain, good or bad."""
+    """A headline figure with its name and a note. `tone` is plain, good or bad."""
 
     name: str
     figure: str
@@ -28,92 +35,103 @@ class Card:
     tone: str = "plain"
 
 
-def page(
-    kind: str,
-    title: str,
-    lead: str,
-    happened: Timeline,
-    cards: Sequence[Card],
-    parts: Iterable[Html],
-    again: str,
+@dataclass(frozen=True, slots=True)
+class PageText:
+    """The words of a page: which report it is, its title, and its verdict in a few sentences."""
+
+    kind: str
+    title: str
+    verdict: str
+    command: str
+    """The command that makes the page again."""
+
+
+def render_page(
+    words: PageText, timeline: Timeline, cards: Sequence[Card], sections: Iterable[Html]
 ) -> str:
-    """The whole file. `again` is the command that makes it again."""
-    live = happened.live
-    about = f"Made {moment(happened.until)} · {f'generation {live.id} is live' if live else 'no generation is live'}"
+    """Write the whole file.
+
+    Raises:
+        WorkFailedError: the page would be larger than `MAX_PAGE_BYTES`.
+    """
     body = tag(
         "main",
-        tag(
-            "header",
-            tag("p", f"sigma-stream · {kind} report", class_="kicker"),
-            tag("h1", title),
-            tag("p", prose(lead), class_="lead"),
-        ),
-        tag("p", about, class_="about"),
-        tag("section", *map(_card, cards), class_="cards", aria_label="Headline figures")
-        if cards
-        else Html(""),
-        *parts,
+        _header(words),
+        tag("p", _made(timeline), class_="about"),
+        _headline_figures(cards),
+        *sections,
         _glossary(),
-        tag(
-            "footer",
-            tag("p", "Make this page again: ", tag("code", again)),
-            tag("p", "The same as JSON: ", tag("code", _as_json(again))),
-        ),
+        _footer(words.command),
     )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", f"{title} · sigma-stream"),
-        tag("link", rel="icon", href="data:,"),
-        tag(
-            "style",
-            Html(resources.files("ops.report").joinpath("page.css").read_text(encoding="utf-8")),
-        ),
-    )
-    whole = f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
-    size = len(whole.encode("utf-8"))
-    if size > MOST_BYTES:
+    document = tag("html", _head(words.title), tag("body", body), lang="en")
+    file = f"<!doctype html>\n{document}\n"
+    size = len(file.encode("utf-8"))
+    if size > MAX_PAGE_BYTES:
         raise WorkFailedError(
-            f"the page has {size:,} bytes, allowed are {MOST_BYTES:,}; report fewer days with --days"
+            f"the page must have at most {MAX_PAGE_BYTES:,} bytes, it has {size:,}; "
+            "report fewer days with --days"
         )
-    return whole
+    return file
 
 
 def section(title: str, *children: object) -> Html:
-    """A part of the page under a heading."""
+    """Make a part of the page under a heading."""
     return tag("section", tag("h2", title), *children)
 
 
-def plots(found: Sequence[Plot]) -> Html:
-    """Plots one below the other, each with its words."""
-    return join(map(_plot, found))
+def plot_sections(plots: Iterable[Plot]) -> Html:
+    """Show plots one below the other, each with its title and caption."""
+    return join(_plot_section(plot) for plot in plots)
 
 
-def notices(missing: Sequence[tuple[str, str]]) -> Html:
-    """What could not be shown, and the command that makes it."""
+def notices(missing: Iterable[tuple[str, str]]) -> Html:
+    """Say what could not be shown, each with the command that makes it."""
     return join(
         tag("aside", tag("p", what), tag("p", tag("code", command)), class_="notice", role="note")
         for what, command in missing
     )
 
 
-def _plot(found: Plot) -> Html:
-    drawings = join(
-        tag("div", Html(svg), class_=f"drawing {name}")
-        for name, svg in (("wide", found.wide), ("narrow", found.narrow))
-    )
-    # The caption stands outside of the figure: what is inside a role of img is not read aloud.
+def mark(word: str, tone: str) -> Html:
+    """A small framed word. `tone` is plain, good or bad."""
+    return tag("span", word, class_=f"mark {tone}")
+
+
+def _head(title: str) -> Html:
+    stylesheet = resources.files("ops.report").joinpath("page.css").read_text(encoding="utf-8")
     return tag(
-        "section",
-        tag("h2", found.title, id=f"{found.name}-title"),
-        tag("figure", drawings, id=found.name, role="img", aria_label=found.label),
-        tag("p", prose(found.caption), class_="caption"),
-        class_="plot",
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=CONTENT_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", f"{title} · sigma-stream"),
+        # An empty icon: without it, browsers ask the server for /favicon.ico.
+        tag("link", rel="icon", href="data:,"),
+        tag("style", Html(stylesheet)),
     )
+
+
+def _header(words: PageText) -> Html:
+    return tag(
+        "header",
+        tag("p", f"sigma-stream · {words.kind} report", class_="kicker"),
+        tag("h1", words.title),
+        tag("p", prose(words.verdict), class_="lead"),
+    )
+
+
+def _made(timeline: Timeline) -> str:
+    live = timeline.live
+    state = "no generation is live" if live is None else f"generation {live.id} is live"
+    return f"Made {format_time(timeline.until)} · {state}"
+
+
+def _headline_figures(cards: Sequence[Card]) -> Html:
+    if not cards:
+        return Html("")
+    return tag("section", *map(_card, cards), class_="cards", aria_label="Headline figures")
 
 
 def _card(card: Card) -> Html:
@@ -126,12 +144,30 @@ def _card(card: Card) -> Html:
     )
 
 
-def _glossary() -> Html:
-    entries = join(
-        join((tag("dt", word), tag("dd", meaning))) for word, meaning in GLOSSARY.items()
+def _plot_section(plot: Plot) -> Html:
+    wide = tag("div", Html(plot.wide), class_="drawing wide")
+    narrow = tag("div", Html(plot.narrow), class_="drawing narrow")
+    # The caption is outside of the figure: screen readers skip what is inside a role of img.
+    return tag(
+        "section",
+        tag("h2", plot.title, id=f"{plot.name}-title"),
+        tag("figure", wide, narrow, id=plot.name, role="img", aria_label=plot.label),
+        tag("p", prose(plot.caption), class_="caption"),
+        class_="plot",
     )
-    return section("Words", tag("dl", entries))
 
 
-def _as_json(again: str) -> str:
-    return f"{again.split(' --out')[0]} --json"
+def _glossary() -> Html:
+    entries: list[Html] = []
+    for word, meaning in GLOSSARY.items():
+        entries += [tag("dt", word), tag("dd", meaning)]
+    return section("Words", tag("dl", *entries))
+
+
+def _footer(command: str) -> Html:
+    without_file, _, _ = command.partition(" --out")
+    return tag(
+        "footer",
+        tag("p", "Make this page again: ", tag("code", command)),
+        tag("p", "The same as JSON: ", tag("code", f"{without_file} --json")),
+    )

@@ -3,184 +3,214 @@
 from collections.abc import Mapping, Sequence
 
 from ops.report.documents import RecallReport
-from ops.report.examples import DEPTH, SHOWN, Answer, Comparison, Example
-from ops.report.figures import COHORTS, YOUNG, Recall
-from ops.report.html import Html, join, prose, table, tag
-from ops.report.job_plots import job_plot
-from ops.report.page import Card, notices, page, plots, section
+from ops.report.formatting import format_count, percent
+from ops.report.generation_comparison import (
+    DEPTH,
+    EXAMPLES_SHOWN,
+    ComparedQuery,
+    GenerationComparison,
+    RankedAnswer,
+)
+from ops.report.html import Html, join, table, tag
+from ops.report.page import Card, PageText, notices, plot_sections, render_page, section
 from ops.report.recall_plots import recall_plots
-from ops.report.tables import alarm_card, generation_card, shared
-from ops.report.words import COHORT_WORDS, count, percent
+from ops.report.recorded_runs import YOUNG_COHORTS, recall_interval
+from ops.report.shared_sections import alarm_card, generation_card, shared_sections
+from ops.report.words import COHORT_WORDS
+from schemas.job_results import RECALL_CUTOFFS, CohortRecall
 
-_LIKELY = 0.05
-"""Below this, a difference between two generations is called more than chance."""
+_SIGNIFICANT = 0.05
+"""p-value below which a difference between two generations is called more than chance."""
+
+_CARD_COHORTS = {
+    "younger than a day": YOUNG_COHORTS,
+    "later arrivals": ("week", "older"),
+    "learned in training": ("trained",),
+}
+"""Cohorts of the headline figures, by name."""
+
+_NUMBER_HEADINGS = (
+    "Images",
+    "Queries",
+    "R@1 ours / exact",
+    "R@5 ours / exact",
+    "R@10 ours / exact",
+    "95% interval of our R@10",
+)
 
 
-def recall_page(report: RecallReport, pictures: Mapping[str, str], again: str) -> str:
-    """The file's text. `pictures` are data URIs by image id."""
-    happened = report.timeline
-    history = job_plot(happened)
-    title = f"Recall, {happened.since:%-d %b} to {happened.until:%-d %b %Y}"
-    parts = (
+def recall_page(report: RecallReport, pictures: Mapping[str, str], command: str) -> str:
+    """Write the page.
+
+    Args:
+        report: what to show.
+        pictures: data URIs of thumbnails by image id; an image without one is shown by its id.
+        command: the command that makes the page again.
+    """
+    timeline = report.timeline
+    title = f"Recall, {timeline.since:%-d %b} to {timeline.until:%-d %b %Y}"
+    sections = (
         notices(report.missing),
-        plots(recall_plots(report)),
+        plot_sections(recall_plots(report)),
         _numbers(report),
-        section("Queries that got better or worse", _examples(report.comparison, pictures)),
-        shared(happened, plots([history]) if history else Html("")),
+        section("Queries that got better or worse", _comparison(report.comparison, pictures)),
+        shared_sections(timeline),
     )
-    return page("recall", title, verdict(report), happened, _cards(report), parts, again)
+    words = PageText("recall", title, recall_verdict(report), command)
+    return render_page(words, timeline, _cards(report), sections)
 
 
-def verdict(report: RecallReport) -> str:
-    """The newest probe and the alarms in a few sentences."""
-    young, trained = report.group(YOUNG), report.group(("trained",))
+def recall_verdict(report: RecallReport) -> str:
+    """The newest probe run and the open pages in a few sentences."""
     if report.newest is None:
         return "There is nothing to report yet: no recall probe has been recorded."
-    said = [
-        f"{percent(one.ours['R@10'])} of the {words} are among the first ten answers to their own caption, "
-        f"where exact search finds {percent(one.exact['R@10'])}."
-        for words, one in (
-            ("images younger than a day", young),
-            ("images learned in training", trained),
-        )
-        if one is not None
-    ]
-    pages = sum(one.level == "page" for one in report.timeline.open)
+    sentences = []
+    young = report.pooled(YOUNG_COHORTS)
+    trained = report.pooled(("trained",))
+    if young is not None:
+        sentences.append(_recall_sentence("images younger than a day", young))
+    if trained is not None:
+        sentences.append(_recall_sentence("images learned in training", trained))
+    pages = report.timeline.open_pages
     if pages:
-        said.append(
-            f"{count(pages, 'page')} {'is' if pages == 1 else 'are'} open: look at the alarms below first."
+        are = "is" if pages == 1 else "are"
+        opened = format_count(pages, "page")
+        sentences.append(f"{opened} {are} open: look at the alarms below first.")
+    if not sentences:
+        return (
+            "The newest probe run asked for neither young nor trained images; "
+            "the figures by age are below."
         )
+    return " ".join(sentences)
+
+
+def _recall_sentence(images: str, recall: CohortRecall) -> str:
     return (
-        " ".join(said)
-        or "The newest probe met neither young nor trained images; the figures by age are below."
+        f"{percent(recall.ours['R@10'])} of the {images} are among the first ten answers to their "
+        f"own caption; exact search finds {percent(recall.exact['R@10'])}."
     )
 
 
 def _cards(report: RecallReport) -> list[Card]:
-    groups = (
-        ("younger than a day", YOUNG),
-        ("later arrivals", ("week", "older")),
-        ("learned in training", ("trained",)),
-    )
-    found = (
-        [_card(f"R@10, {name}", report.group(cohorts)) for name, cohorts in groups]
-        if report.newest
-        else []
-    )
-    return [*found, generation_card(report.timeline), alarm_card(report.timeline)]
+    cards = []
+    if report.newest is not None:
+        for name, cohorts in _CARD_COHORTS.items():
+            cards.append(_recall_card(f"R@10, {name}", report.pooled(cohorts)))
+    cards.append(generation_card(report.timeline))
+    cards.append(alarm_card(report.timeline))
+    return cards
 
 
-def _card(name: str, one: Recall | None) -> Card:
-    if one is None:
-        return Card(name, "—", "none in the newest probe")
-    low, high = one.interval()
-    asked = count(one.queries, "query", "queries")
-    note = f"95% interval {percent(low)} to {percent(high)}, exact search {percent(one.exact['R@10'])}, {asked}"
-    return Card(name, percent(one.ours["R@10"]), note)
+def _recall_card(name: str, recall: CohortRecall | None) -> Card:
+    if recall is None:
+        return Card(name, "—", "none in the newest probe run")
+    low, high = recall_interval(recall)
+    exact = percent(recall.exact["R@10"])
+    queries = format_count(recall.queries, "query", "queries")
+    note = f"95% interval {percent(low)} to {percent(high)}, exact search {exact}, {queries}"
+    return Card(name, percent(recall.ours["R@10"]), note)
 
 
 def _numbers(report: RecallReport) -> Html:
     if report.newest is None:
         return Html("")
-    rows = []
-    for name in COHORTS:
-        if name in report.newest.cohorts:
-            one = report.newest.cohorts[name]
-            low, high = one.interval()
-            pairs = [
-                f"{percent(one.ours[cutoff])} / {percent(one.exact[cutoff])}"
-                for cutoff in ("R@1", "R@5", "R@10")
-            ]
-            rows.append(
-                (
-                    COHORT_WORDS[name],
-                    f"{one.queries:,}",
-                    *pairs,
-                    f"{percent(low)} to {percent(high)}",
-                )
-            )
-    heads = (
-        "Images",
-        "Queries",
-        "R@1 ours / exact",
-        "R@5 ours / exact",
-        "R@10 ours / exact",
-        "95% interval of our R@10",
-    )
-    return section(
-        "The newest probe in numbers",
-        table("Recall of the newest probe by the age of the image", heads, rows, ""),
-    )
+    cohorts = report.newest.result.cohorts
+    rows = [_number_row(name, recall) for name, recall in cohorts.items()]
+    title = "Recall of the newest probe run by the age of the image"
+    numbers = table(title, _NUMBER_HEADINGS, rows, "")
+    return section("The newest probe run in numbers", numbers)
 
 
-def _examples(found: Comparison, pictures: Mapping[str, str]) -> Html:
-    if found.why is not None:
-        return tag("p", found.why, class_="empty")
-    better, worse = found.better, found.worse
-    same = len(found.examples) - len(better) - len(worse)
-    chance = ""
-    if found.chance < _LIKELY:
-        chance = f"So lopsided a result is chance in {percent(found.chance)} of cases only: the generations differ."
-    elif better or worse:
-        chance = (
-            f"That is no more lopsided than chance makes it (sign test, p = {found.chance:.2f})."
-        )
-    said = (
-        f"{count(len(found.examples), 'caption')} of known images, asked of G{found.before} and of G{found.after}, over what they hold "
-        f"now: {len(better)} better, {len(worse)} worse, {same} in the same place. {chance} The image that was meant is framed."
-    )
+def _number_row(cohort: str, recall: CohortRecall) -> list[str]:
+    low, high = recall_interval(recall)
+    row = [COHORT_WORDS[cohort], f"{recall.queries:,}"]
+    for cutoff in RECALL_CUTOFFS:
+        row.append(f"{percent(recall.ours[cutoff])} / {percent(recall.exact[cutoff])}")
+    row.append(f"{percent(low)} to {percent(high)}")
+    return row
+
+
+def _comparison(comparison: GenerationComparison, pictures: Mapping[str, str]) -> Html:
+    if comparison.why is not None:
+        return tag("p", comparison.why, class_="empty")
+    better = comparison.better[:EXAMPLES_SHOWN]
+    worse = comparison.worse[:EXAMPLES_SHOWN]
+    after = comparison.after
     return join(
         (
-            tag("p", prose(said)),
-            _kind(f"Better in G{found.after}", better[:SHOWN], found, pictures),
-            _kind(f"Worse in G{found.after}", worse[:SHOWN], found, pictures),
+            tag("p", _comparison_sentence(comparison)),
+            _examples(f"Better in G{after}", better, comparison, pictures),
+            _examples(f"Worse in G{after}", worse, comparison, pictures),
         )
     )
 
 
-def _kind(
-    title: str, shown: Sequence[Example], found: Comparison, pictures: Mapping[str, str]
-) -> Html:
-    if not shown:
-        return Html("")
-    return join(
-        (
-            tag("h3", title),
-            tag("div", *(_example(one, found, pictures) for one in shown), class_="examples"),
-        )
-    )
-
-
-def _example(one: Example, found: Comparison, pictures: Mapping[str, str]) -> Html:
-    meant = tag("div", _picture(one.image_id, pictures, one.query), class_="wanted")
-    wanted = tag("div", tag("div", tag("strong", "Meant"), "this image"), meant, class_="row")
-    rows = [
-        _answer(f"G{number}", answer, one, pictures)
-        for number, answer in ((found.before, one.before), (found.after, one.after))
+def _comparison_sentence(comparison: GenerationComparison) -> str:
+    better = len(comparison.better)
+    worse = len(comparison.worse)
+    same = len(comparison.queries) - better - worse
+    captions = format_count(len(comparison.queries), "caption")
+    sentences = [
+        f"{captions} of known images, asked of G{comparison.before} and of G{comparison.after}, "
+        "over the images that each holds now: "
+        f"{better} better, {worse} worse, {same} in the same place."
     ]
+    if comparison.chance < _SIGNIFICANT:
+        chance = percent(comparison.chance)
+        sentences.append(
+            f"Chance alone gives so one-sided a result in only {chance} of cases: "
+            "the generations differ."
+        )
+    elif better or worse:
+        sentences.append(
+            "Chance alone can give a result as one-sided as this "
+            f"(sign test, p = {comparison.chance:.2f})."
+        )
+    sentences.append("The image that was meant is framed.")
+    return " ".join(sentences)
+
+
+def _examples(
+    title: str,
+    queries: Sequence[ComparedQuery],
+    comparison: GenerationComparison,
+    pictures: Mapping[str, str],
+) -> Html:
+    if not queries:
+        return Html("")
+    examples = [_example(query, comparison, pictures) for query in queries]
+    return join((tag("h3", title), tag("div", *examples, class_="examples")))
+
+
+def _example(
+    query: ComparedQuery, comparison: GenerationComparison, pictures: Mapping[str, str]
+) -> Html:
+    picture = tag("div", _picture(query.image_id, pictures, query.query), class_="wanted")
+    meant = tag("div", tag("div", tag("strong", "Meant"), "this image"), picture, class_="row")
+    # bdi: a caption written from right to left must not turn the quotation marks.
+    caption = tag("p", tag("bdi", f"“{query.query}”"), class_="query")
     return tag(
         "article",
-        tag("p", tag("bdi", f"“{one.query}”"), class_="query"),
-        wanted,
-        *rows,
+        caption,
+        meant,
+        _answer_row(f"G{comparison.before}", query.before, query.image_id, pictures),
+        _answer_row(f"G{comparison.after}", query.after, query.image_id, pictures),
         class_="example",
     )
 
 
-def _answer(name: str, answer: Answer, one: Example, pictures: Mapping[str, str]) -> Html:
+def _answer_row(
+    name: str, answer: RankedAnswer, wanted_id: str, pictures: Mapping[str, str]
+) -> Html:
     place = f"rank {answer.rank}" if answer.rank else f"beyond {DEPTH}"
-    shown = [
-        tag(
-            "div",
-            _picture(image_id, pictures, f"answer {rank}"),
-            class_="wanted" if image_id == one.image_id else "other",
-        )
-        for rank, image_id in enumerate(answer.top, start=1)
-    ]
+    shown = []
+    for rank, image_id in enumerate(answer.top, start=1):
+        picture = _picture(image_id, pictures, f"answer {rank}")
+        shown.append(tag("div", picture, class_="wanted" if image_id == wanted_id else "other"))
     return tag("div", tag("div", tag("strong", name), place), *shown, class_="row")
 
 
-def _picture(image_id: str, pictures: Mapping[str, str], words: str) -> Html:
+def _picture(image_id: str, pictures: Mapping[str, str], description: str) -> Html:
     if image_id not in pictures:
         return tag("span", image_id, class_="lost")
-    return tag("img", src=pictures[image_id], alt=words, title=image_id)
+    return tag("img", src=pictures[image_id], alt=description, title=image_id)

@@ -3,62 +3,71 @@
 from collections.abc import Sequence
 
 from ops.report.documents import DriftReport, RecallReport
-from ops.report.figures import COHORTS
+from ops.report.formatting import format_number, format_time, percent
+from ops.report.recorded_runs import recall_interval
 from ops.report.timeline import Timeline
-from ops.report.words import COHORT_WORDS, figure, moment, monitor_words, percent
+from ops.report.words import COHORT_WORDS, monitor_words
+from schemas.job_results import CohortRecall, MonitorReading
 from workers.repository.alarms import Alarm
 
 
 def recall_summary(report: RecallReport) -> str:
-    """The newest probe by age, and the alarms."""
-    lines = []
+    """The newest probe by age of the image, and the alarms."""
+    lines: list[str] = []
     if report.newest is not None:
+        result = report.newest.result
         lines.append(
-            f"probe        {moment(report.newest.at)}, generation {report.newest.generation}; R@10 of {report.newest.queries} queries"
+            f"probe        {format_time(report.newest.at)}, generation {result.generation}; "
+            f"R@10 of {result.queries} queries"
         )
-        for name in COHORTS:
-            if name in report.newest.cohorts:
-                one = report.newest.cohorts[name]
-                low, high = one.interval()
-                shown = f"{percent(one.ours['R@10']):>6} ({percent(low)} to {percent(high)}), exact {percent(one.exact['R@10'])}"
-                lines.append(f"  {COHORT_WORDS[name]:<22} {shown}, {one.queries} queries")
-        lines.append(
-            f"probes       {len(report.probes)} in this time, {len(report.switches)} switches"
-        )
-    return "\n".join([*lines, *_tail(report.timeline, report.missing, "recall")])
+        for name, recall in result.cohorts.items():
+            lines.append(_cohort_line(name, recall))
+        switches = len(report.switches)
+        lines.append(f"probes       {len(report.probes)} in this time, {switches} switches")
+    lines += _closing_lines(report.timeline, report.missing, "recall")
+    return "\n".join(lines)
 
 
 def drift_summary(report: DriftReport) -> str:
-    """The newest look, the monitors nearest to their limits first, and the alarms."""
-    lines = []
+    """The newest drift check, monitors nearest to their limits first, and the alarms."""
+    lines: list[str] = []
     if report.newest is not None:
-        look = report.newest
+        result = report.newest.result
         lines.append(
-            f"look         {moment(look.at)}, generation {look.generation}; {look.images:,} images"
+            f"check        {format_time(report.newest.at)}, generation {result.generation}; "
+            f"{result.images:,} images"
         )
-        for one in sorted(look.readings, key=lambda one: -one.ratio):
-            state = "ALARM" if one.alarm else "within limits"
-            lines.append(
-                f"  {monitor_words(one.monitor):<28} {figure(one.effect):>8} of {figure(one.limit):<8} {state}"
-            )
-        lines.append(
-            f"looks        {len(report.looks)} in this time, {len(report.switches)} switches"
-        )
-    return "\n".join([*lines, *_tail(report.timeline, report.missing, "drift")])
+        nearest_first = sorted(result.monitors, key=lambda reading: -reading.ratio)
+        lines += map(_monitor_line, nearest_first)
+        switches = len(report.switches)
+        lines.append(f"checks       {len(report.checks)} in this time, {switches} switches")
+    lines += _closing_lines(report.timeline, report.missing, "drift")
+    return "\n".join(lines)
 
 
-def _tail(happened: Timeline, missing: Sequence[tuple[str, str]], kind: str) -> list[str]:
-    alarms = [
-        f"ALARM        {one.level}: {monitor_words(one.monitor)}, {_of(one)}, since {moment(one.raised_at)}"
-        for one in happened.open
-    ]
-    lacking = [f"MISSING      {what}  {command}" for what, command in missing]
+def _cohort_line(name: str, recall: CohortRecall) -> str:
+    low, high = recall_interval(recall)
+    ours = f"{percent(recall.ours['R@10']):>6} ({percent(low)} to {percent(high)})"
+    exact = percent(recall.exact["R@10"])
+    return f"  {COHORT_WORDS[name]:<22} {ours}, exact {exact}, {recall.queries} queries"
+
+
+def _monitor_line(reading: MonitorReading) -> str:
+    state = "ALARM" if reading.alarm else "within limits"
+    effect = f"{format_number(reading.effect):>8} of {format_number(reading.effect_limit):<8}"
+    return f"  {monitor_words(reading.monitor):<28} {effect} {state}"
+
+
+def _closing_lines(timeline: Timeline, missing: Sequence[tuple[str, str]], kind: str) -> list[str]:
+    alarms = [_alarm_line(alarm) for alarm in timeline.open_alarms]
     return [
         *(alarms or ["alarms       none open"]),
-        *lacking,
+        *(f"MISSING      {what}  {command}" for what, command in missing),
         f"as a page:   sigma report {kind} --out {kind}.html",
     ]
 
 
-def _of(one: Alarm) -> str:
-    return f"effect {figure(one.effect)} of {figure(one.effect_limit)}"
+def _alarm_line(alarm: Alarm) -> str:
+    effect = f"effect {format_number(alarm.effect)} of {format_number(alarm.effect_limit)}"
+    since = format_time(alarm.raised_at)
+    return f"ALARM        {alarm.level}: {monitor_words(alarm.monitor)}, {effect}, since {since}"

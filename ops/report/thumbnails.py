@@ -1,4 +1,4 @@
-"""Pictures of examples: small, inlined, and rationed, so that a page stays small whatever is in the store."""
+"""Pictures of the examples: small, in the page itself, and limited in number of bytes."""
 
 import base64
 import io
@@ -13,30 +13,40 @@ from workers.repository.images import images_by_id
 from workers.runtime.pictures import read_picture
 
 _SIDE_PX = 128
-_QUALITY = 78
-_MOST_BYTES = 1 << 20
-"""Of all pictures of a page together, before they are written as text."""
+"""Longer side of a thumbnail; the page shows it at half that size, sharp on dense screens."""
+
+_JPEG_QUALITY = 78
+"""Of 95: artefacts are hardly visible at this size."""
+
+_MAX_TOTAL_BYTES = 1 << 20
+"""All pictures of a page together, before they are encoded as text."""
 
 
 def thumbnails(conn: Connection, store: ImageStore, image_ids: Iterable[str]) -> dict[str, str]:
-    """Data URIs by image id. An image that is gone, or beyond the ration, is left out."""
-    found: dict[str, str] = {}
-    used = 0
-    for image_id, stored in sorted(images_by_id(conn, sorted(set(image_ids))).items()):
-        data = _shrunk(store, stored.normalized_uri) if stored.state == "indexed" else None
-        if data is not None and used + len(data) <= _MOST_BYTES:
-            used += len(data)
-            found[image_id] = f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
-    return found
+    """Data URIs of JPEG thumbnails by image id.
+
+    An image is left out when it is deleted or unreadable, or when all together would be too large.
+    """
+    uris: dict[str, str] = {}
+    total_bytes = 0
+    for image_id, image in sorted(images_by_id(conn, sorted(set(image_ids))).items()):
+        if image.state != "indexed":
+            continue
+        jpeg = _thumbnail(store, image.normalized_uri)
+        if jpeg is None or total_bytes + len(jpeg) > _MAX_TOTAL_BYTES:
+            continue
+        total_bytes += len(jpeg)
+        uris[image_id] = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
+    return uris
 
 
-def _shrunk(store: ImageStore, uri: str) -> bytes | None:
-    """A JPEG of at most 128 px a side, None when the store cannot give the image."""
+def _thumbnail(store: ImageStore, uri: str) -> bytes | None:
+    """A JPEG of at most `_SIDE_PX` a side; None when the store cannot give the image."""
     try:
         picture = Image.fromarray(read_picture(store, uri))
     except SigmaError:
         return None
     picture.thumbnail((_SIDE_PX, _SIDE_PX))
     target = io.BytesIO()
-    picture.save(target, "JPEG", quality=_QUALITY, optimize=True)
+    picture.save(target, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return target.getvalue()

@@ -1,149 +1,211 @@
-"""The timeline: what happened meanwhile. Generations and their gates, switches between them, alarms, and how the jobs went."""
+"""The timeline of a report: generations, switches between them, alarms, and runs of jobs."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
 
+from schemas.job_results import JobFailure
+from schemas.json_values import finite_number
 from workers.repository.alarms import Alarm, alarms_since, open_alarms
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, generations
 from workers.repository.history import outcomes_since
 from workers.repository.job_runs import JobRun
 
+_OUTCOMES = ("done", "failed", "skipped", "running")
+"""Outcomes of a run that are counted, in the order of the JSON document."""
+
 
 @dataclass(frozen=True, slots=True)
-class Switch:
-    """The moment from which a generation answered."""
+class GenerationSwitch:
+    """The moment from which a generation answered queries."""
 
     at: datetime
     generation: int
 
+    def to_dict(self) -> dict[str, object]:
+        """The JSON shape."""
+        return {"at": self.at.isoformat(), "generation": self.generation}
+
+
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    """How the runs of one job went."""
+
+    job: str
+    runs: dict[str, int]
+    """Number of runs by outcome."""
+    last_done_at: datetime | None
+    """When the newest successful run ended."""
+    median_s: float | None
+    """Median duration of the successful runs, in seconds."""
+    last_failure: JobRun | None
+
+    @property
+    def last_error(self) -> str | None:
+        """Why the last failed run failed; None where it noted no reason."""
+        if self.last_failure is None:
+            return None
+        failure = JobFailure.from_json(self.last_failure.figures)
+        return None if failure is None else failure.error
+
+    def to_dict(self) -> dict[str, object]:
+        """The JSON shape."""
+        failure: dict[str, object] | None = None
+        if self.last_failure is not None:
+            failure = {"at": self.last_failure.started_at.isoformat(), "error": self.last_error}
+        return {
+            "job": self.job,
+            "runs": dict(self.runs),
+            "last_done_at": _iso(self.last_done_at),
+            "median_s": None if self.median_s is None else round(self.median_s, 3),
+            "last_failure": failure,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """What happened between `since` and `until`; generations are all there ever were, oldest first."""
+    """What happened between `since` and `until`."""
 
     since: datetime
     until: datetime
     generations: tuple[Generation, ...]
+    """All that ever existed, oldest first."""
     alarms: tuple[Alarm, ...]
     """Those raised in the time and those still open, oldest first."""
     runs: tuple[JobRun, ...]
+    """Runs of all jobs begun in the time, oldest first."""
 
     @property
     def live(self) -> Generation | None:
         """The generation that answers queries."""
-        return next((one for one in self.generations if one.state == "live"), None)
+        return next((item for item in self.generations if item.state == "live"), None)
 
     @property
-    def open(self) -> tuple[Alarm, ...]:
-        """Alarms that nobody has cleared; pages first."""
-        found = [one for one in self.alarms if one.cleared_at is None]
-        return tuple(sorted(found, key=lambda one: (one.level != "page", one.raised_at)))
+    def open_alarms(self) -> tuple[Alarm, ...]:
+        """Alarms that are not cleared; pages first."""
+        still_open = [alarm for alarm in self.alarms if alarm.cleared_at is None]
+        still_open.sort(key=lambda alarm: (alarm.level != "page", alarm.raised_at))
+        return tuple(still_open)
 
-    def jobs(self) -> list[dict[str, Any]]:
-        """How each job went: runs by outcome, its last success, its usual duration and its last failure."""
-        names = sorted({one.job for one in self.runs})
-        return [_job(name, [one for one in self.runs if one.job == name]) for name in names]
+    @property
+    def open_pages(self) -> int:
+        """How many pages are open."""
+        return sum(alarm.level == "page" for alarm in self.open_alarms)
 
-    def to_dict(self) -> dict[str, Any]:
+    def job_summaries(self) -> list[JobSummary]:
+        """How each job went, in the order of the alphabet."""
+        runs_of: dict[str, list[JobRun]] = {}
+        for run in self.runs:
+            runs_of.setdefault(run.job, []).append(run)
+        return [_summary(job, runs_of[job]) for job in sorted(runs_of)]
+
+    def to_dict(self) -> dict[str, object]:
         """The part of the JSON document that both reports share."""
         return {
-            "generations": [_generation(one) for one in self.generations],
-            "alarms": [_alarm(one) for one in self.alarms],
-            "jobs": self.jobs(),
+            "generations": [_generation_document(item) for item in self.generations],
+            "alarms": [_alarm_document(alarm) for alarm in self.alarms],
+            "jobs": [summary.to_dict() for summary in self.job_summaries()],
         }
 
 
-def timeline(conn: Connection, since: datetime, until: datetime) -> Timeline:
-    """Read it from the database."""
-    alarms = {one.id: one for one in [*alarms_since(conn, since), *open_alarms(conn)]}
+def read_timeline(conn: Connection, since: datetime, until: datetime) -> Timeline:
+    """Read what happened between two times from the database."""
+    # An alarm raised in the time that is still open is in both lists.
+    alarms = {alarm.id: alarm for alarm in [*alarms_since(conn, since), *open_alarms(conn)]}
+    oldest_first = sorted(alarms.values(), key=lambda alarm: (alarm.raised_at, alarm.id))
     return Timeline(
         since=since,
         until=until,
         generations=tuple(generations(conn)),
-        alarms=tuple(sorted(alarms.values(), key=lambda one: (one.raised_at, one.id))),
+        alarms=tuple(oldest_first),
         runs=tuple(outcomes_since(conn, since)),
     )
 
 
-def switches(
-    found: Sequence[Generation], seen: Sequence[tuple[datetime, int]], since: datetime
-) -> list[Switch]:
-    """When generations began to answer: as the table says, and as records (`seen`, ascending) show it.
+def find_switches(
+    known: Sequence[Generation], seen: Sequence[tuple[datetime, int]], since: datetime
+) -> list[GenerationSwitch]:
+    """When generations began to answer, oldest first.
 
-    The table keeps the last time only: a generation that came back by rollback has lost its first one.
+    The table keeps only the last time that a generation went live: one that came back by rollback
+    has lost its first time. Such a switch is taken from the records of the jobs.
+
+    Args:
+        known: rows of the table.
+        seen: times of records, ascending, and the generation that was live.
+        since: earlier switches are left out.
     """
-    known = [Switch(one.live_at, one.id) for one in found if one.live_at is not None]
-    for (before, old), (after, new) in pairwise(seen):
-        if new != old and not any(
-            one.generation == new and before <= one.at <= after for one in known
-        ):
-            known.append(Switch(after, new))
-    return sorted((one for one in known if one.at >= since), key=lambda one: one.at)
-
-
-def mode_of(found: Generation) -> str:
-    """How a generation was made: full, refresh, recluster, or full where nobody noted it."""
-    return found.config.training.mode_or_full
-
-
-def _generation(found: Generation) -> dict[str, Any]:
-    return {
-        "id": found.id,
-        "state": found.state,
-        "mode": mode_of(found),
-        "parent": found.config.training.parent,
-        "images": found.config.training.images,
-        "codebook": found.codebook_version,
-        "created_at": found.created_at.isoformat(),
-        "live_at": _iso(found.live_at),
-        "ended_at": _iso(found.ended_at),
-        "gate": None if found.config.gate is None else found.config.gate.to_json(),
-    }
-
-
-def _alarm(found: Alarm) -> dict[str, Any]:
-    return {
-        "id": found.id,
-        "generation": found.generation,
-        "monitor": found.monitor,
-        "level": found.level,
-        "effect": found.effect,
-        "effect_limit": found.effect_limit,
-        "p": found.p,
-        "p_limit": found.p_limit,
-        "detail": found.detail,
-        "raised_at": found.raised_at.isoformat(),
-        "cleared_at": _iso(found.cleared_at),
-    }
-
-
-def _job(name: str, runs: Sequence[JobRun]) -> dict[str, Any]:
-    done = [one for one in runs if one.outcome == "done" and one.ended_at is not None]
-    failed = [one for one in runs if one.outcome == "failed"]
-    seconds = [
-        (one.ended_at - one.started_at).total_seconds() for one in done if one.ended_at is not None
+    switches = [
+        GenerationSwitch(item.live_at, item.id) for item in known if item.live_at is not None
     ]
+    for (before, old), (after, new) in pairwise(seen):
+        if new != old and not _is_known(switches, new, before, after):
+            switches.append(GenerationSwitch(after, new))
+    recent = [switch for switch in switches if switch.at >= since]
+    return sorted(recent, key=lambda switch: switch.at)
+
+
+def _is_known(
+    switches: Sequence[GenerationSwitch], generation: int, before: datetime, after: datetime
+) -> bool:
+    return any(
+        switch.generation == generation and before <= switch.at <= after for switch in switches
+    )
+
+
+def _summary(job: str, runs: Sequence[JobRun]) -> JobSummary:
+    counts = {outcome: sum(run.outcome == outcome for run in runs) for outcome in _OUTCOMES}
+    failures = [run for run in runs if run.outcome == "failed"]
+    last_done_at = None
+    seconds = []
+    for run in runs:
+        if run.outcome == "done" and run.ended_at is not None:
+            last_done_at = run.ended_at
+            seconds.append((run.ended_at - run.started_at).total_seconds())
+    return JobSummary(
+        job=job,
+        runs=counts,
+        last_done_at=last_done_at,
+        median_s=statistics.median(seconds) if seconds else None,
+        last_failure=failures[-1] if failures else None,
+    )
+
+
+def _generation_document(item: Generation) -> dict[str, object]:
+    training = item.config.training
+    gate = item.config.gate
     return {
-        "job": name,
-        "runs": {
-            outcome: sum(one.outcome == outcome for one in runs)
-            for outcome in ("done", "failed", "skipped", "running")
-        },
-        "last_done_at": _iso(done[-1].ended_at) if done else None,
-        "median_s": round(statistics.median(seconds), 3) if seconds else None,
-        "last_failure": {
-            "at": failed[-1].started_at.isoformat(),
-            "error": failed[-1].figures.get("error"),
-        }
-        if failed
-        else None,
+        "id": item.id,
+        "state": item.state,
+        "mode": training.mode_or_full,
+        "parent": training.parent,
+        "images": finite_number(training.images),
+        "codebook": item.codebook_version,
+        "created_at": item.created_at.isoformat(),
+        "live_at": _iso(item.live_at),
+        "ended_at": _iso(item.ended_at),
+        "gate": None if gate is None else gate.to_json(),
     }
 
 
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
+def _alarm_document(alarm: Alarm) -> dict[str, object]:
+    return {
+        "id": alarm.id,
+        "generation": alarm.generation,
+        "monitor": alarm.monitor,
+        "level": alarm.level,
+        "effect": alarm.effect,
+        "effect_limit": alarm.effect_limit,
+        "p": alarm.p,
+        "p_limit": alarm.p_limit,
+        "detail": alarm.detail,
+        "raised_at": alarm.raised_at.isoformat(),
+        "cleared_at": _iso(alarm.cleared_at),
+    }
+
+
+def _iso(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()

@@ -1,4 +1,4 @@
-"""The drift report with a real model: it waits for its reference, and asks known items of the generation that answers."""
+"""The drift report with a real model: it waits for its reference and asks known items."""
 
 from model.drift.monitors import NOVEL_SHARE
 from ops.cli.context import open_database
@@ -12,20 +12,14 @@ from workers.repository.generations import live
 
 def test_known_items_are_asked_of_the_live_generation(home: Home) -> None:
     (run,) = home.ok("jobs", "run", "drift-report")["runs"]
-    assert (run["outcome"], run["figures"]["why"]) == (
-        "done",
-        "calibrating: 0 of 2000 reference images have arrived",
-    )
-    with open_services(Settings(home=home.folder)) as found, open_database(found, "test") as conn:
+    assert run["outcome"] == "done"
+    assert run["figures"]["why"] == "calibrating: 0 of 2000 reference images have arrived"
+    with open_services(Settings(home=home.folder)) as opened, open_database(opened, "test") as conn:
         generation = live(conn)
         assert generation is not None
-        keys = [
-            key
-            for key, *_ in rows(
-                conn, "image_page", generation=generation.id, after=0, amount=TRAINED
-            )
-        ]
-        recall = known_items(found, conn, generation, keys)
+        page = rows(conn, "image_page", generation=generation.id, after=0, amount=TRAINED)
+        keys = [key for key, *_ in page]
+        recall = known_items(opened, conn, generation, keys)
     assert recall is not None
     # Held-out captions of images that the model was trained on.
     assert recall.queries == round(NOVEL_SHARE * len(keys))

@@ -1,17 +1,18 @@
-"""What a page is made of: text that cannot break out, drawings without ids or styles that collide, a size that is bounded."""
+"""What a page is made of: escaped text, drawings that do not collide, and a bounded size."""
 
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from ops.cli.main import main
-from ops.report import ink
+from ops.report import colours
 from ops.report.html import Html, prose, table, tag, text
-from ops.report.page import Card, page
+from ops.report.page import MAX_PAGE_BYTES, Card, PageText, render_page
+from ops.report.plotting import Canvas, make_plot
 from ops.report.timeline import Timeline
-from ops.report.words import count, figure, monitor_words, plain, points, span
 from schemas.errors import WorkFailedError
 from tests.recorded import HOSTILE
 
@@ -19,55 +20,32 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 NOTHING = Timeline(NOW - timedelta(days=1), NOW, (), (), ())
 
 
-def test_whatever_is_not_markup_of_ours_is_escaped() -> None:
+def test_everything_that_is_not_markup_is_escaped() -> None:
     assert text("<b> & \"'") == "&lt;b&gt; &amp; &quot;&#x27;"
-    made = tag("p", HOSTILE, tag("b", "x"), title='"><script>', class_="a")
-    assert made.startswith(
+    element = tag("p", HOSTILE, tag("b", "x"), title='"><script>', class_="a")
+    assert element.startswith(
         '<p title="&quot;&gt;&lt;script&gt;" class="a">&lt;/table&gt;&lt;script&gt;'
     )
-    assert made.endswith("<b>x</b></p>")
+    assert element.endswith("<b>x</b></p>")
     assert "<script" not in table(HOSTILE, [HOSTILE], [[HOSTILE]], HOSTILE)
     assert prose("a <b> `sigma jobs list`") == "a &lt;b&gt; <code>sigma jobs list</code>"
     assert tag("br") == "<br>"
 
 
-def test_text_of_the_database_becomes_one_readable_line() -> None:
-    assert plain("a\u202eb\x00c\n\n  d\u200b") == "a b c d"
-    assert plain("x" * 500, 10) == "x" * 9 + "…"
-    assert monitor_words("some_new-monitor") == "some new monitor"
-    assert monitor_words("id1") == "first codes"
-
-
-@pytest.mark.parametrize(
-    ("found", "wanted"),
-    [
-        (points(-0.026), "−2.6 points"),
-        (points(0.0001), "no difference"),
-        (figure(None), "—"),
-        (figure(0.00012345), "0.000123"),
-        (figure(12345.6), "12,346"),
-        (span(9), "9.0 s"),
-        (span(600), "10 min"),
-        (span(200_000), "2 days"),
-        (count(1, "query", "queries"), "1 query"),
-        (count(2000, "page"), "2,000 pages"),
-    ],
-)
-def test_numbers_read_as_people_write_them(found: str, wanted: str) -> None:
-    assert found == wanted
-
-
 def test_a_drawing_takes_its_colours_from_the_page_and_its_ids_collide_with_no_other() -> None:
-    def draw(sheet: ink.Sheet) -> ink.Figure:
-        found = sheet.figure(120)
-        axes = found.subplots()
-        axes.plot([0, 1, 2], [0, 1, 4], marker="o", color=ink.OURS)
+    def draw(canvas: Canvas) -> Figure:
+        figure = canvas.figure(120)
+        axes = figure.subplots()
+        axes.plot([0, 1, 2], [0, 1, 4], marker="o", color=colours.OURS)
         axes.set_title(HOSTILE)
-        return found
+        return figure
 
-    one, other = (ink.plot(name, "t", "l", "c", draw) for name in ("one", "other"))
-    drawings = [one.wide, one.narrow, other.wide, other.narrow]
-    ids = [found for svg in drawings for found in re.findall(r' id="([^"]+)"', svg)]
+    first = make_plot("first", "t", "l", "c", draw)
+    second = make_plot("second", "t", "l", "c", draw)
+    drawings = [first.wide, first.narrow, second.wide, second.narrow]
+    ids: list[str] = []
+    for svg in drawings:
+        ids += re.findall(r' id="([^"]+)"', svg)
     assert ids
     assert len(ids) == len(set(ids))
     for svg in drawings:
@@ -75,31 +53,29 @@ def test_a_drawing_takes_its_colours_from_the_page_and_its_ids_collide_with_no_o
         assert used
         assert set(used) <= set(ids)
         assert "var(--ours)" in svg
-        assert not re.search(
-            r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]|<style|<script|<metadata|font-family|http://(?!www\.w3\.org/2000/svg)",
-            svg,
-        )
-    assert 'viewBox="0 0 680 120"' in one.wide
-    assert 'viewBox="0 0 316 120"' in one.narrow
+        assert not re.search(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]", svg)
+        assert not re.search(r"<style|<script|<metadata|font-family", svg)
+        assert not re.search(r"http://(?!www\.w3\.org/2000/svg)", svg)
+    assert 'viewBox="0 0 680 120"' in first.wide
+    assert 'viewBox="0 0 316 120"' in first.narrow
 
 
 def test_a_page_allows_no_script_and_no_network_and_says_how_to_make_it_again() -> None:
-    made = page(
-        "recall",
-        HOSTILE,
-        "lead",
-        NOTHING,
-        [Card(HOSTILE, HOSTILE, HOSTILE)],
-        [],
-        "sigma report recall --out r.html",
-    )
-    assert (
-        "default-src &#x27;none&#x27;; img-src data:; style-src &#x27;unsafe-inline&#x27;" in made
-    )
-    assert "<script" not in made
-    assert not re.search(r"(?:src|href)=\"(?!data:)", made)
-    assert "<code>sigma report recall --out r.html</code>" in made
-    assert "<code>sigma report recall --json</code>" in made
+    words = PageText("recall", HOSTILE, "verdict", "sigma report recall --out r.html")
+    page = render_page(words, NOTHING, [Card(HOSTILE, HOSTILE, HOSTILE)], [])
+    policy = "default-src &#x27;none&#x27;; img-src data:; style-src &#x27;unsafe-inline&#x27;"
+    assert policy in page
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page)
+    assert "<code>sigma report recall --out r.html</code>" in page
+    assert "<code>sigma report recall --json</code>" in page
+
+
+def test_every_colour_of_a_drawing_has_a_look_on_the_page() -> None:
+    page = render_page(PageText("recall", "t", "v", "c"), NOTHING, [], [])
+    for variable in colours.CSS_VARIABLES.values():
+        # Light mode and dark mode.
+        assert page.count(f"{variable}: #") == 2, variable
 
 
 def test_bad_usage_is_refused_in_one_line_before_anything_is_read(
@@ -118,6 +94,8 @@ def test_bad_usage_is_refused_in_one_line_before_anything_is_read(
     assert not (tmp_path / "home").exists()
 
 
-def test_a_page_beyond_its_cap_is_refused_with_the_cure() -> None:
+def test_a_page_beyond_its_size_limit_is_refused_with_a_hint() -> None:
+    words = PageText("recall", "t", "verdict", "again")
+    too_large = Html("x" * MAX_PAGE_BYTES)
     with pytest.raises(WorkFailedError, match="--days"):
-        page("recall", "t", "lead", NOTHING, [], [Html("x" * (5 << 20))], "again")
+        render_page(words, NOTHING, [], [too_large])
