@@ -1,4 +1,8 @@
-"""Manifests: which images to ingest or train on. JSON Lines, Karpathy's JSON, a folder, or single files."""
+"""Manifests: which images to ingest or to train on.
+
+A manifest is JSON Lines, one object with `image_id` and `path` a line; or the one JSON document of
+Karpathy's splits of Flickr30k and COCO; or a folder. The command line also takes single files.
+"""
 
 import json
 import os
@@ -12,69 +16,70 @@ from schemas.errors import UsageError
 from schemas.records import ManifestEntry
 
 MAX_ID_LENGTH = 512
-_TEXTS = ("captions", "test_captions")
+"""Characters of an image id; the event schemas allow as many."""
+
+_SHOWN_CHARACTERS = 80
+"""Characters of a wrong value that a message shows."""
 
 
 def read_manifest(path: Path) -> list[ManifestEntry]:
-    """Entries of a manifest, in its order, with absolute paths. `UsageError` names the file and the line.
+    """Read the entries of a manifest, in its order, with absolute paths.
 
-    Image files are not opened here: one that is missing or broken becomes a dead letter, not a failed command.
+    `UsageError` names the file and the line. Image files are not opened here: one that is missing
+    or broken becomes a dead letter, not a failed command.
     """
     if path.is_dir():
-        return _unique(path, read_folder(path))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); a manifest is JSON Lines"
-        ) from error
-    except OSError as error:
-        raise UsageError(
-            f"manifest {path} cannot be read: {error.strerror}; check the path"
-        ) from error
-    karpathy = _karpathy_images(text)
-    entries = _json_lines(path, text) if karpathy is None else _karpathy(path, karpathy)
+        return _require_unique(path, read_folder(path))
+    text = _read_text(path)
+    images = _karpathy_images(text)
+    entries = _read_json_lines(path, text) if images is None else _read_karpathy(path, images)
     if not entries:
         raise UsageError(
-            f'{path} names no images; write one JSON object a line, such as {{"image_id": "a", "path": "a.jpg"}}'
+            f"a manifest must name images, got none in {path}; "
+            'write one JSON object a line, such as {"image_id": "a", "path": "a.jpg"}'
         )
-    return _unique(path, entries)
+    return _require_unique(path, entries)
 
 
 def read_paths(paths: Sequence[Path]) -> list[ManifestEntry]:
-    """Entries of folders and single image files, as the command line gives them."""
+    """Read the entries of folders and single image files, as the command line gives them."""
     entries: list[ManifestEntry] = []
     for path in paths:
         if path.is_dir():
             entries += read_folder(path)
         elif path.exists():
-            entries.append(ManifestEntry(image_id=_printable(path.name), path=str(path.absolute())))
+            entries.append(_file_entry(path, path.name))
         else:
             raise UsageError(f"{path} does not exist; give image files or folders")
-    return _unique(Path("the paths given"), entries)
+    return _require_unique(Path("the paths given"), entries)
 
 
 def read_folder(folder: Path) -> list[ManifestEntry]:
-    """Every file beneath a folder, sorted, named by its relative path. Hidden files and folders are skipped."""
+    """List every file beneath a folder, sorted, with its relative path as id.
+
+    Hidden files and folders are skipped; links to folders are not followed, for they may be loops.
+    """
     entries: list[ManifestEntry] = []
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        # In place: os.walk goes on with what this list then holds.
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in sorted(names):
-            path = Path(place) / name
-            if not name.startswith("."):
-                relative = path.relative_to(folder).as_posix()
-                entries.append(
-                    ManifestEntry(image_id=_printable(relative), path=str(path.absolute()))
-                )
+            if not _is_hidden(name):
+                path = Path(place) / name
+                entries.append(_file_entry(path, path.relative_to(folder).as_posix()))
     if not entries:
-        raise UsageError(f"folder {folder} holds no files; give a folder with images")
+        raise UsageError(f"folder {folder} must hold files, got none; give a folder with images")
     return entries
 
 
 def write_manifest(path: Path, entries: Iterable[ManifestEntry]) -> None:
-    """Writes JSON Lines. Paths beneath the manifest's folder become relative, so that the folder can be moved."""
+    """Write a manifest as JSON Lines.
+
+    Paths beneath the manifest's folder become relative, so that the folder can be moved.
+    """
     home = path.absolute().parent
     home.mkdir(parents=True, exist_ok=True)
+    # Written aside, then renamed: no reader meets half a manifest.
     aside = home / f".{path.name}.new"
     with aside.open("w", encoding="utf-8") as file:
         for entry in entries:
@@ -82,13 +87,39 @@ def write_manifest(path: Path, entries: Iterable[ManifestEntry]) -> None:
     aside.replace(path)
 
 
+def _read_text(path: Path) -> str:
+    try:
+        # -sig: some editors put a byte order mark first, which is not JSON.
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"a manifest must be UTF-8 text, got {path} ({error.reason} at byte {error.start}); "
+            "give a JSON Lines file"
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"manifest {path} cannot be read: {error.strerror}; check the path"
+        ) from error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _file_entry(path: Path, name: str) -> ManifestEntry:
+    return ManifestEntry(image_id=_printable_id(name), path=str(path.absolute()))
+
+
 def _document(entry: ManifestEntry, home: Path) -> dict[str, Any]:
+    """Return the JSON object of an entry, without absent values."""
     path = Path(entry.path).absolute()
-    document: dict[str, Any] = {
-        "image_id": entry.image_id,
-        "path": path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path),
-    }
-    document |= {name: list(getattr(entry, name)) for name in _TEXTS if getattr(entry, name)}
+    if path.is_relative_to(home):
+        path = path.relative_to(home)
+    document: dict[str, Any] = {"image_id": entry.image_id, "path": path.as_posix()}
+    if entry.captions:
+        document["captions"] = list(entry.captions)
+    if entry.test_captions:
+        document["test_captions"] = list(entry.test_captions)
     if entry.split is not None:
         document["split"] = entry.split
     if entry.arrived_at is not None:
@@ -96,60 +127,68 @@ def _document(entry: ManifestEntry, home: Path) -> dict[str, Any]:
     return document
 
 
-def _json_lines(path: Path, text: str) -> list[ManifestEntry]:
+def _read_json_lines(path: Path, text: str) -> list[ManifestEntry]:
     home = path.absolute().parent
     entries: list[ManifestEntry] = []
     # Not splitlines(): a caption may hold U+2028, which JSON allows unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                entries.append(_entry(json.loads(line), home))
-            except (ValueError, UsageError, RecursionError) as error:
-                raise UsageError(f"{path}, line {number}: {error}; correct the line") from error
+        if not line.strip():
+            continue
+        try:
+            entries.append(_parse_entry(json.loads(line), home))
+        # RecursionError: brackets nested deeply enough exhaust the parser's stack.
+        except (ValueError, UsageError, RecursionError) as error:
+            raise UsageError(f"{path}, line {number}: {error}; correct the line") from error
     return entries
 
 
-def _entry(document: Any, home: Path) -> ManifestEntry:
+def _parse_entry(document: Any, home: Path) -> ManifestEntry:
     if not isinstance(document, dict):
         raise UsageError(
-            f"found a {type(document).__name__}, an object with image_id and path is expected"
+            "an entry must be an object with image_id and path, "
+            f"got a value of type {type(document).__name__}"
         )
-    for name in ("image_id", "path"):
-        if not isinstance(document.get(name), str) or not document[name]:
-            raise UsageError(
-                f"{name} is {document.get(name)!r}, a text that is not empty is expected"
-            )
-    texts = {name: _texts(name, document.get(name)) for name in _TEXTS}
-    split, arrived_at = document.get("split"), document.get("arrived_at")
-    if split is not None and not isinstance(split, str):
-        raise UsageError(f"split is {split!r}, a text such as train or test is expected")
-    if arrived_at is not None and not isinstance(arrived_at, str):
-        raise UsageError(
-            f"arrived_at is {arrived_at!r}, a time such as 2026-01-31T12:00:00+00:00 is expected"
-        )
+    image_id = _required_text(document, "image_id")
+    path = _required_text(document, "path")
+    arrived_at = _optional_text(document, "arrived_at", "2026-01-31T12:00:00+00:00")
     return ManifestEntry(
-        image_id=_checked_id(document["image_id"]),
-        path=os.path.normpath(home / _plain("path", document["path"])),
-        captions=texts["captions"],
-        test_captions=texts["test_captions"],
-        split=split,
+        image_id=_checked_id(image_id),
+        path=os.path.normpath(home / _storable("path", path)),
+        captions=_texts("captions", document.get("captions")),
+        test_captions=_texts("test_captions", document.get("test_captions")),
+        split=_optional_text(document, "split", "train or test"),
         arrived_at=None if arrived_at is None else datetime.fromisoformat(arrived_at),
     )
 
 
-def _texts(name: str, found: Any) -> tuple[str, ...]:
-    if found is None:
+def _required_text(document: Mapping[str, Any], name: str) -> str:
+    value = document.get(name)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{name} must be a text that is not empty, got {value!r}")
+    return value
+
+
+def _optional_text(document: Mapping[str, Any], name: str, example: str) -> str | None:
+    value = document.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"{name} must be a text such as {example}, got {value!r}")
+    return value
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if value is None:
         return ()
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise UsageError(f"{name} is {str(found)[:80]!r}, a list of texts is expected")
-    return tuple(_plain(name, text) for text in found)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise UsageError(f"{name} must be a list of texts, got {str(value)[:_SHOWN_CHARACTERS]!r}")
+    return tuple(_storable(name, text) for text in value)
 
 
-def _plain(name: str, text: str) -> str:
-    # Postgres cannot store NUL, and half a surrogate pair cannot be written as UTF-8.
+def _storable(name: str, text: str) -> str:
+    """Return a text that can be stored: Postgres refuses NUL, UTF-8 half a surrogate pair."""
     if "\x00" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UsageError(
-            f"{name} {text[:80]!r} holds a NUL or half a surrogate pair, which no text may hold"
+            f"{name} must have no NUL and no half of a surrogate pair, "
+            f"got {text[:_SHOWN_CHARACTERS]!r}"
         )
     return text
 
@@ -157,19 +196,20 @@ def _plain(name: str, text: str) -> str:
 def _checked_id(image_id: str) -> str:
     if len(image_id) > MAX_ID_LENGTH or any(letter < " " for letter in image_id):
         raise UsageError(
-            f"image_id {image_id[:80]!r} is longer than {MAX_ID_LENGTH} letters or holds control characters"
+            f"image_id must have at most {MAX_ID_LENGTH} characters and no control characters, "
+            f"got {image_id[:_SHOWN_CHARACTERS]!r} ({len(image_id)} characters)"
         )
-    return _plain("image_id", image_id)
+    return _storable("image_id", image_id)
 
 
-def _printable(name: str) -> str:
-    """A file name as an id: bytes that are not UTF-8 and control characters are escaped."""
+def _printable_id(name: str) -> str:
+    """Turn a file name into an id: bytes that are not UTF-8 and control characters are escaped."""
     escaped = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(letter if letter >= " " else f"\\x{ord(letter):02x}" for letter in escaped)
 
 
 def _karpathy_images(text: str) -> list[Any] | None:
-    """The images of Karpathy's one-document form, or None when the text is something else."""
+    """Return the images of Karpathy's document; None when the text is something else."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -178,54 +218,62 @@ def _karpathy_images(text: str) -> list[Any] | None:
     return images if isinstance(images, list) else None
 
 
-def _karpathy(path: Path, images: Sequence[Any]) -> list[ManifestEntry]:
+def _read_karpathy(path: Path, images: Sequence[Any]) -> list[ManifestEntry]:
     home = path.absolute().parent
     entries: list[ManifestEntry] = []
     for number, image in enumerate(images, start=1):
         try:
             entries.append(_karpathy_entry(image, home))
         except (KeyError, TypeError, UsageError) as error:
-            found = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UsageError(
-                f"{path}, image {number}: {found}; each image needs filename and sentences with raw"
+                f"{path}, image {number}: {problem}; "
+                "each image needs filename and sentences with raw"
             ) from error
+    # The document names files only. With the folder elsewhere every image would be a dead letter.
     if not any(Path(entry.path).exists() for entry in entries):
         raise UsageError(
-            f"none of the {len(entries)} images of {path} is in {home} or {home / 'images'}; put the image folder there"
+            f"the images of {path} must be in {home} or {home / 'images'}, "
+            f"got none of {len(entries)} there; put the image folder there"
         )
     return entries
 
 
 def _karpathy_entry(image: Mapping[str, Any], home: Path) -> ManifestEntry:
     name = _checked_id(str(image["filename"]))
-    folder = _plain("filepath", str(image.get("filepath", "")))
-    places = [
-        home / folder / name,
-        home / "images" / folder / name,
-        home / "images" / name,
-        home / name,
-    ]
-    captions = _texts(
-        "sentences", [sentence["raw"].strip() for sentence in image.get("sentences", [])]
-    )
+    folder = _storable("filepath", str(image.get("filepath", "")))
+    sentences = [sentence["raw"].strip() for sentence in image.get("sentences", [])]
+    captions = _texts("sentences", sentences)
     split = image.get("split")
+    if split == "restval":
+        # COCO validation images that everyone trains on.
+        split = "train"
     entry = ManifestEntry(
-        image_id=name,
-        path=str(next((place for place in places if place.exists()), places[0])),
-        captions=captions,
-        # Karpathy's "restval" are COCO validation images that everyone trains on.
-        split="train" if split == "restval" else split,
+        image_id=name, path=_karpathy_path(home, folder, name), captions=captions, split=split
     )
-    return replace(entry, captions=(), test_captions=captions) if split == "test" else entry
+    if split == "test":
+        return replace(entry, captions=(), test_captions=captions)
+    return entry
 
 
-def _unique(path: Path, entries: list[ManifestEntry]) -> list[ManifestEntry]:
-    seen: dict[str, int] = {}
+def _karpathy_path(home: Path, folder: str, name: str) -> str:
+    """Return where an image is; the first of the usual places when it is in none of them."""
+    images = home / "images"
+    places = (home / folder / name, images / folder / name, images / name, home / name)
+    for place in places:
+        if place.exists():
+            return str(place)
+    return str(places[0])
+
+
+def _require_unique(path: Path, entries: list[ManifestEntry]) -> list[ManifestEntry]:
+    """Return the entries; `UsageError` when two of them have the same id."""
+    numbers: dict[str, int] = {}
     for number, entry in enumerate(entries, start=1):
-        if entry.image_id in seen:
-            first = seen[entry.image_id]
+        first = numbers.setdefault(entry.image_id, number)
+        if first != number:
             raise UsageError(
-                f"{path}: image_id {entry.image_id!r} is both entry {first} and entry {number}; ids must be unique"
+                f"{path}: image ids must be unique, got {entry.image_id!r} "
+                f"in both entry {first} and entry {number}; rename one"
             )
-        seen[entry.image_id] = number
     return entries

@@ -1,4 +1,7 @@
-"""The intake: what an arrival must pass before it may enter the index. A plain function from record to record."""
+"""The intake: what an arrival must pass before it may enter the index.
+
+A plain function from record to record; the intake worker calls it for every event.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from stream.images.store import ImageStore
 from stream.log.dead_letters import rejection_of_image
 
 STAGE = "intake"
+"""The stage that dead letters of this module name."""
 
 
 def accept(
@@ -20,19 +24,24 @@ def accept(
     source: Callable[[str], bytes],
     published_at: datetime | None = None,
 ) -> ImageAccepted | ImageRejected:
-    """Reads, decodes and stores the image. A refusal is a record too; only `RetryLaterError` is raised."""
+    """Read, decode and store an image.
+
+    `source` returns the bytes of a URI. A refusal is a record too; only `RetryLaterError` is
+    raised.
+    """
     try:
         data = source(arrived.uri)
-        picture = decoder.decode(data)
+        image = decoder.decode(data)
     except RejectInputError as error:
         return rejection_of_image(arrived, error, stage=STAGE)
     return ImageAccepted(
         image_id=arrived.image_id,
         uri=arrived.uri,
-        normalized_uri=store.put(picture.png, ".png"),
+        normalized_uri=store.put(image.png, ".png"),
+        # Of what arrived, not of what is stored: a producer can compare it with its own file.
         checksum=hashlib.sha256(data).hexdigest(),
-        width=picture.width,
-        height=picture.height,
+        width=image.width,
+        height=image.height,
         arrived_at=arrived.arrived_at,
         version=arrived.version,
         captions=arrived.captions,

@@ -1,80 +1,84 @@
-"""Decoding: the pool of processes that turn hostile bytes into pictures, each with a memory limit and a time limit."""
+"""The decode pool: processes that turn hostile bytes into pictures, with limits on memory and time.
 
-import json
+A decoder's bug then costs one image, not the worker: a process has no credentials in its
+environment, and is killed when it takes too long.
+"""
+
 import os
 import queue
-import struct
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import BinaryIO, Self, cast
 
 from schemas.errors import RejectInputError, RetryLaterError
 from schemas.settings import MEBIBYTE
+from stream.images.decode_protocol import READY, NormalizedImage, Refusal, read_reply, write_part
 
-
-@dataclass(frozen=True, slots=True)
-class NormalizedImage:
-    """`png` is RGB, longest side at most 448 pixels; width, height and format are those of the image that arrived, upright."""
-
-    png: bytes
-    width: int
-    height: int
-    format: str
+_PROCESS_MODULE = "stream.images.normalize"
+_PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What one image may cost. `memory_bytes` is address space beyond that of the idle process."""
+    """What one image may cost."""
 
     max_bytes: int = 20 * MEBIBYTE
     max_pixels: int = 50_000_000
     memory_bytes: int = 256 * MEBIBYTE
+    """Address space beyond that of the idle process."""
     timeout_s: float = 10.0
 
 
 class DecodePool:
-    """Decodes images in child processes, started when first needed and replaced when they die. Safe for several threads.
+    """Decodes images in processes, started when first needed and replaced when they die.
 
-    A decoder's bug then costs one image, not the worker: the child has no credentials in its environment and is killed
-    when it takes too long.
+    Safe for several threads.
     """
 
     def __init__(self, limits: DecodeLimits | None = None, *, processes: int = 1) -> None:
         self.limits = limits or DecodeLimits()
-        self._idle: queue.SimpleQueue[_DecoderProcess | None] = queue.SimpleQueue()
         self._size = processes
+        # Always as many entries as the pool's size, less those in use; None is not started yet.
+        # A thread that takes an entry is the only one to use that process until it puts it back.
+        self._idle: queue.SimpleQueue[_DecoderProcess | None] = queue.SimpleQueue()
         for _ in range(processes):
             self._idle.put(None)
 
     def decode(self, data: bytes) -> NormalizedImage:
-        """The picture in the bytes. `RejectInputError` codes: empty, too-many-bytes, not-an-image, unsupported-format,
-        truncated, too-many-parts, too-many-pixels, animated, decode-failed, out-of-memory, timeout."""
+        """Decode an image; waits while all processes are in use.
+
+        Raises `RejectInputError` with the codes empty, too-many-bytes, not-an-image,
+        unsupported-format, truncated, too-many-parts, too-many-pixels, animated, decode-failed,
+        out-of-memory and timeout.
+        """
         if len(data) > self.limits.max_bytes:
             raise RejectInputError(
                 "too-many-bytes",
-                f"it has {len(data):,} bytes, allowed are {self.limits.max_bytes:,}; shrink it or raise SIGMA_MAX_IMAGE_BYTES",
+                f"the image must have at most {self.limits.max_bytes:,} bytes, got {len(data):,}; "
+                "shrink it or raise SIGMA_MAX_IMAGE_BYTES",
             )
-        child = self._idle.get()
+        process = self._idle.get()
         try:
-            if child is not None and not child.alive:
-                child.close()
-                child = None
-            if child is None:
-                child = _DecoderProcess(self.limits)
-            return child.decode(data, self.limits.timeout_s)
+            if process is not None and not process.alive:
+                process.close()
+                process = None
+            if process is None:
+                process = _DecoderProcess.start(self.limits)
+            return process.decode(data, self.limits.timeout_s)
         finally:
-            self._idle.put(child)
+            # A dead process goes back too; whoever takes it next replaces it.
+            self._idle.put(process)
 
     def close(self) -> None:
-        """Ends the processes; waits for images that are being decoded."""
+        """End the processes; waits for images that are being decoded."""
         for _ in range(self._size):
-            child = self._idle.get()
-            if child is not None:
-                child.close()
+            process = self._idle.get()
+            if process is not None:
+                process.close()
         for _ in range(self._size):
             self._idle.put(None)
 
@@ -91,97 +95,97 @@ class DecodePool:
 
 
 class _DecoderProcess:
-    """One decoding process and its two pipes."""
+    """One decoding process and its two pipes. Used by one thread at a time."""
 
-    def __init__(self, limits: DecodeLimits) -> None:
-        house = str(Path(__file__).resolve().parents[2])
-        # Nothing of the parent's environment goes along: it may hold the database's password.
-        environment = {
-            "PYTHONPATH": os.pathsep.join([house, *(p for p in sys.path if p)]),
-            "PATH": os.defpath,
-        }
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "stream.images.normalize",
-                str(limits.max_pixels),
-                str(limits.memory_bytes),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests: IO[bytes] = self._process.stdin
-        self._replies: IO[bytes] = self._process.stdout
-        if self._replies.read(1) != b"\x00":
-            self.close()
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+        self._requests = cast(BinaryIO, process.stdin)
+        self._replies = cast(BinaryIO, process.stdout)
+
+    @classmethod
+    def start(cls, limits: DecodeLimits) -> "_DecoderProcess":
+        """Start a process and wait until it is ready; `RetryLaterError` when it ends instead."""
+        started = cls(_spawn(limits))
+        if started._replies.read(len(READY)) != READY:
+            started.close()
             raise RetryLaterError(
-                f"the decoding process did not start: {sys.executable} -m stream.images.normalize; run it by hand to see why"
+                f"the decoding process did not start; run {sys.executable} -m {_PROCESS_MODULE} "
+                f"{limits.max_pixels} {limits.memory_bytes} to see why"
             )
+        return started
 
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
     def decode(self, data: bytes, timeout_s: float) -> NormalizedImage:
+        """Decode one image; a process that takes longer than the timeout is killed."""
         overdue = threading.Event()
 
         def kill() -> None:
             overdue.set()
             self._process.kill()
 
-        watch = threading.Timer(timeout_s, kill)
-        watch.daemon = True
-        watch.start()
+        # A timer and not a timeout of the pipe: reads of pipes have none, but end with the process.
+        timer = threading.Timer(timeout_s, kill)
+        timer.daemon = True
+        timer.start()
         try:
-            answer, png = self._ask(data)
+            write_part(self._requests, data)
+            self._requests.flush()
+            reply = read_reply(self._replies)
         except (OSError, EOFError) as error:
             self.close()
             if overdue.is_set():
-                message = f"decoding took longer than {timeout_s:g} seconds; send a smaller or simpler copy"
-                raise RejectInputError("timeout", message) from error
+                raise RejectInputError(
+                    "timeout",
+                    f"the image must decode within {timeout_s:g} seconds, got no answer by then; "
+                    "send a smaller or simpler copy",
+                ) from error
             raise RejectInputError(
-                "decode-failed", "the decoding process died of it; send a JPEG, PNG or WebP image"
+                "decode-failed",
+                "the image cannot be decoded: the decoding process died of it; "
+                "save it again and send that",
             ) from error
         finally:
-            watch.cancel()
-        if "code" in answer:
-            raise RejectInputError(str(answer["code"]), str(answer["reason"]))
-        return NormalizedImage(
-            png=png,
-            width=int(answer["width"]),
-            height=int(answer["height"]),
-            format=str(answer["format"]),
-        )
+            timer.cancel()
+        if isinstance(reply, Refusal):
+            raise RejectInputError(reply.code, reply.reason)
+        return reply
 
     def close(self) -> None:
+        """Kill the process and close its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._replies, self._requests):
             try:
                 pipe.close()
             except BrokenPipeError:
-                # Bytes that the dead process never read are of no use to anybody.
+                # Closing flushes, and the dead process does not read the rest.
                 continue
 
-    def _ask(self, data: bytes) -> tuple[dict[str, str | int], bytes]:
-        self._requests.write(struct.pack(">I", len(data)) + data)
-        self._requests.flush()
-        answer: dict[str, str | int] = json.loads(self._part())
-        return answer, self._part()
 
-    def _part(self) -> bytes:
-        header = self._replies.read(4)
-        if len(header) < 4:
-            raise EOFError("the reply ended")
-        (length,) = struct.unpack(">I", header)
-        part = self._replies.read(length)
-        if len(part) < length:
-            raise EOFError("the reply ended")
-        return part
+def _spawn(limits: DecodeLimits) -> "subprocess.Popen[bytes]":
+    # A new environment, because the worker's may hold the database's password.
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(_PROJECT_ROOT), *(path for path in sys.path if path)]),
+        "PATH": os.defpath,
+    }
+    # -P: a module in the working directory must not replace one of the standard library.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        _PROCESS_MODULE,
+        str(limits.max_pixels),
+        str(limits.memory_bytes),
+    ]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        # Signals to the worker's terminal group must not end it in the middle of an image.
+        start_new_session=True,
+    )

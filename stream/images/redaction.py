@@ -1,43 +1,76 @@
-"""Redaction: addresses as they may be kept and shown, for one may hold a password or a signature that opens what it names."""
+"""Redaction: addresses as they may be stored and shown.
+
+An address that somebody sends may hold a password, or a signature that opens what it names. Dead
+letters, logs and messages are read by more people than the events are.
+"""
 
 import json
 import re
 from typing import Any
 
-from stream.images.https import uri_for_message
+_SHOWN_CHARACTERS = 200
+"""Characters of an address or a path that a message shows."""
 
-_PATH = re.compile(r"file:(///|/[^/])", re.IGNORECASE)
+_LOCAL_FILE = re.compile(r"file:(///|/[^/])", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]{1,3}\S+")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]*")
+_HOST_AND_PORT = re.compile(r"[^:]*:[0-9]*|\[[0-9A-Fa-f:.]*\](:[0-9]*)?")
 
 
 def redact_uri(uri: str) -> str:
-    """A URI without what may be secret: a path on this machine as it is, of all others scheme, host and path."""
-    return uri if _PATH.match(uri) else uri_for_message(uri)
+    """Drop what may be secret from a URI; a path on this machine stays whole."""
+    return uri if _LOCAL_FILE.match(uri) else uri_for_message(uri)
 
 
 def redact_text(text: str) -> str:
-    """Text with the addresses in it made redact_uri: each string of a JSON document; elsewhere an address ends at white space. Text that
-    holds no secret comes back as it is."""
+    """Redact the addresses in a text: in each string of a JSON document, or in plain text.
+
+    In plain text an address ends at white space. Text that holds no secret comes back unchanged.
+    """
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        document = None
+        return _redact_string(text)
     if not isinstance(document, dict | list):
-        return str(_harmless(text))
-    clean = _harmless(document)
-    return text if clean == document else json.dumps(clean, ensure_ascii=False)
+        return _redact_string(text)
+    redacted = _redact(document)
+    return text if redacted == document else json.dumps(redacted, ensure_ascii=False)
 
 
-def _harmless(value: Any) -> Any:
+def uri_for_message(uri: str) -> str:
+    """Return a URI without user, password, query and fragment, fit for one line of a message."""
+    bare = re.split(r"[?#]", uri, maxsplit=1)[0]
+    match = _SCHEME.match(bare)
+    scheme = match[0] if match else ""
+    rest = bare[len(scheme) :].rpartition("@")[2]
+    place = re.split(r"[/\\]", rest, maxsplit=1)[0]
+    # A password may itself hold the marks that end a host, such as / and #; then what seems to be
+    # the place is a part of the password. Show only what looks like host:port.
+    if ":" in place and ("@" in uri or not _HOST_AND_PORT.fullmatch(place)):
+        rest = "[hidden]"
+    return printable(scheme + rest)
+
+
+def printable(text: str) -> str:
+    """Return the beginning of a hostile text, fit for one line of a message or a log.
+
+    Line ends would forge log lines, and other control characters would steer a terminal.
+    """
+    shown = text[:_SHOWN_CHARACTERS]
+    return "".join(letter if letter.isprintable() else "?" for letter in shown)
+
+
+def _redact(value: Any) -> Any:
+    """Redact the strings of a JSON value."""
     if isinstance(value, dict):
-        return {_harmless(name): _harmless(member) for name, member in value.items()}
+        return {_redact(name): _redact(member) for name, member in value.items()}
     if isinstance(value, list):
-        return [_harmless(member) for member in value]
-    if not isinstance(value, str):
-        return value
-    # A string that begins as an address is one, white space or not.
-    return (
-        redact_uri(value)
-        if _ADDRESS.match(value)
-        else _ADDRESS.sub(lambda found: redact_uri(found[0]), value)
-    )
+        return [_redact(member) for member in value]
+    return _redact_string(value) if isinstance(value, str) else value
+
+
+def _redact_string(text: str) -> str:
+    # A string that begins as an address is one as a whole: a password may hold white space.
+    if _ADDRESS.match(text):
+        return redact_uri(text)
+    return _ADDRESS.sub(lambda address: redact_uri(address[0]), text)

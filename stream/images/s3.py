@@ -1,6 +1,7 @@
-"""The image store in S3: the same content addresses as the local folder, for any server that speaks S3."""
+"""The image store in S3: the same content addresses as the local folder, for any S3 server."""
 
 import hashlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,33 +13,46 @@ from minio.error import MinioException, S3Error
 
 from schemas.errors import RejectInputError, RetryLaterError
 from schemas.settings import S3Settings
-from stream.images.store import content_name, parse_uri
+from stream.images.store import content_name, parse_store_uri, store_uri
 
-_CONNECT_S, _READ_S = 2.0, 10.0
-_GONE = {
-    "NoSuchKey",
+_NORMALIZED = "normalized"
+"""Prefix of the images that the index works with."""
+_ORIGINALS = "arrived"
+"""Prefix of images as they arrived."""
+
+_CONNECT_TIMEOUT_S = 2.0
+_READ_TIMEOUT_S = 10.0
+"""Seconds without a byte. The client's own five minutes would stall a worker."""
+_CONNECTIONS = 8
+"""Connections that are kept open: a few more than a worker has threads that read."""
+
+_NO_SUCH_OBJECT = ("NoSuchKey", "NoSuchObject")
+_NOT_READABLE = (
+    *_NO_SUCH_OBJECT,
     "NoSuchBucket",
-    "NoSuchObject",
     "AccessDenied",
     "InvalidObjectName",
     "InvalidBucketName",
     "InvalidArgument",
-}
-_OURS = "store"
+)
+"""Error codes that trying again does not change."""
 
 
 class S3ImageStore:
-    """`ImageStore` in one bucket, objects under `normalized/`. Safe for several threads.
+    """`ImageStore` in one bucket. Safe for several threads.
 
-    The client's own patience (five minutes, and links of seven days) would stall a worker and leak pictures: both are short here.
+    Links are signed for the time in the settings; the client's own default of seven days would
+    keep pictures open long after they were deleted from the index.
     """
 
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings
+        self._bucket = settings.bucket
         pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S),
+            timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S),
+            # No redirects: they would carry the signed request to another host.
             retries=urllib3.Retry(total=1, backoff_factor=0.1, redirect=0),
-            maxsize=8,
+            maxsize=_CONNECTIONS,
         )
         self._client = Minio(
             settings.endpoint,
@@ -50,108 +64,116 @@ class S3ImageStore:
         )
 
     def create_bucket(self) -> None:
-        """Creates the bucket if it is missing (`sigma init`)."""
-        with _away("create the bucket"):
-            if not self._client.bucket_exists(bucket_name=self._settings.bucket):
-                self._client.make_bucket(bucket_name=self._settings.bucket)
+        """Create the bucket if it is missing."""
+        with _transient_errors("create the bucket"):
+            if not self._client.bucket_exists(bucket_name=self._bucket):
+                self._client.make_bucket(bucket_name=self._bucket)
 
     def put(self, data: bytes, suffix: str = ".png") -> str:
-        """See `ImageStore`. An object is whole or not there; the same bytes are not sent twice."""
+        """See `ImageStore`. An object is whole or not there."""
         name = content_name(data, suffix)
-        with _away("store an image"):
-            if not self._there(self._settings.bucket, f"normalized/{name}"):
-                self._send(f"normalized/{name}", data)
-        return f"{_OURS}:///{name}"
+        self._put_once(f"{_NORMALIZED}/{name}", data)
+        return store_uri(name)
 
     def put_original(self, data: bytes, suffix: str) -> str:
-        """Stores an original under `arrived/` and returns its `s3://` URI, which an arrival may name."""
-        name = f"arrived/{content_name(data, suffix)}"
-        with _away("store an image"):
-            if not self._there(self._settings.bucket, name):
-                self._send(name, data)
-        return f"s3://{self._settings.bucket}/{name}"
+        """Store an image as it arrived; returns its `s3://` URI, which an arrival may name."""
+        key = f"{_ORIGINALS}/{content_name(data, suffix)}"
+        self._put_once(key, data)
+        return f"s3://{self._bucket}/{key}"
 
     def get(self, uri: str) -> bytes:
         """See `ImageStore`. The bytes are checked against the hash in their name."""
-        name = parse_uri(uri)
-        data = self.read(self._settings.bucket, f"normalized/{name}", None)
-        if content_name(data, name[name.index(".") :]) != name:
+        name = parse_store_uri(uri)
+        data = self.read(self._bucket, f"{_NORMALIZED}/{name}", None)
+        suffix = name[name.index(".") :]
+        if content_name(data, suffix) != name:
             raise RejectInputError(
                 "damaged-store",
-                f"the stored image {uri} is not what its name says; ingest the image again",
+                f"the stored image {uri} must have the hash in its name, got other bytes; "
+                "ingest the image again",
             )
         return data
 
     def exists(self, uri: str) -> bool:
         """See `ImageStore`."""
-        with _away("look for an image"):
-            return self._there(self._settings.bucket, f"normalized/{parse_uri(uri)}")
+        with _transient_errors("look for an image"):
+            return self._has(f"{_NORMALIZED}/{parse_store_uri(uri)}")
 
     def link(self, uri: str) -> str:
-        """See `ImageStore`. Made from the key alone, without a request; good for `SIGMA_S3_LINK_SECONDS`."""
-        name = f"normalized/{parse_uri(uri)}"
-        with _away("sign a link"):
+        """See `ImageStore`. Signed here, without a request; valid for `SIGMA_S3_LINK_SECONDS`."""
+        key = f"{_NORMALIZED}/{parse_store_uri(uri)}"
+        lifetime = timedelta(seconds=self._settings.link_lifetime_s)
+        with _transient_errors("sign a link"):
             link: str = self._client.presigned_get_object(
-                bucket_name=self._settings.bucket,
-                object_name=name,
-                expires=timedelta(seconds=self._settings.link_lifetime_s),
+                bucket_name=self._bucket, object_name=key, expires=lifetime
             )
             return link
 
     def read(self, bucket: str, key: str, cap_bytes: int | None) -> bytes:
-        """The bytes of an object, at most `cap_bytes`; `RejectInputError` when there is none, it may not be read, or is larger."""
-        with _away(f"read s3://{bucket}/{key}"):
+        """Return the bytes of an object of any bucket that the keys open, at most `cap_bytes`.
+
+        `RejectInputError` codes: unreadable, too-many-bytes.
+        """
+        with _transient_errors(f"read s3://{bucket}/{key}"):
             try:
                 response = self._client.get_object(bucket_name=bucket, object_name=key)
             except S3Error as error:
-                raise _refused(error, bucket, key) from error
+                raise _read_error(error, bucket, key) from error
             except ValueError as error:
                 raise RejectInputError(
                     "unreadable",
-                    f"s3://{bucket}/{key} is no object name ({error}); correct the URI",
+                    f"an S3 URI must name an object, got s3://{bucket}/{key} ({error}); "
+                    "correct the URI",
                 ) from error
             with _released(response):
+                # One byte more than allowed: what the server declares is not trusted.
                 data: bytes = response.read(cap_bytes + 1 if cap_bytes is not None else None)
         if cap_bytes is not None and len(data) > cap_bytes:
             raise RejectInputError(
                 "too-many-bytes",
-                f"s3://{bucket}/{key} has more than the allowed {cap_bytes:,} bytes; shrink it or raise SIGMA_MAX_IMAGE_BYTES",
+                f"s3://{bucket}/{key} must have at most {cap_bytes:,} bytes, got more; "
+                "shrink it or raise SIGMA_MAX_IMAGE_BYTES",
             )
         return data
 
-    def _there(self, bucket: str, name: str) -> bool:
+    def _put_once(self, key: str, data: bytes) -> None:
+        """Store bytes unless they are there: the key is their hash."""
+        with _transient_errors("store an image"):
+            if not self._has(key):
+                self._send(key, data)
+
+    def _has(self, key: str) -> bool:
         try:
-            self._client.stat_object(bucket_name=bucket, object_name=name)
+            self._client.stat_object(bucket_name=self._bucket, object_name=key)
         except S3Error as error:
-            if error.code in ("NoSuchKey", "NoSuchObject"):
+            if error.code in _NO_SUCH_OBJECT:
                 return False
             raise
         return True
 
-    def _send(self, name: str, data: bytes) -> None:
-        import io
-
-        digest = hashlib.sha256(data).hexdigest()
+    def _send(self, key: str, data: bytes) -> None:
         self._client.put_object(
-            bucket_name=self._settings.bucket,
-            object_name=name,
+            bucket_name=self._bucket,
+            object_name=key,
             data=io.BytesIO(data),
             length=len(data),
-            metadata={"sha256": digest},
+            metadata={"sha256": hashlib.sha256(data).hexdigest()},
         )
 
 
-def _refused(error: S3Error, bucket: str, key: str) -> Exception:
-    if error.code in _GONE:
+def _read_error(error: S3Error, bucket: str, key: str) -> Exception:
+    if error.code in _NOT_READABLE:
         return RejectInputError(
             "unreadable",
-            f"s3://{bucket}/{key} cannot be read ({error.code}); check that it exists and may be read",
+            f"s3://{bucket}/{key} cannot be read ({error.code}); "
+            "check that it exists and may be read",
         )
     return error
 
 
 @contextmanager
 def _released(response: Any) -> Iterator[None]:
+    """Give the connection of a response back to the pool."""
     try:
         yield
     finally:
@@ -160,12 +182,14 @@ def _released(response: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _away(what: str) -> Iterator[None]:
-    """A store that does not answer is a `RetryLaterError`; the message never holds a key."""
+def _transient_errors(action: str) -> Iterator[None]:
+    """Turn the errors of a store that is unavailable into `RetryLaterError`."""
     try:
         yield
     except (urllib3.exceptions.HTTPError, MinioException, OSError) as error:
-        found = error.code if isinstance(error, S3Error) else type(error).__name__
+        # Only the code or the type: the client's own messages may hold a key or a signed URL.
+        problem = error.code if isinstance(error, S3Error) else type(error).__name__
         raise RetryLaterError(
-            f"the S3 store could not {what} ({found}); check SIGMA_S3_ENDPOINT and its keys, then try again"
+            f"the S3 store could not {action} ({problem}); "
+            "check SIGMA_S3_ENDPOINT and its keys, then try again"
         ) from error

@@ -10,38 +10,42 @@ from urllib.parse import urlsplit
 
 from schemas.errors import RejectInputError, RetryLaterError, UsageError
 
-_SCHEME = "store"
+STORE_SCHEME = "store"
+
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}\.[a-z0-9]{1,8}")
+
+_FILE_MODE = 0o644
+"""Readable for a web server that runs as another user; temporary files start as private."""
 
 
 class ImageStore(Protocol):
     """Bytes by content: the same bytes always have the same URI, so storing twice is harmless."""
 
     def put(self, data: bytes, suffix: str = ".png") -> str:
-        """Stores bytes and returns their URI. `RetryLaterError` when the store is away or full."""
+        """Store bytes and return their URI; `RetryLaterError` when the store cannot take them."""
 
     def get(self, uri: str) -> bytes:
-        """The bytes of a URI; `RejectInputError` with code `unreadable` when there are none."""
+        """Return the bytes of a URI; `RejectInputError` with code `unreadable` without any."""
 
     def exists(self, uri: str) -> bool:
         """Whether there are bytes under the URI."""
 
     def link(self, uri: str) -> str:
-        """An address where whoever asked can fetch the bytes."""
+        """Return an address from which whoever asked can fetch the bytes."""
 
 
 class LocalImageStore:
-    """A folder, two levels deep so that no folder grows large: `store:///ab/cdef….png` for the SHA-256 `abcdef…`.
+    """`ImageStore` in a folder: the SHA-256 `abcdef…` is the file `ab/cdef….png`.
 
-    URIs are relative to the folder, so that it can be moved.
+    URIs (`store:///ab/cdef….png`) are relative to the folder, so that it can be moved.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
 
     def put(self, data: bytes, suffix: str = ".png") -> str:
-        """See `ImageStore`. Readers see the whole file or none: it is written aside, then renamed."""
+        """See `ImageStore`. Readers see the whole file or none."""
         name = content_name(data, suffix)
         target = self._root / name
         try:
@@ -50,9 +54,10 @@ class LocalImageStore:
                 _write_whole(target, data)
         except OSError as error:
             raise RetryLaterError(
-                f"the image store cannot write {target}: {error.strerror}; make room or fix permissions"
+                f"the image store cannot write {target}: {error.strerror}; "
+                "make room or correct the permissions"
             ) from error
-        return f"{_SCHEME}:///{name}"
+        return store_uri(name)
 
     def get(self, uri: str) -> bytes:
         """See `ImageStore`."""
@@ -73,47 +78,60 @@ class LocalImageStore:
         return self.path(uri).as_uri()
 
     def path(self, uri: str) -> Path:
-        """The file of a URI. Refuses what leads out of the folder, links included."""
-        path = (self._root / parse_uri(uri)).resolve()
+        """Return the file of a URI; refuses what is outside the folder, links resolved."""
+        path = (self._root / parse_store_uri(uri)).resolve()
+        # The name's form rules out dots, but not a link that somebody put into the folder.
         if not path.is_relative_to(self._root):
             raise RejectInputError(
                 "outside-store",
-                f"{uri} is not in the image store {self._root}; use a URI that the store gave",
+                f"the URI must be of the image store {self._root}, got {uri}; "
+                "use a URI that the store gave",
             )
         return path
 
 
 def content_name(data: bytes, suffix: str) -> str:
-    """Where bytes are kept: their SHA-256, split so that no folder grows large."""
+    """Return the name of bytes: their SHA-256, split so that no folder grows large."""
+    # The suffix is a part of a path: ../../evil must not be one.
     if not _SUFFIX.fullmatch(suffix):
         raise UsageError(
-            f"suffix {suffix!r} is not a dot and up to eight small letters or digits, such as .png"
+            "a suffix must be a dot and up to eight small letters or digits, "
+            f"got {suffix!r}; use one such as .png"
         )
     digest = hashlib.sha256(data).hexdigest()
     return f"{digest[:2]}/{digest[2:]}{suffix}"
 
 
-def parse_uri(uri: str) -> str:
-    """The name in a `store:///` URI; refuses anything that the store did not give."""
+def store_uri(name: str) -> str:
+    """Return the URI of a name that `content_name` gave."""
+    return f"{STORE_SCHEME}:///{name}"
+
+
+def parse_store_uri(uri: str) -> str:
+    """Return the name in a `store:///` URI; refuses anything that the store did not give."""
     parts = urlsplit(uri)
     name = parts.path.lstrip("/")
-    if parts.scheme != _SCHEME or parts.netloc or parts.query or not _NAME.fullmatch(name):
+    bare = not parts.netloc and not parts.query
+    if parts.scheme != STORE_SCHEME or not bare or not _NAME.fullmatch(name):
         raise RejectInputError(
             "outside-store",
-            f"{uri[:200]} is no address of the image store; use a URI that the store gave",
+            f"the URI must be an address of the image store, got {uri[:200]}; "
+            "use a URI that the store gave",
         )
     return name
 
 
 def _write_whole(target: Path, data: bytes) -> None:
+    """Write a file aside, then rename it, so that no reader and no crash meets half a file."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".new-")
     aside = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
+            # Before the rename: after a power cut the name could exist without its content.
             os.fsync(file.fileno())
-        aside.chmod(0o644)
+        aside.chmod(_FILE_MODE)
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from stream.images.https import connect
+from stream.images.public_addresses import connect
 
 ADDRESS = "93.184.216.34"
 """The public address that the server answers for."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import RejectInputError, RetryLaterError, UsageError
-from stream.images.https import HttpsReader, connect, is_public, resolve
+from stream.images.https import HttpsReader
+from stream.images.public_addresses import connect, is_public, resolve
 from stream.images.sources import Sources
 from tests.unit.stream.images.public_host import (
     ADDRESS,

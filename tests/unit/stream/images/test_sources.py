@@ -8,7 +8,7 @@ import pytest
 
 from schemas.errors import RejectInputError, UsageError
 from schemas.records import ManifestEntry
-from stream.images.https import uri_for_message
+from stream.images.redaction import uri_for_message
 from stream.images.sources import Sources, read_source
 from stream.images.store import LocalImageStore
 from stream.manifest import read_manifest, read_paths, write_manifest
@@ -42,16 +42,19 @@ def test_writing_and_reading_a_manifest_gives_the_same_entries(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("", "names no images"),
-        ('{"image_id": "a"}', "line 1: path is None"),
+        ("", "must name images, got none"),
+        ('{"image_id": "a"}', "line 1: path must be a text that is not empty, got None"),
         ('{"image_id": "a", "path": "x"}\nnot json', "line 2"),
-        ('{"image_id": "a", "path": "x", "captions": "one"}', "a list of texts"),
+        (
+            '{"image_id": "a", "path": "x", "captions": "one"}',
+            "captions must be a list of texts, got 'one'",
+        ),
         (
             '{"image_id": "a", "path": "x"}\n{"image_id": "a", "path": "y"}',
             "both entry 1 and entry 2",
         ),
         ('{"image_id": "a", "path": "x", "arrived_at": "2026-01-01T00:00:00"}', "time zone"),
-        ("[1, 2]", "an object"),
+        ("[1, 2]", "must be an object"),
     ],
 )
 def test_a_wrong_manifest_is_one_clear_line(tmp_path: Path, text: str, found: str) -> None:
@@ -233,7 +236,7 @@ def test_objects_are_read_through_the_store() -> None:
     # Others may be open to the store's keys, but not to whoever sends an arrival.
     for other in ("my-bucket.2", "my-bucket", "my-bucket.11"):
         with pytest.raises(
-            RejectInputError, match=r"none of those that may be read \(my-bucket\.1\)"
+            RejectInputError, match=rf"may be read \(my-bucket\.1\), got {other};"
         ) as refused:
             sources.read(f"s3://{other}/a.jpg")
         assert refused.value.code == "outside-buckets"
