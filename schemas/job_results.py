@@ -1,5 +1,8 @@
 """Job results: what each scheduled job reports, and its JSON in the column `job_run.figures`.
 
+Here are the jobs that observe, `recall-probe` and `drift-report`; those that change something are
+in `schemas.maintenance_results`.
+
 Every type has one writer, `to_json`, and one reader, `from_json`. Rows outlive the versions that
 wrote them, so a reader never raises: it leaves out the parts that it cannot understand and returns
 None when nothing usable is left. The keys of the JSON are stored data and do not change.
@@ -366,161 +369,6 @@ class DriftReportSkipped:
         return cls(whole_number(figures.get("generation")), why, calibration)
 
 
-@dataclass(frozen=True, slots=True)
-class GateResult:
-    """`gate`: the candidates judged, and what became of them."""
-
-    judged: Mapping[int, JsonObject]
-    """The gate's record of each candidate generation, as stored at `generation.config["gate"]`."""
-    promoted: int | None
-    """The generation that went live."""
-    fallback_caught_up: int
-    """Images assigned in the fallback generation, which it lacked."""
-
-    def to_json(self) -> dict[str, object]:
-        """The figures of a gate run."""
-        return {
-            "judged": {str(number): dict(record) for number, record in self.judged.items()},
-            "promoted": self.promoted,
-            "way_back_caught_up": self.fallback_caught_up,
-        }
-
-    @classmethod
-    def from_json(cls, figures: JsonObject) -> "GateResult | None":
-        """None for a run without a live generation; unreadable records are left out."""
-        recorded = figures.get("judged")
-        if not isinstance(recorded, Mapping) or skip_reason(figures) is not None:
-            return None
-        judged = {}
-        for number, record in recorded.items():
-            if isinstance(record, Mapping) and str(number).isdecimal():
-                judged[int(number)] = record
-        return cls(
-            judged,
-            whole_number(figures.get("promoted")),
-            whole_number(figures.get("way_back_caught_up")) or 0,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class GateSkipped:
-    """`gate` without a live generation to compare with."""
-
-    why: str
-
-    def to_json(self) -> dict[str, object]:
-        """The figures of a gate run that judged nothing."""
-        return {"judged": {}, "why": self.why}
-
-    @classmethod
-    def from_json(cls, figures: JsonObject) -> "GateSkipped | None":
-        """None for a gate run that looked at candidates."""
-        why = skip_reason(figures)
-        return None if why is None else cls(why)
-
-
-TRAINING_KEYS = (
-    "mode",
-    "parent",
-    "images",
-    "stages",
-    "evaluations",
-    "recluster",
-    "seconds",
-    "cpu_seconds",
-    "failure",
-)
-"""Keys of a generation's config that the retraining jobs copy into their figures."""
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateResult:
-    """`retrain` or `recluster`: the candidate generation that a training made."""
-
-    generation: int
-    state: str
-    training: JsonObject
-    """The values of `TRAINING_KEYS` that the generation's config has."""
-    resumed: bool
-
-    def to_json(self) -> dict[str, object]:
-        """The figures of a training."""
-        return _candidate_json(self.generation, self.state, self.training) | {
-            "resumed": self.resumed
-        }
-
-    @classmethod
-    def from_json(cls, figures: JsonObject) -> "CandidateResult | None":
-        """None for a run that trained nothing."""
-        generation = whole_number(figures.get("generation"))
-        state = text(figures.get("state"))
-        if generation is None or state is None or skip_reason(figures) is not None:
-            return None
-        return cls(generation, state, _training(figures), figures.get("resumed") is True)
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateSkipped:
-    """`retrain` or `recluster` without a training: nothing to learn, or a candidate waits."""
-
-    why: str
-    generation: int | None = None
-    """The candidate that waits for its gate."""
-    state: str | None = None
-    training: JsonObject = field(default_factory=dict)
-    """Of that candidate, as in `CandidateResult`."""
-
-    def to_json(self) -> dict[str, object]:
-        """The figures of a run that trained nothing."""
-        if self.generation is None or self.state is None:
-            return {"generation": None, "why": self.why}
-        waiting = _candidate_json(self.generation, self.state, self.training)
-        return waiting | {"why": self.why}
-
-    @classmethod
-    def from_json(cls, figures: JsonObject) -> "CandidateSkipped | None":
-        """None for a run that trained."""
-        why = skip_reason(figures)
-        if why is None:
-            return None
-        generation = whole_number(figures.get("generation"))
-        return cls(why, generation, text(figures.get("state")), _training(figures))
-
-
-@dataclass(frozen=True, slots=True)
-class PruneResult:
-    """`prune`: what was deleted because its time is over."""
-
-    shadow_queries: int
-    generations: tuple[int, ...]
-    """Generations that were dropped."""
-    events: Mapping[str, int] = field(default_factory=dict)
-    """Deleted events by topic; empty with Kafka, which deletes events by itself."""
-
-    def to_json(self) -> dict[str, object]:
-        """The figures of a pruning; topics stand beside the other keys."""
-        return {
-            "shadow_query": self.shadow_queries,
-            "generations": list(self.generations),
-            **self.events,
-        }
-
-    @classmethod
-    def from_json(cls, figures: JsonObject) -> "PruneResult | None":
-        """None where the number of shadow queries is missing."""
-        shadow_queries = whole_number(figures.get("shadow_query"))
-        if shadow_queries is None:
-            return None
-        numbers = map(whole_number, list_of(figures.get("generations")))
-        generations = tuple(number for number in numbers if number is not None)
-        events = {}
-        for name, value in figures.items():
-            deleted = whole_number(value)
-            if name != "shadow_query" and deleted is not None:
-                events[name] = deleted
-        return cls(shadow_queries, generations, events)
-
-
 def _recalls(document: object) -> dict[str, float] | None:
     """All of `RECALL_CUTOFFS`, clamped to 0 to 1; None where one is missing."""
     recorded = object_of(document)
@@ -573,11 +421,3 @@ def _shares(value: object) -> tuple[float, ...]:
     if total <= 0:
         return ()
     return tuple(max(0.0, count) / total for count in counts)
-
-
-def _training(figures: JsonObject) -> dict[str, object]:
-    return {name: figures[name] for name in TRAINING_KEYS if name in figures}
-
-
-def _candidate_json(generation: int, state: str, training: JsonObject) -> dict[str, object]:
-    return {"generation": generation, "state": state, **training}

@@ -43,10 +43,11 @@ def generations(options: Namespace, settings: Settings) -> int:
 def _act(services: Services, conn: Connection, options: Namespace) -> None:
     # Imported here: listing needs no PyTorch.
     if options.action == "promote":
-        from ops.jobs.gate import promote
+        from ops.jobs.candidate_promotion import CandidatePromoter
 
         limit_threads(services.settings)
-        promote(services, conn, options.generation, force=options.force)
+        promoter = CandidatePromoter.on_services(services, conn)
+        promoter.promote(options.generation, force=options.force)
     elif options.action == "rollback":
         from workers.generations.image_assigner import assigner_loader
         from workers.generations.switching import rollback

@@ -2,16 +2,20 @@
 
 import json
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ops.cli.context import AddCommand, emit, limit_threads, open_database
 from ops.embedded.database import open_services
-from ops.jobs.registry import job, perform
-from ops.jobs.timetable import run_entry, timetable
+from ops.jobs.registry import job_named, run_job
+from ops.jobs.timetable import TimetableEntry, run_to_json, timetable
 from schemas.errors import RetryLaterError, UsageError
+from schemas.job_results import JobFailure
 from schemas.settings import Settings
-from workers.repository import job_runs as repository
+from workers.repository import job_runs
 from workers.repository.connection import Connection
+from workers.repository.job_runs import JobRun
 from workers.runtime.services import Services
 
 
@@ -29,62 +33,94 @@ def jobs(options: Namespace, settings: Settings) -> int:
     limit_threads(settings)
     with open_services(settings) as services, open_database(services, "jobs") as conn:
         if options.action == "run":
-            document, text = run_job(services, conn, options.name)
+            done = run_by_hand(services, conn, options.name)
+            listing = JobListing(timetable(conn, settings), [done])
+            text = _run_line(done)
         else:
-            document, text = list_jobs(services, conn)
-    emit(document, options.json, text)
+            listing = list_jobs(conn, settings)
+            text = listing.text()
+    emit(listing.to_json(), options.json, text)
     return 0
 
 
-def list_jobs(services: Services, conn: Connection) -> tuple[dict[str, Any], str]:
-    """The document and text of `sigma jobs list`."""
-    entries = timetable(conn, services.settings)
-    runs = repository.job_runs(conn)
-    lines = [line for entry in entries for line in _lines(entry)]
-    return {"jobs": entries, "runs": [run_entry(one) for one in runs]}, "\n".join(
-        [*lines, "", *map(_line, runs)]
-    ).strip()
+@dataclass(frozen=True, slots=True)
+class JobListing:
+    """The timetable, and runs, newest first."""
+
+    entries: Sequence[TimetableEntry]
+    runs: Sequence[JobRun]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `sigma jobs`."""
+        return {
+            "jobs": [entry.to_json() for entry in self.entries],
+            "runs": [run_to_json(run) for run in self.runs],
+        }
+
+    def text(self) -> str:
+        """The same for people."""
+        lines = []
+        for entry in self.entries:
+            lines += _entry_lines(entry)
+        lines.append("")
+        lines += map(_run_line, self.runs)
+        return "\n".join(lines).strip()
 
 
-def run_job(services: Services, conn: Connection, name: str) -> tuple[dict[str, Any], str]:
-    """Run a job now, beside whatever the scheduler does. `RetryLaterError` when the same job runs elsewhere."""
-    wanted = job(name)
-    if not repository.claim_job(conn, wanted.name):
-        raise RetryLaterError(f"{wanted.name} is running elsewhere; wait for its end")
+def list_jobs(conn: Connection, settings: Settings) -> JobListing:
+    """All jobs, and their newest runs."""
+    return JobListing(timetable(conn, settings), job_runs.job_runs(conn))
+
+
+def run_by_hand(services: Services, conn: Connection, name: str) -> JobRun:
+    """Run a job now, beside whatever the scheduler does.
+
+    `RetryLaterError` when the same job is running elsewhere, `UsageError` for an unknown job.
+    """
+    job = job_named(name)
+    if not job_runs.claim_job(conn, job.name):
+        raise RetryLaterError(f"{job.name} is running elsewhere; wait for its end")
     try:
-        done = perform(services, conn, wanted, repository.begin_manual_run(conn, wanted.name))
+        return run_job(services, conn, job, job_runs.begin_manual_run(conn, job.name))
     finally:
-        repository.release_job(conn, wanted.name)
-    return {"jobs": timetable(conn, services.settings), "runs": [run_entry(done)]}, _line(done)
+        job_runs.release_job(conn, job.name)
 
 
-def _lines(entry: dict[str, Any]) -> list[str]:
-    last = entry["last"]
-    then = (
-        "runs now"
-        if entry["running"]
-        else f"next {_short(entry['next'])}"
-        if entry["next"]
-        else "no next run"
-    )
-    result = f"last {last['outcome']} {_short(last['ended_at'])}" if last else "never ran"
-    called = f", at alarms: {' '.join(entry['on_alarm'])}" if entry["on_alarm"] else ""
-    lines = [
-        f"{entry['name']:<14} {entry['schedule'] + called:<24} {then:<22} {result:<26} {entry['about']}"
-    ]
-    if last and last["error"]:
-        lines.append(f"{'':<14} failed: {last['error']}")
-    if entry["wanted"] != entry["schedule"]:
+def _entry_lines(entry: TimetableEntry) -> list[str]:
+    job = entry.wanted.job
+    schedule = entry.schedule.text
+    if entry.wanted.on_alarm:
+        schedule += f", at alarms: {' '.join(sorted(entry.wanted.on_alarm))}"
+    lines = [f"{job.name:<14} {schedule:<24} {_next(entry):<22} {_last(entry):<26} {job.about}"]
+    failure = None if entry.last is None else JobFailure.from_json(entry.last.figures)
+    if failure is not None:
+        lines.append(f"{'':<14} failed: {failure.error}")
+    wanted = entry.wanted.schedule
+    if wanted != entry.schedule:
         lines.append(
-            f"{'':<14} the settings here say {entry['wanted']}, which holds once a scheduler with them leads"
+            f"{'':<14} the settings here say {wanted.text}, which applies once a scheduler with "
+            "them leads"
         )
     return lines
 
 
-def _line(found: repository.JobRun) -> str:
-    why = f" {json.dumps(found.cause)}" if found.cause else ""
-    return f"{found.started_at:%Y-%m-%d %H:%M:%S}  {found.job:<14} {found.outcome:<8}{why} {json.dumps(found.figures, ensure_ascii=False)}"
+def _next(entry: TimetableEntry) -> str:
+    if entry.running:
+        return "runs now"
+    if entry.next_at is None:
+        return "no next run"
+    return f"next {entry.next_at:%Y-%m-%d %H:%M}"
 
 
-def _short(moment: str) -> str:
-    return moment[:16].replace("T", " ")
+def _last(entry: TimetableEntry) -> str:
+    last = entry.last
+    if last is None:
+        return "never ran"
+    ended = "" if last.ended_at is None else f" {last.ended_at:%Y-%m-%d %H:%M}"
+    return f"last {last.outcome}{ended}"
+
+
+def _run_line(run: JobRun) -> str:
+    cause = f" {json.dumps(run.cause)}" if run.cause else ""
+    figures = json.dumps(run.figures, ensure_ascii=False)
+    return f"{run.started_at:%Y-%m-%d %H:%M:%S}  {run.job:<14} {run.outcome:<8}{cause} {figures}"

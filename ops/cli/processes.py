@@ -154,13 +154,19 @@ def _run_index(services: Services, stop: threading.Event) -> None:
 
 
 def _run_scheduler(services: Services, stop: threading.Event) -> None:
-    from ops.jobs import drift_report, scheduler
+    from ops.jobs.drift_watcher import DriftWatcher
+    from ops.jobs.scheduler import Scheduler
     from workers.runtime.metrics import DriftMetrics, expose
 
     metrics = DriftMetrics()
     expose(services.settings, metrics.registry)
-    drift_report.watch(services, metrics, stop)
-    scheduler.run(services, stop)
+    scheduler = Scheduler(services)
+    watcher = DriftWatcher(services.connect, metrics)
+    watcher.start()
+    try:
+        scheduler.run(stop)
+    finally:
+        watcher.close()
 
 
 def _run_query(services: Services, stop: threading.Event, listener: int | None) -> None:

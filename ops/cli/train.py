@@ -134,9 +134,9 @@ def _first(options: Namespace, settings: Settings) -> int:
     with open_services(settings) as found, open_database(found, "train") as conn:
         result = run(found, entries, request, bar)
         if options.promote and result.state == "shadow":
-            from ops.jobs.gate import promote
+            from ops.jobs.candidate_promotion import CandidatePromoter
 
-            promote(found, conn, result.generation)
+            CandidatePromoter.on_services(found, conn).promote(result.generation)
             result = replace(result, state="live")
     emit(asdict(result), options.json, told(result))
     return 0

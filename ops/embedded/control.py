@@ -83,14 +83,14 @@ def up(settings: Settings) -> RunningSupervisor:
 
     Without a live generation queries are refused with the reason, which counts as answered.
     """
-    from ops.jobs.timetable import plans
+    from ops.jobs.timetable import job_schedules
 
     supervisor = running(settings)
     if supervisor is not None:
         return supervisor
     # A schedule that cannot be followed is refused here, where a person reads it. In the scheduler
     # it would end up in the log of a process that is restarted again and again.
-    plans(settings)
+    job_schedules(settings)
     log_file = log_folder(settings) / "supervisor.log"
     with listen_for_readiness() as readiness:
         process = _start_in_background(settings, log_file, readiness.environment)

@@ -1,4 +1,4 @@
 """What runs on a schedule?
 
-Jobs, their scheduler and timetable, the gate, probes, drift reports and retraining.
+Jobs, their scheduler and timetable, the promotion gate, probes, drift reports and retraining.
 """

@@ -1,9 +1,14 @@
-"""The drift report: the hourly look at what arrived, the alarms that come of it, and what Prometheus is told of them."""
+"""The job `drift-report`: whether what arrives is still what arrived when the generation went live.
 
-import threading
+The first arrivals of a live generation become its reference. After that, each run examines one
+window: a sample of all that arrived since the last one. So windows never overlap, and the
+false-alarm rate does not depend on how many images arrive in an hour.
+"""
+
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
@@ -22,357 +27,218 @@ from model.drift.monitors import (
     fit_reference,
     under_suffix_pressure,
 )
-from model.identifiers.codebook import Codebook
 from model.identifiers.quality import gini
-from schemas.errors import RejectInputError, SigmaError
-from schemas.events import SERVED, OperationsEvent, QueryServed, decode
-from schemas.records import BoolArray, FloatArray
-from stream.log.event_log import EventLog, message
+from ops.jobs.arrival_windows import ArrivalWindowReader
+from ops.jobs.drift_alarms import (
+    CLEAR_AFTER_WINDOWS,
+    RecallChange,
+    clear_alarms_of_others,
+    update_alarms,
+)
+from ops.jobs.known_items import known_items_of, search_ranks
+from schemas.errors import SigmaError
+from schemas.job_results import (
+    CodeHistogram,
+    DriftCalibration,
+    DriftReportResult,
+    DriftReportSkipped,
+    LeafLoads,
+    MonitorReading,
+)
+from schemas.settings import RetrievalSettings
 from workers.repository import monitoring
-from workers.repository.alarms import Alarm, clear_alarm, open_alarms, raise_alarm
-from workers.repository.connection import Connection, transaction
-from workers.repository.generations import Generation, generations, live
-from workers.repository.images import images_by_key
-from workers.runtime.metrics import DriftMetrics, MonitoringSnapshot
-from workers.runtime.process import keep_running
-from workers.runtime.services import Services
+from workers.repository.connection import Connection
+from workers.repository.generations import Generation, live
+from workers.repository.monitoring import Arrivals, StoredReference
 
-JOB, PROBES_JOB = "drift-report", "recall-probe"
+if TYPE_CHECKING:
+    from workers.query.searcher import Searcher
 
-CALM = 3
-"""Windows without alarm after which a monitor's alarm is cleared."""
+JOB = "drift-report"
+"""Name of the job, under which its runs are stored."""
 
-QUERIES = 500
-"""Newest served queries whose best score is looked at."""
+MIN_KNOWN_ITEMS = 20
+"""Known-item queries below which recall is not measured: a single one would be five points."""
 
-_LEAST_KNOWN, _DEPTH, _BATCH = 20, 10, 16
-_WATCH_S = 15.0
+_NOVEL_COHORT = "novel"
+"""Cohort of the queries for the most novel images; it is not recorded."""
 
-Figures = dict[str, Any]
-Probe = Callable[[Services, Connection, Generation, Sequence[int]], RecallCount | None]
+MeasureRecall = Callable[[Generation, Sequence[int]], RecallCount | None]
+"""Recall of the first, most novel of these images; None when it cannot be measured."""
 
 log = structlog.get_logger()
 
 
-def known_items(
-    services: Services, conn: Connection, generation: Generation, keys: Sequence[int]
+def novel_recall(
+    conn: Connection,
+    generation: Generation,
+    image_keys: Sequence[int],
+    *,
+    open_searcher: "Callable[[Generation], Searcher]",
+    settings: RetrievalSettings,
 ) -> RecallCount | None:
-    """How many of the most novel of these images, which come first, are found by a caption of theirs among the first ten. None when
-    too few have captions.
+    """How many of the most novel images are among the ten best answers to their caption.
 
-    It loads the generation, so it is done for a reference and for windows with an alarm only.
+    `image_keys` come most novel first; the first `NOVEL_SHARE` of those with captions are asked
+    for. None when too few have captions. It loads a model, so only references and windows with an
+    alarm are measured.
     """
-    stored = images_by_key(conn, list(keys))
-    known = [
-        (key, texts[0])
-        for key in keys
-        if (image := stored.get(key)) and (texts := image.test_captions or image.captions)
-    ]
-    asked = known[: round(NOVEL_SHARE * len(known))]
-    if len(asked) < _LEAST_KNOWN:
+    queries = known_items_of(conn, image_keys, _NOVEL_COHORT)
+    asked = queries[: round(NOVEL_SHARE * len(queries))]
+    if len(asked) < MIN_KNOWN_ITEMS:
         return None
-    from workers.query.searcher import Searcher
-
-    with closing(Searcher(services, generation)) as searcher:
-        hits = 0
-        for start in range(0, len(asked), _BATCH):
-            part = asked[start : start + _BATCH]
-            answers = searcher.engine.answer(
-                [text for _, text in part], _DEPTH, services.settings.retrieval
-            )
-            hits += sum(
-                key in answer.image_keys.tolist()
-                for (key, _), answer in zip(part, answers, strict=True)
-            )
+    with closing(open_searcher(generation)) as searcher:
+        ranks = search_ranks(searcher.engine, asked, settings).ranks
+    hits = sum(rank is not None for rank in ranks)
     return RecallCount(hits, len(asked))
 
 
-def drift_report(
-    services: Services,
-    conn: Connection,
-    *,
-    sample: int = WINDOW_IMAGES,
-    reference: int = REFERENCE_IMAGES,
-    probe: Probe = known_items,
-) -> Figures:
-    """Look at one window of the live generation, once enough has arrived for one; before that, make its reference.
+@dataclass(frozen=True, slots=True)
+class DriftReporter:
+    """Makes drift reports of the live generation, on one connection."""
 
-    The window is `sample` images drawn from all that arrived since the last one, so that windows never overlap and the chance of
-    a false alarm does not depend on the rate of arrival.
-    """
-    generation = live(conn)
-    if generation is None:
-        return _idle(None, "no generation is live")
-    _close_others(conn, generation.id)
-    kept = monitoring.stored_reference(conn, generation.id)
-    if kept is None:
-        return _calibrate(services, conn, generation, sample, reference, probe)
-    before = monitoring.examined_windows(conn, JOB, generation.id, limit=CALM - 1)
-    after = max([kept.last_key, *(figures["last_key"] for figures in before)])
-    keys = monitoring.sample_arrivals(conn, generation.id, after, sample)
-    if len(keys) < sample:
-        return _idle(
-            generation.id, f"{len(keys)} of the {sample} images of the next window have arrived"
+    conn: Connection
+    windows: ArrivalWindowReader
+    measure_recall: MeasureRecall
+    window_images: int = WINDOW_IMAGES
+    reference_images: int = REFERENCE_IMAGES
+
+    def report(self) -> DriftReportResult | DriftReportSkipped:
+        """Examine the next window, or make the reference while there is none.
+
+        Skipped until enough images have arrived for either.
+        """
+        generation = live(self.conn)
+        if generation is None:
+            return DriftReportSkipped(None, "no generation is live")
+        clear_alarms_of_others(self.conn, generation.id)
+        stored = monitoring.stored_reference(self.conn, generation.id)
+        if stored is None:
+            return self._calibrate(generation)
+        return self._examine_next(generation, stored)
+
+    def _calibrate(self, generation: Generation) -> DriftReportSkipped:
+        """Make the generation's reference once enough of its first images have arrived."""
+        wanted = self.reference_images
+        since = generation.live_at or generation.created_at
+        before = monitoring.first_key_since(self.conn, since) - 1
+        keys = monitoring.first_arrivals(self.conn, generation.id, before, wanted)
+        if len(keys) < wanted:
+            why = f"calibrating: {len(keys)} of {wanted} reference images have arrived"
+            return DriftReportSkipped(generation.id, why)
+        arrivals = monitoring.arrivals(self.conn, generation.id, generation.shape, keys)
+        reference = fit_reference(
+            self.windows.read(generation, arrivals),
+            generation.shape,
+            seed=generation.id,
+            window=self.window_images,
         )
-    arrived = monitoring.arrivals(conn, generation.id, generation.shape, keys)
-    window = _window(services, generation, arrived)
-    learned = DriftReference.from_dict(kept.document)
-    findings = examine(learned, window)
-    recalls: tuple[RecallCount | None, RecallCount | None] = (None, None)
-    if any(finding.alarm for finding in findings):
-        recalls = (
-            RecallCount(*kept.recall) if kept.recall else None,
-            _asked(probe, services, conn, generation, learned, arrived),
+        recall = self._recall(generation, reference, arrivals)
+        counts = None if recall is None else (recall.hits, recall.queries)
+        monitoring.store_reference(
+            self.conn,
+            generation.id,
+            StoredReference(reference.to_dict(), keys[-1], counts),
         )
-    level = alarm_level(findings, *recalls)
-    raised = _speak(services, conn, generation.id, findings, level, recalls, before)
-    return _figures(generation.id, arrived, window, learned, findings) | {
-        "pages": raised if level == "page" else 0,
-        "tickets": raised if level == "ticket" else 0,
-    }
+        calibration = DriftCalibration(tuple(reference.monitors), counts)
+        why = f"calibrated on {len(arrivals)} images"
+        return DriftReportSkipped(generation.id, why, calibration)
+
+    def _examine_next(
+        self, generation: Generation, stored: StoredReference
+    ) -> DriftReportResult | DriftReportSkipped:
+        earlier = self._earlier_windows(generation)
+        after = stored.last_key
+        for examined in earlier:
+            after = max(after, examined.last_key or 0)
+        keys = monitoring.sample_arrivals(self.conn, generation.id, after, self.window_images)
+        if len(keys) < self.window_images:
+            why = f"{len(keys)} of the {self.window_images} images of the next window have arrived"
+            return DriftReportSkipped(generation.id, why)
+        arrivals = monitoring.arrivals(self.conn, generation.id, generation.shape, keys)
+        window = self.windows.read(generation, arrivals)
+        reference = DriftReference.from_dict(stored.document)
+        results = examine(reference, window)
+        recall = RecallChange()
+        if any(result.alarm for result in results):
+            then = RecallCount(*stored.recall) if stored.recall else None
+            recall = RecallChange(then, self._recall(generation, reference, arrivals))
+        level = alarm_level(results, recall.then, recall.now)
+        raised = update_alarms(
+            self.conn,
+            self.windows.open_log,
+            generation.id,
+            results,
+            level,
+            recall,
+            [examined.alarming for examined in earlier],
+        )
+        return _result(generation, arrivals, window, reference, results, level, raised)
+
+    def _earlier_windows(self, generation: Generation) -> list[DriftReportResult]:
+        """The newest windows before this one, as many as clearing an alarm needs, newest first."""
+        recorded = monitoring.examined_windows(
+            self.conn, JOB, generation.id, limit=CLEAR_AFTER_WINDOWS - 1
+        )
+        windows = map(DriftReportResult.from_json, recorded)
+        return [window for window in windows if window is not None]
+
+    def _recall(
+        self, generation: Generation, reference: DriftReference, arrivals: Arrivals
+    ) -> RecallCount | None:
+        """Recall of the most novel arrivals; an alarm must not depend on whether it is known."""
+        novel_first = arrivals.image_keys[reference.by_novelty(arrivals.embeddings)]
+        try:
+            return self.measure_recall(generation, novel_first.tolist())
+        except SigmaError:
+            log.exception("recall of novel arrivals not measured", generation=generation.id)
+            return None
 
 
-def watch(services: Services, metrics: DriftMetrics, stop: threading.Event) -> threading.Thread:
-    """Keep a scheduler's metrics at what the database says, whoever leads."""
-
-    def session(stop: threading.Event) -> None:
-        with services.connect("drift metrics") as conn:
-            while not stop.is_set():
-                metrics.snapshot = seen(conn)
-                stop.wait(_WATCH_S)
-
-    thread = threading.Thread(
-        target=keep_running,
-        args=(session, stop, "drift metrics"),
-        name="drift metrics",
-        daemon=True,
-    )
-    thread.start()
-    return thread
-
-
-def seen(conn: Connection) -> MonitoringSnapshot:
-    """What the metrics show: the newest window, open alarms, the newest probes, and how the jobs do."""
-    generation = live(conn)
-    windows = monitoring.examined_windows(conn, JOB, generation.id) if generation else []
-    cohorts = monitoring.newest_figures(conn, PROBES_JOB).get("cohorts", {})
-    return MonitoringSnapshot(
-        effects={
-            one["name"]: (one["effect"], one["effect_limit"])
-            for figures in windows
-            for one in figures["monitors"]
-        },
-        levels=tuple(alarm.level for alarm in open_alarms(conn)),
-        recalls={
-            name: (one["ours"]["R@10"], one["exact_dense"]["R@10"]) for name, one in cohorts.items()
-        },
-        jobs=tuple(monitoring.job_totals(conn)),
-        refused=sum(
-            one.state == "shadow" and one.config.gate is not None and not one.config.gate.passed
-            for one in generations(conn)
-        ),
-    )
-
-
-def _calibrate(
-    services: Services,
-    conn: Connection,
+def _result(
     generation: Generation,
-    sample: int,
-    wanted: int,
-    probe: Probe,
-) -> Figures:
-    since = generation.live_at or generation.created_at
-    keys = monitoring.first_arrivals(
-        conn, generation.id, monitoring.first_key_since(conn, since) - 1, wanted
-    )
-    if len(keys) < wanted:
-        return _idle(
-            generation.id, f"calibrating: {len(keys)} of {wanted} reference images have arrived"
-        )
-    arrived = monitoring.arrivals(conn, generation.id, generation.shape, keys)
-    learned = fit_reference(
-        _window(services, generation, arrived), generation.shape, seed=generation.id, window=sample
-    )
-    recall = _asked(probe, services, conn, generation, learned, arrived)
-    pair = None if recall is None else (recall.hits, recall.queries)
-    monitoring.store_reference(
-        conn, generation.id, monitoring.StoredReference(learned.to_dict(), keys[-1], pair)
-    )
-    return _idle(generation.id, f"calibrated on {len(arrived)} images") | {
-        "watched": list(learned.monitors),
-        "recall": pair,
-    }
-
-
-def _window(
-    services: Services, generation: Generation, arrived: monitoring.Arrivals
-) -> ArrivalWindow:
-    return ArrivalWindow(
-        arrived.codes,
-        arrived.embeddings,
-        arrived.confidences,
-        _agreement(services, generation, arrived),
-        arrived.loads,
-        served_scores(services, generation.id),
-    )
-
-
-def _agreement(
-    services: Services, generation: Generation, arrived: monitoring.Arrivals
-) -> BoolArray:
-    """Whether the codebook puts each image under the same id1. Nothing where the generation's folder is elsewhere."""
-    folder = services.checkpoints / generation.folder
-    if not (folder / "codebook.json").is_file():
-        log.warning(
-            "agreement is not watched: the codebook is not here",
-            generation=generation.id,
-            folder=str(folder),
-        )
-        return np.zeros(0, np.bool_)
-    return np.asarray(Codebook.load(folder).encode(arrived.embeddings)[:, 0] == arrived.codes[:, 0])
-
-
-def served_scores(services: Services, generation: int) -> FloatArray:
-    """Best score of the newest queries that this generation answered, at most `QUERIES`."""
-    with closing(services.open_log()) as events:
-        served = [one for one in _newest(events) if one.generation == generation and one.scores]
-    newest = sorted(served, key=lambda one: one.served_at)[-QUERIES:]
-    return np.array([one.scores[0] for one in newest], np.float32)
-
-
-def _newest(events: EventLog) -> list[QueryServed]:
-    found = []
-    for (topic, partition), end in events.end_offsets([SERVED]).items():
-        for event in events.read(topic, partition, first=max(0, end - QUERIES), limit=QUERIES):
-            try:
-                record = decode(topic, event.value)
-            except RejectInputError:
-                continue
-            if isinstance(record, QueryServed):
-                found.append(record)
-    return found
-
-
-def _asked(
-    probe: Probe,
-    services: Services,
-    conn: Connection,
-    generation: Generation,
-    learned: DriftReference,
-    arrived: monitoring.Arrivals,
-) -> RecallCount | None:
-    """Recall of the most novel images, or None where it cannot be measured: a drift alarm must not depend on it."""
-    novel_first = arrived.image_keys[learned.by_novelty(arrived.embeddings)]
-    try:
-        return probe(services, conn, generation, novel_first.tolist())
-    except SigmaError:
-        log.exception("recall of the window is unknown", generation=generation.id)
-        return None
-
-
-def _speak(
-    services: Services,
-    conn: Connection,
-    generation: int,
-    findings: Sequence[MonitorResult],
-    level: str,
-    recalls: tuple[RecallCount | None, RecallCount | None],
-    before: Sequence[Figures],
-) -> int:
-    """Raise and clear alarms and tell the world, in one transaction. Returns how many were raised."""
-    then, now = (
-        None if one is None else {"hits": one.hits, "queries": one.queries} for one in recalls
-    )
-    with transaction(conn), closing(services.open_log()) as events:
-        fresh = [
-            raise_alarm(
-                conn,
-                generation,
-                one.monitor,
-                level,
-                effect=one.effect,
-                effect_limit=one.effect_limit,
-                p=one.p,
-                p_limit=one.p_limit,
-                detail={"recall_then": then, "recall_now": now},
-            )
-            for one in findings
-            if one.alarm
-        ]
-        there = open_alarms(conn)
-        calm = [one for one in there if _calm(one, findings, before) and clear_alarm(conn, one.id)]
-        notes = [
-            OperationsEvent("alarm", f"{one}; see: sigma report drift")
-            for one in there
-            if one.id in fresh
-        ]
-        notes += [
-            OperationsEvent(
-                "alarm-cleared", f"{one.monitor} of generation {one.generation} is calm again"
-            )
-            for one in calm
-        ]
-        if notes:
-            events.publish(conn, [message(note, f"generation-{generation}") for note in notes])
-    return sum(number is not None for number in fresh)
-
-
-def _calm(alarm: Alarm, findings: Sequence[MonitorResult], before: Sequence[Figures]) -> bool:
-    """Whether the alarm's monitor has been calm in this window and in the ones before, as many as it takes."""
-    alarming = [{one.monitor for one in findings if one.alarm}]
-    alarming += [{one["name"] for one in figures["monitors"] if one["alarm"]} for figures in before]
-    return len(alarming) >= CALM and not any(alarm.monitor in names for names in alarming)
-
-
-def _close_others(conn: Connection, generation: int) -> None:
-    """A generation that is not live any more cannot become calm: its alarms end with it."""
-    for alarm in open_alarms(conn):
-        if alarm.generation != generation:
-            clear_alarm(conn, alarm.id)
-
-
-def _idle(generation: int | None, why: str) -> Figures:
-    return {
-        "generation": generation,
-        "images": 0,
-        "monitors": [],
-        "pages": 0,
-        "tickets": 0,
-        "why": why,
-    }
-
-
-def _figures(
-    generation: int,
-    arrived: monitoring.Arrivals,
+    arrivals: Arrivals,
     window: ArrivalWindow,
     reference: DriftReference,
-    findings: Sequence[MonitorResult],
-) -> Figures:
-    _, first = np.unique(arrived.codes, axis=0, return_index=True)
-    loads = window.leaf_loads[first]
-    return {
-        "generation": generation,
-        "images": len(window),
-        "first_key": int(arrived.image_keys[0]),
-        "last_key": int(arrived.image_keys[-1]),
-        "monitors": [
-            {
-                "name": f.monitor,
-                "effect": f.effect,
-                "effect_limit": f.effect_limit,
-                "p": f.p,
-                "p_limit": f.p_limit,
-                "alarm": f.alarm,
-            }
-            for f in findings
-        ],
-        "histograms": code_shares(reference, window),
-        "leaf": {
-            "gini": gini(loads),
-            "p99": float(np.percentile(loads, 99)),
-            "max": int(loads.max()),
-        },
-        "suffix_pressure": float(under_suffix_pressure(window, reference.shape).mean()),
-    }
+    results: Sequence[MonitorResult],
+    level: str,
+    raised: int,
+) -> DriftReportResult:
+    pressure = under_suffix_pressure(window, reference.shape)
+    return DriftReportResult(
+        generation=generation.id,
+        images=len(window),
+        monitors=tuple(map(_reading, results)),
+        first_key=int(arrivals.image_keys[0]),
+        last_key=int(arrivals.image_keys[-1]),
+        histograms=_histograms(reference, window),
+        leaf=_leaf_loads(window),
+        suffix_pressure=float(pressure.mean()),
+        pages=raised if level == "page" else 0,
+        tickets=raised if level == "ticket" else 0,
+    )
+
+
+def _reading(result: MonitorResult) -> MonitorReading:
+    return MonitorReading(
+        result.monitor,
+        result.effect,
+        result.effect_limit,
+        result.p,
+        result.p_limit,
+        result.alarm,
+    )
+
+
+def _histograms(reference: DriftReference, window: ArrivalWindow) -> dict[str, CodeHistogram]:
+    histograms = {}
+    for level, shares in code_shares(reference, window).items():
+        histograms[level] = CodeHistogram(tuple(shares["then"]), tuple(shares["now"]))
+    return histograms
+
+
+def _leaf_loads(window: ArrivalWindow) -> LeafLoads:
+    # Several images of the window may share a leaf: its load counts once.
+    _, first_of_leaf = np.unique(window.codes, axis=0, return_index=True)
+    loads = window.leaf_loads[first_of_leaf]
+    return LeafLoads(gini=gini(loads), p99=float(np.percentile(loads, 99)), max=int(loads.max()))

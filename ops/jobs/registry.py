@@ -1,146 +1,205 @@
-"""The jobs: what the scheduler runs, and what a person can run by name. Each is idempotent and returns figures for its record."""
+"""The jobs: what the scheduler runs, and what a person can run by name. Each is idempotent."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ops.jobs.drift_report import drift_report
-from ops.jobs.retraining import recluster, retrain
+from model.drift.monitors import RecallCount
+from ops.jobs.arrival_windows import ArrivalWindowReader
+from ops.jobs.candidate_promotion import CandidatePromoter
+from ops.jobs.drift_report import DriftReporter, novel_recall
+from ops.jobs.recall_probe import recall_probe
+from ops.jobs.retraining import CandidateTrainer
 from schemas.errors import SigmaError, UsageError, WorkFailedError
+from schemas.events import ACCEPTED, ARRIVED, DELETED
+from schemas.job_results import JobFailure, JobResult
+from schemas.maintenance_results import PruneResult
 from schemas.schedules import Schedule
 from stream.log.topics import TOPICS
 from workers.generations import retiring
-from workers.repository import job_runs as repository
+from workers.repository import job_runs
 from workers.repository.connection import Connection, run
+from workers.repository.generations import Generation
 from workers.repository.shadow_queries import prune_shadow_queries
 from workers.runtime.services import Services
 
-Figures = dict[str, Any]
+if TYPE_CHECKING:
+    from workers.query.searcher import Searcher
 
-_REASON = 500
-"""Letters of a failure's reason that are kept."""
+MAX_ERROR_LETTERS = 500
+"""Letters of a failure's message that are stored with its run."""
 
-_SHADOW_DAYS, _DAY_S = 30, 86_400.0
-_CONSUMED = ("sigma.images.arrived", "sigma.images.accepted", "sigma.images.deleted")
+SHADOW_QUERY_DAYS = 30
+"""Days that comparisons of shadow queries are kept."""
+
+_DAY_S = 86_400.0
+
+_CONSUMED_TOPICS = (ARRIVED, ACCEPTED, DELETED)
+"""Topics whose events are kept until every consumer group of the workers has read them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A named piece of work and when it is due: every so many seconds, at cron's times (UTC), at an alarm, or when a person asks."""
+    """A named piece of work, and when it is run beside whenever a person asks for it."""
 
     name: str
-    every_s: float | None
     about: str
-    work: Callable[[Services, Connection], Figures]
-    cron: str | None = None
+    """What it does, for the list of jobs."""
+    work: Callable[[Services, Connection], JobResult]
+    schedule: Schedule = Schedule()
+    """When it is due unless a setting says otherwise; by default at no time."""
     on_alarm: frozenset[str] = frozenset()
-    """Names of monitors, or the levels `page` and `ticket`: an open alarm of one of these is answered by one run."""
+    """Monitors, or the levels `page` and `ticket`: one run answers each such open alarm."""
     cooldown_s: float = 6 * 3600.0
-    """Seconds from the end of any run of the job to the next one by alarm, so that a flood of alarms does not retrain for ever: six hourly
-    drift reports judge what a run changed before it may be changed again. Alarms wait meanwhile, and call only if they are still open."""
+    """Seconds from the end of any run to the next one by alarm, so that a flood of alarms does not
+    retrain for ever: six hourly drift reports judge what a run changed before the next change.
+    Alarms wait meanwhile, and are answered if they are still open."""
     again_s: float | None = None
-    """Seconds from the end of a run by alarm, if no other came since, to a second one. For what learns from arrivals: the alarm comes with
-    the first images of a change, and the generation that learnt from those few takes the change for normal (docs/longrun.md)."""
-
-    @property
-    def schedule(self) -> Schedule:
-        """When it is due unless a setting says otherwise."""
-        if self.cron is not None:
-            return Schedule.parse(self.cron)
-        return Schedule() if self.every_s is None else Schedule(f"every {int(self.every_s)}")
+    """Seconds from the end of a run by alarm to a second run, if there was no other meanwhile. For
+    work that learns from arrivals: an alarm comes with the first images of a change, and a
+    generation that learnt from those few takes the change for normal (docs/longrun.md)."""
 
 
-def prune(services: Services, conn: Connection) -> Figures:
-    """Forget shadow queries, generations that nobody needs, and events of the log in Postgres that are past their retention and read by
-    all. Kafka does that itself."""
-    gone: Figures = {
-        "shadow_query": prune_shadow_queries(conn, _SHADOW_DAYS),
-        "generations": retiring.prune(conn, services.checkpoints),
-    }
-    if services.settings.kafka is not None:
-        return gone
-    return gone | {
-        t.name: run(conn, "prune_events", topic=t.name, days=t.days, consumed=t.name in _CONSUMED)
-        for t in TOPICS
-    }
+def run_job(services: Services, conn: Connection, job: Job, number: int) -> job_runs.JobRun:
+    """Do the work of a run that was begun, and record its result.
+
+    A failure is recorded too, then raised: a `SigmaError` as it is, others as `WorkFailedError`.
+    """
+    try:
+        result = job.work(services, conn)
+    except SigmaError as error:
+        _record_failure(conn, number, str(error))
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:MAX_ERROR_LETTERS]
+        _record_failure(conn, number, reason)
+        raise WorkFailedError(f"job {job.name} failed: {reason}") from error
+    job_runs.end_run(conn, number, "done", result.to_json())
+    return job_runs.job_run(conn, number)
 
 
-def _recall_probe(services: Services, conn: Connection) -> Figures:
-    from ops.jobs.recall_probe import recall_probe
-
-    return recall_probe(services, conn)
-
-
-def _gate(services: Services, conn: Connection) -> Figures:
-    from ops.jobs.gate import gate_job
-
-    return gate_job(services, conn)
-
-
-JOBS: Mapping[str, Job] = {
-    job.name: job
-    for job in (
-        Job(
-            "recall-probe",
-            3600.0,
-            "recall of known items by age, beside exact dense search",
-            _recall_probe,
-        ),
-        Job(
-            "drift-report",
-            3600.0,
-            "whether what arrives is still what arrived at first, and alarms when not",
-            drift_report,
-        ),
-        Job(
-            "gate",
-            3600.0,
-            "judge shadow generations beside the live one, and let the fallback generation catch up",
-            _gate,
-        ),
-        Job(
-            "retrain",
-            None,
-            "a candidate with fresher weights",
-            retrain,
-            "0 3 * * 0",
-            frozenset({"page"}),
-            again_s=_DAY_S,
-        ),
-        Job(
-            "recluster",
-            None,
-            "a candidate with a codebook fitted to what is in the store now",
-            recluster,
-            "0 5 1 * *",
-        ),
-        Job(
-            "prune",
-            _DAY_S,
-            "forget events of the embedded log and generations that nobody needs any more",
-            prune,
-        ),
-    )
-}
-
-
-def job(name: str) -> Job:
-    """A job by name; `UsageError` lists those there are."""
+def job_named(name: str) -> Job:
+    """A job by its name; `UsageError` lists the names there are."""
     if name not in JOBS:
-        raise UsageError(f"there is no job {name!r}, known are {', '.join(JOBS)}")
+        raise UsageError(f"job must be one of {', '.join(JOBS)}, got {name!r}")
     return JOBS[name]
 
 
-def perform(services: Services, conn: Connection, wanted: Job, number: int) -> repository.JobRun:
-    """Do the work of a run that was begun, and record what came of it. A failure is recorded too, then raised."""
-    try:
-        figures = wanted.work(services, conn)
-    except SigmaError as error:
-        repository.end_run(conn, number, "failed", {"error": str(error)[:_REASON]})
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"[:_REASON]
-        repository.end_run(conn, number, "failed", {"error": reason})
-        raise WorkFailedError(f"job {wanted.name} failed: {reason}") from error
-    repository.end_run(conn, number, "done", figures)
-    return repository.job_run(conn, number)
+def _record_failure(conn: Connection, number: int, error: str) -> None:
+    failure = JobFailure(error[:MAX_ERROR_LETTERS])
+    job_runs.end_run(conn, number, "failed", failure.to_json())
+
+
+def _probe_recall(services: Services, conn: Connection) -> JobResult:
+    return recall_probe(
+        conn, open_searcher=_searcher_opener(services), settings=services.settings.retrieval
+    )
+
+
+def _report_drift(services: Services, conn: Connection) -> JobResult:
+    def measure_recall(generation: Generation, image_keys: Sequence[int]) -> RecallCount | None:
+        return novel_recall(
+            conn,
+            generation,
+            image_keys,
+            open_searcher=_searcher_opener(services),
+            settings=services.settings.retrieval,
+        )
+
+    windows = ArrivalWindowReader(services.checkpoints, services.open_log)
+    return DriftReporter(conn, windows, measure_recall).report()
+
+
+def _run_gate(services: Services, conn: Connection) -> JobResult:
+    promoter = CandidatePromoter.on_services(services, conn)
+    return promoter.run_gate(auto_promote=services.settings.auto_promote)
+
+
+def _retrain(services: Services, conn: Connection) -> JobResult:
+    return CandidateTrainer.on_services(services, conn).retrain(services.settings)
+
+
+def _recluster(services: Services, conn: Connection) -> JobResult:
+    return CandidateTrainer.on_services(services, conn).recluster()
+
+
+def _prune(services: Services, conn: Connection) -> JobResult:
+    """Kafka deletes its old events by itself."""
+    shadow_queries = prune_shadow_queries(conn, SHADOW_QUERY_DAYS)
+    dropped = retiring.prune(conn, services.checkpoints)
+    events: dict[str, int] = {}
+    if services.settings.kafka is None:
+        events = prune_events(conn)
+    return PruneResult(shadow_queries, tuple(dropped), events)
+
+
+def prune_events(conn: Connection) -> dict[str, int]:
+    """Delete events of the log in PostgreSQL that are past their retention and read by all.
+
+    Returns how many were deleted of each topic.
+    """
+    deleted = {}
+    for topic in TOPICS:
+        consumed = topic.name in _CONSUMED_TOPICS
+        deleted[topic.name] = run(
+            conn, "prune_events", topic=topic.name, days=topic.days, consumed=consumed
+        )
+    return deleted
+
+
+def _searcher_opener(services: Services) -> "Callable[[Generation], Searcher]":
+    """Loads a generation with the engine of the settings, as the query worker does."""
+
+    def open_searcher(generation: Generation) -> "Searcher":
+        # Imported here: it loads PyTorch, which listing jobs and jobs without a model do without.
+        from workers.query.searcher import Searcher
+
+        return Searcher(services, generation)
+
+    return open_searcher
+
+
+_ALL_JOBS = (
+    Job(
+        "recall-probe",
+        "recall of known items by age, beside exact dense search",
+        _probe_recall,
+        Schedule("every 3600"),
+    ),
+    Job(
+        "drift-report",
+        "whether what arrives is still what arrived at first, and alarms when not",
+        _report_drift,
+        Schedule("every 3600"),
+    ),
+    Job(
+        "gate",
+        "judge shadow generations beside the live one, and let the fallback generation catch up",
+        _run_gate,
+        Schedule("every 3600"),
+    ),
+    Job(
+        "retrain",
+        "a candidate with fresher weights",
+        _retrain,
+        # Sundays at 3: few queries, and the machine is free until the morning.
+        Schedule("0 3 * * 0"),
+        on_alarm=frozenset({"page"}),
+        again_s=_DAY_S,
+    ),
+    Job(
+        "recluster",
+        "a candidate with a codebook fitted to what is in the store now",
+        _recluster,
+        Schedule("0 5 1 * *"),
+    ),
+    Job(
+        "prune",
+        "forget events of the embedded log and generations that nobody needs any more",
+        _prune,
+        Schedule("every 86400"),
+    ),
+)
+
+JOBS: Mapping[str, Job] = {job.name: job for job in _ALL_JOBS}
+"""All jobs by name, in the order of `sigma jobs list`."""

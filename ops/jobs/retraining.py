@@ -1,15 +1,20 @@
-"""Retraining: the jobs that make a candidate generation. The trainer is a process of its own, which a job starts and waits for."""
+"""The jobs `retrain` and `recluster`: make a candidate generation with a trainer process.
+
+A job starts the trainer and waits for it. Whatever it makes goes live by the gate, not here.
+"""
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ops.embedded.isolation import ISOLATED_ENVIRONMENT
 from schemas.errors import WorkFailedError
+from schemas.maintenance_results import CandidateResult, CandidateSkipped
+from schemas.settings import Settings
 from workers.generations.retiring import drop, refused_by_gate
 from workers.repository import generations
 from workers.repository.connection import Connection
@@ -17,161 +22,182 @@ from workers.repository.generations import Generation
 from workers.repository.training_data import claim_trainer, release_trainer, untrained_images
 from workers.runtime.services import Services
 
-Figures = dict[str, Any]
+_CLAIM_INTERVAL_S = 0.5
+"""Seconds between two attempts to claim the right to train."""
 
-_PAUSE_S = 0.5
-_PATIENCE_S = 60.0
-"""How long a trainer whose job died may take to end: it notices at once, and its connection with it."""
+_CLAIM_TIMEOUT_S = 60.0
+"""Seconds that a trainer whose job died may take to end: it notices at once, and the server notices
+its closed connection."""
 
 _NICE = 10
 """Priority of the trainer: queries and arrivals come first."""
 
-_TOLD = (
-    "mode",
-    "parent",
-    "images",
-    "stages",
-    "evaluations",
-    "recluster",
-    "seconds",
-    "cpu_seconds",
-    "failure",
-)
+_ERROR_PREFIX = "sigma: "
+"""How the command line begins the message of an error."""
 
 
-def retrain(services: Services, conn: Connection) -> Figures:
-    """A candidate with fresher weights: by refresh, or in full where the settings say so. It is promoted by its gate, not here."""
-    if services.settings.retrain == "full":
-        return _candidate(services, conn, "retrain", ["--from-store"])
-    return _nothing_new(conn) or _candidate(services, conn, "retrain", ["--refresh"])
+@dataclass(frozen=True, slots=True)
+class TrainerProcess:
+    """How to start a trainer: `sigma train` in a process of its own, on the same installation."""
 
+    home: Path
+    database_url: str
+    processes: int
+    """One for each GPU."""
 
-def recluster(services: Services, conn: Connection) -> Figures:
-    """A candidate with a codebook fitted to what is in the store now, the weights as they are."""
-    return _nothing_new(conn) or _candidate(services, conn, "recluster", ["--recluster"])
+    def run(self, arguments: Sequence[str], log: Path) -> int:
+        """Run one training from start to end; returns the exit code.
 
-
-def _nothing_new(conn: Connection) -> Figures:
-    """Why there is nothing to make a candidate from; empty when there is."""
-    live = generations.live(conn)
-    if generations.unfinished(conn) is not None:
-        return {}
-    if live is None:
-        return {
-            "generation": None,
-            "why": "no generation is live; train the first one with: sigma train --manifest F",
+        Its output is appended to the file `log`. It ends when this process does: it watches its
+        standard input, whose other end this process holds.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        installation = {
+            "SIGMA_HOME": str(self.home),
+            "SIGMA_DATABASE_URL": self.database_url,
         }
-    if not untrained_images(conn, live.id):
-        return {
-            "generation": None,
-            "why": f"generation {live.id} was trained on every image with captions",
-        }
-    return {}
+        environment = os.environ | ISOLATED_ENVIRONMENT | installation
+        command = trainer_command(self.processes, arguments)
+        with (
+            log.open("ab") as output,
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment
+            ) as process,
+        ):
+            try:
+                return process.wait()
+            finally:
+                # Does nothing after a normal end; an interrupted training can be resumed.
+                process.terminate()
 
 
-def _candidate(services: Services, conn: Connection, name: str, how: Sequence[str]) -> Figures:
-    """Train, or go on with what a run that died has left, and return the figures of the generation."""
-    _wait_for_trainer(conn)
-    live = generations.live(conn)
-    waiting = [found for found in generations.generations(conn) if found.state == "shadow"]
-    for one in [found for found in waiting if refused_by_gate(found, live)]:
-        # It would be assigned every arrival for ever, and nobody asks for it.
-        drop(conn, services.checkpoints, one.id)
-        waiting.remove(one)
-    if waiting:
-        return _figures(waiting[-1]) | {
-            "why": f"generation {waiting[-1].id} is a candidate already and waits for its gate"
-        }
-    left = generations.unfinished(conn)
-    resumed = left is not None and left.config.training.corpus == "store"
-    before = max((found.id for found in generations.generations(conn)), default=0)
-    log = services.home / "logs" / f"{name}.log"
-    code = _run(services, ["--resume"] if resumed else how, log)
-    made = (
-        left
-        if resumed
-        else next((found for found in generations.generations(conn) if found.id > before), None)
-    )
-    if code or made is None:
-        raise WorkFailedError(
-            f"the training ended with exit code {code}: {_last_line(log)}; its log is {log}"
+@dataclass(frozen=True, slots=True)
+class CandidateTrainer:
+    """Makes candidate generations, one at a time: each is assigned every arrival."""
+
+    conn: Connection
+    trainer: TrainerProcess
+    drop_generation: Callable[[int], None]
+    """Gives up a candidate."""
+
+    @classmethod
+    def on_services(cls, services: Services, conn: Connection) -> "CandidateTrainer":
+        """A trainer of this installation."""
+        trainer = TrainerProcess(
+            services.home, services.database_url, services.settings.training_processes
         )
-    return _figures(generations.get(conn, made.id)) | {"resumed": resumed}
+        return cls(conn, trainer, lambda number: drop(conn, services.checkpoints, number))
+
+    def retrain(self, settings: Settings) -> CandidateResult | CandidateSkipped:
+        """A candidate with fresher weights: by refresh, or in full where the settings say so."""
+        if settings.retrain == "full":
+            return self._make_candidate("retrain", ["--from-store"])
+        return self._make_candidate_if_new("retrain", ["--refresh"])
+
+    def recluster(self) -> CandidateResult | CandidateSkipped:
+        """A candidate with a codebook fitted to what is stored now, and the weights as they are."""
+        return self._make_candidate_if_new("recluster", ["--recluster"])
+
+    def _make_candidate_if_new(
+        self, job: str, arguments: Sequence[str]
+    ) -> CandidateResult | CandidateSkipped:
+        """As `_make_candidate`, unless there is nothing that the live generation has not learnt."""
+        if generations.unfinished(self.conn) is None:
+            live = generations.live(self.conn)
+            if live is None:
+                return CandidateSkipped(
+                    "no generation is live; train the first one with: sigma train --manifest F"
+                )
+            if not untrained_images(self.conn, live.id):
+                why = f"generation {live.id} was trained on every image with captions"
+                return CandidateSkipped(why)
+        return self._make_candidate(job, arguments)
+
+    def _make_candidate(
+        self, job: str, arguments: Sequence[str]
+    ) -> CandidateResult | CandidateSkipped:
+        """Train, or finish the training that a run which died has left."""
+        wait_for_trainer(self.conn)
+        waiting = self._waiting_candidates()
+        if waiting:
+            candidate = waiting[-1]
+            why = f"generation {candidate.id} is a candidate already and waits for its gate"
+            return CandidateSkipped(why, _candidate(candidate))
+        unfinished = generations.unfinished(self.conn)
+        # A training from a manifest is resumed by the person who has the manifest.
+        resumable = unfinished is not None and unfinished.config.training.corpus == "store"
+        newest_before = self._newest_number()
+        log = self.trainer.home / "logs" / f"{job}.log"
+        exit_code = self.trainer.run(["--resume"] if resumable else arguments, log)
+        if resumable:
+            made = unfinished
+        else:
+            made = self._first_after(newest_before)
+        if exit_code or made is None:
+            raise WorkFailedError(
+                f"the training ended with exit code {exit_code}: {last_error(log)}; "
+                f"its log is {log}"
+            )
+        return _candidate(generations.get(self.conn, made.id), resumed=resumable)
+
+    def _waiting_candidates(self) -> list[Generation]:
+        """Candidates that the gate may still let through; those that it refused are dropped."""
+        live = generations.live(self.conn)
+        waiting = []
+        for generation in generations.generations(self.conn):
+            if generation.state != "shadow":
+                continue
+            if refused_by_gate(generation, live):
+                self.drop_generation(generation.id)
+            else:
+                waiting.append(generation)
+        return waiting
+
+    def _newest_number(self) -> int:
+        numbers = [generation.id for generation in generations.generations(self.conn)]
+        return max(numbers, default=0)
+
+    def _first_after(self, number: int) -> Generation | None:
+        for generation in generations.generations(self.conn):
+            if generation.id > number:
+                return generation
+        return None
 
 
-def command(processes: int, how: Sequence[str]) -> list[str]:
+def trainer_command(processes: int, arguments: Sequence[str]) -> list[str]:
     """The command line of a trainer, under torch's launcher when there are several processes."""
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-        if processes > 1
-        else ["-m"]
-    )
-    return [
-        "nice",
-        "-n",
-        str(_NICE),
-        sys.executable,
-        *launcher,
-        "ops.cli",
-        "train",
-        *how,
-        "--stop-with-parent",
-        "--json",
-    ]
+    python = ["nice", "-n", str(_NICE), sys.executable, "-m"]
+    if processes > 1:
+        launcher = "torch.distributed.run"
+        python += [launcher, "--standalone", "--nproc-per-node", str(processes), "-m"]
+    return [*python, "ops.cli", "train", *arguments, "--stop-with-parent", "--json"]
 
 
-def _run(services: Services, how: Sequence[str], log: Path) -> int:
-    """One trainer, from start to end; it ends with this process, which holds the other end of its standard input."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = (
-        os.environ
-        | ISOLATED_ENVIRONMENT
-        | {
-            "SIGMA_HOME": str(services.home),
-            "SIGMA_DATABASE_URL": services.database_url,
-        }
-    )
-    with (
-        log.open("ab") as file,
-        subprocess.Popen(
-            command(services.settings.training_processes, how),
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=file,
-            env=environment,
-        ) as process,
-    ):
-        try:
-            return process.wait()
-        finally:
-            # Reached early only by an interruption: the work can be resumed.
-            process.terminate()
-
-
-def _wait_for_trainer(conn: Connection) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+def wait_for_trainer(conn: Connection) -> None:
+    """Wait until no training runs on the database; `WorkFailedError` after `_CLAIM_TIMEOUT_S`."""
+    deadline = time.monotonic() + _CLAIM_TIMEOUT_S
     while not claim_trainer(conn):
         if time.monotonic() > deadline:
             raise WorkFailedError(
-                "another training runs on this database, and there can be one at a time; wait for its end or stop it"
+                "another training runs on this database, and there can be one at a time; wait for "
+                "its end or stop it"
             )
-        time.sleep(_PAUSE_S)
+        time.sleep(_CLAIM_INTERVAL_S)
+    # The trainer process claims it for itself.
     release_trainer(conn)
 
 
-def _figures(found: Generation) -> Figures:
-    config = found.config.to_json()
-    return {
-        "generation": found.id,
-        "state": found.state,
-        **{name: config[name] for name in _TOLD if name in config},
-    }
+def last_error(log: Path) -> str:
+    """The newest error message of the command line in a log."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    for line in reversed(text.splitlines()):
+        if line.startswith(_ERROR_PREFIX):
+            return line.removeprefix(_ERROR_PREFIX)
+    return "it left no message"
 
 
-def _last_line(log: Path) -> str:
-    lines = [
-        line
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.startswith("sigma: ")
-    ]
-    return lines[-1].removeprefix("sigma: ") if lines else "it left no message"
+def _candidate(generation: Generation, *, resumed: bool = False) -> CandidateResult:
+    config = generation.config
+    return CandidateResult(
+        generation.id, generation.state, config.training, config.failure, resumed
+    )

@@ -1,247 +1,164 @@
-"""The scheduler: APScheduler with its jobs in Postgres, one leader among all processes, each window of each job run once.
+"""The scheduler: one leader among all scheduler processes runs the jobs, each run window once.
 
-Two APSchedulers on one store run everything twice, so only the holder of an advisory lock starts one. What makes a window count once
-even so is its row in `job_run`; what makes a window survive its process is that nobody holds the job's lock any more. APScheduler is
-the clock; a look every few seconds finds what no clock announces: alarms, runs whose process died, windows missed while nobody led.
+Two APSchedulers on one store run everything twice, so only the holder of an advisory lock starts
+one. Each run window has one row in `job_run`, so it counts once even if two processes believe that
+they lead for a moment. A run whose process died is found by its row: the row says that it is
+running, and no connection holds the job's lock. APScheduler is the clock; every few seconds the
+leader also looks for what no clock announces: alarms, runs whose process died, run windows that
+were missed without a leader.
 """
 
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import psycopg
 import structlog
-from apscheduler.executors.base import BaseExecutor, run_job
-from apscheduler.jobstores.memory import MemoryJobStore
-from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
-from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.base import BaseTrigger
-from apscheduler.triggers.interval import IntervalTrigger
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
-from ops.jobs.registry import JOBS, Job, perform
-from ops.jobs.timetable import Plan, plans
+from ops.jobs.job_clock import JobClock
+from ops.jobs.registry import JOBS, Job, run_job
+from ops.jobs.timetable import JobSchedule, job_schedules
 from schemas.errors import RetryLaterError, SigmaError
 from schemas.schedules import Schedule
-from workers.repository import job_runs as repository
+from workers.repository import job_runs
 from workers.repository.alarms import Alarm, open_alarms
 from workers.repository.connection import Connection
 from workers.runtime.process import TRANSIENT_ERRORS, keep_running
 from workers.runtime.services import Services
 
-_PROBE_S = 1.0
-_LOOK_S = 5.0
-_SETTLE_S = 5.0
-"""Seconds that a process which stops gives the jobs at work; what is longer is begun again by the next leader."""
+FindAlarms = Callable[[Connection], Sequence[Alarm]]
+"""Returns the open alarms."""
+
+_LEAD_CHECK_S = 1.0
+"""Seconds between two attempts to become the leader, and between two checks that one still is."""
+
+_PENDING_CHECK_S = 5.0
+"""Seconds between two looks for runs that no clock announces."""
+
+_JOIN_S = 5.0
+"""Seconds that a stopping process waits for running jobs; the next leader begins others again."""
 
 log = structlog.get_logger()
 
 
-Look = Callable[[Connection], Sequence[Alarm]]
+class Scheduler:
+    """Leads, or waits to lead, for as long as it runs."""
 
+    def __init__(
+        self,
+        services: Services,
+        jobs: Mapping[str, Job] = JOBS,
+        *,
+        find_alarms: FindAlarms = open_alarms,
+    ) -> None:
+        """`UsageError` when the settings name an unknown job."""
+        self._services = services
+        self._schedules = job_schedules(services.settings, jobs)
+        self._find_alarms = find_alarms
+        # Cleared when this process no longer leads. Runs at work go on, for they hold their job's
+        # lock, but begin no further run.
+        self._leading = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
 
-class _Threads(BaseExecutor):
-    """A thread for each run, so that hours of training do not hold up the hourly jobs; a process that ends does not wait for them."""
+    def run(self, stop: threading.Event) -> None:
+        """Lead, or wait to lead, until `stop` is set; survives an unavailable database."""
+        keep_running(self._session, stop, "scheduler")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._threads: list[threading.Thread] = []
+    def start(self) -> None:
+        """Run in a thread, until `close`."""
+        self._thread = threading.Thread(target=self.run, args=(self._stop,), name="scheduler")
+        self._thread.start()
 
-    def _do_submit_job(self, job: Any, run_times: list[datetime]) -> None:
-        self._threads = [one for one in self._threads if one.is_alive()]
-        self._threads.append(
-            threading.Thread(
-                target=self._run, args=(job, run_times), name=f"job {job.id}", daemon=True
-            )
-        )
-        self._threads[-1].start()
+    def close(self) -> None:
+        """Stop the thread of `start` and wait for its end."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
 
-    def _run(self, job: Any, run_times: list[datetime]) -> None:
+    def run_pending(self, name: str) -> None:
+        """Do all runs that a job has pending, unless another process is running the job."""
         try:
-            events = run_job(job, job._jobstore_alias, run_times, self._logger.name)
-        except BaseException:
-            self._run_job_error(job.id, *sys.exc_info()[1:])
-        else:
-            self._run_job_success(job.id, events)
-
-    def settle(self, patience_s: float) -> None:
-        """Wait for the runs at work, but not longer than that."""
-        deadline = time.monotonic() + patience_s
-        for one in self._threads:
-            one.join(max(0.0, deadline - time.monotonic()))
-
-
-class _Running:
-    """What a job's function finds when APScheduler calls it: only its name is in the store."""
-
-    services: Services
-    plans: Mapping[str, Plan]
-    look: Look
-    leads = threading.Event()
-    """Cleared when this process no longer leads: runs at work go on, for they hold their job, and no new one begins."""
-
-
-def run(
-    services: Services,
-    stop: threading.Event,
-    jobs: Mapping[str, Job] = JOBS,
-    look: Look = open_alarms,
-) -> None:
-    """Lead, or wait to lead, until stopped."""
-    _Running.services, _Running.plans, _Running.look = (
-        services,
-        plans(services.settings, jobs),
-        look,
-    )
-    keep_running(_session, stop, "scheduler")
-
-
-def work(name: str) -> None:
-    """Run whatever a job has to do, if nobody else is at it. Called by APScheduler."""
-    plan = _Running.plans[name]
-    try:
-        with _Running.services.connect(f"job {name}") as conn:
-            if not repository.claim_job(conn, name):
-                log.debug("the job runs elsewhere", job=name)
-                return
-            while _Running.leads.is_set() and (number := _begin(conn, plan)) is not None:
-                _perform(conn, plan.job, number)
-    except TRANSIENT_ERRORS as error:
-        log.warning(
-            "the job was interrupted, its run is begun again when the database answers",
-            job=name,
-            reason=str(error),
-        )
-
-
-def _begin(conn: Connection, plan: Plan) -> int | None:
-    return repository.begin_next_run(
-        conn,
-        plan.job.name,
-        plan.schedule,
-        _calls(plan, _Running.look(conn) if plan.on_alarm else ()),
-    )
-
-
-def _perform(conn: Connection, job: Job, number: int) -> None:
-    try:
-        done = perform(_Running.services, conn, job, number)
-    except RetryLaterError:
-        if conn.closed:
-            raise
-        log.exception("job failed", job=job.name)
-    except SigmaError:
-        log.exception("job failed", job=job.name)
-    else:
-        log.info(
-            "job done",
-            job=job.name,
-            run_window=done.run_window,
-            cause=done.cause,
-            figures=done.figures,
-        )
-
-
-def _calls(plan: Plan, alarms: Sequence[Alarm]) -> repository.AlarmTriggers:
-    meant = [one.id for one in alarms if one.level in plan.on_alarm or one.monitor in plan.on_alarm]
-    return repository.AlarmTriggers(
-        meant, plan.job.cooldown_s, plan.job.again_s if plan.on_alarm else None
-    )
-
-
-def _session(stop: threading.Event) -> None:
-    with _Running.services.connect("scheduler") as conn:
-        while not repository.claim_scheduler(conn):
-            if stop.wait(_PROBE_S):
-                return
-        log.info("this scheduler leads")
-        for name, plan in _Running.plans.items():
-            repository.apply_schedule(conn, name, plan.schedule)
-        executor = _Threads()
-        with _clock(executor) as clock:
-            _watch(conn, clock, stop)
-        executor.settle(_SETTLE_S)
-
-
-def _watch(conn: Connection, clock: BackgroundScheduler, stop: threading.Event) -> None:
-    looked = -_LOOK_S
-    try:
-        while not stop.wait(_PROBE_S):
-            # The lock is lost with the connection, and a query is what notices.
-            conn.execute("SELECT 1")
-            if time.monotonic() - looked >= _LOOK_S:
-                looked = time.monotonic()
-                _wake(conn, clock)
-    except psycopg.OperationalError as error:
-        raise RetryLaterError("the scheduler lost its lock with its connection") from error
-
-
-def _wake(conn: Connection, clock: BackgroundScheduler) -> None:
-    """Start what waits and has no clock of its own: alarms, runs that died, windows that were missed."""
-    alarms = _Running.look(conn)
-    for name, plan in _Running.plans.items():
-        if repository.run_is_pending(conn, name, plan.schedule, _calls(plan, alarms)):
-            clock.add_job(
-                work, args=[name], id=f"{name} now", jobstore="now", replace_existing=True
+            with self._services.connect(f"job {name}") as conn:
+                if job_runs.claim_job(conn, name):
+                    self._run_claimed(conn, self._schedules[name])
+                else:
+                    log.debug("job is running elsewhere", job=name)
+        except TRANSIENT_ERRORS as error:
+            log.warning(
+                "job interrupted: database unavailable, its run will be begun again",
+                job=name,
+                reason=str(error),
             )
 
+    def _run_claimed(self, conn: Connection, scheduled: JobSchedule) -> None:
+        while self._leading.is_set():
+            # Asked anew for each run: alarms were raised and cleared meanwhile.
+            alarms = self._find_alarms(conn) if scheduled.on_alarm else ()
+            number = job_runs.begin_next_run(
+                conn, scheduled.job.name, scheduled.schedule, scheduled.triggers(alarms)
+            )
+            if number is None:
+                return
+            self._run_and_log(conn, scheduled.job, number)
 
-@contextmanager
-def _clock(executor: BaseExecutor) -> Iterator[BackgroundScheduler]:
-    """APScheduler at work for as long as this process leads; a late run is never dropped."""
-    url = _Running.services.database_url.replace("postgres://", "postgresql://", 1).replace(
-        "postgresql://", "postgresql+psycopg://", 1
-    )
-    # No pool: it would keep connections that a restarted database forgot, and lose one that is in use when the scheduler shuts down.
-    clock = BackgroundScheduler(
-        jobstores={
-            "default": SQLAlchemyJobStore(
-                url=url, tablename="scheduler_job", engine_options={"poolclass": NullPool}
-            ),
-            "now": MemoryJobStore(),
-        },
-        executors={"default": executor},
-        job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
-        timezone=UTC,
-    )
-    try:
-        clock.start(paused=True)
-        _enter(clock)
-        _Running.leads.set()
-        clock.resume()
-        yield clock
-    except DBAPIError as error:
-        raise RetryLaterError(
-            f"the scheduler's store does not answer ({str(error.orig).strip()[:300]})"
-        ) from error
-    finally:
-        _Running.leads.clear()
-        if clock.running:
-            clock.shutdown(wait=False)
+    def _run_and_log(self, conn: Connection, job: Job, number: int) -> None:
+        try:
+            done = run_job(self._services, conn, job, number)
+        except RetryLaterError:
+            if conn.closed:
+                raise
+            log.exception("job failed", job=job.name)
+        except SigmaError:
+            log.exception("job failed", job=job.name)
+        else:
+            log.info(
+                "job done",
+                job=job.name,
+                run_window=done.run_window,
+                cause=done.cause,
+                figures=done.figures,
+            )
 
+    def _session(self, stop: threading.Event) -> None:
+        """Wait for the lead and keep it until `stop`, or until its connection is lost."""
+        with self._services.connect("scheduler") as conn:
+            while not job_runs.claim_scheduler(conn):
+                if stop.wait(_LEAD_CHECK_S):
+                    return
+            log.info("scheduler leads")
+            for name, scheduled in self._schedules.items():
+                job_runs.apply_schedule(conn, name, scheduled.schedule)
+            clock = JobClock(self._services.database_url, self.run_pending)
+            self._leading.set()
+            try:
+                clock.start(self._clock_schedules())
+                self._watch(conn, clock, stop)
+            finally:
+                self._leading.clear()
+                clock.close()
+            clock.join(_JOIN_S)
 
-def _enter(clock: BackgroundScheduler) -> None:
-    """Bring the store in line with the plans: what is off, or no job any more, leaves it."""
-    timed = {
-        name: trigger
-        for name, plan in _Running.plans.items()
-        if (trigger := _trigger(plan.schedule)) is not None
-    }
-    for stored in clock.get_jobs("default"):
-        if stored.id not in timed:
-            stored.remove()
-    for name, trigger in timed.items():
-        clock.add_job(work, trigger, args=[name], id=name, replace_existing=True)
+    def _watch(self, conn: Connection, clock: JobClock, stop: threading.Event) -> None:
+        """Start pending runs until `stop`; `RetryLaterError` when the lead is lost."""
+        next_look = time.monotonic()
+        try:
+            while not stop.wait(_LEAD_CHECK_S):
+                # The lock is lost with the connection, and only a query notices that.
+                conn.execute("SELECT 1")
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + _PENDING_CHECK_S
+                    self._start_pending(conn, clock)
+        except psycopg.OperationalError as error:
+            raise RetryLaterError("the scheduler lost its lock with its connection") from error
 
+    def _start_pending(self, conn: Connection, clock: JobClock) -> None:
+        """Start jobs with a run that no clock announces: by alarm, missed, or left by a death."""
+        alarms = self._find_alarms(conn)
+        for name, scheduled in self._schedules.items():
+            triggers = scheduled.triggers(alarms)
+            if job_runs.run_is_pending(conn, name, scheduled.schedule, triggers):
+                clock.run_now(name)
 
-def _trigger(schedule: Schedule) -> BaseTrigger | None:
-    if schedule.period_s is not None:
-        return IntervalTrigger(
-            seconds=schedule.period_s, start_date=datetime(1970, 1, 1, tzinfo=UTC)
-        )
-    return schedule.cron_trigger
+    def _clock_schedules(self) -> dict[str, Schedule]:
+        return {name: scheduled.schedule for name, scheduled in self._schedules.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import binomtest
 
-from ops.jobs.recall_probe import sample
+from ops.jobs.known_items import sample_known_items
 from schemas.errors import SigmaError
 from workers.query.searcher import MAX_QUERY_LETTERS, Searcher, checked_query
 from workers.repository.connection import Connection
@@ -199,7 +199,7 @@ def _known_items(
 
     The same images are sampled as long as the live generation's range of keys is the same.
     """
-    texts = {probe.image_key: probe.text for probe in sample(conn, after, max_queries)}
+    texts = {probe.image_key: probe.text for probe in sample_known_items(conn, after, max_queries)}
     held_before = postings_of(conn, before, list(texts))
     images = images_by_key(conn, list(texts))
     items = []

@@ -3,9 +3,10 @@
 from model.drift.monitors import NOVEL_SHARE
 from ops.cli.context import open_database
 from ops.embedded.database import open_services
-from ops.jobs.drift_report import known_items
+from ops.jobs.drift_report import novel_recall
 from schemas.settings import Settings
 from tests.acceptance.conftest import TRAINED, Home
+from workers.query.searcher import Searcher
 from workers.repository.connection import rows
 from workers.repository.generations import live
 
@@ -19,7 +20,13 @@ def test_known_items_are_asked_of_the_live_generation(home: Home) -> None:
         assert generation is not None
         page = rows(conn, "image_page", generation=generation.id, after=0, amount=TRAINED)
         keys = [key for key, *_ in page]
-        recall = known_items(opened, conn, generation, keys)
+        recall = novel_recall(
+            conn,
+            generation,
+            keys,
+            open_searcher=lambda generation: Searcher(opened, generation),
+            settings=opened.settings.retrieval,
+        )
     assert recall is not None
     # Held-out captions of images that the model was trained on.
     assert recall.queries == round(NOVEL_SHARE * len(keys))

@@ -10,8 +10,9 @@ from model.network.checkpoint import Checkpoint, load_checkpoint, parts_from_bas
 from model.network.profiles import profile
 from ops.bench.switch import SwitchConfig, copied, switch
 from ops.embedded.database import open_services
-from ops.jobs import gate
+from ops.jobs.candidate_promotion import CandidatePromoter
 from schemas.errors import WorkFailedError
+from schemas.maintenance_results import GateResult
 from schemas.settings import Settings
 from schemas.training_record import TrainingRecord
 from tests.acceptance.conftest import TRAINED, Home
@@ -43,9 +44,8 @@ def undertrained(found: Services, conn: Connection, source: generations.Generati
 
 
 def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_rolled_back_at_once(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    home: Home,
 ) -> None:
-    monkeypatch.setattr(gate, "PROBES", 160)
     with open_services(Settings(home=home.folder)) as found, found.connect("test") as conn:
         migrate(conn)
         first = generations.live(conn)
@@ -53,10 +53,11 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
         shuffled = copied(
             found, conn, first, np.random.default_rng(0).permutation(TRAINED).tolist()
         )
+        promoter = CandidatePromoter.on_services(found, conn, queries=160)
         for bad in (shuffled, undertrained(found, conn, first)):
             generations.set_state(conn, bad, "shadow")
             with pytest.raises(WorkFailedError, match=r"is refused and 1 stays live: .* --force"):
-                gate.promote(found, conn, bad)
+                promoter.promote(bad)
             verdict = generations.get(conn, bad).config.gate
             assert verdict is not None
             print("gate", bad, verdict.reasons)
@@ -65,7 +66,7 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
             assert generations.live_number(conn) == first.id
         with serving(found, load_searcher) as (server, _):
             until(lambda: answers(server, first.id) and answers(server, shuffled), "both are held")
-            gate.promote(found, conn, shuffled, force=True)
+            promoter.promote(shuffled, force=True)
             until(lambda: asked(server).generation == shuffled, "the bad one answers")
             # Arrives at a worker that has not loaded the fallback generation.
             accept_images(conn, accepted(found.store, ["newcomer"]))
@@ -84,9 +85,8 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
 
 
 def test_an_equal_candidate_passes_the_gate_and_the_job_promotes_it_where_that_is_allowed(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    home: Home,
 ) -> None:
-    monkeypatch.setattr(gate, "PROBES", 60)
     with (
         open_services(Settings(home=home.folder, auto_promote=True)) as found,
         found.connect("test") as conn,
@@ -96,9 +96,11 @@ def test_an_equal_candidate_passes_the_gate_and_the_job_promotes_it_where_that_i
         assert first is not None
         equal = copied(found, conn, first)
         generations.set_state(conn, equal, "shadow")
-        figures = gate.gate_job(found, conn)
-        assert figures["promoted"] == equal
-        assert figures["judged"][str(equal)]["probes"]["all"]["loss"] == 0
+        promoter = CandidatePromoter.on_services(found, conn, queries=60)
+        result = promoter.run_gate(auto_promote=found.settings.auto_promote)
+        assert isinstance(result, GateResult)
+        assert result.promoted == equal
+        assert result.judged[equal].cohorts["all"].loss == 0
         assert generations.live_number(conn) == equal
 
 

@@ -6,9 +6,10 @@ import pytest
 
 from model.progress import quiet
 from ops.embedded.database import open_services
-from ops.jobs import retraining
+from ops.jobs.retraining import CandidateTrainer
 from schemas.errors import WorkFailedError
 from schemas.generation_config import GateVerdict
+from schemas.maintenance_results import CandidateResult, CandidateSkipped
 from schemas.settings import Settings
 from stream.manifest import read_manifest
 from tests.acceptance.conftest import TRAINED, Home
@@ -34,7 +35,8 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
 ) -> None:
     settings = Settings(home=home.folder)
     with open_services(settings) as found, found.connect("test") as conn:
-        assert retraining.retrain(found, conn)["generation"] is None
+        trainer = CandidateTrainer.on_services(found, conn)
+        assert trainer.retrain(settings).to_json()["generation"] is None
         seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:NEW], quiet)
         catch_up_first(found, conn)
         left = home.ok("train", "--refresh", "--stage", "codebook")
@@ -43,24 +45,24 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
             "building",
             NEW + NEW // 2,
         )
-        figures = retraining.retrain(found, conn)
-        assert (figures["generation"], figures["state"], figures["mode"], figures["resumed"]) == (
-            2,
-            "shadow",
-            "refresh",
-            True,
-        )
-        assert figures["evaluations"].keys() == {"memorize", "comprehend", "align"}
-        assert figures["cpu_seconds"]["align"] > 0
+        made = trainer.retrain(settings)
+        assert isinstance(made, CandidateResult)
+        assert (made.generation, made.state, made.resumed) == (2, "shadow", True)
+        assert made.training.mode == "refresh"
+        assert made.training.evaluations.keys() == {"memorize", "comprehend", "align"}
+        assert made.training.cpu_seconds["align"] > 0
         assert indexed_images(conn, 2).trained.sum() == TRAINED + NEW
         assert (home.folder / "logs" / "retrain.log").is_file()
-        assert "waits for its gate" in retraining.retrain(found, conn)["why"]
+        skipped = trainer.retrain(settings)
+        assert isinstance(skipped, CandidateSkipped)
+        assert "waits for its gate" in skipped.why
+        assert skipped.to_json()["generation"] == 2
         # One that its gate refused makes room.
         generations.describe(
             conn, 2, gate=GateVerdict(passed=False, reasons=("R@10 falls",), against=1)
         )
         assert "generation 2 was refused" in home.ok("status")["alarms"][0]
-        figures = retraining.recluster(found, conn)
+        figures = trainer.recluster().to_json()
         assert (figures["generation"], figures["state"], figures["mode"]) == (
             3,
             "shadow",
@@ -76,10 +78,11 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
 
 def test_a_job_whose_trainer_fails_says_why(home: Home, corpus: Path) -> None:
     with open_services(Settings(home=home.folder)) as found, found.connect("test") as conn:
-        assert "trained on every image" in retraining.recluster(found, conn)["why"]
+        trainer = CandidateTrainer.on_services(found, conn)
+        assert "trained on every image" in str(trainer.recluster().to_json()["why"])
         seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:1], quiet)
         catch_up_first(found, conn)
         for file in (home.folder / "generations" / "g1").glob("*.safetensors"):
             file.write_bytes(b"damaged")
         with pytest.raises(WorkFailedError, match=r"exit code 2: .*cannot be read"):
-            retraining.recluster(found, conn)
+            trainer.recluster()

@@ -1,5 +1,6 @@
 """The drift report on a real database: its reference, its windows, its alarms, and who hears of them."""
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,14 +11,24 @@ import pytest
 
 from model.drift.monitors import RecallCount
 from model.identifiers.codebook import CodebookConfig, fit_codebook
-from ops.jobs.drift_report import CALM, drift_report, known_items, seen, served_scores
-from ops.jobs.registry import Job, perform
+from ops.jobs.arrival_windows import ArrivalWindowReader, served_scores
+from ops.jobs.drift_alarms import CLEAR_AFTER_WINDOWS
+from ops.jobs.drift_report import DriftReporter, novel_recall
+from ops.jobs.drift_watcher import DriftWatcher, monitoring_snapshot
+from ops.jobs.registry import Job, run_job
 from ops.status import status
 from schemas.events import OPERATIONS, ImageAccepted, OperationsEvent, QueryServed, decode
 from schemas.identifiers import IdentifierShape
+from schemas.job_results import (
+    CohortRecall,
+    DriftReportResult,
+    DriftReportSkipped,
+    RecallProbeResult,
+)
 from schemas.records import Assignment, Posting
 from schemas.settings import Settings
 from stream.log.event_log import message
+from workers.query.searcher import Searcher
 from workers.repository import alarms, generations, images, monitoring, postings
 from workers.repository import job_runs as jobs
 from workers.repository.connection import Connection
@@ -98,19 +109,22 @@ def report(
     recall: RecallCount | None = None,
     asked: list[int] | None = None,
 ) -> jobs.JobRun:
-    """One run of the job as the scheduler does it, with small sizes and a probe of the test's, which notes what it is asked for."""
+    """One run of the job as the scheduler does it, with small sizes.
 
-    def probe(
-        services: Services, conn: Connection, generation: Generation, keys: Sequence[int]
-    ) -> RecallCount | None:
-        (asked if asked is not None else []).extend(keys)
+    Recall is `recall` whatever is asked for; the keys asked for are appended to `asked`.
+    """
+
+    def measure_recall(generation: Generation, keys: Sequence[int]) -> RecallCount | None:
+        if asked is not None:
+            asked.extend(keys)
         return recall
 
-    def work(services: Services, conn: Connection) -> dict[str, object]:
-        return drift_report(services, conn, sample=SAMPLE, reference=REFERENCE, probe=probe)
+    def work(services: Services, conn: Connection) -> DriftReportResult | DriftReportSkipped:
+        windows = ArrivalWindowReader(services.checkpoints, services.open_log)
+        return DriftReporter(conn, windows, measure_recall, SAMPLE, REFERENCE).report()
 
-    job = Job("drift-report", 3600.0, "", work)
-    return perform(services, conn, job, jobs.begin_manual_run(conn, job.name))
+    job = Job("drift-report", "", work)
+    return run_job(services, conn, job, jobs.begin_manual_run(conn, job.name))
 
 
 def notes(services: Services) -> list[OperationsEvent]:
@@ -171,7 +185,7 @@ def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(
 
     accept(conn, generation, SAMPLE, rng, new=0.5)
     assert report(services, conn, RecallCount(88, 100)).figures["tickets"] == 0
-    for window in range(CALM):
+    for window in range(CLEAR_AFTER_WINDOWS):
         assert {one.monitor for one in alarms.open_alarms(conn)} == raised, window
         accept(conn, generation, SAMPLE, rng)
         report(services, conn)
@@ -296,17 +310,27 @@ def test_the_best_scores_of_served_queries_are_read_per_generation(
     ]
     served.append(QueryServed("nothing found", generation, 1.0, (), ()))
     log.publish(None, [message(one, one.query_id) for one in served])
+    scores = served_scores(log, generation)
     log.close()
-    assert sorted(served_scores(services, generation).tolist()) == [
-        float(n) for n in range(0, 40, 2)
-    ]
+    assert sorted(scores.tolist()) == [float(n) for n in range(0, 40, 2)]
 
 
 def test_recall_is_unknown_without_enough_captions(
     conn: Connection, services: Services, generation: int
 ) -> None:
     keys = accept(conn, generation, 190, np.random.default_rng(6))
-    assert known_items(services, conn, generations.get(conn, generation), keys) is None
+
+    def open_searcher(generation: Generation) -> Searcher:
+        raise AssertionError("no model is loaded for too few captions")
+
+    recall = novel_recall(
+        conn,
+        generations.get(conn, generation),
+        keys,
+        open_searcher=open_searcher,
+        settings=services.settings.retrieval,
+    )
+    assert recall is None
 
 
 def test_a_scheduler_shows_what_the_database_says(
@@ -319,13 +343,11 @@ def test_a_scheduler_shows_what_the_database_says(
     accept(conn, generation, SAMPLE, rng, new=0.5)
     report(services, conn)
     probed = jobs.begin_manual_run(conn, "recall-probe")
-    jobs.end_run(
-        conn,
-        probed,
-        "done",
-        {"cohorts": {"hour": {"ours": {"R@10": 0.8}, "exact_dense": {"R@10": 0.9}}}},
-    )
-    metrics.snapshot = seen(conn)
+    ours = {"R@1": 0.5, "R@5": 0.7, "R@10": 0.8}
+    exact = {"R@1": 0.6, "R@5": 0.8, "R@10": 0.9}
+    probe = RecallProbeResult(generation, {"hour": CohortRecall(40, ours, exact)})
+    jobs.end_run(conn, probed, "done", probe.to_json())
+    metrics.snapshot = monitoring_snapshot(conn)
 
     def value(name: str, **labels: str) -> float | None:
         return metrics.registry.get_sample_value(name, labels)
@@ -341,3 +363,32 @@ def test_a_scheduler_shows_what_the_database_says(
     assert value("sigma_job_last_success_timestamp_seconds", job="drift-report") == pytest.approx(
         datetime.now(UTC).timestamp(), abs=300
     )
+
+
+def test_a_record_that_cannot_be_read_does_not_stop_the_metrics(
+    conn: Connection, services: Services, generation: int
+) -> None:
+    for job, figures in (
+        ("drift-report", {"generation": generation, "monitors": [{"name": "id1"}]}),
+        ("recall-probe", {"generation": generation, "cohorts": {"hour": {"queries": "many"}}}),
+    ):
+        jobs.end_run(conn, jobs.begin_manual_run(conn, job), "done", figures)
+    snapshot = monitoring_snapshot(conn)
+    assert (snapshot.effects, snapshot.recalls) == ({}, {})
+
+
+def test_the_watcher_keeps_the_metrics_up_to_date_until_it_is_closed(
+    conn: Connection, services: Services, generation: int
+) -> None:
+    alarms.raise_alarm(
+        conn, generation, "id1", "ticket", effect=1, effect_limit=0.1, p=0, p_limit=1e-5
+    )
+    metrics = DriftMetrics()
+    watcher = DriftWatcher(services.connect, metrics)
+    watcher.start()
+    deadline = time.monotonic() + 30
+    while not metrics.snapshot.levels:
+        assert time.monotonic() < deadline, "the watcher saw nothing in time"
+        time.sleep(0.02)
+    watcher.close()
+    assert metrics.snapshot.levels == ("ticket",)

@@ -3,17 +3,17 @@
 import json
 from argparse import Namespace
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
 from ops.cli.jobs import jobs as jobs_command
-from ops.cli.jobs import list_jobs, run_job
-from ops.jobs.registry import JOBS, Job, job, perform
-from ops.jobs.timetable import OVERDUE_S, job_alarms, plans
+from ops.cli.jobs import list_jobs, run_by_hand
+from ops.jobs.registry import JOBS, Job, job_named, run_job
+from ops.jobs.timetable import OVERDUE_S, job_alarms
 from schemas.errors import RetryLaterError, UsageError, WorkFailedError
 from schemas.schedules import Schedule
 from schemas.settings import Settings
+from tests.integration.scheduler_process import Figures
 from workers.repository.connection import Connection, connect
 from workers.repository.job_runs import (
     MAX_ATTEMPTS,
@@ -37,9 +37,9 @@ TEN = Schedule.parse("every 10")
 NOW = int(datetime(2026, 11, 25, 12, 0, 5, tzinfo=UTC).timestamp())
 
 
-def nothing(services: Services, conn: Connection) -> dict[str, Any]:
+def nothing(services: Services, conn: Connection) -> Figures:
     """A job's work."""
-    return {}
+    return Figures({})
 
 
 def work_off(conn: Connection, schedule: Schedule, now: int) -> list[int]:
@@ -164,14 +164,14 @@ def test_only_one_leads_and_only_one_holds_a_job(conn: Connection, database: str
 def test_a_failure_is_recorded_and_told_until_the_job_succeeds(
     conn: Connection, database: str, error: Exception
 ) -> None:
-    def fail(services: Services, conn: Connection) -> dict[str, Any]:
+    def fail(services: Services, conn: Connection) -> Figures:
         raise error
 
-    jobs = {"broken": Job("broken", 10.0, "fails", fail)}
+    jobs = {"broken": Job("broken", "fails", fail, TEN)}
     services = Services(Settings(), database)
     apply_schedule(conn, "broken", TEN, now=NOW)
     with pytest.raises(WorkFailedError, match="no room"):
-        perform(services, conn, jobs["broken"], begin_manual_run(conn, "broken"))
+        run_job(services, conn, jobs["broken"], begin_manual_run(conn, "broken"))
     (found,) = job_runs(conn, "broken")
     assert (found.outcome, found.run_window) == ("failed", -1)
     (alarm,) = job_alarms(conn, jobs, now=NOW)
@@ -179,17 +179,18 @@ def test_a_failure_is_recorded_and_told_until_the_job_succeeds(
     assert (
         "no room; it runs again at 2026-11-25 12:00:05 UTC, or now: sigma jobs run broken" in alarm
     )
-    perform(services, conn, Job("broken", 10.0, "works", nothing), begin_manual_run(conn, "broken"))
+    works = Job("broken", "works", nothing, TEN)
+    run_job(services, conn, works, begin_manual_run(conn, "broken"))
     assert job_alarms(conn, jobs, now=NOW) == []
 
 
 def test_a_window_that_nobody_runs_is_told_once_it_waited_too_long(conn: Connection) -> None:
-    jobs = {"j": Job("j", 10.0, "", nothing)}
+    jobs = {"j": Job("j", "", nothing, TEN)}
     assert job_alarms(conn, jobs, now=NOW) == []
     apply_schedule(conn, "j", TEN, now=NOW)
     assert job_alarms(conn, jobs, now=NOW) == []
     (alarm,) = job_alarms(conn, jobs, now=NOW + OVERDUE_S)
-    assert alarm.startswith("job j is due since 2026-11-25 12:00:00 UTC and nobody runs it")
+    assert alarm.startswith("job j is due since 2026-11-25 12:00:00 UTC and no process runs it")
     assert begin_next_run(conn, "j", TEN, now=NOW) is not None
     assert job_alarms(conn, jobs, now=NOW) == [
         "job j was left unfinished by a process that died: see that a scheduler runs (sigma up)"
@@ -198,47 +199,16 @@ def test_a_window_that_nobody_runs_is_told_once_it_waited_too_long(conn: Connect
     assert job_alarms(conn, jobs, now=NOW + OVERDUE_S) == []
 
 
-def test_settings_override_schedules_switch_jobs_off_and_must_name_jobs_that_exist() -> None:
-    jobs = {
-        "a": Job("a", 10.0, "", nothing),
-        "b": Job("b", None, "", nothing, on_alarm=frozenset({"page"})),
-    }
-    found = plans(Settings.from_environment({"SIGMA_SCHEDULE": "a=0 3 * * 0"}), jobs)
-    assert (found["a"].schedule.text, found["b"].schedule.text, found["b"].on_alarm) == (
-        "0 3 * * 0",
-        "off",
-        {"page"},
-    )
-    found = plans(Settings.from_environment({"SIGMA_SCHEDULE": "a=off; b=off"}), jobs)
-    assert (found["a"].schedule.off, found["b"].on_alarm) == (True, frozenset())
-    with pytest.raises(UsageError, match="SIGMA_SCHEDULE names the job 'c', known are a, b"):
-        plans(Settings.from_environment({"SIGMA_SCHEDULE": "c=off"}), jobs)
-
-
-def test_what_keeps_the_index_fresh_runs_by_itself() -> None:
-    found = plans(Settings.from_environment({}))
-    assert {
-        name
-        for name, plan in found.items()
-        if not plan.schedule.text or plan.schedule.text == "off"
-    } == set()
-    assert (found["retrain"].schedule.text, found["retrain"].on_alarm) == (
-        "0 3 * * 0",
-        frozenset({"page"}),
-    )
-    assert found["recluster"].schedule.text == "0 5 1 * *"
-
-
 def test_the_list_shows_schedules_next_windows_and_results(conn: Connection, database: str) -> None:
     services = Services(Settings.from_environment({"SIGMA_SCHEDULE": "prune=0 3 * * 0"}), database)
     apply_schedule(conn, "recall-probe", Schedule.parse("every 3600"))
-    document, text = run_job(services, conn, "prune")
-    assert (document["runs"][0]["outcome"], document["runs"][0]["cause"]) == (
-        "done",
-        {"by": "hand"},
-    )
+    run = run_by_hand(services, conn, "prune")
+    assert (run.outcome, run.cause) == ("done", {"by": "hand"})
+    assert run.figures["generations"] == []
     assert not job_is_claimed(conn, "prune")
-    document, text = list_jobs(services, conn)
+    listing = list_jobs(conn, services.settings)
+    document, text = listing.to_json(), listing.text()
+    assert (document["runs"][0]["job"], document["runs"][0]["window"]) == ("prune", -1)
     found = {one["name"]: one for one in document["jobs"]}
     assert set(found) == set(JOBS)
     assert (found["prune"]["schedule"], found["prune"]["last"]["outcome"]) == ("0 3 * * 0", "done")
@@ -256,9 +226,9 @@ def test_a_job_that_runs_elsewhere_is_not_run_by_hand(conn: Connection, database
         connect(database) as other,
         pytest.raises(RetryLaterError, match="prune is running elsewhere"),
     ):
-        run_job(services, other, "prune")
+        run_by_hand(services, other, "prune")
     with pytest.raises(UsageError, match="recall-probe"):
-        job("nothing")
+        job_named("nothing")
 
 
 def test_the_command_wants_a_name_to_run_and_only_then(database: str) -> None:

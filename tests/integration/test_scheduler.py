@@ -7,19 +7,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from ops.jobs import scheduler
-from ops.jobs.registry import JOBS, Figures, Job
+from ops.jobs.registry import JOBS, Job
+from ops.jobs.scheduler import Scheduler
 from schemas.events import ARRIVED, INDEXED
+from schemas.maintenance_results import PruneResult
+from schemas.schedules import Schedule
 from schemas.settings import Settings
 from stream.log.event_log import Message
 from stream.log.postgres import PostgresLog
-from tests.integration.scheduler_process import EVERY_S
-from tests.integration.scheduler_process import JOBS as JOBS_HERE
+from tests.integration.scheduler_process import EVERY_S, PERIODS_S, Figures
+from workers.repository.alarms import Alarm
 from workers.repository.connection import Connection, connect
 from workers.repository.job_runs import claim_job, claim_scheduler, job_is_claimed, job_runs
 from workers.runtime.services import Services
@@ -38,9 +40,11 @@ def test_pruning_forgets_old_events_that_all_have_read(conn: Connection, databas
     )
     ((place, _),) = [(place, end) for place, end in log.end_offsets([ARRIVED]).items() if end]
     conn.execute("INSERT INTO consumer_offset VALUES ('intake', %s, %s, 2)", place)
-    figures = JOBS["prune"].work(Services(Settings(), database), conn)
+    result = JOBS["prune"].work(Services(Settings(), database), conn)
+    assert isinstance(result, PruneResult)
+    assert (result.shadow_queries, result.generations) == (0, ())
     # Two were read and are old; the third is old and was not read. Nobody has to read what was indexed.
-    assert (figures[ARRIVED], figures[INDEXED]) == (2, 3)
+    assert (result.events[ARRIVED], result.events[INDEXED]) == (2, 3)
     assert [event.offset for event in log.read(*place)] == [2, 3]
     log.close()
 
@@ -83,9 +87,7 @@ def test_leaders_that_are_killed_leave_every_window_run_once(
     runs = {name: job_runs(conn, name, limit=1000) for name in ("note", "dawdle")}
     for name, found in runs.items():
         windows = sorted(one.run_window for one in found)
-        assert windows == list(
-            range(windows[0], windows[-1] + 1, int(JOBS_HERE[name].every_s or 0))
-        )
+        assert windows == list(range(windows[0], windows[-1] + 1, PERIODS_S[name]))
         # The last kill may have met a run in the middle; all others are done, and each left one row.
         assert sum(one.outcome != "done" for one in found) <= 1
     # Leaders died in the middle of the long job; its runs were begun again.
@@ -102,84 +104,91 @@ def test_leaders_that_are_killed_leave_every_window_run_once(
 def test_a_long_job_does_not_hold_up_a_short_one_and_an_alarm_starts_its_job(
     conn: Connection, database: str
 ) -> None:
-    release, stop, alarms = (
-        threading.Event(),
-        threading.Event(),
-        [Alarm(7, "confidence", "page"), Alarm(8, "leaf", "ticket")],
-    )
+    release = threading.Event()
+    alarms = [open_alarm(7, "confidence", "page"), open_alarm(8, "leaf", "ticket")]
 
     def wait(services: Services, conn: Connection) -> Figures:
-        return {"released": release.wait(60)}
-
-    def quick(services: Services, conn: Connection) -> Figures:
-        return {}
+        return Figures({"released": release.wait(60)})
 
     jobs = {
-        "slow": Job("slow", None, "", wait, on_alarm=frozenset({"page"})),
-        "quick": Job("quick", 1.0, "", quick),
-        "leaf": Job("leaf", None, "", quick, on_alarm=frozenset({"leaf"})),
-        "idle": Job("idle", None, "", quick, on_alarm=frozenset({"suffix"})),
+        "slow": Job("slow", "", wait, on_alarm=frozenset({"page"})),
+        "quick": Job("quick", "", quick, Schedule("every 1")),
+        "leaf": Job("leaf", "", quick, on_alarm=frozenset({"leaf"})),
+        "idle": Job("idle", "", quick, on_alarm=frozenset({"suffix"})),
     }
     services = Services(Settings(), database)
-    leader = threading.Thread(
-        target=scheduler.run, args=(services, stop, jobs, lambda conn: alarms)
-    )
-    leader.start()
+    scheduler = Scheduler(services, jobs, find_alarms=lambda conn: alarms)
+    scheduler.start()
     try:
-        until(lambda: [one.cause for one in job_runs(conn, "slow")] == [{"alarms": [7]}])
-        until(lambda: [one.cause for one in job_runs(conn, "leaf")] == [{"alarms": [8]}])
+        until(lambda: [run.cause for run in job_runs(conn, "slow")] == [{"alarms": [7]}])
+        until(lambda: [run.cause for run in job_runs(conn, "leaf")] == [{"alarms": [8]}])
         since = len(job_runs(conn, "quick"))
         until(lambda: len(job_runs(conn, "quick")) >= since + 2)
-        assert [one.outcome for one in job_runs(conn, "slow")] == ["running"]
-        # The long job is at work, so nobody else may run it; any other may be run by hand beside the scheduler.
+        assert [run.outcome for run in job_runs(conn, "slow")] == ["running"]
+        # The long job is running, so nobody else may run it; any other may be run by hand.
         with connect(database) as other:
             assert not claim_job(other, "slow")
             # Not at the very moment when the scheduler looks whether it has something to do.
             until(lambda: claim_job(other, "leaf"))
         release.set()
-        until(lambda: [one.outcome for one in job_runs(conn, "slow")] == ["done"])
+        until(lambda: [run.outcome for run in job_runs(conn, "slow")] == ["done"])
     finally:
         release.set()
-        stop.set()
-        leader.join(30)
-    assert not leader.is_alive()
-    assert [one.cause for one in job_runs(conn, "leaf")] == [{"alarms": [8]}]
+        closing = time.monotonic()
+        scheduler.close()
+    assert time.monotonic() - closing < 30
+    assert [run.cause for run in job_runs(conn, "leaf")] == [{"alarms": [8]}]
     assert job_runs(conn, "idle") == []
-    # What stops leading leaves the lead to others, as soon as the server has seen its connection end.
+    # The lead is free as soon as the server has seen the closed connection.
     until(lambda: claim_scheduler(conn))
 
 
+def test_two_schedulers_of_one_process_share_nothing(conn: Connection, database: str) -> None:
+    services = Services(Settings(), database)
+    first = Scheduler(services, {"first": Job("first", "", quick, Schedule("every 1"))})
+    second = Scheduler(services, {"second": Job("second", "", quick, Schedule("every 1"))})
+    first.start()
+    try:
+        until(lambda: is_done(conn, "first"))
+        second.start()
+        first.close()
+        until(lambda: is_done(conn, "second"))
+        stopped = len(job_runs(conn, "first"))
+        since = len(job_runs(conn, "second"))
+        until(lambda: len(job_runs(conn, "second")) >= since + 2)
+        assert len(job_runs(conn, "first")) == stopped
+    finally:
+        first.close()
+        second.close()
+
+
 def test_what_is_no_job_any_more_leaves_the_store(conn: Connection, database: str) -> None:
-    def once(jobs: dict[str, Job]) -> list[str]:
-        stop = threading.Event()
-        leader = threading.Thread(
-            target=scheduler.run, args=(Services(Settings(), database), stop, jobs)
-        )
-        leader.start()
-        until(
-            lambda: all(any(one.outcome == "done" for one in job_runs(conn, name)) for name in jobs)
-        )
-        stop.set()
-        leader.join(30)
+    def stored_after_running(jobs: dict[str, Job]) -> list[str]:
+        scheduler = Scheduler(Services(Settings(), database), jobs)
+        scheduler.start()
+        until(lambda: all(is_done(conn, name) for name in jobs))
+        scheduler.close()
         return sorted(name for (name,) in conn.execute("SELECT id FROM scheduler_job"))
 
-    def quick(services: Services, conn: Connection) -> Figures:
-        return {}
-
-    both = {name: Job(name, 3600.0, "", quick) for name in ("stays", "goes")}
-    assert once(both) == ["goes", "stays"]
+    both = {name: Job(name, "", quick, Schedule("every 3600")) for name in ("stays", "goes")}
+    assert stored_after_running(both) == ["goes", "stays"]
     conn.execute("DELETE FROM job_run")
     conn.execute("UPDATE job_schedule SET after_window = after_window - 1")
-    assert once({"stays": both["stays"]}) == ["stays"]
+    assert stored_after_running({"stays": both["stays"]}) == ["stays"]
 
 
-@dataclass(frozen=True)
-class Alarm:
+def quick(services: Services, conn: Connection) -> Figures:
+    """A job's work."""
+    return Figures({})
+
+
+def is_done(conn: Connection, job: str) -> bool:
+    return any(run.outcome == "done" for run in job_runs(conn, job))
+
+
+def open_alarm(number: int, monitor: str, level: str) -> Alarm:
     """An open alarm, as monitors raise it."""
-
-    id: int
-    monitor: str
-    level: str
+    return Alarm(number, 1, monitor, level, 0.3, 0.2, 1e-9, 1e-5, {}, datetime.now(UTC), None)
 
 
 def until(met: Callable[[], bool], timeout_s: float = 30) -> None:

@@ -2,28 +2,33 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from schemas.generation_config import GateVerdict
 from schemas.job_results import (
-    CandidateResult,
-    CandidateSkipped,
     CodeHistogram,
     CohortRecall,
     DriftCalibration,
     DriftReportResult,
     DriftReportSkipped,
-    GateResult,
-    GateSkipped,
     JobFailure,
     LeafLoads,
     MonitorReading,
-    PruneResult,
     RecallProbeResult,
     RecallProbeSkipped,
     skip_reason,
 )
+from schemas.maintenance_results import (
+    CandidateResult,
+    CandidateSkipped,
+    GateResult,
+    GateSkipped,
+    PruneResult,
+)
+from schemas.training_record import TrainingRecord
 
 RECALLS = {"R@1": 0.5, "R@5": 0.8, "R@10": 0.9}
 EXACT = {"R@1": 0.6, "R@5": 0.9, "R@10": 1.0}
@@ -98,23 +103,28 @@ def test_runs_that_had_nothing_to_do_say_why_under_the_keys_of_their_job() -> No
 
 
 def test_the_results_of_the_other_jobs_are_read_as_they_were_written() -> None:
-    gate = GateResult({4: {"passed": True}}, promoted=4, fallback_caught_up=3)
+    verdict = GateVerdict(passed=True, against=1, missing=0)
+    gate = GateResult({4: verdict}, promoted=4, fallback_caught_up=3)
     assert gate.to_json() == {
-        "judged": {"4": {"passed": True}},
+        "judged": {"4": verdict.to_json()},
         "promoted": 4,
         "way_back_caught_up": 3,
     }
     assert GateResult.from_json(stored(gate.to_json())) == gate
-    made = CandidateResult(5, "shadow", {"mode": "refresh", "images": 36}, resumed=True)
+    training = TrainingRecord(mode="refresh", parent=1, images=36, stages=("codebook",))
+    made = CandidateResult(5, "shadow", replace(training, seed=3, corpus="store"), resumed=True)
     assert made.to_json() == {
         "generation": 5,
         "state": "shadow",
         "mode": "refresh",
+        "parent": 1,
         "images": 36,
+        "stages": ["codebook"],
         "resumed": True,
     }
+    made = replace(made, training=training, failure=("loss rises",))
     assert CandidateResult.from_json(stored(made.to_json())) == made
-    waiting = CandidateSkipped("waits for its gate", 5, "shadow", {"mode": "refresh"})
+    waiting = CandidateSkipped("waits for its gate", CandidateResult(5, "shadow", training))
     assert CandidateSkipped.from_json(stored(waiting.to_json())) == waiting
     pruned = PruneResult(7, (2, 3), {"sigma.images.arrived": 4})
     assert pruned.to_json() == {
@@ -136,6 +146,7 @@ def test_the_results_of_the_other_jobs_are_read_as_they_were_written() -> None:
         {"generation": "1", "cohorts": {"hour": COHORT.to_json()}, "monitors": [5, None]},
         {"generation": True, "cohorts": {"hour": None}, "monitors": [READING.to_json()]},
         {"generation": -1, "cohorts": {"hour": COHORT.to_json() | {"ours": {"R@1": "high"}}}},
+        {"generation": 5, "state": "shadow", "evaluations": [1]},
     ],
 )
 def test_what_cannot_be_understood_is_none_and_never_a_crash(figures: dict[str, Any]) -> None:
@@ -178,6 +189,8 @@ def test_parts_that_cannot_be_understood_are_left_out() -> None:
     assert (drift.monitors, drift.images, drift.suffix_pressure) == ((READING,), 0, None)
     assert drift.histograms == {"id1": CodeHistogram((0.25, 0.75), (0.5, 0.5))}
     assert drift.leaf == LeafLoads(0.5)
+    gate = GateResult.from_json({"judged": {"2": {"probes": {"hour": {}}}, "3": None, "new": {}}})
+    assert gate == GateResult({}, promoted=None, fallback_caught_up=0)
 
 
 def test_shares_that_moved_and_effects_beside_their_limits() -> None:

@@ -4,7 +4,6 @@ import pytest
 
 from ops.cli.main import parser
 from ops.cli.train import check
-from ops.jobs.retraining import command
 from schemas.errors import UsageError
 
 
@@ -38,10 +37,3 @@ def test_contradictions_are_refused_in_one_line(arguments: list[str], found: str
 )
 def test_what_belongs_together_is_accepted(arguments: list[str]) -> None:
     check(parser().parse_args(["train", *arguments]))
-
-
-def test_several_processes_are_started_by_torchs_own_launcher() -> None:
-    alone, four = command(1, ["--refresh"]), command(4, ["--refresh"])
-    assert "torch.distributed.run" not in alone
-    assert four[four.index("--nproc-per-node") + 1] == "4"
-    assert alone[-4:] == four[-4:] == ["train", "--refresh", "--stop-with-parent", "--json"]

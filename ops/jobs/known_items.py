@@ -1,0 +1,134 @@
+"""Known items: captions of stored images, asked as queries whose right answer is that image."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from schemas.records import IntArray
+from schemas.settings import RetrievalSettings
+from workers.repository.connection import Connection, row
+from workers.repository.images import images_by_key
+
+if TYPE_CHECKING:
+    # Its import loads PyTorch, which the processes that only look at jobs do without.
+    from workers.query.engine import Engine
+
+Rank = int | None
+"""Place of the known image in an answer, from 1; None when it is not among the first `DEPTH`."""
+
+DEPTH = 10
+"""Images of an answer that are looked at: known items are measured by R@10."""
+
+_BATCH = 16
+"""Queries decoded together, as many as the query worker takes at once."""
+
+_AGE_LIMITS_S = {"hour": 3600.0, "day": 86_400.0, "week": 604_800.0}
+"""Age in seconds below which an image belongs to a cohort, youngest first; above, it is `older`."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownItemQuery:
+    """A caption of one image, asked as a query."""
+
+    text: str
+    image_key: int
+    cohort: str
+    """One of `schemas.job_results.COHORTS`: trained, or the age of an image not trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownItemRanks:
+    """Where a search put the image of each query, in the order of the queries."""
+
+    ranks: tuple[Rank, ...]
+    mean_candidates: float
+    """Images scored for one query, on average."""
+
+
+def sample_known_items(conn: Connection, generation: int, count: int) -> list[KnownItemQuery]:
+    """At most `count` captioned images of a generation, drawn at random keys, each once.
+
+    The draw repeats itself for as long as the generation's oldest and newest image stay the same,
+    so that two generations can be asked the same queries one after the other.
+    """
+    low, high = row(conn, "probe_range", generation=generation) or (0, 0)
+    chance = random.Random(f"{generation} {low} {high}")
+    queries: dict[int, KnownItemQuery] = {}
+    for _ in range(count):
+        after = chance.randint(low, high)
+        sampled = row(conn, "probe_sample", generation=generation, after=after)
+        if sampled is None:
+            continue
+        key, captions, test_captions, trained, age_s = sampled
+        cohort = "trained" if trained else _age_cohort(age_s)
+        text = (test_captions or captions)[0]
+        queries[key] = KnownItemQuery(text, key, cohort)
+    return list(queries.values())
+
+
+def known_items_of(
+    conn: Connection, image_keys: Sequence[int], cohort: str
+) -> list[KnownItemQuery]:
+    """Queries for those of the given images that have a caption, in the given order."""
+    stored = images_by_key(conn, list(image_keys))
+    queries = []
+    for key in image_keys:
+        image = stored.get(key)
+        captions = () if image is None else image.test_captions or image.captions
+        if captions:
+            queries.append(KnownItemQuery(captions[0], key, cohort))
+    return queries
+
+
+def search_ranks(
+    engine: "Engine", queries: Sequence[KnownItemQuery], settings: RetrievalSettings
+) -> KnownItemRanks:
+    """Ask by the search of the query worker, with its settings."""
+    ranks: list[Rank] = []
+    candidates = 0
+    for batch in _batches(queries):
+        texts = [query.text for query in batch]
+        answers = engine.answer(texts, DEPTH, settings)
+        for query, answer in zip(batch, answers, strict=True):
+            ranks.append(_rank(answer.image_keys, query.image_key))
+            candidates += answer.candidates
+    return KnownItemRanks(tuple(ranks), candidates / max(1, len(queries)))
+
+
+def exact_ranks(engine: "Engine", queries: Sequence[KnownItemQuery]) -> KnownItemRanks:
+    """Ask by exact dense search with the same encoder: what the model's leaves cost in recall."""
+    ranks: list[Rank] = []
+    candidates = 0
+    for batch in _batches(queries):
+        vectors = engine.encoder.embed_texts([query.text for query in batch])
+        answers = engine.answer_exact(vectors, DEPTH)
+        for query, answer in zip(batch, answers, strict=True):
+            ranks.append(_rank(answer.image_keys, query.image_key))
+            candidates += answer.candidates
+    return KnownItemRanks(tuple(ranks), candidates / max(1, len(queries)))
+
+
+def positions_by_cohort(queries: Sequence[KnownItemQuery]) -> Mapping[str, list[int]]:
+    """Positions of each cohort's queries, cohorts in the order of their first query."""
+    positions: dict[str, list[int]] = {}
+    for position, query in enumerate(queries):
+        positions.setdefault(query.cohort, []).append(position)
+    return positions
+
+
+def _batches(queries: Sequence[KnownItemQuery]) -> Iterator[Sequence[KnownItemQuery]]:
+    for start in range(0, len(queries), _BATCH):
+        yield queries[start : start + _BATCH]
+
+
+def _age_cohort(age_s: float) -> str:
+    for cohort, limit_s in _AGE_LIMITS_S.items():
+        if age_s < limit_s:
+            return cohort
+    return "older"
+
+
+def _rank(image_keys: IntArray, wanted: int) -> Rank:
+    keys: list[int] = image_keys.tolist()
+    return keys.index(wanted) + 1 if wanted in keys else None
