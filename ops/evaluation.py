@@ -12,7 +12,7 @@ from model.retrieval.trie import ALTERNATE, Trie
 from schemas.errors import UsageError
 from schemas.records import FloatArray, IntArray, ManifestEntry
 from schemas.settings import RetrievalSettings
-from workers.query.engine import Answer, Engine
+from workers.query.engine import ModelEngine, RankedImages
 from workers.query.searcher import Searcher
 from workers.repository.connection import Connection, rows
 from workers.repository.follower import PostingRows
@@ -44,7 +44,7 @@ class GalleryRow:
 
 
 def evaluate(
-    searcher: Searcher,
+    searcher: Searcher[ModelEngine],
     entries: Sequence[ManifestEntry],
     *,
     limit: int | None,
@@ -67,7 +67,7 @@ def evaluate(
         np.int64,
     )
     towers = _float_gallery(searcher, gallery, progress)
-    settings = searcher.services.settings.retrieval
+    settings = searcher.settings
     total = sum(len(asked) for asked in splits.values())
     document: dict[str, Any] = {
         "generation": searcher.generation.id,
@@ -116,7 +116,7 @@ def queries_of(
 
 
 def _split(
-    engine: Engine,
+    engine: ModelEngine,
     asked: Asked,
     settings: RetrievalSettings,
     gallery: Sequence[GalleryRow],
@@ -164,7 +164,7 @@ def _split(
 
 
 def ablations(
-    searcher: Searcher,
+    searcher: Searcher[ModelEngine],
     splits: dict[str, Asked],
     settings: RetrievalSettings,
     gallery: Sequence[GalleryRow],
@@ -203,7 +203,7 @@ def ablations(
     return {**found, "inductive_analytic_agreement": agreement}
 
 
-def _fused(engine: Engine, asked: Asked, settings: RetrievalSettings) -> dict[str, float]:
+def _fused(engine: ModelEngine, asked: Asked, settings: RetrievalSettings) -> dict[str, float]:
     ranks, candidates = [], []
     for start in range(0, len(asked), _BATCH):
         answers = engine.answer(asked.texts[start : start + _BATCH], _DEPTH, settings)
@@ -221,7 +221,7 @@ def _subset(held: PostingRows, kept: Any) -> PostingRows:
     )
 
 
-def _rank(answer: Answer, key: int) -> int | None:
+def _rank(answer: RankedImages, key: int) -> int | None:
     return _position(answer.image_keys, key)
 
 
@@ -238,10 +238,10 @@ def _gallery(conn: Connection, generation: int) -> Iterator[GalleryRow]:
 
 
 def _float_gallery(
-    searcher: Searcher, gallery: Sequence[GalleryRow], progress: Progress
+    searcher: Searcher[ModelEngine], gallery: Sequence[GalleryRow], progress: Progress
 ) -> FloatArray:
     """(N, D) float32: every image embedded again, in single precision, from its stored picture."""
-    pictures = StoredPictures(searcher.services.store, [row.uri for row in gallery])
+    pictures = StoredPictures(searcher.store, [row.uri for row in gallery])
     parts = []
     with progress("two towers", len(gallery)) as bar:
         for start in range(0, len(pictures), 64):

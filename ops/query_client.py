@@ -55,12 +55,12 @@ def _readable(document: dict[str, Any]) -> str:
 def _ask_here(
     settings: Settings, text: str, count: int, generation: int | None, mode: str
 ) -> dict[str, Any]:
-    from workers.query.searcher import Searcher, checked_query, live_generation
+    from workers.query.searcher import checked_query, live_generation, open_searcher
 
     checked = checked_query(text, count)
     with open_services(settings) as found, found.connect("query") as conn:
         migrate(conn)
-        searcher = Searcher(found, live_generation(conn, generation))
+        searcher = open_searcher(found, live_generation(conn, generation))
         started = time.monotonic()
         result = searcher.search([checked], count, "paper" if mode == "paper" else "fused")[0]
         took_ms = (time.monotonic() - started) * 1000

@@ -15,7 +15,7 @@ from model.network.profiles import profile
 from ops.bench.rows import Row
 from schemas.records import FloatArray, IntArray
 from schemas.settings import RetrievalSettings
-from workers.query.engine import Engine
+from workers.query.engine import ModelEngine
 from workers.repository.follower import EmbeddingRows
 
 _WORDS = (
@@ -44,14 +44,14 @@ def texts(count: int, seed: int) -> list[str]:
     return [f"{' '.join(noise.choice(_WORDS, 7).tolist())} {number}" for number in range(count)]
 
 
-def engine(images: int, seed: int, folder: Path, kind: str = "torch") -> Engine:
+def engine(images: int, seed: int, folder: Path, kind: str = "torch") -> ModelEngine:
     """An engine with the shipped base's model, identifier tokens untrained, and images at random places."""
     noise = np.random.default_rng(seed)
     parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
     shape = parts.sigma.profile.shape
     width = parts.encoder.embed_texts(["width"]).shape[1]
     sample = noise.standard_normal((2000, width)).astype(np.float32)
-    made = Engine(
+    made = ModelEngine.open(
         0,
         Checkpoint(parts.sigma, fit_codebook(sample, CodebookConfig(shape)), parts.encoder),
         folder,
@@ -61,7 +61,7 @@ def engine(images: int, seed: int, folder: Path, kind: str = "torch") -> Engine:
     for begin in range(0, images, 10_000):
         part = keys[begin : begin + 10_000]
         vectors = noise.standard_normal((len(part), width)).astype(np.float32)
-        made.sink(_embeddings(part, vectors))
+        made.add_embeddings(_embeddings(part, vectors))
     for rank in range(3):
         suffixes = np.zeros(images, np.int64) if rank == 0 else np.full(images, -1)
         leaves = noise.integers(0, shape.leaves, images)
@@ -99,7 +99,7 @@ def query(seed: int) -> list[Row]:
     return rows
 
 
-def _exact(made: Engine, part: Sequence[str]) -> object:
+def _exact(made: ModelEngine, part: Sequence[str]) -> object:
     return made.answer_exact(made.encoder.embed_texts(part), 10)
 
 

@@ -171,7 +171,13 @@ def _run_scheduler(services: Services, stop: threading.Event) -> None:
 
 def _run_query(services: Services, stop: threading.Event, listener: int | None) -> None:
     from workers.query import http
+    from workers.query.residents import searcher_loader
     from workers.runtime.process import inherited
 
     limit_threads(services.settings)
-    http.run(services, stop, listener=None if listener is None else inherited(listener))
+    http.run(
+        services,
+        stop,
+        searcher_loader(services),
+        listener=None if listener is None else inherited(listener),
+    )

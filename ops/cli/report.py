@@ -51,10 +51,10 @@ def _report_recall(options: Namespace, opened: Services, conn: Connection) -> No
     if options.out is None and not options.json:
         comparison = GenerationComparison(why="Not asked for.")
     else:
-        from workers.query.searcher import Searcher
+        from workers.query.searcher import open_searcher
 
         limit_threads(opened.settings)
-        comparison = compare_generations(conn, lambda generation: Searcher(opened, generation))
+        comparison = compare_generations(conn, lambda generation: open_searcher(opened, generation))
     document = recall_report(conn, comparison, datetime.now(UTC), options.days)
     text = recall_summary(document)
     if options.out is not None:

@@ -80,11 +80,11 @@ def evaluate(options: Namespace, settings: Settings) -> int:
     from ops.cli.progress_bar import bar
     from ops.evaluation import evaluate as run_evaluation
     from ops.evaluation import table
-    from workers.query.searcher import Searcher, live_generation
+    from workers.query.searcher import live_generation, open_searcher
 
     entries = entries_of(options.manifest, options.split)
     with open_services(settings) as services, open_database(services, "evaluate") as conn:
-        searcher = Searcher(services, live_generation(conn, options.generation))
+        searcher = open_searcher(services, live_generation(conn, options.generation))
         document = run_evaluation(
             searcher,
             entries,

@@ -26,7 +26,7 @@ from schemas.errors import UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from schemas.settings import Settings
 from stream.manifest import read_manifest
-from workers.query.searcher import Searcher, live_generation
+from workers.query.searcher import live_generation, open_searcher
 from workers.repository.connection import migrate
 from workers.runtime.services import Services
 from workers.trainer.trainer import TrainRequest, train
@@ -105,7 +105,7 @@ def demo(settings: Settings, config: DemoConfig) -> dict[str, Any]:
             clock.phase("evaluate", "evaluate: every held-out caption is a query"),
             found.connect("demo") as conn,
         ):
-            searcher = Searcher(found, live_generation(conn))
+            searcher = open_searcher(found, live_generation(conn))
             figures = evaluate(
                 searcher,
                 [*seen, *unseen],

@@ -39,6 +39,7 @@ from workers.repository.shadow_queries import shadow_summary
 from workers.runtime.services import Services
 
 if TYPE_CHECKING:
+    from workers.query.engine import QueryEngine
     from workers.query.searcher import Searcher
 
 QUERIES = 600
@@ -55,7 +56,7 @@ class CandidatePromoter:
     """Judges candidates and makes them live, on one connection."""
 
     conn: Connection
-    open_searcher: "Callable[[Generation], Searcher]"
+    open_searcher: "Callable[[Generation], Searcher[QueryEngine]]"
     """Loads a generation for searching."""
     retrieval: RetrievalSettings
     """Of the query worker: a candidate is judged by the search that will serve it."""
@@ -75,15 +76,15 @@ class CandidatePromoter:
         """
         load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
 
-        def open_searcher(generation: Generation) -> "Searcher":
+        def open_generation(generation: Generation) -> "Searcher[QueryEngine]":
             # Imported here: it loads PyTorch, which listing generations does without.
-            from workers.query.searcher import Searcher
+            from workers.query.searcher import open_searcher
 
-            return Searcher(services, generation, engine="torch")
+            return open_searcher(services, generation, engine="torch")
 
         return cls(
             conn,
-            open_searcher,
+            open_generation,
             services.settings.retrieval,
             lambda generation: CatchUp(conn, generation, services.store, load).run(),
             lambda number: switch_generation(conn, number, services.store, load),

@@ -52,6 +52,7 @@ from workers.repository.generations import Generation, live
 from workers.repository.monitoring import Arrivals, StoredReference
 
 if TYPE_CHECKING:
+    from workers.query.engine import QueryEngine
     from workers.query.searcher import Searcher
 
 JOB = "drift-report"
@@ -74,7 +75,7 @@ def novel_recall(
     generation: Generation,
     image_keys: Sequence[int],
     *,
-    open_searcher: "Callable[[Generation], Searcher]",
+    open_searcher: "Callable[[Generation], Searcher[QueryEngine]]",
     settings: RetrievalSettings,
 ) -> RecallCount | None:
     """How many of the most novel images are among the ten best answers to their caption.

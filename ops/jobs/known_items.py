@@ -12,7 +12,7 @@ from workers.repository.images import images_by_key
 
 if TYPE_CHECKING:
     # Its import loads PyTorch, which the processes that only look at jobs do without.
-    from workers.query.engine import Engine
+    from workers.query.engine import QueryEngine
 
 Rank = int | None
 """Place of the known image in an answer, from 1; None when it is not among the first `DEPTH`."""
@@ -82,7 +82,7 @@ def known_items_of(
 
 
 def search_ranks(
-    engine: "Engine", queries: Sequence[KnownItemQuery], settings: RetrievalSettings
+    engine: "QueryEngine", queries: Sequence[KnownItemQuery], settings: RetrievalSettings
 ) -> KnownItemRanks:
     """Ask by the search of the query worker, with its settings."""
     ranks: list[Rank] = []
@@ -96,7 +96,7 @@ def search_ranks(
     return KnownItemRanks(tuple(ranks), candidates / max(1, len(queries)))
 
 
-def exact_ranks(engine: "Engine", queries: Sequence[KnownItemQuery]) -> KnownItemRanks:
+def exact_ranks(engine: "QueryEngine", queries: Sequence[KnownItemQuery]) -> KnownItemRanks:
     """Ask by exact dense search with the same encoder: what the model's leaves cost in recall."""
     ranks: list[Rank] = []
     candidates = 0

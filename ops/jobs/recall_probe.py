@@ -18,6 +18,7 @@ from workers.repository.connection import Connection
 from workers.repository.generations import Generation, live
 
 if TYPE_CHECKING:
+    from workers.query.engine import QueryEngine
     from workers.query.searcher import Searcher
 
 QUERIES = 200
@@ -30,7 +31,7 @@ _CUTOFFS = (1, 5, 10)
 def recall_probe(
     conn: Connection,
     *,
-    open_searcher: "Callable[[Generation], Searcher]",
+    open_searcher: "Callable[[Generation], Searcher[QueryEngine]]",
     settings: RetrievalSettings,
     count: int = QUERIES,
 ) -> RecallProbeResult | RecallProbeSkipped:

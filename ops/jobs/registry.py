@@ -24,6 +24,7 @@ from workers.repository.shadow_queries import prune_shadow_queries
 from workers.runtime.services import Services
 
 if TYPE_CHECKING:
+    from workers.query.engine import QueryEngine
     from workers.query.searcher import Searcher
 
 MAX_ERROR_LETTERS = 500
@@ -147,16 +148,16 @@ def prune_events(conn: Connection) -> dict[str, int]:
     return deleted
 
 
-def _searcher_opener(services: Services) -> "Callable[[Generation], Searcher]":
+def _searcher_opener(services: Services) -> "Callable[[Generation], Searcher[QueryEngine]]":
     """Loads a generation with the engine of the settings, as the query worker does."""
 
-    def open_searcher(generation: Generation) -> "Searcher":
+    def open_generation(generation: Generation) -> "Searcher[QueryEngine]":
         # Imported here: it loads PyTorch, which listing jobs and jobs without a model do without.
-        from workers.query.searcher import Searcher
+        from workers.query.searcher import open_searcher
 
-        return Searcher(services, generation)
+        return open_searcher(services, generation)
 
-    return open_searcher
+    return open_generation
 
 
 _ALL_JOBS = (

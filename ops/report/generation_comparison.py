@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from ops.jobs.known_items import sample_known_items
 from schemas.errors import SigmaError
+from workers.query.engine import QueryEngine
 from workers.query.searcher import MAX_QUERY_LETTERS, Searcher, checked_query
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, generations
@@ -139,7 +140,7 @@ class GenerationComparison:
 
 def compare_generations(
     conn: Connection,
-    open_searcher: Callable[[Generation], Searcher],
+    open_searcher: Callable[[Generation], Searcher[QueryEngine]],
     max_queries: int = MAX_QUERIES,
 ) -> GenerationComparison:
     """Ask the live generation and the one before it the same known-item queries.
@@ -210,7 +211,7 @@ def _known_items(
 
 
 def _answers(
-    open_searcher: Callable[[Generation], Searcher],
+    open_searcher: Callable[[Generation], Searcher[QueryEngine]],
     generation: Generation,
     known: Sequence[tuple[str, str]],
 ) -> list[RankedAnswer]:

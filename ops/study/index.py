@@ -18,7 +18,7 @@ from model.training.stages import visual_tokens
 from ops.study.streams import Stream
 from schemas.records import ByteArray, FloatArray, IntArray, Posting
 from schemas.settings import RetrievalSettings
-from workers.query.engine import Engine
+from workers.query.engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 DEPTH = 10
@@ -71,7 +71,7 @@ class Index:
     ) -> None:
         self.checkpoint = checkpoint
         self.corpus = corpus
-        self.engine = Engine(1, checkpoint, folder)
+        self.engine = ModelEngine.open(1, checkpoint, folder)
         self.settings = settings
         self.codes = np.full((len(corpus.embeddings), 4), -1, dtype=np.int64)
         """(N, 4) primary codes of the images that were posted."""

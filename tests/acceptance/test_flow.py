@@ -180,8 +180,8 @@ def test_explaining_an_image_gives_its_identifier_and_a_caption(idle: Home, corp
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
-        (("query", "  "), "the query is empty"),
-        (("query", "a circle", "-k", "0"), "allowed are 1 to 100"),
+        (("query", "  "), "the query must not be empty"),
+        (("query", "a circle", "-k", "0"), "k must be between 1 and 100, got 0"),
         (("query", "a circle", "--generation", "7"), "no generation 7"),
         (("ingest",), "give either"),
         (("ingest", "nowhere.jpg"), "does not exist"),

@@ -21,7 +21,7 @@ from tests.stubs import accepted, held_by
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.generations.switching import rollback
-from workers.query.residents import load_searcher
+from workers.query.residents import searcher_loader
 from workers.repository import generations
 from workers.repository.connection import Connection, migrate
 from workers.repository.images import accept_images
@@ -64,8 +64,10 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
             assert not verdict.passed
             assert verdict.missing == 0
             assert generations.live_number(conn) == first.id
-        with serving(found, load_searcher) as (server, _):
-            until(lambda: answers(server, first.id) and answers(server, shuffled), "both are held")
+        with serving(found, searcher_loader(found)) as (server, _):
+            until(
+                lambda: answers(server, first.id) and answers(server, shuffled), "both are loaded"
+            )
             promoter.promote(shuffled, force=True)
             until(lambda: asked(server).generation == shuffled, "the bad one answers")
             # Arrives at a worker that has not loaded the fallback generation.

@@ -1,4 +1,5 @@
-"""A query worker holds several generations: each query has one answer, from one of them, before, during and after a switch."""
+"""A query worker has several generations in memory: each query is answered by one of them, before,
+during and after a switch."""
 
 import threading
 import time
@@ -9,17 +10,19 @@ from pathlib import Path
 import pytest
 
 from ops.bench.stub import StubAssigner, shadow_generation, stub_generation
-from ops.bench.stub_query import load_searcher
+from ops.bench.stub_query import stub_searcher_loader
 from schemas.errors import RefuseToStartError, SigmaError, UsageError
 from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.stubs import accepted, leave_in, services_at
 from workers.generations.catch_up import CatchUp
 from workers.generations.switching import promote, rollback
-from workers.query.residents import LoadSearcher
-from workers.query.searcher import Result, Searcher
-from workers.query.server import PendingQuery, Server
+from workers.query.engine import QueryEngine
+from workers.query.pending import PendingQuery
+from workers.query.searcher import AnsweredQuery, Searcher
+from workers.query.server import QueryServer
 from workers.query.shadowing import BACKLOG
+from workers.query.updates import LoadSearcher
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
@@ -41,11 +44,13 @@ def services(database: str, tmp_path: Path) -> Services:
 
 @contextmanager
 def serving(
-    services: Services, load: LoadSearcher = load_searcher
-) -> Iterator[tuple[Server, QueryMetrics]]:
-    """A running server."""
+    services: Services, load: LoadSearcher | None = None
+) -> Iterator[tuple[QueryServer, QueryMetrics]]:
+    """A running server, with the stub model unless another loader is given."""
     metrics = QueryMetrics()
-    server = Server(services, "test", threading.Event(), metrics, load)
+    server = QueryServer(
+        services, "test", threading.Event(), metrics, load or stub_searcher_loader(services)
+    )
     server.start()
     try:
         yield server, metrics
@@ -61,14 +66,16 @@ def until(condition: Callable[[], object], what: str, within_s: float = PATIENCE
         time.sleep(0.01)
 
 
-def asked(server: Server, text: str = "something", generation: int | None = None) -> Result:
+def asked(
+    server: QueryServer, text: str = "something", generation: int | None = None
+) -> AnsweredQuery:
     """One answered query."""
     query = PendingQuery(text, 10, "fused", generation)
-    server.ask(query)
+    server.submit(query)
     return query.answer.result(PATIENCE_S)
 
 
-def answers(server: Server, generation: int | None) -> bool:
+def answers(server: QueryServer, generation: int | None) -> bool:
     """Whether a query for that generation is answered."""
     try:
         return asked(server, generation=generation).generation == generation
@@ -89,7 +96,7 @@ def filled(services: Services, conn: Connection, count: int = 30) -> tuple[int, 
     return first, second
 
 
-def of_one_generation(conn: Connection, result: Result) -> bool:
+def of_one_generation(conn: Connection, result: AnsweredQuery) -> bool:
     """Whether every identifier of an answer is the one that its generation gave."""
     keys = dict(conn.execute("SELECT image_id, image_key FROM image").fetchall())
     shape = generations.get(conn, result.generation).shape
@@ -101,11 +108,11 @@ def test_a_switch_and_a_rollback_are_answered_without_a_gap_and_without_a_mixtur
     services: Services, conn: Connection
 ) -> None:
     first, second = filled(services, conn)
-    results: list[Result] = []
+    results: list[AnsweredQuery] = []
     failed: list[BaseException] = []
     done = threading.Event()
     with serving(services) as (server, metrics):
-        until(lambda: answers(server, first) and answers(server, second), "both are held")
+        until(lambda: answers(server, first) and answers(server, second), "both are loaded")
 
         def ask_on() -> None:
             try:
@@ -142,11 +149,12 @@ def test_what_arrives_before_a_switch_is_reported_searchable_whoever_answers(
 ) -> None:
     first, second = filled(services, conn)
     with serving(services) as (server, _):
-        until(lambda: answers(server, first) and answers(server, second), "both are held")
+        until(lambda: answers(server, first) and answers(server, second), "both are loaded")
         # It is in the candidate only, as if the live one's follower were slow: the switch makes it searchable.
         leave_in(conn, second, accepted(services.store, ["newcomer"]))
         promote(conn, second, services.store, StubAssigner.of)
-        query = "SELECT count(*) FROM visibility JOIN image USING (image_key) WHERE image_id = 'newcomer'"
+        query = """SELECT count(*) FROM visibility JOIN image USING (image_key)
+                   WHERE image_id = 'newcomer'"""
         until(lambda: conn.execute(query).fetchone() != (0,), "the newcomer is searchable")
 
 
@@ -155,12 +163,14 @@ def test_a_candidate_that_cannot_be_loaded_is_counted_and_the_live_generation_an
 ) -> None:
     first, second = filled(services, conn)
 
+    load_stub = stub_searcher_loader(services)
+
     def load(
-        services: Services, generation: Generation, before: Searcher | None, live: bool
-    ) -> Searcher:
+        generation: Generation, previous: Searcher[QueryEngine] | None, live: bool
+    ) -> Searcher[QueryEngine]:
         if generation.id == second:
             raise RefuseToStartError("the folder is empty")
-        return load_searcher(services, generation, before, live)
+        return load_stub(generation, previous, live)
 
     with serving(services, load) as (server, metrics):
         until(
@@ -179,8 +189,8 @@ def test_a_live_generation_that_cannot_be_loaded_is_named_as_the_problem(
     filled(services, conn)
 
     def load(
-        services: Services, generation: Generation, before: Searcher | None, live: bool
-    ) -> Searcher:
+        generation: Generation, previous: Searcher[QueryEngine] | None, live: bool
+    ) -> Searcher[QueryEngine]:
         raise RefuseToStartError(f"generation {generation.id} is damaged")
 
     with serving(services, load) as (server, _):
@@ -188,32 +198,35 @@ def test_a_live_generation_that_cannot_be_loaded_is_named_as_the_problem(
         assert server.alive
 
 
-def test_generations_that_are_needed_no_more_are_freed(
-    services: Services, conn: Connection
+def test_generations_that_are_needed_no_more_are_unloaded(
+    services: Services, conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = filled(services, conn)
     closed: list[int] = []
 
-    class Watched(Searcher):
-        def close(self) -> None:
-            closed.append(self.generation.id)
-            super().close()
+    load_stub = stub_searcher_loader(services)
 
     def load(
-        services: Services, generation: Generation, before: Searcher | None, live: bool
-    ) -> Searcher:
-        made = load_searcher(services, generation, before, live)
-        made.__class__ = Watched
-        return made
+        generation: Generation, previous: Searcher[QueryEngine] | None, live: bool
+    ) -> Searcher[QueryEngine]:
+        searcher = load_stub(generation, previous, live)
+        close = searcher.engine.close
+
+        def close_engine() -> None:
+            closed.append(generation.id)
+            close()
+
+        monkeypatch.setattr(searcher.engine, "close", close_engine)
+        return searcher
 
     with serving(services, load) as (server, _):
-        until(lambda: answers(server, first) and answers(server, second), "both are held")
+        until(lambda: answers(server, first) and answers(server, second), "both are loaded")
         promote(conn, second, services.store, StubAssigner.of)
         third = shadow_generation(conn)
-        until(lambda: answers(server, third), "the third is held")
+        until(lambda: answers(server, third), "the third is loaded")
         promote(conn, third, services.store, StubAssigner.of)
         # The second is the fallback now, the first is not needed.
-        until(lambda: closed == [first], "the first is freed")
+        until(lambda: closed == [first], "the first is unloaded")
         assert answers(server, second)
         generations.drop(conn, first)
         generations.set_state(conn, shadow_generation(conn), "failed")
@@ -229,9 +242,9 @@ def test_the_fallback_generation_can_be_left_out_of_memory(
         server,
         metrics,
     ):
-        until(lambda: answers(server, first) and answers(server, second), "both are held")
+        until(lambda: answers(server, first) and answers(server, second), "both are loaded")
         promote(conn, second, services.store, StubAssigner.of)
-        until(lambda: value(metrics, "sigma_generations_held") == 1, "only the live one is held")
+        until(lambda: value(metrics, "sigma_generations_held") == 1, "only the live one is loaded")
         rollback(conn, services.store, StubAssigner.of)
         until(lambda: asked(server).generation == first, "it is loaded again")
 
@@ -249,7 +262,7 @@ def test_live_queries_are_answered_by_the_shadow_too_and_compared(
             retrieval=RetrievalSettings(beams=200, fusion_weight=0.0),
         )
     ) as (server, metrics):
-        until(lambda: answers(server, first) and answers(server, second), "both are held")
+        until(lambda: answers(server, first) and answers(server, second), "both are loaded")
         texts = [f"query {number}" for number in range(5)]
         for text in texts:
             asked(server, text)
@@ -264,7 +277,8 @@ def test_live_queries_are_answered_by_the_shadow_too_and_compared(
     assert found.overlap is not None
     assert 0 < found.overlap < 1
     conn.execute(
-        "UPDATE shadow_query SET asked_at = now() - interval '40 days' WHERE id = (SELECT min(id) FROM shadow_query)"
+        """UPDATE shadow_query SET asked_at = now() - interval '40 days'
+           WHERE id = (SELECT min(id) FROM shadow_query)"""
     )
     assert prune_shadow_queries(conn, 30) == 1
 
@@ -272,12 +286,12 @@ def test_live_queries_are_answered_by_the_shadow_too_and_compared(
 def test_a_busy_worker_drops_comparisons_and_no_query(services: Services, conn: Connection) -> None:
     first, second = filled(services, conn)
     with serving(services) as (server, metrics):
-        until(lambda: answers(server, first) and answers(server, second), "both are held")
+        until(lambda: answers(server, first) and answers(server, second), "both are loaded")
         queries: Sequence[PendingQuery] = [
             PendingQuery(f"query {number}", 10, "fused", None) for number in range(BACKLOG + 80)
         ]
         for query in queries:
-            server.ask(query)
+            server.submit(query)
         assert {query.answer.result(PATIENCE_S).generation for query in queries} == {first}
         until(
             lambda: (

@@ -23,7 +23,7 @@ from ops.scenes.scenes import caption, draw_scene
 from schemas.errors import RefuseToStartError
 from schemas.records import FloatArray
 from schemas.settings import RetrievalSettings
-from workers.query.engine import Engine
+from workers.query.engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 TOLERANCE = 5e-5
@@ -197,12 +197,12 @@ def test_the_next_engine_of_a_process_takes_over_and_the_one_before_goes_on(
 ) -> None:
     trie, changes = engines.trie(), changes_of(engines)
     plain, first = (
-        Engine(1, engines.checkpoint, tmp_path, engine=name) for name in ("torch", "vllm")
+        ModelEngine.open(1, engines.checkpoint, tmp_path, engine=name) for name in ("torch", "vllm")
     )
     for engine in (plain, first):
         engine.apply(changes)
     made = list((tmp_path / "exports").iterdir())
-    second = Engine(1, engines.checkpoint, tmp_path, engine="vllm")
+    second = ModelEngine.open(1, engines.checkpoint, tmp_path, engine="vllm")
     second.apply(changes)
     assert list((tmp_path / "exports").iterdir()) == made
     assert not engines.vllm.running

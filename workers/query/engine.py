@@ -1,118 +1,243 @@
-"""The engine: one generation ready to answer, its model, trie and ranking embeddings in memory. Owned by one thread."""
+"""The query engine: one generation ready to answer. The decode thread owns it.
+
+`QueryEngine` is what the server and the searcher call. `TrieEngine` answers with a trie and ranking
+embeddings in memory, whatever encodes and decodes; `ModelEngine` is that with a trained checkpoint.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from model.decoding.beam import TextDecodingEngine
 from model.decoding.decoder import Decoder
 from model.decoding.export import ensure_export
 from model.decoding.vllm import VllmDecoder
 from model.network.checkpoint import Checkpoint
+from model.network.encoder import Encoder
 from model.retrieval.search import SearchIndex, SearchResult, search, search_exact, search_paper
 from model.retrieval.trie import Trie
+from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
 from schemas.settings import RetrievalSettings
 from workers.query.gallery import Gallery
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 EXPORTS = "exports"
-"""The folder of vLLM's exports, below an engine's folder."""
+"""The folder of vLLM's exports, in the folder of files that may be lost."""
 
 
 def export_name(generation: int) -> str:
-    """What the export of a generation is called."""
+    """Name the export of a generation."""
     return f"generation-{generation}"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Images of one query, best first; `candidates` images were scored, `leaves` were decoded."""
+@dataclass(frozen=True, slots=True, eq=False)
+class RankedImages:
+    """The images of one query, best first."""
 
     image_keys: IntArray
+    """(k,)"""
     scores: FloatArray
+    """(k,)"""
     candidates: int
+    """Images that were scored, k of them returned."""
     leaves: IntArray
+    """(W,) leaves that were decoded, best first."""
 
 
-class Engine:
-    """Answers queries of one generation. `folder` is for files that may be lost."""
+class QueryEngine(Protocol):
+    """Answers queries of one generation and follows its changes. For one thread."""
 
-    def __init__(
-        self, generation: int, checkpoint: Checkpoint, folder: Path, *, engine: str = "torch"
-    ) -> None:
-        """`engine` decodes queries, "torch" or "vllm"; vLLM reads an export of the checkpoint, made once."""
-        self.generation = generation
-        self.checkpoint = checkpoint
-        self.encoder = checkpoint.encoder
-        self.decoder = Decoder(checkpoint.sigma)
-        self._vllm = _vllm(self.decoder, generation, folder) if engine == "vllm" else None
-        self.scorer: TextDecodingEngine[Any] = self._vllm or self.decoder
-        self.shape = checkpoint.sigma.profile.shape
-        self.trie = Trie(self.shape, self.decoder.device)
-        self.gallery = Gallery(folder)
+    @property
+    def generation(self) -> int:
+        """The generation's number."""
+        ...
 
-    def sink(self, rows: EmbeddingRows) -> None:
-        """Take a chunk of ranking embeddings (initial load)."""
-        self.gallery.add(rows.image_keys, rows.embeddings)
+    @property
+    def shape(self) -> IdentifierShape:
+        """Codes of each level, and suffixes of a leaf."""
+        ...
 
-    def apply(self, changes: Changes) -> IntArray:
-        """Bring trie and embeddings up to date; returns the image keys that became searchable."""
-        if len(changes.deleted):
-            slots = self.gallery.slots(changes.deleted)
-            self.trie.delete(slots[slots >= 0].tolist())
-        if len(changes.embeddings):
-            self.sink(changes.embeddings)
-        self._insert(changes.postings, changes.deleted)
-        return np.setdiff1d(changes.embeddings.image_keys, changes.deleted)
+    @property
+    def encoder(self) -> Encoder:
+        """What embeds texts into the space of the ranking embeddings."""
+        ...
 
-    def answer(self, texts: Sequence[str], count: int, settings: RetrievalSettings) -> list[Answer]:
-        """The `count` best images of each text by the fused score."""
-        return self._answers(search(self._index(), texts, count, settings))
+    @property
+    def images(self) -> int:
+        """Searchable images."""
+        ...
 
-    def answer_paper(
-        self, texts: Sequence[str], count: int, settings: RetrievalSettings
-    ) -> list[Answer]:
-        """The paper's own mode: five tokens decoded over primary identifiers, ranked by their probability."""
-        return self._answers(search_paper(self._index(), texts, count, settings))
-
-    def answer_exact(self, queries: FloatArray, count: int) -> list[Answer]:
-        """Exact dense search over the stored embeddings with unit query vectors (B, D): the yardstick."""
-        return self._answers(search_exact(self.trie, self.gallery.embeddings, queries, count))
+    @property
+    def occupied_leaves(self) -> int:
+        """Leaves that hold at least one image."""
+        ...
 
     @property
     def accelerated(self) -> bool:
         """Whether vLLM decodes."""
-        return self._vllm is not None and self._vllm.running
+        ...
+
+    def add_embeddings(self, rows: EmbeddingRows) -> None:
+        """Take a chunk of ranking embeddings, before the postings that need them."""
+        ...
+
+    def apply(self, changes: Changes) -> IntArray:
+        """Bring the index up to date; returns the image keys that became searchable."""
+        ...
+
+    def answer(
+        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+    ) -> list[RankedImages]:
+        """Find the `count` best images of each text by the fused score."""
+        ...
+
+    def answer_paper(
+        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+    ) -> list[RankedImages]:
+        """Find images in the paper's own mode: five tokens, ranked by their probability."""
+        ...
+
+    def answer_exact(self, queries: FloatArray, count: int) -> list[RankedImages]:
+        """Exact dense search with unit query vectors (B, D): the yardstick."""
+        ...
+
+    def newest(self, count: int) -> IntArray:
+        """Return the keys of the `count` images stored last."""
+        ...
+
+    def close(self) -> None:
+        """Free files and memory."""
+        ...
+
+
+class TrieEngine:
+    """A `QueryEngine` over a trie and a gallery in memory. Starts empty; it closes the gallery."""
+
+    def __init__(
+        self,
+        generation: int,
+        shape: IdentifierShape,
+        encoder: Encoder,
+        decoding: TextDecodingEngine[Any],
+        gallery: Gallery,
+        device: torch.device | None = None,
+    ) -> None:
+        """`device` is where the decoding engine keeps its tensors; None is the CPU."""
+        self.generation = generation
+        self.shape = shape
+        self.encoder = encoder
+        self.decoding = decoding
+        self.gallery = gallery
+        self.trie = Trie(shape, device)
+
+    @property
+    def images(self) -> int:
+        """Searchable images."""
+        return self.trie.images
+
+    @property
+    def occupied_leaves(self) -> int:
+        """Leaves that hold at least one image."""
+        return self.trie.branches.leaves
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether vLLM decodes."""
+        return isinstance(self.decoding, VllmDecoder) and self.decoding.running
+
+    def add_embeddings(self, rows: EmbeddingRows) -> None:
+        """Take a chunk of ranking embeddings, before the postings that need them."""
+        self.gallery.add(rows.image_keys, rows.embeddings)
+
+    def apply(self, changes: Changes) -> IntArray:
+        """Bring trie and embeddings up to date; returns the keys that became searchable."""
+        if len(changes.deleted):
+            slots = self.gallery.slots(changes.deleted)
+            self.trie.delete(slots[slots >= 0].tolist())
+        if len(changes.embeddings):
+            self.add_embeddings(changes.embeddings)
+        self._insert(changes.postings, changes.deleted)
+        return np.setdiff1d(changes.embeddings.image_keys, changes.deleted)
+
+    def answer(
+        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+    ) -> list[RankedImages]:
+        """Find the `count` best images of each text by the fused score."""
+        return self._ranked(search(self._index(), texts, count, settings))
+
+    def answer_paper(
+        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+    ) -> list[RankedImages]:
+        """Find images in the paper's own mode: five tokens, ranked by their probability."""
+        return self._ranked(search_paper(self._index(), texts, count, settings))
+
+    def answer_exact(self, queries: FloatArray, count: int) -> list[RankedImages]:
+        """Exact dense search over the embeddings with unit query vectors (B, D): the yardstick."""
+        return self._ranked(search_exact(self.trie, self.gallery.embeddings, queries, count))
+
+    def newest(self, count: int) -> IntArray:
+        """Return the keys of the `count` images stored last."""
+        return self.gallery.newest(count)
 
     def close(self) -> None:
         """Free the embeddings' file and vLLM's memory."""
         self.gallery.close()
-        if self._vllm is not None:
-            self._vllm.close()
+        if isinstance(self.decoding, VllmDecoder):
+            self.decoding.close()
 
     def _index(self) -> SearchIndex:
-        return SearchIndex(self.scorer, self.encoder, self.trie, self.gallery.embeddings)
+        return SearchIndex(self.decoding, self.encoder, self.trie, self.gallery.embeddings)
 
-    def _answers(self, results: Sequence[SearchResult]) -> list[Answer]:
-        return [
-            Answer(self.gallery.keys(result.slots), result.scores, result.candidates, result.leaves)
-            for result in results
-        ]
+    def _ranked(self, results: Sequence[SearchResult]) -> list[RankedImages]:
+        ranked = []
+        for result in results:
+            keys = self.gallery.keys(result.slots)
+            ranked.append(RankedImages(keys, result.scores, result.candidates, result.leaves))
+        return ranked
 
     def _insert(self, postings: PostingRows, deleted: IntArray) -> None:
         slots = self.gallery.slots(postings.image_keys)
-        # A posting whose image was deleted in the same breath has an embedding no more.
+        # An image deleted in the same batch has no embedding, or one that must not be found.
         kept = (slots >= 0) & ~np.isin(postings.image_keys, deleted)
         self.trie.insert(
             postings.leaves[kept], slots[kept], postings.weights[kept], postings.suffixes[kept]
         )
 
 
-def _vllm(decoder: Decoder, generation: int, folder: Path) -> VllmDecoder:
-    return VllmDecoder(
-        decoder, ensure_export(decoder.sigma, folder / EXPORTS, export_name(generation))
-    )
+class ModelEngine(TrieEngine):
+    """The engine of a trained checkpoint."""
+
+    def __init__(
+        self,
+        generation: int,
+        checkpoint: Checkpoint,
+        decoder: Decoder,
+        decoding: TextDecodingEngine[Any],
+        gallery: Gallery,
+    ) -> None:
+        """`decoder` is the checkpoint's; `decoding` reads queries, and is the same or vLLM's."""
+        shape = checkpoint.sigma.profile.shape
+        super().__init__(generation, shape, checkpoint.encoder, decoding, gallery, decoder.device)
+        self.checkpoint = checkpoint
+        self.decoder = decoder
+
+    @classmethod
+    def open(
+        cls, generation: int, checkpoint: Checkpoint, folder: Path, *, engine: str = "torch"
+    ) -> "ModelEngine":
+        """Open an empty engine. `folder` is for files that may be lost.
+
+        `engine` decodes queries, "torch" or "vllm"; vLLM reads an export of the checkpoint, which
+        is made once.
+        """
+        decoder = Decoder(checkpoint.sigma)
+        decoding: TextDecodingEngine[Any] = decoder
+        if engine == "vllm":
+            export = ensure_export(decoder.sigma, folder / EXPORTS, export_name(generation))
+            decoding = VllmDecoder(decoder, export)
+        return cls(generation, checkpoint, decoder, decoding, Gallery.open(folder))

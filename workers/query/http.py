@@ -1,4 +1,4 @@
-"""The query worker: HTTP around `workers.query.server`."""
+"""The query API: HTTP around `workers.query.server`, and the process that serves it."""
 
 import asyncio
 import os
@@ -15,14 +15,26 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
 from schemas.errors import RetryLaterError, SigmaError, WorkFailedError
-from workers.query.residents import LoadSearcher, load_searcher
+from workers.query.pending import PendingQuery
 from workers.query.searcher import MAX_QUERY_LETTERS, MAX_RESULTS, checked_query
-from workers.query.server import PendingQuery, Server
+from workers.query.server import QueryServer
+from workers.query.updates import LoadSearcher
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import bind
 from workers.runtime.services import Services
 
-_PATIENCE_S, _SWITCH_S = 30.0, 0.0005
+_ANSWER_S = 30.0
+"""Longest wait for an answer; clients and proxies give up at about this time."""
+
+_SWITCH_INTERVAL_S = 0.0005
+"""How long a Python thread keeps the interpreter's lock when another one waits. The decode thread
+releases it with every tensor operation; at the default of 5 ms a loading thread would stall it."""
+
+_POLL_S = 0.2
+"""Seconds between looks whether the HTTP server still runs."""
+
+_JOIN_S = 10.0
+"""Longest wait for open requests at the end."""
 
 
 class QueryRequest(BaseModel):
@@ -69,8 +81,8 @@ class QueryResponse(BaseModel):
     results: list[QueryResult]
 
 
-def application(server: Server, metrics: QueryMetrics) -> FastAPI:
-    """The HTTP interface of one server."""
+def application(server: QueryServer, metrics: QueryMetrics) -> FastAPI:
+    """Build the HTTP interface of one server."""
     app = FastAPI(
         title="sigma-stream",
         description="Generative text-to-image retrieval over a stream of images",
@@ -79,20 +91,20 @@ def application(server: Server, metrics: QueryMetrics) -> FastAPI:
 
     @app.post("/v1/query", response_model=QueryResponse, summary="Find images by text")
     async def query(request: QueryRequest) -> dict[str, Any]:
-        started = time.monotonic()
-        asked = PendingQuery(
+        started_s = time.monotonic()
+        pending = PendingQuery(
             checked_query(request.query, request.k), request.k, request.mode, request.generation
         )
-        server.ask(asked)
+        server.submit(pending)
         try:
-            result = await asyncio.wait_for(asyncio.wrap_future(asked.answer), _PATIENCE_S)
+            answer = await asyncio.wait_for(asyncio.wrap_future(pending.answer), _ANSWER_S)
         except TimeoutError:
             raise RetryLaterError(
-                f"no answer within {_PATIENCE_S:g} seconds; the worker is overloaded, try again"
+                f"no answer within {_ANSWER_S:g} seconds; the worker is overloaded, try again"
             ) from None
-        took_ms = (time.monotonic() - started) * 1000
-        server.served(asked, result, took_ms)
-        return result.to_dict(took_ms)
+        took_ms = (time.monotonic() - started_s) * 1000
+        server.report_served(pending, answer, took_ms)
+        return answer.to_dict(took_ms)
 
     @app.get("/healthz", summary="Alive")
     async def healthz() -> Response:
@@ -111,9 +123,8 @@ def application(server: Server, metrics: QueryMetrics) -> FastAPI:
 
     @app.exception_handler(SigmaError)
     async def refused(_: Request, error: SigmaError) -> Response:
-        return JSONResponse(
-            {"error": str(error)}, status_code=503 if isinstance(error, RetryLaterError) else 400
-        )
+        status = 503 if isinstance(error, RetryLaterError) else 400
+        return JSONResponse({"error": str(error)}, status_code=status)
 
     return app
 
@@ -121,32 +132,31 @@ def application(server: Server, metrics: QueryMetrics) -> FastAPI:
 def run(
     services: Services,
     stop: threading.Event,
-    load: LoadSearcher = load_searcher,
+    load: LoadSearcher,
     listener: socket.socket | None = None,
 ) -> None:
-    """Serve until stopped, on a socket that listens already, or on the configured address: loopback unless told otherwise.
+    """Serve until stopped, on a socket that listens already, or on the configured address.
 
-    The port is taken before anything is loaded.
+    The address is taken before anything is loaded, so a second worker fails at once.
     """
     settings = services.settings
-    # The decode thread gives the interpreter's lock away with every tensor operation; a loading thread must not keep it for 5 ms.
-    sys.setswitchinterval(_SWITCH_S)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     listener = listener or bind(settings.http_host, settings.http_port)
     metrics = QueryMetrics()
-    server = Server(services, f"{socket.gethostname()}-{os.getpid()}", stop, metrics, load)
-    http = uvicorn.Server(
-        uvicorn.Config(
-            application(server, metrics), log_level="warning", access_log=False, lifespan="off"
-        )
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    server = QueryServer(services, name, stop, metrics, load)
+    config = uvicorn.Config(
+        application(server, metrics), log_level="warning", access_log=False, lifespan="off"
     )
-    # Not in the main thread: there uvicorn would take over the signals, which set `stop` already.
+    http = uvicorn.Server(config)
+    # Not in the main thread: there uvicorn would replace the signal handlers, which set `stop`.
     thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
     server.start()
     thread.start()
-    while not stop.wait(0.2) and thread.is_alive():
+    while not stop.wait(_POLL_S) and thread.is_alive():
         pass
     http.should_exit = True
     server.close()
-    thread.join(10)
+    thread.join(_JOIN_S)
     if not stop.is_set():
-        raise WorkFailedError("the HTTP server ended by itself; its log tells why, start it again")
+        raise WorkFailedError("the HTTP server ended by itself; read its log, then start it again")

@@ -1,27 +1,37 @@
-"""Reporting: what a query worker tells the world about its answers, in a thread of its own so that no query waits for it."""
+"""The reporter: writes what a query worker did, in a thread of its own so that no query waits.
+
+That is served queries (to the event log), comparisons with a candidate, and which images became
+searchable when.
+"""
 
 import contextlib
 import queue
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from schemas.records import IntArray
-from stream.log.event_log import Message
+from stream.log.event_log import EventLog, Message
 from workers.repository.connection import Connection
 from workers.repository.images import record_visibility
 from workers.repository.shadow_queries import ShadowQuery, record_shadow_queries
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import keep_running
-from workers.runtime.services import Services
 
-_LOOK_S = 1.0
-_WAITING, _TOGETHER = 10_000, 500
+_POLL_S = 1.0
+"""Longest wait for a report, and so for noticing that the worker is to stop."""
+
+_CAPACITY = 10_000
+"""Reports that may wait: minutes of an unavailable database at a hundred queries a second."""
+
+_BATCH = 500
+"""Most reports of one round trip."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SearchableImages:
-    """Image keys that answers may hold from a moment on."""
+    """Image keys that answers may contain from a moment on."""
 
     keys: IntArray
     since: datetime
@@ -30,17 +40,61 @@ class SearchableImages:
 Report = SearchableImages | ShadowQuery | Message
 
 
+@dataclass(frozen=True, slots=True)
+class ReportBatch:
+    """Reports by their kind, each in the order they came."""
+
+    messages: list[Message]
+    shadow_queries: list[ShadowQuery]
+    searchable: list[SearchableImages]
+
+
+def batch_of(reports: Sequence[Report]) -> ReportBatch:
+    """Sort reports by their kind."""
+    batch = ReportBatch([], [], [])
+    for report in reports:
+        if isinstance(report, Message):
+            batch.messages.append(report)
+        elif isinstance(report, ShadowQuery):
+            batch.shadow_queries.append(report)
+        else:
+            batch.searchable.append(report)
+    return batch
+
+
+def take_waiting(reports: "queue.Queue[Report]", limit: int, timeout_s: float) -> list[Report]:
+    """Take at most `limit` reports; waits for the first one only, and is empty if none comes."""
+    try:
+        taken = [reports.get(timeout=timeout_s)]
+    except queue.Empty:
+        return []
+    with contextlib.suppress(queue.Empty):
+        while len(taken) < limit:
+            taken.append(reports.get_nowait())
+    return taken
+
+
 class Reporter:
-    """Writes reports in the order they come; drops them, counted, when the database is away too long."""
+    """Writes reports; drops them, counted, when the database is unavailable too long."""
 
     def __init__(
-        self, services: Services, name: str, stop: threading.Event, metrics: QueryMetrics
+        self,
+        name: str,
+        connect: Callable[[str], Connection],
+        open_log: Callable[[], EventLog],
+        stop: threading.Event,
+        metrics: QueryMetrics,
     ) -> None:
-        self._services, self._name, self._stop, self._metrics = services, name, stop, metrics
-        self._reports: queue.Queue[Report] = queue.Queue(_WAITING)
+        """`name` is the query worker's, under which visibility is recorded."""
+        self._name = name
+        self._connect = connect
+        self._open_log = open_log
+        self._stop = stop
+        self._metrics = metrics
+        self._reports: queue.Queue[Report] = queue.Queue(_CAPACITY)
 
-    def tell(self, report: Report) -> None:
-        """Put a report in line."""
+    def submit(self, report: Report) -> None:
+        """Put a report in line. Never blocks."""
         try:
             self._reports.put_nowait(report)
         except queue.Full:
@@ -52,25 +106,18 @@ class Reporter:
 
     def _session(self, stop: threading.Event) -> None:
         with (
-            contextlib.closing(self._services.open_log()) as events,
-            self._services.connect("query report") as conn,
+            contextlib.closing(self._open_log()) as events,
+            self._connect("query report") as conn,
         ):
             while not stop.is_set():
-                try:
-                    found = [self._reports.get(timeout=_LOOK_S)]
-                except queue.Empty:
-                    continue
-                with contextlib.suppress(queue.Empty):
-                    while len(found) < _TOGETHER:
-                        found.append(self._reports.get_nowait())
-                events.publish(None, [report for report in found if isinstance(report, Message)])
-                record_shadow_queries(
-                    conn, [report for report in found if isinstance(report, ShadowQuery)]
-                )
-                for report in found:
-                    if isinstance(report, SearchableImages):
-                        self._note(conn, report)
+                reports = take_waiting(self._reports, _BATCH, _POLL_S)
+                if reports:
+                    self._write(conn, events, batch_of(reports))
 
-    def _note(self, conn: Connection, seen: SearchableImages) -> None:
-        for seconds in record_visibility(conn, self._name, seen.keys.tolist(), seen.since):
-            self._metrics.freshness.observe(seconds)
+    def _write(self, conn: Connection, events: EventLog, batch: ReportBatch) -> None:
+        events.publish(None, batch.messages)
+        record_shadow_queries(conn, batch.shadow_queries)
+        for images in batch.searchable:
+            delays_s = record_visibility(conn, self._name, images.keys.tolist(), images.since)
+            for delay_s in delays_s:
+                self._metrics.freshness.observe(delay_s)

@@ -1,259 +1,314 @@
-"""Holding: a query worker keeps the live generation, the shadow ones and the fallback generation in memory, each followed by a thread of its own.
+"""The resident generations: which ones a query worker keeps in memory, and the threads that follow.
 
-Everything goes to the decode thread, which owns the engines, as an `EngineUpdate`: so a switch is a message between two batches of
-queries, from one warm engine to another. A follower that finds its own generation live brings it up to date before it says
-so, hence an image that could be found before a switch can be found after it.
+Resident are the live generation, the shadow ones, and the fallback generation. Each is followed by
+a thread of its own, which sends engine updates to the decode thread, the owner of the engines. So a
+switch is a message between two batches of queries, from one warm engine to another. A follower that
+finds its own generation live sends the changes first and the promotion afterwards: an image that
+could be found before a switch can be found after it.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 
 import structlog
 
+from model.network.checkpoint import Checkpoint
 from schemas.errors import SigmaError
-from workers.query.searcher import Searcher
+from workers.query.engine import ModelEngine, QueryEngine
+from workers.query.searcher import Searcher, open_searcher
+from workers.query.updates import (
+    ChangesApplied,
+    EngineUpdate,
+    GenerationLoaded,
+    GenerationPromoted,
+    GenerationUnloaded,
+    LoadSearcher,
+)
 from workers.repository import generations
-from workers.repository.follower import Changes
+from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.model_loader import RETRY_S, background_thread
 from workers.runtime.process import TRANSIENT_ERRORS, keep_running, settle_memory
 from workers.runtime.services import Services
 
-_LOOK_S = 1.0
+_POLL_S = 1.0
+"""Longest wait for a notification, and so for noticing that a thread is to stop."""
+
+_JOIN_S = 5.0
+"""Longest wait for a follower that was told to stop: it may be in the middle of a query."""
+
 _LIVE_RETRY_S = 5.0
-_NOBODY = "no generation is live yet; train one with: sigma train --manifest F"
+"""Seconds until a live generation that failed to load is tried again: queries fail meanwhile."""
+
+_NONE_LIVE = "no generation is live yet; train one with: sigma train --manifest F"
 
 log = structlog.get_logger()
 
 
+def searcher_loader(services: Services) -> LoadSearcher:
+    """Return a function that loads and warms up a generation's trained model."""
+
+    def load(
+        generation: Generation, previous: Searcher[QueryEngine] | None, live: bool
+    ) -> Searcher[QueryEngine]:
+        checkpoint: Checkpoint | None = None
+        if previous is not None and isinstance(previous.engine, ModelEngine):
+            checkpoint = previous.engine.checkpoint
+        # Only the live generation decodes with vLLM, which a process can run once.
+        engine = services.settings.engine if live else "torch"
+        searcher = open_searcher(services, generation, checkpoint=checkpoint, engine=engine)
+        # Weights of `previous` are warm, and in use by the decode thread: leave them alone.
+        if previous is None or searcher.engine.accelerated:
+            searcher.search(["warm up"], 1)
+        return searcher
+
+    return load
+
+
+def wanted_generations(
+    every: Sequence[Generation], *, keep_fallback: bool
+) -> dict[int, Generation]:
+    """Select the generations to keep in memory, by number, in the order in which to load them.
+
+    First the live one, because queries wait for it, then the shadow ones, then the fallback.
+    """
+    wanted = [generation for generation in every if generation.state == "live"]
+    wanted += [generation for generation in every if generation.state == "shadow"]
+    fallback = generations.find_fallback(every)
+    if keep_fallback and fallback is not None:
+        wanted.append(fallback)
+    return {generation.id: generation for generation in wanted}
+
+
+def unwanted_numbers(
+    resident: Collection[int], wanted: Collection[int], leading: int | None
+) -> set[int]:
+    """Select the resident generations to unload.
+
+    The one that answers (`leading`) stays, even if it is no longer wanted: the generation that is
+    live now may still be loading.
+    """
+    return set(resident) - set(wanted) - {leading}
+
+
+def shadow_numbers(every: Iterable[Generation]) -> frozenset[int]:
+    """Return the numbers of the shadow generations."""
+    return frozenset(generation.id for generation in every if generation.state == "shadow")
+
+
+def problem_of(generation: Generation, error: Exception) -> str:
+    """Say why a generation cannot answer. Only our own errors are written for people."""
+    if isinstance(error, SigmaError):
+        return str(error)
+    return f"generation {generation.id} cannot be loaded: {error}"
+
+
 @dataclass(frozen=True, slots=True)
-class GenerationLoaded:
-    """A generation can answer from now on; it takes the place of an engine of the same number."""
+class FollowerContext:
+    """What the followers of one query worker share."""
 
-    searcher: Searcher
-
-
-@dataclass(frozen=True, slots=True)
-class ChangesApplied:
-    """What changed in a generation."""
-
-    searcher: Searcher
-    changes: Changes
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationPromoted:
-    """This generation is live: queries that name none are answered from it."""
-
-    searcher: Searcher
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationUnloaded:
-    """This generation is needed no more."""
-
-    searcher: Searcher
-
-
-EngineUpdate = GenerationLoaded | ChangesApplied | GenerationPromoted | GenerationUnloaded
-
-LoadSearcher = Callable[[Services, Generation, Searcher | None, bool], Searcher]
-"""Loads a generation; the searcher it replaces has weights that are still good; whether it is live."""
-
-
-def load_searcher(
-    services: Services, generation: Generation, before: Searcher | None, live: bool
-) -> Searcher:
-    """Load and warm up. Only the live generation decodes with vLLM, which one process can run once."""
-    engine = services.settings.engine if live else "torch"
-    searcher = Searcher(
-        services, generation, before.engine.checkpoint if before else None, engine=engine
-    )
-    if before is None or searcher.engine.accelerated:
-        # Otherwise the weights are those of `before`: warm, and in use by the decode thread.
-        searcher.search(["warm up"], 1)
-    return searcher
+    connect: Callable[[str], Connection]
+    load: LoadSearcher
+    executor: ThreadPoolExecutor
+    """One thread: generations are loaded one after the other, to leave processors to queries."""
+    send: Callable[[EngineUpdate], None]
+    set_problem: Callable[[str], None]
+    metrics: QueryMetrics
+    stop: threading.Event
+    """Set when the whole worker is to stop."""
+    accelerate: bool
+    """Whether the live generation is to decode with vLLM."""
 
 
 class ResidentGenerations:
-    """Decides which generations are held, and holds them."""
+    """Keeps the wanted generations in memory."""
 
     def __init__(
         self,
         services: Services,
+        load: LoadSearcher,
+        send: Callable[[EngineUpdate], None],
         stop: threading.Event,
         metrics: QueryMetrics,
-        hand: Callable[[EngineUpdate], None],
-        load: LoadSearcher = load_searcher,
     ) -> None:
-        self.services, self.stop, self.metrics, self.hand, self.load = (
-            services,
-            stop,
-            metrics,
-            hand,
-            load,
-        )
+        """`send` passes an update to the decode thread; it is called from several threads."""
         self.problem = "starting"
         """Why no generation can answer, as far as it is known."""
         self.leading: int | None = None
         """The generation that answers; set by the decode thread."""
         self.shadows: frozenset[int] = frozenset()
-        """Numbers of the candidates."""
-        self.loader: ThreadPoolExecutor = background_thread("loading")
-        self._holders: dict[int, GenerationFollower] = {}
+        """Numbers of the candidates; read by the decode thread."""
+        self._connect = services.connect
+        self._keep_fallback = services.settings.keep_fallback
+        self._stop = stop
+        self._metrics = metrics
+        self._context = FollowerContext(
+            services.connect,
+            load,
+            background_thread("loading"),
+            send,
+            self._set_problem,
+            metrics,
+            stop,
+            accelerate=services.settings.engine == "vllm",
+        )
+        self._followers: dict[int, GenerationFollower] = {}
 
     def run(self) -> None:
-        """Look which generations are wanted whenever one changes its state; until stopped."""
+        """Check which generations are wanted whenever one changes its state; until stopped."""
         try:
-            keep_running(self._session, self.stop, "query")
+            keep_running(self._session, self._stop, "query")
         finally:
-            self.loader.shutdown(wait=False, cancel_futures=True)
-            for holder in self._holders.values():
-                holder.join()
+            self._context.executor.shutdown(wait=False, cancel_futures=True)
+            for follower in self._followers.values():
+                follower.close()
 
     def _session(self, stop: threading.Event) -> None:
-        with self.services.connect("query control") as conn:
+        with self._connect("query control") as conn:
             conn.execute(f"LISTEN {generations.CHANNEL}".encode())
             while not stop.is_set():
-                self._look(generations.generations(conn))
-                for _ in conn.notifies(timeout=_LOOK_S, stop_after=1):
+                self._update(generations.generations(conn))
+                for _ in conn.notifies(timeout=_POLL_S, stop_after=1):
                     pass
 
-    def _look(self, found: list[Generation]) -> None:
-        """Begin to hold what is wanted, the live one first, and let go of the rest."""
-        live = [one for one in found if one.state == "live"]
-        shadows = [one for one in found if one.state == "shadow"]
-        back = generations.find_fallback(found) if self.services.settings.keep_fallback else None
-        wanted = {one.id: one for one in (*live, *shadows, *([back] if back else ()))}
-        self.shadows = frozenset(one.id for one in shadows)
-        if not live:
-            self.problem = _NOBODY
-        for number in self._holders.keys() - wanted.keys() - {self.leading}:
-            self._holders.pop(number).stop.set()
+    def _update(self, every: Sequence[Generation]) -> None:
+        """Start followers of the wanted generations and stop the others."""
+        wanted = wanted_generations(every, keep_fallback=self._keep_fallback)
+        self.shadows = shadow_numbers(every)
+        if not any(generation.state == "live" for generation in every):
+            self.problem = _NONE_LIVE
+        for number in unwanted_numbers(self._followers.keys(), wanted.keys(), self.leading):
+            self._followers.pop(number).request_stop()
         for number, generation in wanted.items():
-            if number not in self._holders:
-                self._holders[number] = GenerationFollower(self, generation)
-        self.metrics.resident.set(len(self._holders))
+            if number not in self._followers:
+                follower = GenerationFollower(self._context, generation)
+                self._followers[number] = follower
+                follower.start()
+        self._metrics.resident.set(len(self._followers))
+
+    def _set_problem(self, problem: str) -> None:
+        self.problem = problem
 
 
 class GenerationFollower:
-    """Loads one generation and follows it until it is told to stop."""
+    """Loads one generation, and sends its updates until it is told to stop."""
 
-    def __init__(self, keeper: ResidentGenerations, generation: Generation) -> None:
-        self.stop = threading.Event()
-        self._keeper = keeper
+    def __init__(self, context: FollowerContext, generation: Generation) -> None:
+        self._context = context
         self._generation = generation
-        self._searcher: Searcher | None = None
+        self._stop = threading.Event()
+        self._searcher: Searcher[QueryEngine] | None = None
         self._thread = threading.Thread(
             target=self._run, name=f"follow {generation.id}", daemon=True
         )
+
+    def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
-    def join(self) -> None:
-        """End, within the time that a follower sleeps at most."""
-        self.stop.set()
-        self._thread.join(5 * _LOOK_S)
+    def request_stop(self) -> None:
+        """Ask the thread to end, and to send that the generation is unloaded."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Stop, and wait until the thread ended."""
+        self.request_stop()
+        self._thread.join(_JOIN_S)
 
     @property
-    def _over(self) -> bool:
-        return self.stop.is_set() or self._keeper.stop.is_set()
+    def _stopping(self) -> bool:
+        return self._stop.is_set() or self._context.stop.is_set()
 
     def _run(self) -> None:
-        while not self._over:
+        while not self._stopping:
             try:
                 self._session()
             except TRANSIENT_ERRORS as error:
                 log.warning(
-                    "following ended, trying again",
+                    "following interrupted, retrying",
                     generation=self._generation.id,
                     reason=str(error),
                 )
-                self.stop.wait(_LOOK_S)
-            except (
-                Exception
-            ) as error:  # whatever is wrong with one generation must not end the others
-                self.stop.wait(self._failed(error))
+                self._stop.wait(_POLL_S)
+            except Exception as error:
+                # Whatever is wrong with one generation must not end the others.
+                self._stop.wait(self._report_failure(error))
         if self._searcher is not None:
-            self._keeper.hand(GenerationUnloaded(self._searcher))
+            self._context.send(GenerationUnloaded(self._searcher))
 
-    def _failed(self, error: Exception) -> float:
-        """Say what is wrong; returns the seconds until the next try."""
-        keeper, live = self._keeper, self._generation.state == "live"
-        keeper.metrics.load_failures.inc()
+    def _report_failure(self, error: Exception) -> float:
+        """Count and log a failure; returns the seconds until the next try."""
+        live = self._generation.state == "live"
+        retry_s = _LIVE_RETRY_S if live else RETRY_S
+        self._context.metrics.load_failures.inc()
         log.error(
-            "generation cannot be held",
+            "generation not loaded",
             generation=self._generation.id,
             state=self._generation.state,
             reason=str(error),
+            retry_s=retry_s,
         )
         if live:
-            keeper.problem = (
-                str(error)
-                if isinstance(error, SigmaError)
-                else f"generation {self._generation.id} cannot be loaded: {error}"
-            )
-        return _LIVE_RETRY_S if live else RETRY_S
+            self._context.set_problem(problem_of(self._generation, error))
+        return retry_s
 
     def _session(self) -> None:
-        """Load, then pass on what changes; the weights of an earlier session are used again."""
-        with self._keeper.services.connect("query control") as conn:
+        """Load, then send what changes. An earlier session's weights are used again."""
+        with self._context.connect("query control") as conn:
             self._generation = generations.get(conn, self._generation.id)
-        searcher = self._loaded(self._generation.state == "live")
-        leads = False
-        while searcher is not None and not self._over:
-            # Asked first and read afterwards: what was committed before the switch is then in the changes.
+        searcher = self._load(live=self._generation.state == "live")
+        promoted = False
+        while searcher is not None and not self._stopping:
+            # Ask whether it is live before reading the changes: what was committed before the
+            # switch is then among them.
             live = searcher.follower.live()
-            if changes := searcher.follower.changes():
-                self._keeper.hand(ChangesApplied(searcher, changes))
-            if live and not leads:
-                self._keeper.hand(GenerationPromoted(searcher))
-                if self._slow(searcher):
-                    searcher = self._loaded(live=True)
+            changes = searcher.follower.changes()
+            if changes:
+                self._context.send(ChangesApplied(searcher, changes))
+            if live and not promoted:
+                self._context.send(GenerationPromoted(searcher))
+                if self._context.accelerate and not searcher.engine.accelerated:
+                    # It was loaded as a candidate, without vLLM: load it again with.
+                    searcher = self._load(live=True)
                     continue
-            leads = live
-            searcher.follower.wait(_LOOK_S)
+            promoted = live
+            searcher.follower.wait(_POLL_S)
 
-    def _slow(self, searcher: Searcher) -> bool:
-        """Whether vLLM is wanted and this generation, until now not live, decodes without."""
-        return self._keeper.services.settings.engine == "vllm" and not searcher.engine.accelerated
-
-    def _loaded(self, live: bool) -> Searcher | None:
-        """A searcher that the decode thread has, or None when it is no longer wanted."""
-        keeper = self._keeper
-        future: Future[Searcher] = keeper.loader.submit(
-            _load, keeper.load, keeper.services, self._generation, self._searcher, live
+    def _load(self, *, live: bool) -> Searcher[QueryEngine] | None:
+        """Load and send a searcher; None when the generation is no longer wanted."""
+        future: Future[Searcher[QueryEngine]] = self._context.executor.submit(
+            _load_settled, self._context.load, self._generation, self._searcher, live
         )
-        while not self._over:
+        while not self._stopping:
             try:
-                searcher = future.result(_LOOK_S)
+                searcher = future.result(_POLL_S)
             except NotYet:
                 continue
             searcher.listen(generations.CHANNEL)
             self._searcher = searcher
-            keeper.hand(GenerationLoaded(searcher))
+            self._context.send(GenerationLoaded(searcher))
             return searcher
         future.cancel()
-        future.add_done_callback(_unwanted)
+        future.add_done_callback(_close_unwanted)
         return None
 
 
-def _load(
+def _load_settled(
     load: LoadSearcher,
-    services: Services,
     generation: Generation,
-    before: Searcher | None,
+    previous: Searcher[QueryEngine] | None,
     live: bool,
-) -> Searcher:
-    found = load(services, generation, before, live)
+) -> Searcher[QueryEngine]:
+    searcher = load(generation, previous, live)
     settle_memory()
-    return found
+    return searcher
 
 
-def _unwanted(future: "Future[Searcher]") -> None:
-    """Free what was loaded for nobody."""
+def _close_unwanted(future: "Future[Searcher[QueryEngine]]") -> None:
+    """Close what was loaded after its follower stopped."""
     if not future.cancelled() and future.exception() is None:
         future.result().close()

@@ -1,34 +1,47 @@
-"""The searcher: an engine with its database connection, from texts to answers a person can read."""
+"""The searcher: an engine with its database connections, from texts to answers for people."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from model.decoding.export import delete_stale_exports
 from model.network.checkpoint import Checkpoint
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import Hit
+from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
 from workers.generations.model_assigner import load_generation_checkpoint
-from workers.query.engine import EXPORTS, Answer, Engine, export_name
+from workers.query.engine import EXPORTS, ModelEngine, QueryEngine, RankedImages, export_name
 from workers.repository.connection import Connection
 from workers.repository.follower import TrieFollower
 from workers.repository.generations import Generation, get, live, receiving
-from workers.repository.images import images_by_key
+from workers.repository.images import StoredImage, images_by_key
 from workers.repository.postings import identifiers_of
 from workers.runtime.services import Services
 
 Mode = Literal["fused", "paper"]
+"""How to rank: by the fused score, or as the paper does, by the identifier's probability alone."""
 
 MAX_QUERY_LETTERS = 2000
+"""Letters of a query; the model reads only the first few dozen tokens."""
+
 MAX_RESULTS = 100
+"""Images of one answer; the default beams reach a few hundred candidates."""
+
 _SPARE = 10
-"""Answers fetched beyond those asked for, in place of images deleted this very moment."""
+"""Images fetched beyond those asked for, to replace those deleted since the index was updated."""
+
+_SCORE_DIGITS = 6
+"""Decimals of a score: what float32 can tell apart."""
+
+E = TypeVar("E", bound=QueryEngine)
+E_co = TypeVar("E_co", bound=QueryEngine, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """One answered query."""
+class AnsweredQuery:
+    """One answered query; `captions` are those of each hit."""
 
     query: str
     generation: int
@@ -36,20 +49,31 @@ class Result:
     candidates: int
     captions: tuple[tuple[str, ...], ...] = ()
 
+    def first(self, count: int) -> "AnsweredQuery":
+        """Return the same answer with at most `count` images."""
+        return AnsweredQuery(
+            self.query,
+            self.generation,
+            self.hits[:count],
+            self.candidates,
+            self.captions[:count],
+        )
+
     def to_dict(self, took_ms: float) -> dict[str, Any]:
-        """The JSON shape of the command line and of `POST /v1/query`."""
-        results = [
-            {
-                "rank": hit.rank,
-                "image_id": hit.image_id,
-                "uri": hit.uri,
-                "link": hit.link,
-                "identifier": list(hit.identifier),
-                "score": hit.score,
-                "captions": list(texts),
-            }
-            for hit, texts in zip(self.hits, self.captions, strict=True)
-        ]
+        """Return the JSON shape of the command line and of `POST /v1/query`."""
+        results = []
+        for hit, captions in zip(self.hits, self.captions, strict=True):
+            results.append(
+                {
+                    "rank": hit.rank,
+                    "image_id": hit.image_id,
+                    "uri": hit.uri,
+                    "link": hit.link,
+                    "identifier": list(hit.identifier),
+                    "score": hit.score,
+                    "captions": list(captions),
+                }
+            )
         return {
             "query": self.query,
             "generation": self.generation,
@@ -59,72 +83,37 @@ class Result:
         }
 
 
-def checked_query(text: str, count: int) -> str:
-    """The text to search for; `UsageError` when it is empty or long, or `count` is out of range."""
-    if not text.strip():
-        raise UsageError("the query is empty; describe the image in words")
-    if len(text) > MAX_QUERY_LETTERS:
-        raise UsageError(
-            f"the query has {len(text):,} letters, allowed are {MAX_QUERY_LETTERS:,}; shorten it"
-        )
-    if not 1 <= count <= MAX_RESULTS:
-        raise UsageError(f"{count} results are asked for, allowed are 1 to {MAX_RESULTS}")
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def live_generation(conn: Connection, wanted: int | None = None) -> Generation:
-    """The live generation, or the one wanted; `RefuseToStartError` when there is none to answer with."""
-    found = live(conn) if wanted is None else get(conn, wanted)
-    if found is None:
-        raise RefuseToStartError(
-            "no generation is live yet; train one with: sigma train --manifest F"
-        )
-    if found.state in ("building", "failed"):
-        raise UsageError(
-            f"generation {found.id} is {found.state} and cannot answer; list them with: sigma generations list"
-        )
-    return found
-
-
-class Searcher:
-    """One generation, loaded and followed. For one thread."""
+class Searcher(Generic[E_co]):
+    """One generation, loaded and followed. For one thread. Closes its engine and connections."""
 
     def __init__(
         self,
-        services: Services,
         generation: Generation,
-        checkpoint: Checkpoint | None = None,
-        *,
-        engine: Engine | str | None = None,
+        engine: E_co,
+        conn: Connection,
+        follower: TrieFollower,
+        store: ImageStore,
+        settings: RetrievalSettings,
     ) -> None:
-        """`engine` decodes, the one of the settings by default. With a checkpoint, nothing is read from its folder."""
         self.generation = generation
-        self.services = services
-        self.conn = services.connect(f"search {generation.id}")
-        if services.settings.engine == "vllm":
-            serving = {generation.id, *(one.id for one in receiving(self.conn))}
-            delete_stale_exports(
-                services.cache / EXPORTS, {export_name(number) for number in serving}
-            )
-        if engine is None or isinstance(engine, str):
-            loaded = checkpoint or load_generation_checkpoint(services.checkpoints, generation)
-            engine = Engine(
-                generation.id, loaded, services.cache, engine=engine or services.settings.engine
-            )
-        self.engine = engine
-        self.follower = TrieFollower.open(
-            services.connect(f"follow {generation.id}"), generation.id
-        )
-        self.engine.apply(self.follower.load(sink=self.engine.sink))
+        self.conn = conn
+        self.follower = follower
+        self.store = store
+        self.settings = settings
+        self._engine = engine
 
-    def search(self, texts: Sequence[str], count: int, mode: Mode = "fused") -> list[Result]:
-        """Answers to texts that passed `checked_query`."""
-        settings = self.services.settings.retrieval
+    @property
+    def engine(self) -> E_co:
+        """What answers."""
+        return self._engine
+
+    def search(self, texts: Sequence[str], count: int, mode: Mode = "fused") -> list[AnsweredQuery]:
+        """Answer texts that passed `checked_query`."""
         if mode == "paper":
-            answers = self.engine.answer_paper(texts, count + _SPARE, settings)
+            ranked = self.engine.answer_paper(texts, count + _SPARE, self.settings)
         else:
-            answers = self.engine.answer(texts, count + _SPARE, settings)
-        return results_of(self.conn, self.engine, self.services.store, texts, answers, count)
+            ranked = self.engine.answer(texts, count + _SPARE, self.settings)
+        return self._describe(texts, ranked, count)
 
     def refresh(self) -> None:
         """Take over what changed in the database."""
@@ -140,37 +129,144 @@ class Searcher:
         self.follower.close()
         self.conn.close()
 
+    def _describe(
+        self, texts: Sequence[str], ranked: Sequence[RankedImages], count: int
+    ) -> list[AnsweredQuery]:
+        unique_keys: set[int] = set()
+        for images in ranked:
+            unique_keys.update(images.image_keys.tolist())
+        keys = sorted(unique_keys)
+        stored = images_by_key(self.conn, keys)
+        identifiers = identifiers_of(self.conn, self.engine.generation, self.engine.shape, keys)
+        answers = []
+        for text, images in zip(texts, ranked, strict=True):
+            found = found_images(images, stored, identifiers, count)
+            hits = hits_of(found, self.store.link)
+            captions = tuple(image.stored.captions or image.stored.test_captions for image in found)
+            answers.append(
+                AnsweredQuery(text, self.engine.generation, hits, images.candidates, captions)
+            )
+        return answers
 
-def results_of(
-    conn: Connection,
-    engine: Engine,
-    store: ImageStore,
-    texts: Sequence[str],
-    answers: Sequence[Answer],
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """A ranked image that the database still has."""
+
+    stored: StoredImage
+    identifier: Sequence[int]
+    score: float
+
+
+def found_images(
+    ranked: RankedImages,
+    stored: Mapping[int, StoredImage],
+    identifiers: Mapping[int, Sequence[int]],
     count: int,
-) -> list[Result]:
-    """Answers with image ids, addresses and identifiers. Images deleted this very moment are left out: the database decides."""
-    keys = sorted({int(key) for answer in answers for key in answer.image_keys})
-    stored = images_by_key(conn, keys)
-    identifiers = identifiers_of(conn, engine.generation, engine.shape, keys)
-    results = []
-    for text, answer in zip(texts, answers, strict=True):
-        found = [
-            (stored[key], identifiers[key], score)
-            for key, score in zip(answer.image_keys.tolist(), answer.scores.tolist(), strict=True)
-            if key in stored and key in identifiers and stored[key].state == "indexed"
-        ][:count]
-        hits = tuple(
+) -> list[FoundImage]:
+    """Select the first `count` ranked images that are still indexed, best first.
+
+    `stored` and `identifiers` are what the database has now, by image key; it decides.
+    """
+    found: list[FoundImage] = []
+    for key, score in zip(ranked.image_keys.tolist(), ranked.scores.tolist(), strict=True):
+        image = stored.get(key)
+        if image is not None and image.state == "indexed" and key in identifiers:
+            found.append(FoundImage(image, identifiers[key], score))
+    return found[:count]
+
+
+def hits_of(found: Sequence[FoundImage], link: Callable[[str], str]) -> tuple[Hit, ...]:
+    """Number the images from rank 1. `link` gives the address of a stored picture."""
+    hits = []
+    for rank, image in enumerate(found, start=1):
+        hits.append(
             Hit(
                 rank,
-                image.image_id,
-                image.uri,
-                tuple(identifier),
-                round(float(score), 6),
-                store.link(image.normalized_uri),
+                image.stored.image_id,
+                image.stored.uri,
+                tuple(image.identifier),
+                round(float(image.score), _SCORE_DIGITS),
+                link(image.stored.normalized_uri),
             )
-            for rank, (image, identifier, score) in enumerate(found, start=1)
         )
-        captions = tuple(image.captions or image.test_captions for image, _, _ in found)
-        results.append(Result(text, engine.generation, hits, answer.candidates, captions))
-    return results
+    return tuple(hits)
+
+
+def checked_query(text: str, count: int) -> str:
+    """Return the text to search for; `UsageError` when it or `count` is out of bounds."""
+    if not text.strip():
+        raise UsageError("the query must not be empty; describe the image in words")
+    if len(text) > MAX_QUERY_LETTERS:
+        raise UsageError(
+            f"the query must have at most {MAX_QUERY_LETTERS:,} letters, got {len(text):,}; "
+            "shorten it"
+        )
+    if not 1 <= count <= MAX_RESULTS:
+        raise UsageError(f"k must be between 1 and {MAX_RESULTS}, got {count}; change it")
+    # Lone surrogates, which JSON allows, would fail in the tokenizer and in the database.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def live_generation(conn: Connection, wanted: int | None = None) -> Generation:
+    """Return the live generation, or the one wanted.
+
+    `RefuseToStartError` when none is live, `UsageError` when the one wanted cannot answer.
+    """
+    generation = live(conn) if wanted is None else get(conn, wanted)
+    if generation is None:
+        raise RefuseToStartError(
+            "no generation is live yet; train one with: sigma train --manifest F"
+        )
+    if generation.state in ("building", "failed"):
+        raise UsageError(
+            f"generation {generation.id} is {generation.state} and cannot answer; "
+            "list them with: sigma generations list"
+        )
+    return generation
+
+
+def open_searcher(
+    services: Services,
+    generation: Generation,
+    *,
+    checkpoint: Checkpoint | None = None,
+    engine: str | None = None,
+) -> Searcher[ModelEngine]:
+    """Load a generation's model and index, and follow it.
+
+    `engine` decodes, "torch" or "vllm", the one of the settings by default. With a `checkpoint`,
+    nothing is read from the generation's folder.
+    """
+    engine_name = engine or services.settings.engine
+    if services.settings.engine == "vllm":
+        with services.connect(f"exports {generation.id}") as conn:
+            _delete_unused_exports(conn, services, generation)
+    if checkpoint is None:
+        checkpoint = load_generation_checkpoint(services.checkpoints, generation)
+    model_engine = ModelEngine.open(generation.id, checkpoint, services.cache, engine=engine_name)
+    return follow(services, generation, model_engine)
+
+
+def follow(services: Services, generation: Generation, engine: E) -> Searcher[E]:
+    """Connect an empty engine to the database and fill it with the generation's index.
+
+    The searcher owns the engine; when this fails, the engine is closed.
+    """
+    with ExitStack() as undo:
+        undo.callback(engine.close)
+        conn = services.connect(f"search {generation.id}")
+        undo.callback(conn.close)
+        following = services.connect(f"follow {generation.id}")
+        undo.callback(following.close)
+        follower = TrieFollower.open(following, generation.id)
+        engine.apply(follower.load(sink=engine.add_embeddings))
+        undo.pop_all()
+    return Searcher(generation, engine, conn, follower, services.store, services.settings.retrieval)
+
+
+def _delete_unused_exports(conn: Connection, services: Services, generation: Generation) -> None:
+    names = {export_name(generation.id)}
+    for other in receiving(conn):
+        names.add(export_name(other.id))
+    delete_stale_exports(services.cache / EXPORTS, names)

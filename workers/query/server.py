@@ -1,61 +1,42 @@
-"""Serving: the threads behind the query API. One decodes, one keeps the generations (`workers.query.residents`), one reports.
+"""The query server: the threads behind the query API.
 
-The decode thread alone owns the engines. What followers say is done between two batches of queries, so every answer comes from
-one generation in one state; and before queries that wait, so that a rollback does not stand in line behind them.
+One thread decodes, one keeps the generations in memory (`workers.query.residents`), one reports
+(`workers.query.reporter`). The decode thread applies engine updates before the queries that wait,
+so a rollback does not wait behind them.
 """
 
 import contextlib
 import queue
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 
-import numpy as np
 import structlog
 
 from schemas.errors import RetryLaterError, SigmaError, UsageError
-from schemas.events import QueryServed, now
+from schemas.events import QueryServed
 from stream.log.event_log import message
-from workers.query.engine import Engine
-from workers.query.reporter import Reporter, SearchableImages
-from workers.query.residents import (
-    ChangesApplied,
-    EngineUpdate,
-    GenerationLoaded,
-    GenerationPromoted,
-    GenerationUnloaded,
-    LoadSearcher,
-    ResidentGenerations,
-    load_searcher,
-)
-from workers.query.searcher import Mode, Result, Searcher
-from workers.query.shadowing import Shadows
+from workers.query.engine import QueryEngine
+from workers.query.pending import PendingQuery, QueryGroup, group_queries
+from workers.query.reporter import Reporter
+from workers.query.residents import ResidentGenerations
+from workers.query.searcher import AnsweredQuery, Searcher
+from workers.query.served import ServedGenerations
+from workers.query.shadowing import ShadowQueue
+from workers.query.updates import EngineUpdate, LoadSearcher
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.services import Services
 
 _BATCH = 16
-_NEWEST = 10_000
-"""Newest images that are compared at a switch."""
+"""Most queries decoded together: more would make each of them wait longer than they save."""
+
+_JOIN_S = 10.0
+"""Longest wait for each thread at the end."""
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class PendingQuery:
-    """One query on its way; the future gets a `Result` or an error."""
-
-    text: str
-    count: int
-    mode: Mode
-    generation: int | None
-    answer: "Future[Result]" = field(default_factory=Future)
-    asked: float = field(default_factory=time.monotonic)
-
-
-class Server:
-    """Holds generations and answers queries until closed."""
+class QueryServer:
+    """Keeps generations in memory and answers queries, from `start` to `close`."""
 
     def __init__(
         self,
@@ -63,25 +44,24 @@ class Server:
         name: str,
         stop: threading.Event,
         metrics: QueryMetrics,
-        load: LoadSearcher = load_searcher,
+        load: LoadSearcher,
     ) -> None:
+        """`name` tells this worker from others in what it reports."""
         self._stop = stop
         self._metrics = metrics
-        self._work: queue.SimpleQueue[PendingQuery | None] = queue.SimpleQueue()
+        self._queries: queue.SimpleQueue[PendingQuery | None] = queue.SimpleQueue()
         """None wakes the decode thread."""
-        self._hands: queue.SimpleQueue[EngineUpdate] = queue.SimpleQueue()
-        self._held: dict[int, Searcher] = {}
-        self._live: Searcher | None = None
-        self._keeper = ResidentGenerations(services, stop, metrics, self._hand, load)
-        self._reporter = Reporter(services, name, stop, metrics)
-        self._shadows = Shadows(services.settings.shadow_share, metrics, self._reporter.tell)
+        self._updates: queue.SimpleQueue[EngineUpdate] = queue.SimpleQueue()
+        self._residents = ResidentGenerations(services, load, self._send, stop, metrics)
+        self._reporter = Reporter(name, services.connect, services.open_log, stop, metrics)
+        self._shadows = ShadowQueue(services.settings.shadow_share, metrics, self._reporter.submit)
+        self._served = ServedGenerations(
+            metrics, self._shadows, self._reporter.submit, self._set_leading
+        )
         self._threads = [
-            threading.Thread(target=target, name=label, daemon=True)
-            for label, target in (
-                ("decode", self._decode),
-                ("keep", self._keeper.run),
-                ("report", self._reporter.run),
-            )
+            threading.Thread(target=self._decode, name="decode", daemon=True),
+            threading.Thread(target=self._residents.run, name="residents", daemon=True),
+            threading.Thread(target=self._reporter.run, name="report", daemon=True),
         ]
 
     def start(self) -> None:
@@ -92,11 +72,10 @@ class Server:
     def close(self) -> None:
         """End the threads; queries that wait are refused."""
         self._stop.set()
-        self._work.put(None)
+        self._queries.put(None)
         for thread in self._threads:
-            thread.join(10)
-        for searcher in self._held.values():
-            searcher.close()
+            thread.join(_JOIN_S)
+        self._served.close()
 
     @property
     def alive(self) -> bool:
@@ -106,196 +85,104 @@ class Server:
     @property
     def problem(self) -> str:
         """Why this worker is not ready; empty when it is."""
-        return self._keeper.problem if self._live is None else ""
+        return self._residents.problem if self._served.live is None else ""
 
-    def ask(self, query: PendingQuery) -> None:
-        """Put a query in line; `RetryLaterError` while there is nothing to answer with."""
-        if self._live is None:
+    def submit(self, query: PendingQuery) -> None:
+        """Put a query in line; `RetryLaterError` while no generation can answer."""
+        if self._served.live is None:
             raise RetryLaterError(self.problem or "the query worker is starting; try again")
-        self._work.put(query)
+        self._queries.put(query)
 
-    def served(self, query: PendingQuery, result: Result, took_ms: float) -> None:
+    def report_served(self, query: PendingQuery, answer: AnsweredQuery, took_ms: float) -> None:
         """Report an answered query on `sigma.queries.served`, without making it wait."""
         self._metrics.queries.inc()
         self._metrics.latency.observe(took_ms / 1000)
         event = QueryServed(
             query=query.text,
-            generation=result.generation,
+            generation=answer.generation,
             took_ms=took_ms,
-            image_ids=tuple(hit.image_id for hit in result.hits),
-            scores=tuple(hit.score for hit in result.hits),
+            image_ids=tuple(hit.image_id for hit in answer.hits),
+            scores=tuple(hit.score for hit in answer.hits),
         )
-        self._reporter.tell(message(event, event.query_id))
+        self._reporter.submit(message(event, event.query_id))
 
-    # ------------------------------------------------------------------ decode
+    def _set_leading(self, number: int) -> None:
+        self._residents.leading = number
 
-    def _hand(self, item: EngineUpdate) -> None:
-        self._hands.put(item)
-        self._work.put(None)
+    def _send(self, update: EngineUpdate) -> None:
+        self._updates.put(update)
+        self._queries.put(None)
+
+    # The decode thread, from here on.
 
     def _decode(self) -> None:
         while not self._stop.is_set():
-            waiting = self._waiting()
-            for _ in range(self._hands.qsize()):
-                self._take(self._hands.get())
-            self._answer(waiting)
-        self._refuse_the_rest()
+            queries = self._next_batch()
+            for _ in range(self._updates.qsize()):
+                self._served.take(self._updates.get())
+            self._answer(queries)
+        self._refuse_waiting()
 
-    def _waiting(self) -> list[PendingQuery]:
-        """The next batch of queries, perhaps an empty one."""
-        found = [self._next()]
+    def _next_batch(self) -> list[PendingQuery]:
+        """Wait for queries or updates; returns the next batch of queries, perhaps an empty one."""
+        taken = [self._next()]
         with contextlib.suppress(queue.Empty):
-            while len(found) < _BATCH:
-                found.append(self._work.get_nowait())
-        return [query for query in found if query is not None]
+            while len(taken) < _BATCH:
+                taken.append(self._queries.get_nowait())
+        return [query for query in taken if query is not None]
 
     def _next(self) -> PendingQuery | None:
-        """The next query, or that something else is to be done; while nobody waits, comparisons with a candidate go on."""
+        """Wait for the next query, or for None: an update. Meanwhile comparisons go on."""
         while self._shadows.waiting:
             try:
-                return self._work.get_nowait()
+                return self._queries.get_nowait()
             except queue.Empty:
                 self._shadows.step()
-        return self._work.get()
+        return self._queries.get()
 
-    def _answer(self, waiting: Sequence[PendingQuery]) -> None:
-        """Each query from the generation it names, or the live one; one generation from start to end."""
-        groups: dict[tuple[int, Mode], list[PendingQuery]] = {}
-        for query in waiting:
-            number = (
-                query.generation
-                if query.generation is not None
-                else self._live.generation.id
-                if self._live
-                else None
-            )
-            if query.answer.cancelled():
-                continue
-            if number in self._held:
-                groups.setdefault((number, query.mode), []).append(query)
-            else:
-                query.answer.set_exception(
-                    UsageError(
-                        f"generation {query.generation} is not served here; leave it out for the live one"
-                    )
+    def _answer(self, queries: Sequence[PendingQuery]) -> None:
+        claimed = [query for query in queries if query.claim()]
+        grouped = group_queries(claimed, self._served.live_number, self._served.numbers)
+        for query in grouped.unserved:
+            query.answer.set_exception(
+                UsageError(
+                    f"generation {query.generation} is not served here; "
+                    "leave it out for the live one"
                 )
-        for (number, mode), group in groups.items():
-            self._answer_group(self._held[number], group, mode)
+            )
+        for group in grouped.groups:
+            self._answer_group(self._served.get(group.generation), group)
 
-    def _answer_group(self, searcher: Searcher, group: Sequence[PendingQuery], mode: Mode) -> None:
+    def _answer_group(self, searcher: Searcher[QueryEngine], group: QueryGroup) -> None:
+        texts = [query.text for query in group.queries]
         try:
-            results = searcher.search(
-                [query.text for query in group], max(query.count for query in group), mode
-            )
-        except (
-            Exception
-        ) as error:  # one bad batch must not end the worker: its queries fail, the next ones do not
-            log.exception("queries failed", count=len(group))
-            self._metrics.failures.inc(len(group))
-            for query in group:
-                query.answer.set_exception(
-                    error
-                    if isinstance(error, SigmaError)
-                    else RetryLaterError("the query failed; try again")
-                )
+            answers = searcher.search(texts, group.count, group.mode)
+        except Exception as error:
+            # One bad batch must not end the worker: its queries fail, the next ones do not.
+            log.exception("queries failed", count=len(texts))
+            self._fail(group, error)
             return
-        self._metrics.batch.observe(len(group))
-        for query, result in zip(group, results, strict=True):
-            cut = Result(
-                result.query,
-                result.generation,
-                result.hits[: query.count],
-                result.candidates,
-                result.captions[: query.count],
-            )
-            self._metrics.candidates.observe(result.candidates)
-            query.answer.set_result(cut)
-            if mode == "fused" and searcher is self._live:
-                self._shadows.offer(
-                    query.text,
-                    searcher,
-                    [self._held[one] for one in self._keeper.shadows if one in self._held],
-                )
+        self._metrics.batch.observe(len(texts))
+        compared = group.mode == "fused" and searcher is self._served.live
+        for query, answer in zip(group.queries, answers, strict=True):
+            self._metrics.candidates.observe(answer.candidates)
+            query.answer.set_result(answer.first(query.count))
+            if compared:
+                candidates = self._served.select(self._residents.shadows)
+                self._shadows.offer(query.text, searcher, candidates)
 
-    def _take(self, item: EngineUpdate) -> None:
-        """Do what a follower says. Messages of a searcher that was replaced come to nothing."""
-        if isinstance(item, GenerationLoaded):
-            self._hold(item.searcher)
-        elif self._held.get(item.searcher.generation.id) is item.searcher:
-            if isinstance(item, ChangesApplied):
-                self._apply(item)
-            elif isinstance(item, GenerationPromoted):
-                self._lead(item.searcher)
-            elif isinstance(item, GenerationUnloaded):
-                self._drop(item.searcher)
+    def _fail(self, group: QueryGroup, error: Exception) -> None:
+        self._metrics.failures.inc(len(group.queries))
+        if not isinstance(error, SigmaError):
+            error = RetryLaterError("the query failed; try again")
+        for query in group.queries:
+            query.answer.set_exception(error)
 
-    def _hold(self, searcher: Searcher) -> None:
-        before = self._held.get(searcher.generation.id)
-        self._held[searcher.generation.id] = searcher
-        log.info(
-            "generation is held",
-            generation=searcher.generation.id,
-            images=searcher.engine.trie.images,
-        )
-        if before is not None:
-            self._shadows.clear()
-            if before is self._live:
-                self._lead(searcher)
-            before.close()
-
-    def _lead(self, searcher: Searcher) -> None:
-        before, self._live = self._live, searcher
-        self._keeper.leading = searcher.generation.id
-        self._measure(searcher.engine)
-        if before is None or before is searcher:
-            log.info(
-                "generation is served",
-                generation=searcher.generation.id,
-                images=searcher.engine.trie.images,
-            )
-            return
-        self._shadows.clear()
-        # Its own follower brought these, perhaps before that of the other one did, and nobody said so yet.
-        fresh = np.setdiff1d(
-            searcher.engine.gallery.newest(_NEWEST), before.engine.gallery.newest(2 * _NEWEST)
-        )
-        if len(fresh):
-            self._reporter.tell(SearchableImages(fresh, now()))
-        if before.generation.id != searcher.generation.id:
-            self._metrics.switches.inc()
-            log.info(
-                "generation is served",
-                generation=searcher.generation.id,
-                before=before.generation.id,
-            )
-
-    def _apply(self, item: ChangesApplied) -> None:
-        keys = item.searcher.engine.apply(item.changes)
-        if item.searcher is self._live:
-            if len(keys):
-                self._reporter.tell(SearchableImages(keys, now()))
-            self._measure(item.searcher.engine)
-
-    def _drop(self, searcher: Searcher) -> None:
-        if searcher is self._live:
-            # It became live again in the very moment of its dismissal: it answers until the keeper, which sees it live too,
-            # has loaded it anew.
-            return
-        del self._held[searcher.generation.id]
-        self._shadows.clear()
-        searcher.close()
-        log.info("generation is freed", generation=searcher.generation.id)
-
-    def _measure(self, engine: Engine) -> None:
-        self._metrics.images.set(engine.trie.images)
-        self._metrics.leaves.set(engine.trie.branches.leaves)
-        self._metrics.generation.set(engine.generation)
-
-    def _refuse_the_rest(self) -> None:
+    def _refuse_waiting(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
-                item = self._work.get_nowait()
-                if isinstance(item, PendingQuery):
-                    item.answer.set_exception(
+                query = self._queries.get_nowait()
+                if query is not None and query.claim():
+                    query.answer.set_exception(
                         RetryLaterError("the query worker is stopping; ask another one")
                     )

@@ -1,14 +1,15 @@
-"""Shadowing: a share of the live queries is answered by a candidate too, in moments when nobody waits."""
+"""Shadowing: a candidate answers a share of the live queries too, while no query waits."""
 
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import structlog
 
-from workers.query.engine import Answer
+from schemas.records import IntArray
+from workers.query.engine import QueryEngine, RankedImages
 from workers.query.searcher import Searcher
 from workers.repository.shadow_queries import ShadowQuery
 from workers.runtime.metrics import QueryMetrics
@@ -17,90 +18,118 @@ DEPTH = 10
 """Images of each answer that are compared."""
 
 BACKLOG = 32
-"""Queries that may wait for an idle moment; more are dropped, for a busy worker has better things to do."""
+"""Queries that may wait for an idle moment; more are dropped, so a busy worker compares less."""
 
 EXACT_LIMIT = 20_000
-"""Images up to which exact dense search is asked too: it reads every embedding, a few milliseconds at this size."""
+"""Images up to which exact dense search is compared too: it reads every embedding, which takes
+a few milliseconds at this size."""
 
 log = structlog.get_logger()
 
 
-class Shadows:
-    """Comparisons that wait. Owned by the decode thread, which takes one step at a time and looks for queries in between."""
+class ShadowQueue:
+    """Comparisons that wait. The decode thread owns it, and takes one step at a time."""
 
     def __init__(
-        self, share: float, metrics: QueryMetrics, tell: Callable[[ShadowQuery], None]
+        self, share: float, metrics: QueryMetrics, report: Callable[[ShadowQuery], None]
     ) -> None:
+        """`share` is the probability, 0 to 1, that a live query is compared."""
         self._share = share
         self._metrics = metrics
-        self._tell = tell
-        self._chance = random.Random()
-        self._waiting: deque[Iterator[None]] = deque()
+        self._report = report
+        self._random = random.Random()
+        self._comparisons: deque[Iterator[None]] = deque()
 
     @property
     def waiting(self) -> bool:
         """Whether there is a step to take."""
-        return bool(self._waiting)
+        return bool(self._comparisons)
 
-    def offer(self, text: str, live: Searcher, candidates: list[Searcher]) -> None:
-        """A query that the live generation answered: by chance it is put in line for one of the candidates."""
-        if not candidates or self._chance.random() >= self._share:
+    def offer(
+        self,
+        text: str,
+        live: Searcher[QueryEngine],
+        candidates: Sequence[Searcher[QueryEngine]],
+    ) -> None:
+        """Queue a query that the live generation answered, by chance, for one of the candidates."""
+        if not candidates or self._random.random() >= self._share:
             return
-        if len(self._waiting) >= BACKLOG:
+        if len(self._comparisons) >= BACKLOG:
             self._metrics.shadow_dropped.inc()
             return
-        self._waiting.append(self._compare(text, live, self._chance.choice(candidates)))
+        candidate = self._random.choice(candidates)
+        self._comparisons.append(self._compare(text, live, candidate))
 
     def step(self) -> None:
-        """Go on with the oldest comparison, for about as long as one query takes."""
-        comparison = self._waiting[0]
+        """Continue the oldest comparison, for about as long as one query takes."""
+        comparison = self._comparisons[0]
         try:
             with suppress(StopIteration):
                 next(comparison)
                 return
-        except (
-            Exception
-        ):  # a candidate that cannot answer is a finding, and no reason to stop answering
+        except Exception:
+            # A candidate that cannot answer is a result of the comparison: queries go on.
             log.exception("shadow query failed")
             self._metrics.shadow_failures.inc()
-        self._waiting.popleft()
+        self._comparisons.popleft()
 
     def clear(self) -> None:
-        """Forget what waits: its generations may be freed."""
-        self._metrics.shadow_dropped.inc(len(self._waiting))
-        self._waiting.clear()
+        """Drop what waits: its generations may be unloaded."""
+        self._metrics.shadow_dropped.inc(len(self._comparisons))
+        self._comparisons.clear()
 
-    def _compare(self, text: str, live: Searcher, candidate: Searcher) -> Iterator[None]:
-        """Both answer alone, in an order left to chance, so that neither always finds the processor's caches warm."""
-        settings = live.services.settings.retrieval
+    def _compare(
+        self, text: str, live: Searcher[QueryEngine], candidate: Searcher[QueryEngine]
+    ) -> Iterator[None]:
+        """Let both answer, each alone; yields after each step.
+
+        The order is random, so that neither always finds the processor's caches warm.
+        """
         pair = [live, candidate]
-        took: dict[int, float] = {}
-        found: dict[int, Answer] = {}
-        for searcher in self._chance.sample(pair, 2):
-            began = time.perf_counter()
-            (found[searcher.generation.id],) = searcher.engine.answer([text], DEPTH, settings)
-            took[searcher.generation.id] = (time.perf_counter() - began) * 1000
+        took_ms: dict[int, float] = {}
+        answers: dict[int, RankedImages] = {}
+        for searcher in self._random.sample(pair, 2):
+            number = searcher.generation.id
+            started_s = time.perf_counter()
+            (answers[number],) = searcher.engine.answer([text], DEPTH, live.settings)
+            took_ms[number] = (time.perf_counter() - started_s) * 1000
             yield
         recalls: list[float | None] = []
         for searcher in pair:
-            recalls.append(_exact_recall(searcher, text, found[searcher.generation.id]))
+            recalls.append(_exact_recall(searcher.engine, text, answers[searcher.generation.id]))
             yield
-        ours, theirs = live.generation.id, candidate.generation.id
-        shared = set(found[ours].image_keys.tolist()) & set(found[theirs].image_keys.tolist())
-        overlap = len(shared) / max(1, len(found[ours].image_keys), len(found[theirs].image_keys))
-        self._tell(
+        live_number = live.generation.id
+        candidate_number = candidate.generation.id
+        self._report(
             ShadowQuery(
-                theirs, ours, text, took[ours], took[theirs], overlap, recalls[0], recalls[1]
+                candidate_number,
+                live_number,
+                text,
+                took_ms[live_number],
+                took_ms[candidate_number],
+                overlap(answers[live_number].image_keys, answers[candidate_number].image_keys),
+                recalls[0],
+                recalls[1],
             )
         )
         self._metrics.shadow_queries.inc()
 
 
-def _exact_recall(searcher: Searcher, text: str, answer: Answer) -> float | None:
-    """Share of the generation's own exact dense top ten that it returned; None when its gallery is too large."""
-    engine = searcher.engine
-    if not 0 < engine.trie.images <= EXACT_LIMIT:
+def overlap(first: IntArray, second: IntArray) -> float:
+    """Return the share of images that two answers have in common, of the longer one's length."""
+    shared = set(first.tolist()) & set(second.tolist())
+    return len(shared) / max(1, len(first), len(second))
+
+
+def recall_of(exact: IntArray, answer: IntArray) -> float:
+    """Return the share of the exact answer's images that the other answer contains."""
+    wanted = set(exact.tolist())
+    return len(wanted & set(answer.tolist())) / max(1, len(wanted))
+
+
+def _exact_recall(engine: QueryEngine, text: str, answer: RankedImages) -> float | None:
+    """Compare with the generation's own exact dense top ten; None for too large a gallery."""
+    if not 0 < engine.images <= EXACT_LIMIT:
         return None
     (exact,) = engine.answer_exact(engine.encoder.embed_texts([text]), DEPTH)
-    wanted = set(exact.image_keys.tolist())
-    return len(wanted & set(answer.image_keys.tolist())) / max(1, len(wanted))
+    return recall_of(exact.image_keys, answer.image_keys)

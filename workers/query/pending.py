@@ -1,0 +1,70 @@
+"""Pending queries: queries that wait for their answer, and how they are grouped for decoding."""
+
+from collections.abc import Collection, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from workers.query.searcher import AnsweredQuery, Mode
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingQuery:
+    """One query that waits; the future gets an `AnsweredQuery` or an error."""
+
+    text: str
+    count: int
+    mode: Mode
+    generation: int | None
+    """The generation that is to answer, or None for the live one."""
+    answer: "Future[AnsweredQuery]" = field(default_factory=Future)
+
+    def claim(self) -> bool:
+        """Claim the query for answering; False when its client gave up.
+
+        A claimed query cannot be cancelled any more, so that its result can be set.
+        """
+        return self.answer.set_running_or_notify_cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class QueryGroup:
+    """Queries that one generation answers together, in one mode."""
+
+    generation: int
+    mode: Mode
+    queries: list[PendingQuery]
+
+    @property
+    def count(self) -> int:
+        """Images to fetch: what the query with the most images wants."""
+        return max(query.count for query in self.queries)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedQueries:
+    """A batch of queries by what is to be done with them."""
+
+    groups: list[QueryGroup]
+    unserved: list[PendingQuery]
+    """Queries for a generation that is not loaded."""
+
+
+def group_queries(
+    queries: Iterable[PendingQuery], live: int | None, loaded: Collection[int]
+) -> GroupedQueries:
+    """Group queries by generation and mode, in the order in which each group's first query came.
+
+    Every query belongs to one group, so its answer comes from one generation from start to end.
+    """
+    groups: dict[tuple[int, Mode], QueryGroup] = {}
+    unserved: list[PendingQuery] = []
+    for query in queries:
+        generation = live if query.generation is None else query.generation
+        if generation is None or generation not in loaded:
+            unserved.append(query)
+            continue
+        key = (generation, query.mode)
+        if key not in groups:
+            groups[key] = QueryGroup(generation, query.mode, [])
+        groups[key].queries.append(query)
+    return GroupedQueries(list(groups.values()), unserved)
