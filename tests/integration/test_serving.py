@@ -150,7 +150,8 @@ def test_what_arrives_before_a_switch_is_reported_searchable_whoever_answers(
     first, second = filled(services, conn)
     with serving(services) as (server, _):
         until(lambda: answers(server, first) and answers(server, second), "both are loaded")
-        # It is in the candidate only, as if the live one's follower were slow: the switch makes it searchable.
+        # In the candidate only, as if the live one's follower were slow: the switch makes it
+        # searchable.
         leave_in(conn, second, accepted(services.store, ["newcomer"]))
         promote(conn, second, services.store, StubAssigner.of)
         query = """SELECT count(*) FROM visibility JOIN image USING (image_key)
