@@ -14,7 +14,7 @@ from schemas.records import FloatArray, IntArray, ManifestEntry
 from schemas.settings import RetrievalSettings
 from workers.query.engine import ModelEngine, RankedImages
 from workers.query.searcher import Searcher
-from workers.repository.connection import Connection, rows
+from workers.repository.connection import Connection, fetch_rows
 from workers.repository.follower import PostingRows
 from workers.runtime.pictures import StoredPictures
 
@@ -62,7 +62,9 @@ def evaluate(
     valid = np.array(
         [
             leaf
-            for (leaf,) in rows(searcher.conn, "occupied_leaves", generation=searcher.generation.id)
+            for (leaf,) in fetch_rows(
+                searcher.conn, "occupied_leaves", generation=searcher.generation.id
+            )
         ],
         np.int64,
     )
@@ -232,7 +234,7 @@ def _position(keys: IntArray, key: int) -> int | None:
 
 def _gallery(conn: Connection, generation: int) -> Iterator[GalleryRow]:
     after = 0
-    while found := rows(conn, "image_page", generation=generation, after=after, amount=1000):
+    while found := fetch_rows(conn, "image_page", generation=generation, after=after, amount=1000):
         after = found[-1][0]
         yield from (GalleryRow(*one) for one in found)
 

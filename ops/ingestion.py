@@ -15,7 +15,7 @@ from schemas.events import ImageArrived
 from schemas.records import ManifestEntry
 from stream.images.sources import read_source
 from stream.log.event_log import EventLog, message
-from workers.repository.connection import Connection, rows
+from workers.repository.connection import Connection, fetch_rows
 from workers.repository.images import Rejection, StoredImage, images_by_id, rejections
 from workers.runtime.services import Services
 from workers.trainer.seeding import arrival
@@ -63,7 +63,7 @@ def publish(
     events: list[ImageArrived] = []
     unreadable: list[dict[str, str]] = []
     known: set[str] = set()
-    ((since,),) = rows(conn, "clock")
+    ((since,),) = fetch_rows(conn, "clock")
     for start in range(0, len(entries), _BATCH):
         part = entries[start : start + _BATCH]
         stored = images_by_id(conn, [entry.image_id for entry in part])
@@ -168,7 +168,7 @@ def _searchable(conn: Connection, left: dict[str, ImageArrived], serving: bool) 
     if serving:
         seen = {
             key
-            for (key,) in rows(
+            for (key,) in fetch_rows(
                 conn, "visible_images", image_keys=[one.image_key for one in done.values()]
             )
         }

@@ -30,10 +30,10 @@ from workers.generations.image_assigner import ImageAssigner, LoadAssigner
 from workers.generations.model_assigner import ModelAssigner
 from workers.generations.switching import promote, rollback
 from workers.repository import generations
+from workers.repository.bulk_load import InitialLoad, bulk_append
 from workers.repository.connection import Connection
 from workers.repository.follower import TrieFollower
 from workers.repository.generations import Generation
-from workers.repository.postings import InitialLoad, bulk_append
 from workers.runtime.process import bind
 from workers.runtime.services import Services
 from workers.trainer.seeding import arrival

@@ -32,7 +32,7 @@ from workers.generations.image_assigner import assigner_loader
 from workers.generations.switching import SwitchResult
 from workers.generations.switching import promote as switch_generation
 from workers.repository import generations
-from workers.repository.connection import Connection, row, transaction
+from workers.repository.connection import Connection, fetch_row, transaction
 from workers.repository.generations import Generation
 from workers.repository.images import newest_image
 from workers.repository.shadow_queries import shadow_summary
@@ -145,7 +145,7 @@ class CandidatePromoter:
             },
             checked_at=now().isoformat(),
         )
-        generations.describe(self.conn, candidate.id, gate=verdict)
+        generations.update(self.conn, candidate.id, gate=verdict)
         log.info(
             "candidate judged",
             generation=candidate.id,
@@ -189,7 +189,7 @@ class CandidatePromoter:
             ceiling = newest_image(self.conn)
         self.catch_up(candidate)
         # Images above the ceiling are being assigned in both generations: they do not count.
-        counted = row(
+        counted = fetch_row(
             self.conn, "lacking_images", candidate=candidate.id, live=live.id, ceiling=ceiling
         )
         return int(counted[0]) if counted else 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from schemas.records import IntArray
 from schemas.settings import RetrievalSettings
-from workers.repository.connection import Connection, row
+from workers.repository.connection import Connection, fetch_row
 from workers.repository.images import images_by_key
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def sample_known_items(conn: Connection, generation: int, count: int) -> list[Kn
     The draw repeats itself for as long as the generation's oldest and newest image stay the same,
     so that two generations can be asked the same queries one after the other.
     """
-    low, high = row(conn, "probe_range", generation=generation) or (0, 0)
+    low, high = fetch_row(conn, "probe_range", generation=generation) or (0, 0)
     chance = random.Random(f"{generation} {low} {high}")
     queries: dict[int, KnownItemQuery] = {}
     for _ in range(count):
         after = chance.randint(low, high)
-        sampled = row(conn, "probe_sample", generation=generation, after=after)
+        sampled = fetch_row(conn, "probe_sample", generation=generation, after=after)
         if sampled is None:
             continue
         key, captions, test_captions, trained, age_s = sampled

@@ -18,7 +18,7 @@ from schemas.schedules import Schedule
 from stream.log.topics import TOPICS
 from workers.generations import retiring
 from workers.repository import job_runs
-from workers.repository.connection import Connection, run
+from workers.repository.connection import Connection, execute
 from workers.repository.generations import Generation
 from workers.repository.shadow_queries import prune_shadow_queries
 from workers.runtime.services import Services
@@ -142,7 +142,7 @@ def prune_events(conn: Connection) -> dict[str, int]:
     deleted = {}
     for topic in TOPICS:
         consumed = topic.name in _CONSUMED_TOPICS
-        deleted[topic.name] = run(
+        deleted[topic.name] = execute(
             conn, "prune_events", topic=topic.name, days=topic.days, consumed=consumed
         )
     return deleted

@@ -7,7 +7,7 @@ from ops.jobs.drift_report import novel_recall
 from schemas.settings import Settings
 from tests.acceptance.conftest import TRAINED, Home
 from workers.query.searcher import Searcher
-from workers.repository.connection import rows
+from workers.repository.connection import fetch_rows
 from workers.repository.generations import live
 
 
@@ -18,7 +18,7 @@ def test_known_items_are_asked_of_the_live_generation(home: Home) -> None:
     with open_services(Settings(home=home.folder)) as opened, open_database(opened, "test") as conn:
         generation = live(conn)
         assert generation is not None
-        page = rows(conn, "image_page", generation=generation.id, after=0, amount=TRAINED)
+        page = fetch_rows(conn, "image_page", generation=generation.id, after=0, amount=TRAINED)
         keys = [key for key, *_ in page]
         recall = novel_recall(
             conn,

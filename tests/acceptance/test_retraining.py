@@ -58,7 +58,7 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
         assert "waits for its gate" in skipped.why
         assert skipped.to_json()["generation"] == 2
         # One that its gate refused makes room.
-        generations.describe(
+        generations.update(
             conn, 2, gate=GateVerdict(passed=False, reasons=("R@10 falls",), against=1)
         )
         assert "generation 2 was refused" in home.ok("status")["alarms"][0]

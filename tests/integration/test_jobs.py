@@ -81,7 +81,9 @@ def test_missed_windows_are_made_up_for_in_order_and_older_ones_recorded_as_skip
         skipped = sorted(window for window, one in found.items() if one.outcome == "skipped")
         assert len(skipped) == 5
         assert max(skipped) < made_up[0]
-        assert found[skipped[0]].figures == {"why": f"more than {MAX_BACKLOG} windows were missed"}
+        assert found[skipped[0]].figures == {
+            "why": f"more than {MAX_BACKLOG} run windows were missed"
+        }
 
 
 def test_another_schedule_skips_what_the_old_one_still_had_and_counts_from_now(

@@ -13,9 +13,10 @@ from schemas.errors import RefuseToStartError, UsageError
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
 from schemas.identifiers import IdentifierShape
 from schemas.records import Assignment, Posting
-from workers.repository import counters, generations, images, postings
+from workers.repository import bulk_load, counters, generations, images, postings
+from workers.repository.bulk_load import InitialLoad
 from workers.repository.connection import Connection, connect, migrate
-from workers.repository.postings import AppendStatus, InitialLoad, StoredPosting
+from workers.repository.postings import AppendStatus, StoredPosting
 
 SHAPE = IdentifierShape(codes=(2, 2, 2, 2), suffixes=4)
 
@@ -36,7 +37,12 @@ def accepted(image_id: str, version: int = 1) -> ImageAccepted:
 
 def accept(conn: Connection, names: Sequence[str]) -> list[int]:
     stored = images.accept_images(conn, [accepted(name) for name in names])
-    return [one.image_key for one in stored]
+    return [image.image_key for image in stored]
+
+
+def accept_one(conn: Connection, image: ImageAccepted) -> images.StoredKey:
+    (stored,) = images.accept_images(conn, [image])
+    return stored
 
 
 def assignment(key: int, *leaves: int, spill: Sequence[int] = ()) -> Assignment:
@@ -91,11 +97,11 @@ def test_processes_that_start_at_once_migrate_in_turn(
 
 
 def test_a_replayed_arrival_keeps_its_key(conn: Connection) -> None:
-    stored = images.accept_image(conn, accepted("a", version=2))
+    stored = accept_one(conn, accepted("a", version=2))
     assert stored.is_new
     replayed = images.StoredKey(stored.image_key, is_new=False)
-    assert images.accept_image(conn, accepted("a", version=2)) == replayed
-    assert images.accept_image(conn, accepted("a", version=1)) == replayed
+    assert accept_one(conn, accepted("a", version=2)) == replayed
+    assert accept_one(conn, accepted("a", version=1)) == replayed
 
 
 def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_version(
@@ -105,12 +111,12 @@ def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_ve
     assert images.delete_images(conn, ["a", "unknown"]) == images.Deletion(
         deleted=("a",), untouched=("unknown",)
     )
-    assert images.accept_image(conn, accepted("a")) == images.StoredKey(key, is_new=False)
+    assert accept_one(conn, accepted("a")) == images.StoredKey(key, is_new=False)
     assert (
         postings.append(conn, generation, SHAPE, [assignment(key, 1)])[0].status
         is AppendStatus.GONE
     )
-    newer = images.accept_image(conn, accepted("a", version=2))
+    newer = accept_one(conn, accepted("a", version=2))
     assert newer.is_new
     assert newer.image_key != key
     again = assignment(newer.image_key, 1)
@@ -118,7 +124,7 @@ def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_ve
 
 
 def test_a_replayed_deletion_spares_a_newer_version(conn: Connection) -> None:
-    images.accept_image(conn, accepted("a", version=2))
+    accept_one(conn, accepted("a", version=2))
     assert images.delete_images(conn, [ImageDeleted("a", version=1)]).untouched == ("a",)
     assert images.delete_images(conn, [ImageDeleted("a", version=2)]).deleted == ("a",)
 
@@ -128,7 +134,7 @@ def test_a_new_version_replaces_the_old_one_and_late_work_for_the_old_one_is_dro
 ) -> None:
     (old,) = accept(conn, ["a"])
     postings.append(conn, generation, SHAPE, [assignment(old, 1, 2)])
-    new = images.accept_image(conn, accepted("a", version=2)).image_key
+    new = accept_one(conn, accepted("a", version=2)).image_key
     assert counters.totals(conn, generation) == counters.Totals()
     assert (
         postings.append(conn, generation, SHAPE, [assignment(old, 1)])[0].status
@@ -325,13 +331,13 @@ def test_the_initial_load_equals_appending_one_by_one_and_leaves_out_deleted_ima
         embeddings=np.tile(np.arange(8, dtype=np.float16), (5, 1)),
         confidences=np.zeros(5, np.float32),
     )
-    assert postings.bulk_append(conn, generation, load) == 4
+    assert bulk_load.bulk_append(conn, generation, load) == 4
     assert counters.totals(conn, generation) == counters.recount(conn, generation)
     assert counters.totals(conn, generation).postings == 5
     (late,) = accept(conn, ["late"])
     assert postings.append(conn, generation, SHAPE, [assignment(late, 1)])[0].suffix == 2
-    with pytest.raises(UsageError, match="holds images already"):
-        postings.bulk_append(conn, generation, load)
+    with pytest.raises(UsageError, match="has images already"):
+        bulk_load.bulk_append(conn, generation, load)
 
 
 def test_a_generation_takes_only_the_steps_that_are_allowed(

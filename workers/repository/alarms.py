@@ -1,4 +1,4 @@
-"""Alarms: what the monitors raised, one open alarm at most for each generation and monitor."""
+"""Alarms: what the monitors raised. Each generation and monitor has at most one open alarm."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,46 +8,50 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from schemas.records import require_aware
-from workers.repository.connection import Connection, row, rows, run
+from workers.repository.connection import Connection, execute, fetch_row, fetch_rows
+
+Detail = Mapping[str, Any]
+"""A JSON document with what a monitor saw; `ops/jobs/drift_report.py` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """A row of the table. `level` is ticket or page; `effect` and `p` are those it was raised with, beside their limits."""
+    """An alarm. Effect and p-value are those it was raised with, beside their limits."""
 
     id: int
     generation: int
     monitor: str
     level: str
+    """ticket or page"""
     effect: float
     effect_limit: float
     p: float
     p_limit: float
-    detail: dict[str, Any]
+    detail: Detail
     raised_at: datetime
     cleared_at: datetime | None
 
     @property
     def recall(self) -> tuple[float, float] | None:
-        """R@10 of the most novel arrivals when the generation began and when the alarm was raised. None when it could not be measured."""
-        then, now = (self.detail.get(name) or {} for name in ("recall_then", "recall_now"))
-        return (
-            (then["hits"] / then["queries"], now["hits"] / now["queries"])
-            if then.get("queries") and now.get("queries")
-            else None
-        )
+        """R@10 of the most novel arrivals at the generation's start and at this alarm.
+
+        None where it was not measured.
+        """
+        at_start = _share_found(self.detail.get("recall_then"))
+        at_alarm = _share_found(self.detail.get("recall_now"))
+        if at_start is None or at_alarm is None:
+            return None
+        return at_start, at_alarm
 
     def __str__(self) -> str:
-        recall = (
-            ""
-            if self.recall is None
-            else "; R@10 of the most novel arrivals {:.0%}, at first {:.0%}".format(
-                *reversed(self.recall)
-            )
-        )
+        recall = ""
+        if self.recall is not None:
+            at_start, at_alarm = self.recall
+            recall = f"; R@10 of the most novel arrivals {at_alarm:.0%}, at first {at_start:.0%}"
         return (
             f"{self.level}: {self.monitor} of generation {self.generation} drifted "
-            f"(effect {self.effect:.3g}, {self.effect_limit:.3g} is allowed; p {self.p:.1g}{recall})"
+            f"(effect {self.effect:.3g}, {self.effect_limit:.3g} is allowed; "
+            f"p {self.p:.1g}{recall})"
         )
 
 
@@ -61,10 +65,14 @@ def raise_alarm(
     effect_limit: float,
     p: float,
     p_limit: float,
-    detail: Mapping[str, Any] | None = None,
+    detail: Detail | None = None,
 ) -> int | None:
-    """Opens an alarm and returns its id. One that is open stays as it is (None), except that a ticket can become a page."""
-    found = row(
+    """Open an alarm and return its id.
+
+    None when it is open already: it stays as it is, except that a ticket can become a page, which
+    returns the id too.
+    """
+    row = fetch_row(
         conn,
         "raise_alarm",
         generation=generation,
@@ -76,20 +84,26 @@ def raise_alarm(
         p_limit=p_limit,
         detail=Jsonb(dict(detail or {})),
     )
-    return None if found is None else int(found[0])
+    return None if row is None else int(row[0])
 
 
 def clear_alarm(conn: Connection, number: int) -> bool:
-    """Ends an alarm; False when it was ended before."""
-    return run(conn, "clear_alarm", id=number) == 1
+    """End an alarm; return False when it was ended before."""
+    return execute(conn, "clear_alarm", id=number) == 1
 
 
 def open_alarms(conn: Connection) -> list[Alarm]:
-    """Alarms that are open, pages first."""
-    return [Alarm(*found) for found in rows(conn, "open_alarms")]
+    """Return the open alarms, pages first."""
+    return [Alarm(*columns) for columns in fetch_rows(conn, "open_alarms")]
 
 
 def alarms_since(conn: Connection, since: datetime) -> list[Alarm]:
-    """Alarms raised since then, and those still open, oldest first."""
+    """Return the alarms raised since a moment and those still open, oldest first."""
     require_aware("since", since)
-    return [Alarm(*found) for found in rows(conn, "alarms_since", since=since)]
+    return [Alarm(*columns) for columns in fetch_rows(conn, "alarms_since", since=since)]
+
+
+def _share_found(recall: Mapping[str, int] | None) -> float | None:
+    if not recall or not recall.get("queries"):
+        return None
+    return recall["hits"] / recall["queries"]

@@ -1,4 +1,7 @@
-"""Binary COPY: rows of one fixed width between Postgres and numpy, without a Python object per row."""
+"""Binary COPY: rows of one fixed width between PostgreSQL and numpy, without an object per row.
+
+Source of the format: PostgreSQL manual, COPY, "Binary Format".
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,73 +13,86 @@ from schemas.named_sql import queries
 from workers.repository.connection import Connection
 
 Rows = npt.NDArray[np.void]
+"""(N,) structured rows with the layout of `row_layout`."""
+
+Column = npt.NDArray[Any]
+"""(N,) values of one column."""
 
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+"""Signature, flags and the length of an empty extension."""
+
 _TRAILER = b"\xff\xff"
+"""A field count of -1."""
+
 _CHUNK_BYTES = 8 << 20
+"""Rows are converted and sent in chunks of this size, which bounds memory."""
 
 
-def row_type(columns: Mapping[str, str]) -> np.dtype[np.void]:
-    """The layout of one row: a 16-bit field count, then for each field its 32-bit width and its big-endian bytes.
+def row_layout(columns: Mapping[str, str]) -> np.dtype[np.void]:
+    """Return the layout of a row whose columns have the given numpy types.
 
-    `columns` maps names to numpy types: `>i8`, `>i4`, `>f4`, `u1` (boolean), `V256` (bytes). Source: PostgreSQL manual, COPY.
+    A row is a 16-bit count of fields, then for each field its 32-bit width and its big-endian
+    bytes. Types: `>i8`, `>i4`, `>f4`, `u1` (boolean), `V256` (256 bytes).
     """
-    layout: list[tuple[str, str]] = [("count", ">i2")]
+    fields: list[tuple[str, str]] = [("count", ">i2")]
     for name, kind in columns.items():
-        layout += [(f"width of {name}", ">i4"), (name, kind)]
-    return np.dtype(layout)
+        fields += [(_width_field(name), ">i4"), (name, kind)]
+    return np.dtype(fields)
 
 
 def read_rows(
     conn: Connection, query: str, layout: np.dtype[np.void], parameters: Mapping[str, Any]
 ) -> Iterator[Rows]:
-    """Rows of a COPY ... TO STDOUT in chunks of a few MiB. No column may be NULL."""
+    """Yield the rows of a COPY ... TO STDOUT in chunks. No column may be NULL."""
     pending = bytearray()
-    header = len(_HEADER)
+    skipped = len(_HEADER)
     with conn.cursor() as cursor, cursor.copy(queries()[query], parameters) as copy:
         for block in copy:
             pending += block
             if len(pending) >= _CHUNK_BYTES:
-                whole = (len(pending) - header) // layout.itemsize * layout.itemsize
-                yield np.frombuffer(bytes(pending[header : header + whole]), dtype=layout)
-                del pending[: header + whole]
-                header = 0
-    rest = bytes(pending[header : len(pending) - len(_TRAILER)])
+                row_bytes = (len(pending) - skipped) // layout.itemsize * layout.itemsize
+                end = skipped + row_bytes
+                # Copied, because the buffer changes while the caller still has the chunk.
+                yield np.frombuffer(bytes(pending[skipped:end]), dtype=layout)
+                del pending[:end]
+                skipped = 0
+    rest = bytes(pending[skipped : len(pending) - len(_TRAILER)])
     if rest:
         yield np.frombuffer(rest, dtype=layout)
 
 
-def write_rows(
-    conn: Connection, query: str, columns: Mapping[str, tuple[str, npt.NDArray[Any]]]
-) -> None:
-    """Sends columns, name → (numpy type, values), to a COPY ... FROM STDIN with the same column order."""
-    layout = row_type({name: kind for name, (kind, _) in columns.items()})
-    length = len(next(iter(columns.values()))[1])
-    step = max(1, _CHUNK_BYTES // layout.itemsize)
+def write_rows(conn: Connection, query: str, columns: Mapping[str, tuple[str, Column]]) -> None:
+    """Send columns to a COPY ... FROM STDIN with the same order of columns.
+
+    `columns` maps names to (numpy type, (N,) values).
+    """
+    layout = row_layout({name: kind for name, (kind, _) in columns.items()})
+    row_count = len(next(iter(columns.values()))[1])
+    chunk_rows = max(1, _CHUNK_BYTES // layout.itemsize)
     with conn.cursor() as cursor, cursor.copy(queries()[query]) as copy:
         copy.write(_HEADER)
-        for start in range(0, length, step):
-            block = np.zeros(min(step, length - start), dtype=layout)
-            block["count"] = len(columns)
+        for start in range(0, row_count, chunk_rows):
+            chunk = np.zeros(min(chunk_rows, row_count - start), dtype=layout)
+            chunk["count"] = len(columns)
             for name, (kind, values) in columns.items():
-                block[f"width of {name}"] = np.dtype(kind).itemsize
-                block[name] = values[start : start + step]
-            copy.write(block.tobytes())
+                chunk[_width_field(name)] = np.dtype(kind).itemsize
+                chunk[name] = values[start : start + chunk_rows]
+            copy.write(chunk.tobytes())
         copy.write(_TRAILER)
 
 
 def as_bytes(embeddings: npt.NDArray[np.float16]) -> npt.NDArray[np.void]:
-    """(N, D) float16 as N little-endian byte strings of 2·D bytes."""
-    rows = np.ascontiguousarray(embeddings, dtype="<f2")
-    return rows.view(f"V{rows.shape[1] * 2}").reshape(len(rows))
+    """Convert (N, D) float16 to (N,) little-endian byte strings of 2·D bytes."""
+    contiguous = np.ascontiguousarray(embeddings, dtype="<f2")
+    return contiguous.view(f"V{contiguous.shape[1] * 2}").reshape(len(contiguous))
 
 
 def as_halves(column: npt.NDArray[np.void]) -> npt.NDArray[np.float16]:
-    """The inverse of `as_bytes`: (N, D) float16."""
+    """Convert (N,) byte strings of 2·D bytes to (N, D) float16: the inverse of `as_bytes`."""
     width = column.dtype.itemsize // 2
-    return (
-        np.ascontiguousarray(column)
-        .view("<f2")
-        .reshape(len(column), width)
-        .astype(np.float16, copy=False)
-    )
+    halves = np.ascontiguousarray(column).view("<f2").reshape(len(column), width)
+    return halves.astype(np.float16, copy=False)
+
+
+def _width_field(column: str) -> str:
+    return f"width of {column}"

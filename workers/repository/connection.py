@@ -1,6 +1,9 @@
-"""The connection: how processes reach Postgres, bring its schema up to date, and run a transaction."""
+"""The connection: how processes reach PostgreSQL, run transactions and named queries, and migrate.
 
-from collections.abc import Iterator
+Connections are in autocommit mode, so that only `transaction` decides what commits together.
+"""
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,43 +11,61 @@ import psycopg
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 
-from schemas.errors import RefuseToStartError, RetryLaterError
+from schemas.errors import RefuseToStartError, RetryLaterError, brief
 from schemas.named_sql import migrations, queries
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+_UNDONE = (
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+    errors.LockNotAvailable,
+    psycopg.OperationalError,
+)
+"""Errors after which nothing was written and the same transaction may succeed when repeated."""
+
+_VERSION_TABLE = """
+CREATE TABLE IF NOT EXISTS schema_version (
+    version int PRIMARY KEY, name text NOT NULL, applied_at timestamptz DEFAULT now()
+)
+"""
+
 
 def connect(url: str, *, name: str = "sigma") -> Connection:
-    """An autocommit connection, so that only `transaction` decides what commits together. `RetryLaterError` when away."""
+    """Open an autocommit connection; `name` shows in pg_stat_activity.
+
+    `RetryLaterError` when the database is unavailable.
+    """
     try:
         return psycopg.connect(url, autocommit=True, application_name=name)
     except psycopg.OperationalError as error:
         raise RetryLaterError(
-            f"the database does not answer ({str(error).strip()[:300]}); check that it runs, then try again"
+            f"the database does not answer ({brief(error)}); check that it runs, then try again"
         ) from error
 
 
 @contextmanager
 def transaction(conn: Connection) -> Iterator[None]:
-    """One transaction. What another worker or a lost connection undid is a `RetryLaterError`."""
+    """Run one transaction; nested calls are savepoints.
+
+    `RetryLaterError` when another worker or a lost connection undid it.
+    """
     try:
         with conn.transaction():
             yield
-    except (
-        errors.DeadlockDetected,
-        errors.SerializationFailure,
-        errors.LockNotAvailable,
-        psycopg.OperationalError,
-    ) as error:
+    except _UNDONE as error:
         raise RetryLaterError(
-            f"the transaction was undone ({str(error).strip()[:300]}); nothing was written, try it again"
+            f"the transaction was undone ({brief(error)}); nothing was written, try it again"
         ) from error
 
 
 @contextmanager
-def joining(conn: Connection) -> Iterator[None]:
-    """The caller's transaction if there is one, else one of its own. For work that the caller undoes as a whole when it fails: the
-    savepoint of a nested `transaction` costs two round trips."""
+def join_transaction(conn: Connection) -> Iterator[None]:
+    """Run in the caller's transaction if there is one, else in a new one.
+
+    For work that the caller undoes as a whole when it fails: the savepoint of a nested
+    `transaction` costs two round trips.
+    """
     if conn.info.transaction_status == TransactionStatus.INTRANS:
         yield
         return
@@ -52,33 +73,53 @@ def joining(conn: Connection) -> Iterator[None]:
         yield
 
 
-def rows(conn: Connection, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
-    """All rows of a named query."""
+def fetch_rows(conn: Connection, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    """Run a named query and return all its rows."""
     return conn.execute(queries()[query], parameters).fetchall()
 
 
-def row(conn: Connection, query: str, **parameters: Any) -> tuple[Any, ...] | None:
-    """The first row of a named query, or None."""
+def fetch_row(conn: Connection, query: str, **parameters: Any) -> tuple[Any, ...] | None:
+    """Run a named query and return its first row, or None."""
     return conn.execute(queries()[query], parameters).fetchone()
 
 
-def run(conn: Connection, query: str, **parameters: Any) -> int:
-    """Runs a named query and returns how many rows it touched."""
+def fetch_column(conn: Connection, query: str, **parameters: Any) -> list[Any]:
+    """Run a named query and return the first column of all its rows."""
+    return [row[0] for row in fetch_rows(conn, query, **parameters)]
+
+
+def execute(conn: Connection, query: str, **parameters: Any) -> int:
+    """Run a named query and return how many rows it touched."""
     return conn.execute(queries()[query], parameters).rowcount
 
 
+def columns_of(records: Sequence[object], *fields: str) -> dict[str, list[Any]]:
+    """Turn records into one list for each field, for queries that `unnest` columns into rows.
+
+    One statement with N rows, where N statements would cost N round trips.
+    """
+    columns = {}
+    for field in fields:
+        columns[field] = [getattr(record, field) for record in records]
+    return columns
+
+
 def migrate(conn: Connection) -> int:
-    """Brings the schema to the newest version and returns it. Idempotent; processes that start at once take turns."""
+    """Bring the schema to the newest version and return that version. Idempotent.
+
+    `RefuseToStartError` when the database is newer than this program.
+    """
+    newest = migrations()[-1].version
     with transaction(conn):
+        # Processes that start at the same time take turns; the lock ends with the transaction.
         conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('sigma migrations', 0))")
-        conn.execute(
-            "CREATE TABLE IF NOT EXISTS schema_version (version int PRIMARY KEY, name text NOT NULL, applied_at timestamptz DEFAULT now())"
-        )
-        found = conn.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
-        current, newest = int(found[0]) if found else 0, migrations()[-1].version
+        conn.execute(_VERSION_TABLE)
+        row = conn.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
+        current = int(row[0]) if row else 0
         if current > newest:
             raise RefuseToStartError(
-                f"the database has schema {current}, this program knows up to {newest}; install the newer version"
+                f"the database has schema {current}, this program knows up to {newest}; "
+                "install the newer version of the program"
             )
         for step in migrations():
             if step.version > current:

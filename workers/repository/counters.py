@@ -1,26 +1,32 @@
-"""Counters: totals that change in the transaction that changes what they count, so that nobody ever scans."""
+"""Counters: totals that change in the transaction that changes what they count.
+
+Reading them never scans a table. `recount` scans, for tests and checks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from workers.repository.connection import Connection, row, rows
+from workers.repository.connection import Connection, fetch_row, fetch_rows
 
 WHOLE_DATABASE = 0
-"""The generation number under which counters of the whole database stand."""
+"""The generation number of counters that belong to no generation."""
 
 _CHECKSUM_MODULUS = 1 << 64
+"""Checksums are sums of 64-bit hashes; the modulus makes additions and removals cancel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """A generation in numbers. `leaves` hold at least one primary; `checksum` covers (image_id, leaf, primary or alternate)."""
+    """A generation in numbers."""
 
     images: int = 0
     postings: int = 0
     leaves: int = 0
+    """Leaves with at least one primary."""
     spilled: int = 0
     no_room: int = 0
     checksum: str = "0" * 16
+    """Covers (image_id, leaf, primary or alternate) of every posting, in any order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,10 @@ class ImageTotals:
 
 
 def count_up(conn: Connection, generation: int, amounts: Mapping[str, int]) -> None:
-    """Adds to counters in the running transaction."""
+    """Add to counters, in the running transaction."""
     changed = {name: amount for name, amount in amounts.items() if amount}
     if changed:
-        rows(
+        fetch_rows(
             conn,
             "count_up",
             generation=generation,
@@ -45,30 +51,39 @@ def count_up(conn: Connection, generation: int, amounts: Mapping[str, int]) -> N
 
 
 def totals(conn: Connection, generation: int) -> Totals:
-    """The counters of a generation."""
-    found = {name: int(value) for name, value in rows(conn, "counters", generation=generation)}
-    checksum = _checksum(found.pop("checksum", 0))
+    """Return the counters of a generation."""
+    values = _counters(conn, generation)
     return Totals(
-        **{
-            name: found.get(name, 0)
-            for name in ("images", "postings", "leaves", "spilled", "no_room")
-        },
-        checksum=checksum,
+        images=values.get("images", 0),
+        postings=values.get("postings", 0),
+        leaves=values.get("leaves", 0),
+        spilled=values.get("spilled", 0),
+        no_room=values.get("no_room", 0),
+        checksum=_checksum(values.get("checksum", 0)),
     )
 
 
 def image_totals(conn: Connection) -> ImageTotals:
-    """The counters of the whole database."""
-    found = {name: int(value) for name, value in rows(conn, "counters", generation=WHOLE_DATABASE)}
-    return ImageTotals(rejected=found.get("rejected", 0), deleted=found.get("deleted", 0))
+    """Return the counters of the whole database."""
+    values = _counters(conn, WHOLE_DATABASE)
+    return ImageTotals(rejected=values.get("rejected", 0), deleted=values.get("deleted", 0))
 
 
 def recount(conn: Connection, generation: int) -> Totals:
-    """The slow truth, by scanning all postings; spills are not in the postings and stay 0."""
-    images, postings, leaves, checksum = row(conn, "recount", generation=generation) or (0, 0, 0, 0)
+    """Scan all postings of a generation: the slow truth that the counters must equal.
+
+    Postings do not tell which images spilled or had no room, so those two stay 0.
+    """
+    row = fetch_row(conn, "recount", generation=generation)
+    images, postings, leaves, checksum = row or (0, 0, 0, 0)
     return Totals(
         images=images, postings=postings, leaves=leaves, checksum=_checksum(int(checksum))
     )
+
+
+def _counters(conn: Connection, generation: int) -> dict[str, int]:
+    rows = fetch_rows(conn, "counters", generation=generation)
+    return {name: int(value) for name, value in rows}
 
 
 def _checksum(total: int) -> str:

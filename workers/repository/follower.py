@@ -1,31 +1,33 @@
 """The follower: how a query worker reads a generation once and then keeps up with every commit.
 
-Following by an ascending number loses rows, because transactions commit out of order: number 7 may become visible after
-number 8 was read. The follower remembers what its last transaction could see instead (`pg_current_snapshot`), and asks for
-rows whose writer was not visible then. It needs one connection of its own, for it also listens for wake-ups.
+Following by an ascending number loses rows, because transactions commit out of order: number 7
+may become visible after number 8 was read. So the follower remembers what its last transaction
+could see (`pg_current_snapshot`), and asks for rows whose writer was not visible then.
+
+It needs its own connection, because it also listens for notifications.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
 import numpy as np
 import psycopg
 
-from schemas.errors import RetryLaterError
+from schemas.errors import RetryLaterError, brief
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
-from workers.repository.binary_copy import Rows, as_halves, read_rows, row_type
-from workers.repository.connection import Connection, row, rows
+from workers.repository.binary_copy import Rows, as_halves, read_rows, row_layout
+from workers.repository.connection import Connection, fetch_column, fetch_row
 from workers.repository.generations import live_number
 from workers.repository.postings import CHANNEL
 
-_POSTING = row_type({"leaf": ">i8", "image_key": ">i8", "weight": ">f4", "suffix": ">i4"})
+_POSTING_LAYOUT = row_layout({"leaf": ">i8", "image_key": ">i8", "weight": ">f4", "suffix": ">i4"})
 
 
 @dataclass(frozen=True, slots=True)
 class PostingRows:
-    """P postings. A suffix of -1 marks an alternate."""
+    """P postings."""
 
     leaves: IntArray
     """(P,)"""
@@ -34,7 +36,7 @@ class PostingRows:
     weights: FloatArray
     """(P,)"""
     suffixes: IntArray
-    """(P,)"""
+    """(P,); -1 marks an alternate"""
 
     def __len__(self) -> int:
         return len(self.leaves)
@@ -59,27 +61,32 @@ class EmbeddingRows:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What to apply: first drop the `deleted` keys, then insert the postings. Keys never come back after deletion."""
+    """What to apply: first remove the `deleted` keys, then insert the rest.
+
+    A deleted key never comes back.
+    """
 
     postings: PostingRows
     embeddings: EmbeddingRows
     deleted: IntArray
+    """(K,) image keys"""
 
     def __bool__(self) -> bool:
         return bool(len(self.postings) or len(self.embeddings) or len(self.deleted))
 
 
 class TrieFollower:
-    """Reads one generation and follows it. Not for several threads."""
+    """Reads one generation and follows it. Not thread-safe."""
 
     def __init__(self, conn: Connection, generation: int) -> None:
         self.generation = generation
         self._conn = conn
-        self._seen: str | None = None
+        self._snapshot: str | None = None
+        """What the last transaction could see; None before the first load."""
 
     @classmethod
-    def open(cls, conn: Connection, generation: int) -> "TrieFollower":
-        """A follower that is listening, so that no commit after this call is missed by `wait`."""
+    def open(cls, conn: Connection, generation: int) -> Self:
+        """Start listening, so that `wait` misses no commit from here on."""
         follower = cls(conn, generation)
         follower.listen(CHANNEL)
         return follower
@@ -89,54 +96,65 @@ class TrieFollower:
         self._conn.execute(f"LISTEN {channel}".encode())
 
     def live(self) -> bool:
-        """Whether this generation is the live one now."""
+        """Return whether this generation is the live one now."""
         return live_number(self._conn) == self.generation
 
     def load(self, sink: Callable[[EmbeddingRows], None] | None = None) -> Changes:
-        """Everything, in one snapshot. With a `sink`, embeddings go there in chunks and the result has none."""
-        with self._snapshot() as seen:
-            parameters = {"generation": self.generation}
-            postings = _postings(read_rows(self._conn, "copy_postings", _POSTING, parameters))
+        """Read everything in one snapshot.
+
+        With a `sink`, embeddings go there in chunks and the result has none: so an index is built
+        without a second copy of all embeddings in memory.
+        """
+        parameters = {"generation": self.generation}
+        with self._read_only_transaction() as snapshot:
+            postings = _joined_postings(
+                read_rows(self._conn, "copy_postings", _POSTING_LAYOUT, parameters)
+            )
             chunks = self._embeddings("copy_image_embeddings", parameters)
             if sink is not None:
+                # Leaves nothing in the iterator, so that the result has no embeddings.
                 for chunk in chunks:
                     sink(chunk)
             changes = Changes(
-                postings=postings, embeddings=_joined(chunks), deleted=np.empty(0, np.int64)
+                postings=postings,
+                embeddings=_joined_embeddings(chunks),
+                deleted=np.empty(0, np.int64),
             )
-        self._seen = seen
+        self._snapshot = snapshot
         return changes
 
     def changes(self) -> Changes:
-        """What became visible since the last call, empty when nothing did. An error leaves the follower where it was."""
-        if self._seen is None:
+        """Read what became visible since the last call; everything at the first call.
+
+        After an error the follower is where it was, so the next call reads the same changes.
+        """
+        if self._snapshot is None:
             return self.load()
-        with self._snapshot() as seen:
-            parameters = {"generation": self.generation, "previous": self._seen}
+        parameters = {"generation": self.generation, "previous": self._snapshot}
+        with self._read_only_transaction() as snapshot:
+            postings = read_rows(self._conn, "changed_postings", _POSTING_LAYOUT, parameters)
             changes = Changes(
-                postings=_postings(read_rows(self._conn, "changed_postings", _POSTING, parameters)),
-                embeddings=_joined(self._embeddings("changed_embeddings", parameters)),
-                deleted=np.array(
-                    [key for (key,) in rows(self._conn, "changed_tombstones", previous=self._seen)],
-                    dtype=np.int64,
-                ),
+                postings=_joined_postings(postings),
+                embeddings=_joined_embeddings(self._embeddings("changed_embeddings", parameters)),
+                deleted=self._deleted_since(self._snapshot),
             )
-        self._seen = seen
+        # Only after the transaction ended well.
+        self._snapshot = snapshot
         return changes
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until an index changes or the timeout; return whether one changed."""
+        return any(True for _ in self._conn.notifies(timeout=timeout_s, stop_after=1))
 
     def close(self) -> None:
         """Close the connection."""
         self._conn.close()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Sleeps until somebody changes an index or the time is over; returns whether somebody did."""
-        return any(True for _ in self._conn.notifies(timeout=timeout_s, stop_after=1))
-
-    def _embeddings(self, query: str, parameters: dict[str, Any]) -> Iterator[EmbeddingRows]:
-        width = row(self._conn, "embedding_width", generation=self.generation)
+    def _embeddings(self, query: str, parameters: Mapping[str, object]) -> Iterator[EmbeddingRows]:
+        width = fetch_row(self._conn, "embedding_width", generation=self.generation)
         if width is None:
             return
-        layout = row_type(
+        layout = row_layout(
             {"image_key": ">i8", "confidence": ">f4", "trained": "u1", "embedding": f"V{width[0]}"}
         )
         for chunk in read_rows(self._conn, query, layout, parameters):
@@ -147,39 +165,47 @@ class TrieFollower:
                 trained=chunk["trained"].astype(np.bool_),
             )
 
+    def _deleted_since(self, snapshot: str) -> IntArray:
+        keys = fetch_column(self._conn, "changed_tombstones", previous=snapshot)
+        return np.array(keys, dtype=np.int64)
+
     @contextmanager
-    def _snapshot(self) -> Iterator[str]:
-        """A read-only transaction whose statements all see what the yielded snapshot describes."""
+    def _read_only_transaction(self) -> Iterator[str]:
+        """Run statements that all see the same, and yield the snapshot that describes it.
+
+        REPEATABLE READ: under READ COMMITTED each statement would see more than the snapshot
+        says, and the next call would return those rows again.
+        """
         try:
             with self._conn.transaction():
                 self._conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                found = row(self._conn, "current_snapshot")
-                yield str(found[0]) if found else ""
+                row = fetch_row(self._conn, "current_snapshot")
+                yield str(row[0]) if row else ""
         except psycopg.OperationalError as error:
             raise RetryLaterError(
-                f"the database went away ({str(error).strip()[:300]}); connect again and load"
+                f"the connection to the database was lost ({brief(error)}); connect and load again"
             ) from error
 
 
-def _postings(chunks: Iterator[Rows]) -> PostingRows:
+def _joined_postings(chunks: Iterator[Rows]) -> PostingRows:
     parts = list(chunks)
-    whole = np.concatenate(parts) if parts else np.empty(0, _POSTING)
+    rows = np.concatenate(parts) if parts else np.empty(0, _POSTING_LAYOUT)
     return PostingRows(
-        leaves=whole["leaf"].astype(np.int64),
-        image_keys=whole["image_key"].astype(np.int64),
-        weights=whole["weight"].astype(np.float32),
-        suffixes=whole["suffix"].astype(np.int64),
+        leaves=rows["leaf"].astype(np.int64),
+        image_keys=rows["image_key"].astype(np.int64),
+        weights=rows["weight"].astype(np.float32),
+        suffixes=rows["suffix"].astype(np.int64),
     )
 
 
-def _joined(chunks: Iterator[EmbeddingRows]) -> EmbeddingRows:
+def _joined_embeddings(chunks: Iterator[EmbeddingRows]) -> EmbeddingRows:
     parts = list(chunks)
     if not parts:
         return EmbeddingRows(
-            np.empty(0, np.int64),
-            np.empty((0, 0), np.float16),
-            np.empty(0, np.float32),
-            np.empty(0, np.bool_),
+            image_keys=np.empty(0, np.int64),
+            embeddings=np.empty((0, 0), np.float16),
+            confidences=np.empty(0, np.float32),
+            trained=np.empty(0, np.bool_),
         )
     return EmbeddingRows(
         image_keys=np.concatenate([part.image_keys for part in parts]),

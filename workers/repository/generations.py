@@ -1,4 +1,8 @@
-"""Generations: one (codebook, model, trie) triple each, exactly one of them live."""
+"""Generations: one (codebook, model, trie) triple each, exactly one of them live.
+
+States: building → shadow → live → retired, and failed from each of them. A retired generation can
+become live again. The database refuses every other step.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,40 +16,54 @@ from schemas.errors import UsageError
 from schemas.generation_config import GateVerdict, GenerationConfig, config_changes
 from schemas.identifiers import IdentifierShape
 from schemas.training_record import TrainingRecord
-from workers.repository.connection import Connection, row, rows, run, transaction
+from workers.repository.connection import (
+    Connection,
+    execute,
+    fetch_row,
+    fetch_rows,
+    transaction,
+)
 
 CHANNEL = "sigma_generation"
-"""Notified at every switch."""
+"""Notified when a generation's state changes; the name is also in generations.sql."""
+
+_RECEIVING_STATES = ("shadow", "live")
+_DROPPABLE_STATES = ("shadow", "failed", "retired")
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A row of the table. `state` is building, shadow, live, retired or failed."""
+    """A generation as the database stores it."""
 
     id: int
     state: str
+    """building, shadow, live, retired or failed"""
     codebook_version: str | None
     checkpoint_path: str | None
     shape: IdentifierShape
     config: GenerationConfig
     created_at: datetime
     live_at: datetime | None
+    """When it became live last."""
     ended_at: datetime | None
+    """When it was retired or failed."""
 
     @property
     def folder(self) -> str:
-        """Name of its checkpoint's folder among those of all generations."""
+        """Name of its checkpoint's folder, in the folder of all checkpoints."""
         return self.checkpoint_path or f"g{self.id}"
 
     @property
     def dropped(self) -> bool:
-        """Whether its tables are gone: its state is failed then, whatever it was before."""
+        """Whether its tables are dropped; its state is failed then."""
         return self.config.dropped_at is not None
 
     @property
     def display_state(self) -> str:
-        """The state for a person: `dropped` where nothing failed, but somebody gave it up."""
-        return "dropped" if self.dropped and self.config.failure is None else self.state
+        """The state to show to a person: `dropped` for one that was dropped without a failure."""
+        if self.dropped and self.config.failure is None:
+            return "dropped"
+        return self.state
 
 
 def create_generation(
@@ -56,23 +74,22 @@ def create_generation(
     checkpoint_path: str | None = None,
     config: GenerationConfig | None = None,
 ) -> int:
-    """A new generation in state building, with its own tables. Returns its number."""
-    described = Jsonb({"codes": list(shape.codes), "suffixes": shape.suffixes})
+    """Create a generation in state building, with its own tables; return its number."""
     with transaction(conn):
-        found = row(
+        row = fetch_row(
             conn,
             "insert_generation",
             codebook_version=codebook_version,
             checkpoint_path=checkpoint_path,
-            shape=described,
+            shape=Jsonb({"codes": list(shape.codes), "suffixes": shape.suffixes}),
             config=Jsonb({} if config is None else config.to_json()),
         )
-        generation = int(found[0]) if found else 0
-        rows(conn, "open_partitions", generation=generation)
+        generation = int(row[0]) if row else 0
+        fetch_rows(conn, "open_partitions", generation=generation)
     return generation
 
 
-def describe(
+def update(
     conn: Connection,
     generation: int,
     *,
@@ -85,139 +102,168 @@ def describe(
 ) -> None:
     """Record what is given: columns, and parts of the configuration; the rest stays as it is."""
     changes = config_changes(training=training, gate=gate, failure=failure, dropped_at=dropped_at)
-    if not run(
+    updated = execute(
         conn,
         "describe_generation",
         generation=generation,
         codebook_version=codebook_version,
         checkpoint_path=checkpoint_path,
         config=Jsonb(changes),
-    ):
+    )
+    if not updated:
         raise _unknown(conn, generation)
 
 
 def generations(conn: Connection) -> list[Generation]:
-    """All generations, oldest first."""
-    return [_generation(found) for found in rows(conn, "generations")]
+    """Return all generations, oldest first."""
+    return [_generation(row) for row in fetch_rows(conn, "generations")]
 
 
-def get(conn: Connection, generation: int) -> Generation:
-    """One generation; `UsageError` when there is none of that number."""
-    for found in generations(conn):
-        if found.id == generation:
-            return found
-    raise _unknown(conn, generation)
+def get(conn: Connection, number: int) -> Generation:
+    """Return one generation; `UsageError` when there is none of that number."""
+    for generation in generations(conn):
+        if generation.id == number:
+            return generation
+    raise _unknown(conn, number)
 
 
 def unfinished(conn: Connection) -> Generation | None:
-    """The newest generation that a training began and did not finish."""
-    return next((found for found in reversed(generations(conn)) if found.state == "building"), None)
+    """Return the newest generation whose training did not finish."""
+    building = [generation for generation in generations(conn) if generation.state == "building"]
+    return building[-1] if building else None
 
 
 def live(conn: Connection) -> Generation | None:
-    """The generation that answers queries, or None before the first one is promoted."""
-    return next((found for found in generations(conn) if found.state == "live"), None)
+    """Return the generation that answers queries; None before the first promotion."""
+    for generation in generations(conn):
+        if generation.state == "live":
+            return generation
+    return None
 
 
 def receiving(conn: Connection) -> list[Generation]:
-    """Generations that every new arrival is assigned in, ascending: shadow and live ones, and the newest retired one.
+    """Return the generations that every new arrival is appended to, ascending.
 
-    The retired one goes on receiving so that a rollback loses nothing.
+    These are shadow and live ones, and the fallback generation, so that a rollback loses nothing.
     """
-    found = generations(conn)
-    back = find_fallback(found)
-    return [g for g in found if g.state in ("shadow", "live") or g is back]
+    known = generations(conn)
+    fallback = find_fallback(known)
+    return [
+        generation
+        for generation in known
+        if generation.state in _RECEIVING_STATES or generation is fallback
+    ]
 
 
-def find_fallback(found: Sequence[Generation]) -> Generation | None:
-    """The newest retired one of these: what a rollback makes live again."""
-    retired = [g for g in found if g.state == "retired" and g.ended_at is not None]
-    return max(retired, key=lambda g: g.ended_at or g.created_at, default=None)
+def find_fallback(known: Sequence[Generation]) -> Generation | None:
+    """Return the fallback generation: the newest retired one, which a rollback makes live."""
+    retired = [
+        generation
+        for generation in known
+        if generation.state == "retired" and generation.ended_at is not None
+    ]
+    return max(retired, key=_end_or_creation, default=None)
+
+
+def require_fallback(conn: Connection) -> Generation:
+    """Return the fallback generation; `UsageError` when there is none."""
+    fallback = find_fallback(generations(conn))
+    if fallback is None:
+        raise UsageError(
+            "no generation was live before this one, so there is no fallback generation; "
+            "list them with: sigma generations list"
+        )
+    return fallback
 
 
 def live_number(conn: Connection) -> int | None:
-    """The live generation's number, in one small query."""
-    found = row(conn, "live_generation")
-    return None if found is None else int(found[0])
+    """Return the live generation's number, in one small query."""
+    row = fetch_row(conn, "live_generation")
+    return None if row is None else int(row[0])
 
 
 def lock_set(conn: Connection) -> None:
-    """Hold the set of generations and their states alone until the transaction ends. Comes before every other lock."""
-    rows(conn, "lock_generations")
+    """Lock the set of generations and their states exclusively, until the transaction ends.
+
+    First in the lock order. Waits for all transactions that called `share_set`.
+    """
+    fetch_rows(conn, "lock_generations")
 
 
 def share_set(conn: Connection) -> None:
-    """Keep the set of generations and their states as they are until the transaction ends. Comes before every other lock."""
-    rows(conn, "share_generations")
+    """Keep the set of generations and their states from changing, until the transaction ends.
+
+    First in the lock order. Several transactions may share the set.
+    """
+    fetch_rows(conn, "share_generations")
 
 
 def set_state(conn: Connection, generation: int, state: str) -> None:
-    """One step of the state machine; `UsageError` when it cannot be taken.
+    """Take one step of the state machine; `UsageError` when it is not allowed.
 
     Waits for the transactions that accept images: those that begin after it see the new state.
     """
     try:
         with transaction(conn):
             lock_set(conn)
-            if not run(conn, "set_generation_state", generation=generation, state=state):
+            if not execute(conn, "set_generation_state", generation=generation, state=state):
                 raise _unknown(conn, generation)
-            rows(conn, "notify_generation", generation=generation)
+            fetch_rows(conn, "notify_generation", generation=generation)
     except (
         errors.CheckViolation,
         errors.UniqueViolation,
         errors.InvalidTextRepresentation,
     ) as error:
-        raise UsageError(
-            f"{error.diag.message_primary}; allowed are: {error.diag.message_hint or 'one live generation'}"
-        ) from error
+        allowed = error.diag.message_hint or "one live generation"
+        raise UsageError(f"{error.diag.message_primary}; allowed are: {allowed}") from error
 
 
 def promote(conn: Connection, generation: int) -> int | None:
-    """Makes a shadow or retired generation live and retires the live one, in one transaction. Returns the one retired.
+    """Make a shadow or retired generation live and retire the live one, in one transaction.
 
-    Whether it holds every image is the caller's to know: `workers.switching`.
+    Returns the number of the one retired, None if there was none. Whether the promoted generation
+    has every image is not checked here but in `workers.generations.switching`.
     """
     with transaction(conn):
         lock_set(conn)
-        before = live(conn)
-        if before is not None and before.id == generation:
+        previous = live(conn)
+        if previous is not None and previous.id == generation:
             return None
-        if before is not None:
-            set_state(conn, before.id, "retired")
+        # Retired first: the database refuses two live generations even inside a transaction.
+        if previous is not None:
+            set_state(conn, previous.id, "retired")
         set_state(conn, generation, "live")
-    return None if before is None else before.id
-
-
-def require_fallback(conn: Connection) -> Generation:
-    """The generation that a rollback makes live again; `UsageError` when there is none."""
-    previous = find_fallback(generations(conn))
-    if previous is None:
-        raise UsageError(
-            "no generation was live before this one, so there is no fallback generation; list them with: sigma generations list"
-        )
-    return previous
+    return None if previous is None else previous.id
 
 
 def drop(conn: Connection, generation: int) -> None:
-    """Frees the tables of a candidate, a failed or a retired generation, in one transaction; its row stays as history, failed, and
-    cannot come back. `RetryLaterError` when somebody reads them for longer than arrivals can wait behind it."""
+    """Drop the tables of a candidate, a failed or a retired generation, in one transaction.
+
+    Its row stays as history, in state failed for good. `RetryLaterError` when a reader blocks the
+    tables for longer than arrivals, which queue behind the drop, may be delayed.
+    """
     with transaction(conn):
-        rows(conn, "do_not_wait")
-        # Asked under the lock: somebody may have promoted it meanwhile.
+        fetch_rows(conn, "do_not_wait")
+        # The state is read under the lock: someone may have promoted it meanwhile.
         lock_set(conn)
-        found = get(conn, generation)
-        if found.state not in ("shadow", "failed", "retired"):
+        state = get(conn, generation).state
+        if state not in _DROPPABLE_STATES:
             raise UsageError(
-                f"generation {generation} is {found.state}, only candidates, failed and retired ones can be dropped"
+                f"generation {generation} is {state}, "
+                "only candidates, failed and retired ones can be dropped"
             )
         set_state(conn, generation, "failed")
         for query in ("drop_partitions", "delete_leaves", "delete_counters"):
-            run(conn, query, generation=generation)
-        describe(conn, generation, dropped_at=datetime.now(UTC))
+            execute(conn, query, generation=generation)
+        update(conn, generation, dropped_at=datetime.now(UTC))
 
 
-def _generation(found: tuple[Any, ...]) -> Generation:
-    number, state, codebook, checkpoint, shape, config, created_at, live_at, ended_at = found
+def _end_or_creation(generation: Generation) -> datetime:
+    return generation.ended_at or generation.created_at
+
+
+def _generation(row: tuple[Any, ...]) -> Generation:
+    number, state, codebook, checkpoint, shape, config, created_at, live_at, ended_at = row
     return Generation(
         id=number,
         state=state,
@@ -232,7 +278,9 @@ def _generation(found: tuple[Any, ...]) -> Generation:
 
 
 def _unknown(conn: Connection, generation: int) -> UsageError:
-    known = ", ".join(str(g.id) for g in generations(conn)) or "none yet"
+    numbers = [str(existing.id) for existing in generations(conn)]
+    known = ", ".join(numbers) or "none yet"
     return UsageError(
-        f"there is no generation {generation}, known are: {known}; list them with: sigma generations list"
+        f"there is no generation {generation}, known are: {known}; "
+        "list them with: sigma generations list"
     )

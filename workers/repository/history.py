@@ -1,31 +1,38 @@
-"""History: what the jobs recorded over a time, as reports read it."""
+"""History: what the jobs recorded over a period, as reports read it."""
 
 from collections.abc import Sequence
 from datetime import datetime
 
-from workers.repository.connection import Connection, row, rows
+from workers.repository.connection import Connection, fetch_row, fetch_rows
 from workers.repository.job_runs import JobRun
 
-MOST_RUNS = 20_000
+MAX_RUNS = 20_000
 """Runs read at once, the newest ones: two years of one hourly job."""
 
 
 def done_since(
     conn: Connection, job: str, since: datetime, *, without: Sequence[str] = ()
 ) -> list[JobRun]:
-    """Runs of a job that were begun since then and are done, oldest first; `without` names keys of their figures to leave out."""
-    found = rows(conn, "job_history", since=since, job=job, without=list(without), amount=MOST_RUNS)
-    return [JobRun(*one) for one in reversed(found)]
+    """Return runs of a job that started since a moment and are done, oldest first.
+
+    `without` names keys of their figures to leave out.
+    """
+    newest_first = fetch_rows(
+        conn, "job_history", since=since, job=job, without=list(without), amount=MAX_RUNS
+    )
+    return [JobRun(*columns) for columns in reversed(newest_first)]
 
 
 def newest_done(conn: Connection, job: str, key: str) -> JobRun | None:
-    """The newest run of a job that is done and whose figures hold something under `key`."""
-    found = row(conn, "job_newest", job=job, key=key)
-    return None if found is None else JobRun(*found)
+    """Return the newest run of a job that is done and whose figures have a value under `key`."""
+    row = fetch_row(conn, "job_newest", job=job, key=key)
+    return None if row is None else JobRun(*row)
 
 
 def outcomes_since(conn: Connection, since: datetime) -> list[JobRun]:
-    """All runs begun since then, oldest first; of their figures only `error` of those that failed and `why` of those idle."""
-    return [
-        JobRun(*one) for one in reversed(rows(conn, "job_outcomes", since=since, amount=MOST_RUNS))
-    ]
+    """Return all runs started since a moment, oldest first.
+
+    Their figures have only `error` of those that failed and `why` of those without work.
+    """
+    newest_first = fetch_rows(conn, "job_outcomes", since=since, amount=MAX_RUNS)
+    return [JobRun(*columns) for columns in reversed(newest_first)]

@@ -1,44 +1,44 @@
-"""Images: accepting, rejecting and deleting them, and what an answer shows of them."""
+"""Images: accept, reject and delete them, look them up, and measure freshness.
+
+Every transaction that accepts images first shares the set of generations, then locks the images by
+ascending id (see this package's lock order).
+"""
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from schemas.errors import RetryLaterError
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected, now
-from workers.repository.connection import Connection, joining, row, rows, run, transaction
+from workers.repository.connection import (
+    Connection,
+    columns_of,
+    execute,
+    fetch_row,
+    fetch_rows,
+    join_transaction,
+    transaction,
+)
 from workers.repository.counters import WHOLE_DATABASE, count_up
 from workers.repository.generations import share_set
 from workers.repository.removal import remove
 
 VISIBILITY_KEPT = 10_000
-"""Rows of freshness measurements; status looks at the newest 1,000."""
-
-
-_COLUMNS = (
-    "image_id",
-    "version",
-    "uri",
-    "normalized_uri",
-    "checksum",
-    "width",
-    "height",
-    "split",
-    "arrived_at",
-    "published_at",
-)
+"""Rows of freshness measurements that are kept; `freshness` looks at the newest 1,000."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image as the database knows it. `image_key` changes with the version; keys ascend but are not dense."""
+    """An image as the database stores it."""
 
     image_key: int
+    """Changes with the version. Keys ascend but have gaps."""
     image_id: str
     version: int
     state: str
+    """accepted, indexed or deleted"""
     uri: str
     normalized_uri: str
     captions: tuple[str, ...]
@@ -49,16 +49,26 @@ class StoredImage:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredKey:
+    """The key under which an accepted image is stored."""
+
+    image_key: int
+    is_new: bool
+    """False for a replay, or a version older than the stored one: then the key is that one's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Deletion:
-    """What a deletion did: ids now gone, and ids that were unknown, gone before, or newer than the deletion."""
+    """What a deletion did, as image ids."""
 
     deleted: tuple[str, ...]
     untouched: tuple[str, ...]
+    """Unknown, deleted before, or newer than the deletion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why an image was refused."""
+    """Why an image was rejected."""
 
     image_id: str
     version: int
@@ -70,60 +80,56 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredKey:
-    """The key under which an accepted image is stored, and whether accepting it changed the database."""
+class Freshness:
+    """Seconds from publishing to searchable; None where nothing was measured."""
+
+    p50_s: float | None
+    p95_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _LockedImage:
+    """What the lock of an image row returns."""
 
     image_key: int
-    is_new: bool
-    """False for a replay, or for a version older than the stored one: the key is then that one's."""
-
-
-def accept_image(conn: Connection, image: ImageAccepted) -> StoredKey:
-    """`accept_images` for one."""
-    return accept_images(conn, [image])[0]
+    version: int
+    state: str
 
 
 def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[StoredKey]:
-    """Stores images and returns (image_key, fresh) of each, in the order given.
+    """Store images and return their keys, in the order given.
 
-    A replayed or older version is harmless: not fresh, and the key is that of the stored version. A higher version gets a
-    new key; the old version's postings go in the same transaction, and a deleted image comes back.
+    A replayed or older version changes nothing. A higher version gets a new key, and the old
+    version's postings are removed in the same transaction; a deleted image comes back with it.
     """
-    newest: dict[str, ImageAccepted] = {}
-    for image in images:
-        if image.image_id not in newest or image.version > newest[image.image_id].version:
-            newest[image.image_id] = image
-    with joining(conn):
+    newest = _newest_versions(images)
+    with join_transaction(conn):
         share_set(conn)
-        stored = {
-            i: (key, version, state)
-            for key, i, version, state in rows(conn, "lock_images_by_id", image_ids=sorted(newest))
-        }
-        fresh = [
-            newest[i] for i in sorted(newest) if i not in stored or newest[i].version > stored[i][1]
+        stored = _lock_images(conn, newest)
+        accepted = [
+            newest[image_id]
+            for image_id in sorted(newest)
+            if image_id not in stored or newest[image_id].version > stored[image_id].version
         ]
-        remove(
-            conn,
-            [
-                stored[image.image_id][0]
-                for image in fresh
-                if image.image_id in stored and stored[image.image_id][2] == "indexed"
-            ],
-        )
-        keys = {image_id: key for image_id, (key, _, _) in stored.items()}
-        keys |= _upsert(conn, fresh, set(stored))
-        _forget_rejections(conn, fresh)
-    versions = {image.image_id: image.version for image in fresh}
+        replaced = [stored[image.image_id] for image in accepted if image.image_id in stored]
+        remove(conn, [image.image_key for image in replaced if image.state == "indexed"])
+        keys = {image_id: image.image_key for image_id, image in stored.items()}
+        keys |= _upsert(conn, accepted, set(stored))
+        _delete_rejections(conn, accepted)
+    new_versions = {image.image_id: image.version for image in accepted}
     return [
-        StoredKey(keys[image.image_id], versions.get(image.image_id) == image.version)
+        StoredKey(keys[image.image_id], is_new=new_versions.get(image.image_id) == image.version)
         for image in images
     ]
 
 
 def reject_image(conn: Connection, rejected: ImageRejected) -> bool:
-    """Remembers a refusal and counts it once, however often it is replayed. Returns whether it is new."""
-    with joining(conn):
-        found = row(
+    """Store a rejection and count it once, however often it is replayed.
+
+    Returns whether it is new.
+    """
+    with join_transaction(conn):
+        row = fetch_row(
             conn,
             "insert_rejection",
             image_id=rejected.image_id,
@@ -133,123 +139,131 @@ def reject_image(conn: Connection, rejected: ImageRejected) -> bool:
             reason=rejected.reason,
             stage=rejected.stage,
         )
-        fresh = bool(found and found[0])
-        count_up(conn, WHOLE_DATABASE, {"rejected": int(fresh)})
-    return fresh
+        is_new = bool(row and row[0])
+        count_up(conn, WHOLE_DATABASE, {"rejected": int(is_new)})
+    return is_new
 
 
 def rejections(
     conn: Connection, image_ids: Sequence[str] | None = None, *, limit: int = 1000
 ) -> list[Rejection]:
-    """Refused images, newest first; of these ids, or of all."""
-    found = rows(
-        conn, "rejections", image_ids=None if image_ids is None else list(image_ids), amount=limit
-    )
-    return [Rejection(*one) for one in found]
+    """Return rejections, of these ids or of all, newest first."""
+    wanted = None if image_ids is None else list(image_ids)
+    rows = fetch_rows(conn, "rejections", image_ids=wanted, amount=limit)
+    return [Rejection(*columns) for columns in rows]
 
 
 def delete_images(conn: Connection, deletions: Iterable[ImageDeleted | str]) -> Deletion:
-    """Deletes images: marks them, removes their postings from every generation and writes tombstones, in one transaction.
+    """Delete images, given as events or ids, in one transaction.
 
-    A deletion that names a version leaves newer versions alone, so that a replayed deletion is harmless.
+    They are marked, their postings are removed from every generation, and tombstones tell the
+    query workers. A deletion that names a version leaves newer versions alone, so that a replayed
+    deletion is harmless.
     """
-    wanted = {
-        d if isinstance(d, str) else d.image_id: None if isinstance(d, str) else d.version
-        for d in deletions
-    }
+    highest_version: dict[str, int | None] = {}
+    for deletion in deletions:
+        if isinstance(deletion, str):
+            highest_version[deletion] = None
+        else:
+            highest_version[deletion.image_id] = deletion.version
     with transaction(conn):
-        doomed: dict[str, int] = {}
-        for key, image_id, version, state in rows(
-            conn, "lock_images_by_id", image_ids=sorted(wanted)
-        ):
-            bound = wanted[image_id]
-            if state != "deleted" and (bound is None or version <= bound):
-                doomed[image_id] = key
-        count_up(conn, WHOLE_DATABASE, {"deleted": len(doomed)})
-        remove(conn, list(doomed.values()))
-        run(conn, "mark_deleted", image_keys=list(doomed.values()))
-    return Deletion(deleted=tuple(doomed), untouched=tuple(i for i in wanted if i not in doomed))
+        keys: dict[str, int] = {}
+        for image_id, image in _lock_images(conn, highest_version).items():
+            bound = highest_version[image_id]
+            if image.state != "deleted" and (bound is None or image.version <= bound):
+                keys[image_id] = image.image_key
+        # Counters of the whole database come before generations in the lock order.
+        count_up(conn, WHOLE_DATABASE, {"deleted": len(keys)})
+        remove(conn, list(keys.values()))
+        execute(conn, "mark_deleted", image_keys=list(keys.values()))
+    untouched = tuple(image_id for image_id in highest_version if image_id not in keys)
+    return Deletion(deleted=tuple(keys), untouched=untouched)
 
 
 def images_by_key(conn: Connection, image_keys: Sequence[int]) -> dict[int, StoredImage]:
-    """Images by key; keys of deleted images are there too, with their state."""
-    return {
-        found[0]: _stored(found)
-        for found in rows(conn, "images_by_key", image_keys=[int(key) for key in image_keys])
-    }
+    """Return images by key. Deleted images are among them, with their state."""
+    rows = fetch_rows(conn, "images_by_key", image_keys=[int(key) for key in image_keys])
+    images = [_stored_image(row) for row in rows]
+    return {image.image_key: image for image in images}
 
 
 def images_by_id(conn: Connection, image_ids: Sequence[str]) -> dict[str, StoredImage]:
-    """Images by id, whatever their state."""
-    return {
-        found[1]: _stored(found) for found in rows(conn, "images_by_id", image_ids=list(image_ids))
-    }
+    """Return images by id, whatever their state."""
+    rows = fetch_rows(conn, "images_by_id", image_ids=list(image_ids))
+    images = [_stored_image(row) for row in rows]
+    return {image.image_id: image for image in images}
 
 
 def missing_images(
     conn: Connection, generation: int, *, after: int = 0, limit: int = 1000
 ) -> list[StoredImage]:
-    """Images that a generation does not hold yet, keys above `after` ascending: what it must catch up."""
-    return [
-        _stored(found)
-        for found in rows(conn, "missing_images", generation=generation, after=after, amount=limit)
-    ]
+    """Return images that a generation lacks, with keys above `after`, ascending."""
+    rows = fetch_rows(conn, "missing_images", generation=generation, after=after, amount=limit)
+    return [_stored_image(row) for row in rows]
 
 
 def newest_image(conn: Connection) -> int:
-    """The highest image key. Under `lock_set`, every image with a key up to it is there for all to see."""
-    found = row(conn, "newest_image")
-    return int(found[0]) if found else 0
+    """Return the highest image key.
+
+    Under `generations.lock_set`, every image with a key up to it is committed and visible.
+    """
+    row = fetch_row(conn, "newest_image")
+    return int(row[0]) if row else 0
 
 
 def record_visibility(
     conn: Connection, worker: str, image_keys: Sequence[int], searchable_at: datetime | None = None
 ) -> list[float]:
-    """Notes when a query worker began to return these images; keeps the newest rows only. Returns seconds since they were appended."""
+    """Record when a query worker began to return these images; `searchable_at` is now by default.
+
+    Returns the seconds since each was appended.
+    """
     with transaction(conn):
-        keys = [int(key) for key in image_keys]
-        found = rows(
+        rows = fetch_rows(
             conn,
             "record_visibility",
             worker=worker,
-            image_keys=keys,
+            image_keys=[int(key) for key in image_keys],
             searchable_at=searchable_at or now(),
         )
-        run(conn, "prune_visibility", keep=VISIBILITY_KEPT)
-    return [float(seconds) for (seconds,) in found]
-
-
-@dataclass(frozen=True, slots=True)
-class Freshness:
-    """Seconds from publishing to searchable; None where nothing was measured."""
-
-    p50_s: float | None
-    p95_s: float | None
+        execute(conn, "prune_visibility", keep=VISIBILITY_KEPT)
+    return [float(seconds) for (seconds,) in rows]
 
 
 def freshness(conn: Connection) -> Freshness:
-    """p50 and p95 of seconds from publishing to searchable, over the newest 1,000 images of the last hour; None if there was none."""
-    found = row(conn, "freshness")
-    return Freshness(None, None) if found is None else Freshness(*found)
+    """Return the freshness of the newest 1,000 images of the last hour."""
+    row = fetch_row(conn, "freshness")
+    return Freshness(None, None) if row is None else Freshness(*row)
+
+
+def _newest_versions(images: Sequence[ImageAccepted]) -> dict[str, ImageAccepted]:
+    """The highest version of each image id of one call; the first of several equal ones."""
+    newest: dict[str, ImageAccepted] = {}
+    for image in images:
+        if image.image_id not in newest or image.version > newest[image.image_id].version:
+            newest[image.image_id] = image
+    return newest
+
+
+def _lock_images(conn: Connection, image_ids: Iterable[str]) -> dict[str, _LockedImage]:
+    rows = fetch_rows(conn, "lock_images_by_id", image_ids=sorted(image_ids))
+    return {image_id: _LockedImage(key, version, state) for key, image_id, version, state in rows}
 
 
 def _upsert(conn: Connection, images: Sequence[ImageAccepted], known: set[str]) -> dict[str, int]:
-    """Keys of images that are new or newer, by their ids; `known` are those that our lock found."""
-    columns: dict[str, list[Any]] = {
-        name: [getattr(image, name) for image in images] for name in _COLUMNS
-    }
-    columns |= {
-        name: [json.dumps(getattr(image, name), ensure_ascii=False) for image in images]
-        for name in ("captions", "test_captions")
-    }
-    written = rows(conn, "upsert_images", **columns) if images else []
-    keys = {
-        image_id: int(key)
-        for image_id, key, inserted in written
-        if inserted is not (image_id in known)
-    }
+    """Write images that are new or newer; return their new keys by id.
+
+    `known` are the ids that our lock returned.
+    """
+    rows = fetch_rows(conn, "upsert_images", **_upsert_columns(images)) if images else []
+    keys = {}
+    for image_id, key, inserted in rows:
+        # Expected: a known image is updated, an unknown one inserted.
+        if inserted is not (image_id in known):
+            keys[image_id] = int(key)
     if len(keys) < len(images):
-        # Somebody inserted it between our lock, which found nothing, and our write: its postings were not removed.
+        # Another worker inserted it after our lock, which cannot lock a row that does not exist.
+        # The postings of its version were not removed, so our write must be undone.
         missed = ", ".join(image.image_id for image in images if image.image_id not in keys)
         raise RetryLaterError(
             f"image {missed} was accepted by another worker at the same moment; try again"
@@ -257,40 +271,39 @@ def _upsert(conn: Connection, images: Sequence[ImageAccepted], known: set[str]) 
     return keys
 
 
-def _forget_rejections(conn: Connection, images: Sequence[ImageAccepted]) -> None:
-    forgotten = run(
+def _upsert_columns(images: Sequence[ImageAccepted]) -> dict[str, list[Any]]:
+    columns = columns_of(
+        images,
+        "image_id",
+        "version",
+        "uri",
+        "normalized_uri",
+        "checksum",
+        "width",
+        "height",
+        "captions",
+        "test_captions",
+        "split",
+        "arrived_at",
+        "published_at",
+    )
+    # As JSON text: `unnest` would flatten an array of arrays.
+    for name in ("captions", "test_captions"):
+        columns[name] = [json.dumps(texts, ensure_ascii=False) for texts in columns[name]]
+    return columns
+
+
+def _delete_rejections(conn: Connection, images: Sequence[ImageAccepted]) -> None:
+    deleted = execute(
         conn,
         "delete_rejections",
-        image_ids=[i.image_id for i in images],
-        versions=[i.version for i in images],
+        image_ids=[image.image_id for image in images],
+        versions=[image.version for image in images],
     )
-    count_up(conn, WHOLE_DATABASE, {"rejected": -forgotten})
+    count_up(conn, WHOLE_DATABASE, {"rejected": -deleted})
 
 
-def _stored(found: tuple[Any, ...]) -> StoredImage:
-    (
-        key,
-        image_id,
-        version,
-        state,
-        uri,
-        normalized_uri,
-        captions,
-        test_captions,
-        split,
-        arrived_at,
-        indexed_at,
-    ) = found
-    return StoredImage(
-        image_key=key,
-        image_id=image_id,
-        version=version,
-        state=state,
-        uri=uri,
-        normalized_uri=normalized_uri,
-        captions=tuple(captions),
-        test_captions=tuple(test_captions),
-        split=split,
-        arrived_at=arrived_at,
-        indexed_at=indexed_at,
-    )
+def _stored_image(row: Sequence[Any]) -> StoredImage:
+    image = StoredImage(*row)
+    # JSON arrays come as lists.
+    return replace(image, captions=tuple(image.captions), test_captions=tuple(image.test_captions))

@@ -1,257 +1,313 @@
-"""Jobs: which windows and alarms each job has run for, and who may run it now."""
+"""Job runs: which run windows and alarms each job has run for, and which process may run it now.
+
+A *run window* is a moment at which a schedule makes a job due, named by its second since 1970. Each
+run window and each alarm gets one run, which is a row of job_run. Who may begin runs of a job is
+decided by its claim: a session lock, which ends with the connection of the process that has it.
+"""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 from psycopg.types.json import Jsonb
 
 from schemas.schedules import Schedule
-from workers.repository.connection import Connection, row, rows, run, transaction
+from workers.repository.connection import (
+    Connection,
+    execute,
+    fetch_column,
+    fetch_row,
+    fetch_rows,
+    transaction,
+)
 
 MAX_BACKLOG = 24
-"""Windows of a job that are made up for after an outage; older ones are recorded as skipped."""
+"""Run windows that are made up for after an outage; older ones are recorded as skipped."""
 
 MAX_ATTEMPTS = 3
-"""How often a run may take its process with it before it counts as failed, so that it cannot go on killing schedulers."""
+"""How often a run is begun before it counts as failed, if its process dies each time.
+
+So a run that kills its process cannot go on killing schedulers.
+"""
+
+Figures = dict[str, Any]
+"""A JSON document with what a run measured; each job has its own keys."""
+
+
+class RunCause(TypedDict, total=False):
+    """Who asked for a run, as stored. Empty for a run of the schedule."""
+
+    by: str
+    """`hand`: a person asked."""
+    alarms: list[int]
+    """Ids of the alarms that it answers."""
+    after: int
+    """Id of the run by alarm that it repeats."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobRun:
-    """One run. `outcome` is running, done, failed or skipped.
-
-    `window` is the second at which it was due, or negative when `cause` says who else asked: `{"by": "hand"}`, `{"alarms": [ids]}`, or
-    `{"after": id}` for the second run after one by alarm.
-    """
+    """One run of a job."""
 
     job: str
     run_window: int
+    """Second since 1970 at which it was due; negative for a run with a cause."""
     attempt: int
     outcome: str
-    figures: dict[str, Any]
+    """running, done, failed or skipped"""
+    figures: Figures
     started_at: datetime
     ended_at: datetime | None
-    cause: dict[str, Any] = field(default_factory=dict)
+    cause: RunCause = field(default_factory=RunCause)
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """Where a job stands. `schedule` and `after` are None until a scheduler led; `left` is a run whose process died."""
+    """How far a job has come."""
 
     schedule: Schedule | None
+    """The schedule by which it runs; None before a scheduler was active."""
     handled_until: int | None
-    """The newest window that is dealt with."""
+    """The newest run window that needs no run any more; None before a scheduler was active."""
     running: bool
     abandoned: bool
+    """Whether a run is unfinished whose process died."""
     last: JobRun | None
     """The newest run that is done or failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class AlarmTriggers:
-    """Open alarms that call for a job, how long after its newest run it may answer, and how long after an answer it is due once more."""
+    """What besides its schedule may start a job."""
 
     alarms: Sequence[int] = ()
+    """Ids of the open alarms that the job answers."""
     cooldown_s: float = 0.0
+    """How long after the job's newest run it may answer an alarm."""
     again_s: float | None = None
+    """How long after an answer the job runs once more; None for never."""
 
 
 _NO_ALARMS = AlarmTriggers()
 
 
 def claim_scheduler(conn: Connection) -> bool:
-    """Whether this connection's process is the scheduler that leads from now on, as long as the connection lives."""
-    rows(conn, "job_watchful")
-    found = row(conn, "job_lead")
-    return bool(found and found[0])
+    """Try to become the active scheduler; return whether this process is it.
+
+    The claim lasts as long as the connection.
+    """
+    fetch_rows(conn, "job_watchful")
+    row = fetch_row(conn, "job_lead")
+    return bool(row and row[0])
+
+
+def claim_job(conn: Connection, job: str) -> bool:
+    """Try to claim a job; return whether this connection may run it.
+
+    No other process may until `release_job` or the end of the connection.
+    """
+    fetch_rows(conn, "job_watchful")
+    row = fetch_row(conn, "job_lock", job=job)
+    return bool(row and row[0])
+
+
+def job_is_claimed(conn: Connection, job: str) -> bool:
+    """Return whether any process has claimed the job."""
+    row = fetch_row(conn, "job_held", job=job)
+    return bool(row and row[0])
+
+
+def release_job(conn: Connection, job: str) -> None:
+    """Give up the claim of a job."""
+    fetch_rows(conn, "job_unlock", job=job)
 
 
 def apply_schedule(
     conn: Connection, job: str, schedule: Schedule, *, now: int | None = None
 ) -> None:
-    """Run a job by this schedule from now on. Windows of another schedule that are still to be run are recorded as skipped."""
+    """Run a job by this schedule from now on.
+
+    Run windows of an earlier schedule that had no run yet are recorded as skipped. `now` is in
+    seconds since 1970, like all moments here; by default the clock's.
+    """
     moment = _now(now)
     with transaction(conn):
-        old, after = row(conn, "job_schedule", job=job) or (None, None)
-        if old == schedule.text:
+        row = fetch_row(conn, "job_schedule", job=job)
+        old_text, old_start = row or (None, 0)
+        if old_text == schedule.text:
             return
-        newest = _newest(conn, job)
-        if old is None:
-            after = schedule.start_after(moment) if newest is None else newest
-        else:
-            missed = Schedule.parse(old).windows_between(max(after, newest or 0), moment)
-            _skip(conn, job, missed, f"its schedule was {old} and became {schedule.text}")
-            after = schedule.start_after(moment)
-        run(conn, "job_reschedule", job=job, schedule=schedule.text, after=after)
+        newest = _newest_window(conn, job)
+        start = schedule.start_after(moment)
+        if old_text is not None:
+            old = Schedule.parse(old_text)
+            missed = old.windows_between(max(old_start, newest or 0), moment)
+            _skip(conn, job, missed, f"its schedule was {old_text} and became {schedule.text}")
+        elif newest is not None:
+            # It ran before schedules were stored.
+            start = newest
+        execute(conn, "job_reschedule", job=job, schedule=schedule.text, after=start)
 
 
 def begin_next_run(
     conn: Connection,
     job: str,
     schedule: Schedule,
-    calls: AlarmTriggers = _NO_ALARMS,
+    triggers: AlarmTriggers = _NO_ALARMS,
     *,
     now: int | None = None,
 ) -> int | None:
-    """Take the next run of a job: one whose process died, then its oldest window that is due, then alarms, then the second
-    run after an answer. None when there is none.
+    """Begin the next run of a job and return its id; None when it has nothing to do.
 
-    The caller holds the job (`hold`), so whatever is marked as running has no process any more.
+    In this order: a run whose process died, the oldest run window that is due, open alarms, and
+    the repetition of a run by alarm. The caller has claimed the job, so whatever is marked as
+    running has no process any more.
     """
     with transaction(conn):
-        again = _take_up(conn, job)
-        if again is not None:
-            return again
-        due = _due(conn, job, schedule, _now(now))
-        _skip(conn, job, due[:-MAX_BACKLOG], f"more than {MAX_BACKLOG} windows were missed")
+        abandoned = _begin_abandoned(conn, job)
+        if abandoned is not None:
+            return abandoned
+        due = _due_windows(conn, job, schedule, _now(now))
+        too_old = due[:-MAX_BACKLOG]
+        _skip(conn, job, too_old, f"more than {MAX_BACKLOG} run windows were missed")
         if due:
-            return _insert(conn, job, due[-MAX_BACKLOG:][0], {})
-        cause = _cause(conn, job, calls)
-        return _insert(conn, job, _extra_window(conn, job), cause) if cause else None
+            return _insert_run(conn, job, due[len(too_old)], RunCause())
+        cause = _trigger_cause(conn, job, triggers)
+        if cause:
+            return _insert_run(conn, job, _extra_window(conn, job), cause)
+        return None
 
 
 def begin_manual_run(conn: Connection, job: str) -> int:
-    """A run that a person asked for. The caller holds the job."""
+    """Begin a run that a person asked for, and return its id. The caller has claimed the job."""
     with transaction(conn):
-        return _insert(conn, job, _extra_window(conn, job), {"by": "hand"})
+        return _insert_run(conn, job, _extra_window(conn, job), RunCause(by="hand"))
 
 
 def run_is_pending(
     conn: Connection,
     job: str,
     schedule: Schedule,
-    calls: AlarmTriggers = _NO_ALARMS,
+    triggers: AlarmTriggers = _NO_ALARMS,
     *,
     now: int | None = None,
 ) -> bool:
-    """Whether `begin` would find something and nobody is at it."""
+    """Return whether `begin_next_run` would begin a run, and no process has claimed the job."""
     if job_is_claimed(conn, job):
         return False
     return bool(
-        row(conn, "job_open", job=job)
-        or _due(conn, job, schedule, _now(now))
-        or _cause(conn, job, calls)
+        fetch_row(conn, "job_open", job=job)
+        or _due_windows(conn, job, schedule, _now(now))
+        or _trigger_cause(conn, job, triggers)
     )
 
 
-def end_run(conn: Connection, number: int, outcome: str, figures: dict[str, Any]) -> None:
-    """Record what came of a run. `RetryLaterError` when the database is away: whoever holds the job next finds the run."""
+def end_run(conn: Connection, number: int, outcome: str, figures: Figures) -> None:
+    """Record the outcome of a run.
+
+    `RetryLaterError` when the database is unavailable: the run counts as abandoned, and whoever
+    claims the job next begins it again.
+    """
     with transaction(conn):
-        run(conn, "job_end", id=number, outcome=outcome, figures=Jsonb(figures))
-
-
-def claim_job(conn: Connection, job: str) -> bool:
-    """Whether this connection may run the job now; nobody else may until `release` or its end."""
-    rows(conn, "job_watchful")
-    found = row(conn, "job_lock", job=job)
-    return bool(found and found[0])
-
-
-def job_is_claimed(conn: Connection, job: str) -> bool:
-    """Whether anybody runs the job now."""
-    found = row(conn, "job_held", job=job)
-    return bool(found and found[0])
-
-
-def release_job(conn: Connection, job: str) -> None:
-    """Let others run the job."""
-    rows(conn, "job_unlock", job=job)
+        execute(conn, "job_end", id=number, outcome=outcome, figures=Jsonb(figures))
 
 
 def job_runs(conn: Connection, job: str | None = None, *, limit: int = 20) -> list[JobRun]:
-    """Runs, newest first."""
-    return [JobRun(*found) for found in rows(conn, "job_runs", job=job, amount=limit)]
+    """Return runs of one job or of all, newest first."""
+    return [JobRun(*columns) for columns in fetch_rows(conn, "job_runs", job=job, amount=limit)]
 
 
 def job_run(conn: Connection, number: int) -> JobRun:
-    """One run."""
-    (found,) = rows(conn, "job_run", id=number)
-    return JobRun(*found)
+    """Return one run by its id."""
+    (columns,) = fetch_rows(conn, "job_run", id=number)
+    return JobRun(*columns)
 
 
 def job_state(conn: Connection, job: str) -> JobState:
-    """Where a job stands."""
-    text, after = row(conn, "job_schedule", job=job) or (None, None)
+    """Return how far a job has come."""
+    schedule_text, start = fetch_row(conn, "job_schedule", job=job) or (None, None)
     running = job_is_claimed(conn, job)
-    last = row(conn, "job_newest_result", job=job)
+    unfinished = fetch_row(conn, "job_open", job=job) is not None
+    last = fetch_row(conn, "job_newest_result", job=job)
     return JobState(
-        schedule=None if text is None else Schedule(text),
-        handled_until=None if after is None else max(after, _newest(conn, job) or 0),
+        schedule=None if schedule_text is None else Schedule(schedule_text),
+        handled_until=None if start is None else max(start, _newest_window(conn, job) or 0),
         running=running,
-        abandoned=not running and row(conn, "job_open", job=job) is not None,
+        abandoned=unfinished and not running,
         last=None if last is None else JobRun(*last),
     )
 
 
-def _take_up(conn: Connection, job: str) -> int | None:
-    """Begins once more a run whose process died; one that a person asked for, or that died too often, failed instead."""
-    while (found := row(conn, "job_open", job=job)) is not None:
-        number, attempt, cause = found
+def _begin_abandoned(conn: Connection, job: str) -> int | None:
+    """Begin again the oldest run whose process died.
+
+    One that a person asked for, or whose process died too often, is recorded as failed instead.
+    """
+    while (row := fetch_row(conn, "job_open", job=job)) is not None:
+        number, attempt, cause = row
         if cause.get("by") != "hand" and attempt < MAX_ATTEMPTS:
-            run(conn, "job_again", id=number)
+            execute(conn, "job_again", id=number)
             return int(number)
         times = "" if attempt == 1 else f" {attempt} times"
-        run(
-            conn,
-            "job_end",
-            id=number,
-            outcome="failed",
-            figures=Jsonb({"error": f"its process died{times}"}),
-        )
+        figures = {"error": f"its process died{times}"}
+        execute(conn, "job_end", id=number, outcome="failed", figures=Jsonb(figures))
     return None
 
 
-def _due(conn: Connection, job: str, schedule: Schedule, now: int) -> list[int]:
-    known = row(conn, "job_schedule", job=job)
-    if known is None or known[0] != schedule.text:
-        # A leader that was replaced while it looked away must not run windows of a schedule that no longer holds.
+def _due_windows(conn: Connection, job: str, schedule: Schedule, now: int) -> list[int]:
+    """Run windows that are due and have no run, oldest first."""
+    row = fetch_row(conn, "job_schedule", job=job)
+    if row is None or row[0] != schedule.text:
+        # A scheduler that lost its claim without noticing must not run windows of a schedule that
+        # another one has replaced.
         return []
-    return schedule.windows_between(max(known[1], _newest(conn, job) or 0), now)
+    return schedule.windows_between(max(row[1], _newest_window(conn, job) or 0), now)
 
 
-def _newest(conn: Connection, job: str) -> int | None:
-    found = row(conn, "job_newest_window", job=job)
-    return None if found is None else found[0]
+def _newest_window(conn: Connection, job: str) -> int | None:
+    row = fetch_row(conn, "job_newest_window", job=job)
+    return None if row is None else row[0]
 
 
 def _skip(conn: Connection, job: str, windows: Sequence[int], why: str) -> None:
     if windows:
-        run(conn, "job_skip", job=job, windows=list(windows), figures=Jsonb({"why": why}))
+        execute(conn, "job_skip", job=job, windows=list(windows), figures=Jsonb({"why": why}))
 
 
-def _cause(conn: Connection, job: str, calls: AlarmTriggers) -> dict[str, Any]:
-    """What else than its schedule calls for a job now; nothing, if nothing does."""
-    if unanswered := _unanswered(conn, job, calls):
-        return {"alarms": unanswered}
-    answer = (
-        row(conn, "job_answered", job=job, again_s=calls.again_s)
-        if calls.again_s is not None
-        else None
-    )
-    return {} if answer is None else {"after": answer[0]}
+def _trigger_cause(conn: Connection, job: str, triggers: AlarmTriggers) -> RunCause:
+    """What besides its schedule starts the job now; empty if nothing does."""
+    unanswered = _unanswered_alarms(conn, job, triggers)
+    if unanswered:
+        return RunCause(alarms=unanswered)
+    if triggers.again_s is not None:
+        answer = fetch_row(conn, "job_answered", job=job, again_s=triggers.again_s)
+        if answer is not None:
+            return RunCause(after=answer[0])
+    return RunCause()
 
 
-def _unanswered(conn: Connection, job: str, calls: AlarmTriggers) -> list[int]:
-    if not calls.alarms:
+def _unanswered_alarms(conn: Connection, job: str, triggers: AlarmTriggers) -> list[int]:
+    if not triggers.alarms:
         return []
-    return [
-        found
-        for (found,) in rows(
-            conn, "job_unanswered", job=job, alarms=list(calls.alarms), cooldown_s=calls.cooldown_s
-        )
-    ]
+    return fetch_column(
+        conn,
+        "job_unanswered",
+        job=job,
+        alarms=list(triggers.alarms),
+        cooldown_s=triggers.cooldown_s,
+    )
 
 
 def _extra_window(conn: Connection, job: str) -> int:
-    found = row(conn, "job_manual_window", job=job)
-    return int(found[0]) if found else -1
+    """A negative number for a run outside the schedule, as run windows are unique per job."""
+    row = fetch_row(conn, "job_manual_window", job=job)
+    return int(row[0]) if row else -1
 
 
-def _insert(conn: Connection, job: str, window: int, cause: dict[str, Any]) -> int:
-    (found,) = rows(conn, "job_begin", job=job, time_window=window, cause=Jsonb(cause))
-    return int(found[0])
+def _insert_run(conn: Connection, job: str, run_window: int, cause: RunCause) -> int:
+    (row,) = fetch_rows(conn, "job_begin", job=job, time_window=run_window, cause=Jsonb(cause))
+    return int(row[0])
 
 
 def _now(now: int | None) -> int:

@@ -1,241 +1,202 @@
-"""Postings: appending images to a generation's trie, and reading where they stand."""
+"""Postings: append images to a generation's trie, and read where they are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
-from schemas.records import Assignment, BoolArray, FloatArray, HalfArray, IntArray, Posting
-from workers.repository.binary_copy import as_bytes, write_rows
-from workers.repository.connection import Connection, joining, row, rows, run, transaction
-from workers.repository.counters import count_up, totals
-from workers.repository.suffix_allocation import Place, hand_out
-
-Column = npt.NDArray[Any]
+from schemas.records import Assignment, Posting
+from workers.repository.connection import (
+    Connection,
+    execute,
+    fetch_column,
+    fetch_row,
+    fetch_rows,
+    join_transaction,
+)
+from workers.repository.counters import count_up
+from workers.repository.suffix_allocation import PrimarySlot, allocate_suffixes
 
 CHANNEL = "sigma_index"
-"""Notified, with the generation's number, when its postings changed."""
+"""Notified, with the generation's number, when its postings changed; also named in postings.sql."""
 
 
 class AppendStatus(StrEnum):
-    """What became of an image that was to be appended."""
+    """What appending did with an image."""
 
     INDEXED = "indexed"
+    """Its primary is in the best leaf."""
     SPILLED = "spilled"
+    """The best leaf is full; its primary is in another candidate leaf."""
     PRESENT = "present"
+    """A replay: the generation had it already."""
     GONE = "gone"
+    """It was deleted, or replaced by a newer version, meanwhile."""
     NO_ROOM = "no-room"
+    """All its candidate leaves are full."""
 
 
 @dataclass(frozen=True, slots=True)
 class AppendOutcome:
-    """The fate of one image. leaf and suffix are those of its primary, None unless it was indexed or spilled.
-
-    present: a replay, nothing to do. gone: deleted or replaced meanwhile. no-room: every leaf it may stand in is full.
-    """
+    """What became of one image. It has a leaf, suffix and postings if indexed or spilled."""
 
     image_key: int
     status: AppendStatus
     leaf: int | None = None
+    """of the primary"""
     suffix: int | None = None
+    """of the primary"""
     postings: tuple[Posting, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPosting:
+    """One posting of an image as the database stores it."""
+
+    leaf: int
+    suffix: int | None
+    """None for an alternate"""
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeafLoad:
+    """How full a leaf is."""
+
+    leaf: int
+    primaries: int
+    suffixes_used: int
+    """Suffixes that were ever used, by images deleted since too."""
 
 
 def append(
     conn: Connection, generation: int, shape: IdentifierShape, assignments: Sequence[Assignment]
 ) -> list[AppendOutcome]:
-    """Appends images to the trie in one transaction and returns the outcome of each, in the order given.
+    """Append images to the trie in one transaction; return the outcomes in the order given.
 
-    Suffixes are handed out under locks on the leaves. A full leaf gives way to the next of `spill` and the alternates, and
-    then stays an alternate itself, for that is where the model looks first. An image never gets more postings than asked.
+    Suffixes are allocated under locks on the leaves. Where the best leaf is full, the primary goes
+    to the next of `spill` and the alternates, and the full leaf becomes an alternate, because the
+    model looks there first. An image never gets more postings than asked.
     """
-    work = {a.image_key: a for a in assignments}
-    with joining(conn):
-        outcomes = _standing(conn, generation, list(work))
-        given = hand_out(
-            conn, generation, shape, [a for key, a in work.items() if key not in outcomes]
-        )
-        outcomes |= {
-            key: _outcome(a, given.places.get(key))
-            for key, a in work.items()
-            if key not in outcomes
-        }
-        counts = {"leaves": given.occupied}
-        if given.places:
-            counts |= _write(conn, generation, work, [outcomes[key] for key in given.places])
-        fates = [outcome.status for outcome in outcomes.values()]
-        # All counters in one statement, last: a second one could meet another writer's in the opposite order.
-        count_up(
-            conn,
-            generation,
-            counts
-            | {
-                "no_room": fates.count(AppendStatus.NO_ROOM),
-                "spilled": fates.count(AppendStatus.SPILLED),
-            },
-        )
-    return [outcomes[a.image_key] for a in assignments]
-
-
-@dataclass(frozen=True, slots=True)
-class InitialLoad:
-    """What a trained generation begins with, all or a part. P postings, N images; `suffixes` -1 marks an alternate."""
-
-    leaves: IntArray
-    """(P,)"""
-    posted_keys: IntArray
-    """(P,) image keys"""
-    weights: FloatArray
-    """(P,)"""
-    suffixes: IntArray
-    """(P,)"""
-    image_keys: IntArray
-    """(N,)"""
-    embeddings: HalfArray
-    """(N, D)"""
-    confidences: FloatArray
-    """(N,)"""
-    trained: bool | BoolArray = True
-    """(N,), or the same for all"""
-
-
-def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: bool = False) -> int:
-    """Loads an empty generation with COPY, or `more` into one that is loaded in parts, where what a part before brought is
-    left out. Images deleted meanwhile are left out too; returns how many were loaded."""
-    with transaction(conn):
-        living = {
-            key for (key,) in rows(conn, "lock_images_by_key", image_keys=load.image_keys.tolist())
-        }
-        rows(conn, "own_generation", generation=generation)
-        if more:
-            living -= present_images(conn, generation, load.image_keys.tolist())
-        elif totals(conn, generation).images:
-            raise _not_empty(generation)
-        kept = np.isin(load.image_keys, np.fromiter(living, np.int64, len(living)))
-        posted = np.isin(load.posted_keys, load.image_keys[kept])
-        _copy(conn, generation, load, kept, posted)
-        primary = posted & (load.suffixes >= 0)
-        opened = _open_leaves(conn, generation, load.leaves[primary], load.suffixes[primary])
-        _count_loaded(conn, generation, load.image_keys[kept].tolist(), opened)
-        run(conn, "mark_indexed", image_keys=load.image_keys[kept].tolist())
-        rows(conn, "notify_index", generation=generation)
-    return int(kept.sum())
+    assignment_of = {assignment.image_key: assignment for assignment in assignments}
+    with join_transaction(conn):
+        outcomes = _settled(conn, generation, list(assignment_of))
+        work = [assignment for key, assignment in assignment_of.items() if key not in outcomes]
+        allocation = allocate_suffixes(conn, generation, shape, work)
+        for assignment in work:
+            slot = allocation.slots.get(assignment.image_key)
+            outcomes[assignment.image_key] = _outcome(assignment, slot)
+        added = [outcomes[key] for key in allocation.slots]
+        amounts = {"leaves": allocation.opened_leaves}
+        if added:
+            amounts |= _write(conn, generation, assignment_of, added)
+        statuses = [outcome.status for outcome in outcomes.values()]
+        amounts["no_room"] = statuses.count(AppendStatus.NO_ROOM)
+        amounts["spilled"] = statuses.count(AppendStatus.SPILLED)
+        # All counters in one statement, last: the statement locks them in one order, which a
+        # second statement could break, and they are shared with other writers.
+        count_up(conn, generation, amounts)
+    return [outcomes[assignment.image_key] for assignment in assignments]
 
 
 def present_images(conn: Connection, generation: int, image_keys: Sequence[int]) -> set[int]:
-    """Which of these images the generation holds."""
-    return {
-        key
-        for (key,) in rows(
-            conn,
-            "present_images",
-            generation=generation,
-            image_keys=[int(key) for key in image_keys],
-        )
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPosting:
-    """One posting of an image as the database stores it. The suffix of an alternate is None."""
-
-    leaf: int
-    suffix: int | None
-    weight: float
+    """Return which of these images the generation has."""
+    keys = [int(key) for key in image_keys]
+    return set(fetch_column(conn, "present_images", generation=generation, image_keys=keys))
 
 
 def postings_of(
     conn: Connection, generation: int, image_keys: Sequence[int]
 ) -> dict[int, list[StoredPosting]]:
-    """Each image's postings, the primary first."""
-    found: dict[int, list[StoredPosting]] = {}
-    for key, leaf, suffix, weight in rows(
-        conn, "postings_of_images", generation=generation, image_keys=[int(k) for k in image_keys]
+    """Return each image's postings, the primary first. Images without any are left out."""
+    keys = [int(key) for key in image_keys]
+    postings: dict[int, list[StoredPosting]] = {}
+    for key, leaf, suffix, weight in fetch_rows(
+        conn, "postings_of_images", generation=generation, image_keys=keys
     ):
-        found.setdefault(key, []).append(StoredPosting(leaf, suffix, weight))
-    return found
+        postings.setdefault(key, []).append(StoredPosting(leaf, suffix, weight))
+    return postings
 
 
 def identifiers_of(
     conn: Connection, generation: int, shape: IdentifierShape, image_keys: Sequence[int]
 ) -> dict[int, list[int]]:
-    """The five numbers of each image that the generation holds."""
-    first = {key: places[0] for key, places in postings_of(conn, generation, image_keys).items()}
-    return {
-        key: shape.identifier(posting.leaf, posting.suffix)
-        for key, posting in first.items()
-        if posting.suffix is not None
-    }
+    """Return the five numbers of each image that the generation has."""
+    identifiers = {}
+    for key, postings in postings_of(conn, generation, image_keys).items():
+        primary = postings[0]
+        if primary.suffix is not None:
+            identifiers[key] = shape.identifier(primary.leaf, primary.suffix)
+    return identifiers
 
 
 def image_at(conn: Connection, generation: int, leaf: int, suffix: int) -> int | None:
-    """Key of the image that has an identifier, or None."""
-    found = row(conn, "image_at", generation=generation, leaf=leaf, suffix=suffix)
-    return None if found is None else int(found[0])
+    """Return the key of the image with an identifier, or None."""
+    row = fetch_row(conn, "image_at", generation=generation, leaf=leaf, suffix=suffix)
+    return None if row is None else int(row[0])
 
 
-def fullest_leaves(
-    conn: Connection, generation: int, *, limit: int = 10
-) -> list[tuple[int, int, int]]:
-    """(leaf, primaries in it, suffixes handed out) of the leaves with the most primaries."""
-    return [
-        (leaf, live, next_suffix)
-        for leaf, live, next_suffix in rows(
-            conn, "fullest_leaves", generation=generation, amount=limit
-        )
-    ]
+def fullest_leaves(conn: Connection, generation: int, *, limit: int = 10) -> list[LeafLoad]:
+    """Return the leaves with the most primaries."""
+    rows = fetch_rows(conn, "fullest_leaves", generation=generation, amount=limit)
+    return [LeafLoad(*columns) for columns in rows]
 
 
-def _standing(
+def _settled(
     conn: Connection, generation: int, image_keys: Sequence[int]
 ) -> dict[int, AppendOutcome]:
-    """Locks the images and tells which need no work: gone ones, and those a replay finds there already."""
+    """Lock the images, and return the outcomes of those that need no work."""
     keys = sorted(image_keys)
-    living = {key for (key,) in rows(conn, "lock_images_by_key", image_keys=keys)}
-    rows(conn, "share_generation", generation=generation)
+    existing = set(fetch_column(conn, "lock_images_by_key", image_keys=keys))
+    # Beside other appends, but not beside an initial load, which assumes that it is alone.
+    fetch_rows(conn, "share_generation", generation=generation)
     present = present_images(conn, generation, keys)
-    fates = {
-        key: AppendOutcome(image_key=key, status=AppendStatus.GONE)
-        for key in keys
-        if key not in living
-    }
-    return fates | {
-        key: AppendOutcome(image_key=key, status=AppendStatus.PRESENT) for key in present & living
-    }
+    outcomes = {}
+    for key in keys:
+        if key not in existing:
+            outcomes[key] = AppendOutcome(key, AppendStatus.GONE)
+        elif key in present:
+            outcomes[key] = AppendOutcome(key, AppendStatus.PRESENT)
+    return outcomes
 
 
-def _outcome(assignment: Assignment, place: Place | None) -> AppendOutcome:
-    if place is None:
-        return AppendOutcome(image_key=assignment.image_key, status=AppendStatus.NO_ROOM)
-    wanted = assignment.postings
-    if place.leaf == wanted[0].leaf:
-        fate, postings = AppendStatus.INDEXED, _distinct(wanted)
+def _outcome(assignment: Assignment, slot: PrimarySlot | None) -> AppendOutcome:
+    if slot is None:
+        return AppendOutcome(assignment.image_key, AppendStatus.NO_ROOM)
+    if slot.leaf == assignment.postings[0].leaf:
+        status = AppendStatus.INDEXED
+        postings = _distinct(assignment.postings)
     else:
-        fate = AppendStatus.SPILLED
-        # An unknown leaf is trusted no more than the least plausible one that the model named.
-        weight = next(
-            (p.weight for p in wanted if p.leaf == place.leaf), min(p.weight for p in wanted)
-        )
-        postings = _distinct((Posting(place.leaf, weight), *wanted))[: max(1, len(wanted))]
+        status = AppendStatus.SPILLED
+        postings = _spilled_postings(assignment.postings, slot.leaf)
     return AppendOutcome(
         image_key=assignment.image_key,
-        status=fate,
-        leaf=place.leaf,
-        suffix=place.suffix,
+        status=status,
+        leaf=slot.leaf,
+        suffix=slot.suffix,
         postings=postings,
     )
 
 
+def _spilled_postings(wanted: Sequence[Posting], leaf: int) -> tuple[Posting, ...]:
+    """The postings of an image whose primary spilled into `leaf`: as many as wanted."""
+    # A leaf that the model did not name is as plausible as the least plausible one it named.
+    weight = min(posting.weight for posting in wanted)
+    for posting in wanted:
+        if posting.leaf == leaf:
+            weight = posting.weight
+            break
+    return _distinct((Posting(leaf, weight), *wanted))[: max(1, len(wanted))]
+
+
 def _distinct(postings: Sequence[Posting]) -> tuple[Posting, ...]:
-    first: dict[int, Posting] = {}
+    """The first posting of each leaf."""
+    by_leaf: dict[int, Posting] = {}
     for posting in postings:
-        first.setdefault(posting.leaf, posting)
-    return tuple(first.values())
+        by_leaf.setdefault(posting.leaf, posting)
+    return tuple(by_leaf.values())
 
 
 def _write(
@@ -244,103 +205,50 @@ def _write(
     assignments: Mapping[int, Assignment],
     added: Sequence[AppendOutcome],
 ) -> dict[str, int]:
-    """Writes the rows of placed images and returns what the counters gain."""
-    flat = [
-        (o.image_key, p, o.suffix if p.leaf == o.leaf else None) for o in added for p in o.postings
-    ]
-    postings, checksum = row(
-        conn,
-        "append_postings",
-        generation=generation,
-        leaves=[p.leaf for _, p, _ in flat],
-        image_keys=[key for key, _, _ in flat],
-        weights=[p.weight for _, p, _ in flat],
-        suffixes=[suffix for _, _, suffix in flat],
-    ) or (0, 0)
-    work = [assignments[o.image_key] for o in added]
-    run(
+    """Write the rows of images that have a slot; return what the counters gain."""
+    postings, checksum = _write_postings(conn, generation, added)
+    work = [assignments[outcome.image_key] for outcome in added]
+    image_keys = [assignment.image_key for assignment in work]
+    execute(
         conn,
         "append_embeddings",
         generation=generation,
-        image_keys=[a.image_key for a in work],
-        embeddings=[np.ascontiguousarray(a.embedding, dtype="<f2").tobytes() for a in work],
-        confidences=[a.confidence for a in work],
-        trained=[a.trained for a in work],
+        image_keys=image_keys,
+        embeddings=[_little_endian(assignment) for assignment in work],
+        confidences=[assignment.confidence for assignment in work],
+        trained=[assignment.trained for assignment in work],
     )
-    run(conn, "mark_indexed", image_keys=[a.image_key for a in work])
-    rows(conn, "notify_index", generation=generation)
-    return {"images": len(added), "postings": postings, "checksum": int(checksum)}
+    execute(conn, "mark_indexed", image_keys=image_keys)
+    fetch_rows(conn, "notify_index", generation=generation)
+    return {"images": len(added), "postings": postings, "checksum": checksum}
 
 
-def _copy(
-    conn: Connection, generation: int, load: InitialLoad, kept: BoolArray, posted: BoolArray
-) -> None:
-    for query, rows_of in (
-        ("copy_primaries", posted & (load.suffixes >= 0)),
-        ("copy_alternates", posted & (load.suffixes < 0)),
-    ):
-        order = np.flatnonzero(rows_of)[np.argsort(load.leaves[rows_of], kind="stable")]
-        columns: dict[str, tuple[str, Column]] = {
-            "generation": (">i4", np.full(len(order), generation)),
-            "leaf": (">i8", load.leaves[order]),
-            "image_key": (">i8", load.posted_keys[order]),
-            "weight": (">f4", load.weights[order]),
-        }
-        if query == "copy_primaries":
-            columns["suffix"] = (">i4", load.suffixes[order])
-        write_rows(conn, query, columns)
-    embeddings = as_bytes(load.embeddings[kept])
-    count = len(embeddings)
-    images: dict[str, tuple[str, Column]] = {
-        "generation": (">i4", np.full(count, generation)),
-        "image_key": (">i8", load.image_keys[kept]),
-        "embedding": (embeddings.dtype.str, embeddings),
-        "confidence": (">f4", load.confidences[kept]),
-        "trained": ("u1", np.broadcast_to(load.trained, len(kept))[kept]),
-    }
-    write_rows(conn, "copy_embeddings", images)
-
-
-def _open_leaves(conn: Connection, generation: int, leaves: IntArray, suffixes: IntArray) -> int:
-    """Notes suffixes that were given out beforehand; returns how many leaves had been empty."""
-    occupied, where, live = np.unique(leaves, return_inverse=True, return_counts=True)
-    after = np.zeros(len(occupied), dtype=np.int64)
-    np.maximum.at(after, where, suffixes + 1)
-    before = {
-        leaf: (used, there)
-        for leaf, used, there in rows(
-            conn, "lock_leaves", generation=generation, leaves=occupied.tolist()
-        )
-    }
-    run(
+def _write_postings(
+    conn: Connection, generation: int, added: Sequence[AppendOutcome]
+) -> tuple[int, int]:
+    """Insert the postings; return how many, and the sum of their hashes."""
+    leaves: list[int] = []
+    image_keys: list[int] = []
+    weights: list[float] = []
+    suffixes: list[int | None] = []
+    for outcome in added:
+        for posting in outcome.postings:
+            leaves.append(posting.leaf)
+            image_keys.append(outcome.image_key)
+            weights.append(posting.weight)
+            suffixes.append(outcome.suffix if posting.leaf == outcome.leaf else None)
+    row = fetch_row(
         conn,
-        "update_leaves",
+        "append_postings",
         generation=generation,
-        leaves=occupied.tolist(),
-        next_suffixes=[
-            max(before[leaf][0], end)
-            for leaf, end in zip(occupied.tolist(), after.tolist(), strict=True)
-        ],
-        lives=[
-            before[leaf][1] + more
-            for leaf, more in zip(occupied.tolist(), live.tolist(), strict=True)
-        ],
+        leaves=leaves,
+        image_keys=image_keys,
+        weights=weights,
+        suffixes=suffixes,
     )
-    return sum(there == 0 for _, there in before.values())
+    count, checksum = row or (0, 0)
+    return int(count), int(checksum)
 
 
-def _count_loaded(conn: Connection, generation: int, image_keys: list[int], leaves: int) -> None:
-    images, postings, checksum = row(
-        conn, "recount_images", generation=generation, image_keys=image_keys
-    ) or (0, 0, 0)
-    count_up(
-        conn,
-        generation,
-        {"images": images, "postings": postings, "leaves": leaves, "checksum": int(checksum)},
-    )
-
-
-def _not_empty(generation: int) -> UsageError:
-    return UsageError(
-        f"generation {generation} holds images already, the initial load needs an empty one; create a new generation"
-    )
+def _little_endian(assignment: Assignment) -> bytes:
+    return np.ascontiguousarray(assignment.embedding, dtype="<f2").tobytes()

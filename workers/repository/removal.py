@@ -1,31 +1,36 @@
-"""Removal: taking images out of every generation's trie. Deleting an image and replacing a version both need it."""
+"""Removal: take images out of every generation's trie, for deletions and for new versions."""
 
 from collections.abc import Sequence
 
-from workers.repository.connection import Connection, row, rows, run
+from workers.repository.connection import Connection, execute, fetch_column, fetch_row, fetch_rows
 from workers.repository.counters import count_up
 
 
 def remove(conn: Connection, image_keys: Sequence[int]) -> None:
-    """Removes postings and embeddings, frees the suffixes, lowers the counters and writes tombstones.
+    """Remove postings and embeddings, free suffixes, lower counters and write tombstones.
 
-    Runs in the caller's transaction, which has locked the images. The image rows must still have these keys.
+    Runs in the caller's transaction, which has locked the images. The image rows must still have
+    these keys, because the checksum is computed from their ids.
     """
     keys = [int(key) for key in image_keys]
     if not keys:
         return
-    for (generation,) in rows(conn, "generations_of_images", image_keys=keys):
-        rows(conn, "lock_leaves_of_images", generation=generation, image_keys=keys)
-        images, postings, emptied, checksum = row(
-            conn, "remove_postings", generation=generation, image_keys=keys
-        ) or (0, 0, 0, 0)
-        run(conn, "remove_embeddings", generation=generation, image_keys=keys)
-        lost = {
-            "images": -images,
-            "postings": -postings,
-            "leaves": -emptied,
-            "checksum": -int(checksum),
-        }
-        count_up(conn, generation, lost)
-        rows(conn, "notify_index", generation=generation)
-    run(conn, "insert_tombstones", image_keys=keys)
+    # Generations ascending, and leaves ascending in each: the lock order of this package.
+    for generation in fetch_column(conn, "generations_of_images", image_keys=keys):
+        _remove_from(conn, generation, keys)
+    execute(conn, "insert_tombstones", image_keys=keys)
+
+
+def _remove_from(conn: Connection, generation: int, image_keys: list[int]) -> None:
+    fetch_rows(conn, "lock_leaves_of_images", generation=generation, image_keys=image_keys)
+    removed = fetch_row(conn, "remove_postings", generation=generation, image_keys=image_keys)
+    images, postings, emptied_leaves, checksum = removed or (0, 0, 0, 0)
+    execute(conn, "remove_embeddings", generation=generation, image_keys=image_keys)
+    amounts = {
+        "images": -images,
+        "postings": -postings,
+        "leaves": -emptied_leaves,
+        "checksum": -int(checksum),
+    }
+    count_up(conn, generation, amounts)
+    fetch_rows(conn, "notify_index", generation=generation)

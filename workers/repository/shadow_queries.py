@@ -1,21 +1,17 @@
-"""Shadow queries: live queries that a candidate answered too, and what comes of comparing them."""
+"""Shadow queries: live queries that a candidate answered too, and a summary of the comparison."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from workers.repository.connection import Connection, row, run
+from workers.repository.connection import Connection, columns_of, execute, fetch_row
 
 NEWEST = 10_000
-"""Comparisons that a summary looks at."""
+"""Comparisons that a summary looks at, the newest ones; bounds its time."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShadowQuery:
-    """One query, answered by both generations alone, one after the other, in milliseconds.
-
-    `overlap` is the share of the ten images in common; the recalls are shares of each one's own exact dense top ten, None
-    where the gallery is too large to ask.
-    """
+    """One query, answered by both generations one after the other, each alone."""
 
     candidate: int
     live: int
@@ -23,13 +19,19 @@ class ShadowQuery:
     live_ms: float
     candidate_ms: float
     overlap: float
+    """Share of the ten images that both answers have in common."""
     live_recall: float | None
+    """Share of its own exact dense top ten; None where the gallery is too large for that."""
     candidate_recall: float | None
+    """The same of the candidate."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShadowSummary:
-    """Comparisons of two generations: medians of milliseconds, means of the rest; None without any."""
+    """Comparisons of two generations: medians of milliseconds, means of the rest.
+
+    A value is None without any comparison.
+    """
 
     queries: int
     live_ms: float | None
@@ -40,29 +42,37 @@ class ShadowSummary:
 
     @property
     def latency_ratio(self) -> float | None:
-        """The candidate's median to the live one's."""
-        return (
-            self.candidate_ms / self.live_ms
-            if self.live_ms and self.candidate_ms is not None
-            else None
-        )
+        """The candidate's median latency divided by the live generation's."""
+        if not self.live_ms or self.candidate_ms is None:
+            return None
+        return self.candidate_ms / self.live_ms
 
 
-def record_shadow_queries(conn: Connection, found: Sequence[ShadowQuery]) -> None:
-    """Write comparisons."""
-    if found:
-        columns = {
-            field.name: [getattr(one, field.name) for one in found] for field in fields(ShadowQuery)
-        }
-        run(conn, "insert_shadow_queries", texts=columns.pop("query"), **columns)
+def record_shadow_queries(conn: Connection, comparisons: Sequence[ShadowQuery]) -> None:
+    """Store comparisons."""
+    if not comparisons:
+        return
+    columns = columns_of(
+        comparisons,
+        "candidate",
+        "live",
+        "live_ms",
+        "candidate_ms",
+        "overlap",
+        "live_recall",
+        "candidate_recall",
+    )
+    # Not as `query`: that is `execute`'s own parameter.
+    texts = [comparison.query for comparison in comparisons]
+    execute(conn, "insert_shadow_queries", texts=texts, **columns)
 
 
 def shadow_summary(conn: Connection, candidate: int, live: int) -> ShadowSummary:
-    """What the newest comparisons of a candidate with a live generation say."""
-    found = row(conn, "shadow_summary", candidate=candidate, live=live, amount=NEWEST)
-    return ShadowSummary(*(found or (0, None, None, None, None, None)))
+    """Summarise the newest comparisons of a candidate with a live generation."""
+    row = fetch_row(conn, "shadow_summary", candidate=candidate, live=live, amount=NEWEST)
+    return ShadowSummary(*(row or (0, None, None, None, None, None)))
 
 
 def prune_shadow_queries(conn: Connection, days: int) -> int:
-    """Forget comparisons older than so many days; returns how many."""
-    return run(conn, "prune_shadow_queries", days=days)
+    """Delete comparisons older than `days`; return how many."""
+    return execute(conn, "prune_shadow_queries", days=days)

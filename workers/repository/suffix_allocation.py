@@ -1,104 +1,112 @@
-"""Suffixes: handing out the fifth number of an identifier, concurrently, without deadlock, spilling from full leaves."""
+"""Suffix allocation: give each image the last number of its identifier, unique in its leaf.
+
+Works concurrently and without deadlock. An image whose leaf is full spills into another leaf.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.identifiers import IdentifierShape
 from schemas.records import Assignment
-from workers.repository.connection import Connection, rows, run
+from workers.repository.connection import Connection, execute, fetch_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where an image's primary stands."""
+class PrimarySlot:
+    """The leaf and suffix of an image's primary."""
 
     leaf: int
     suffix: int
 
 
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What an allocation gave out."""
+
+    slots: dict[int, PrimarySlot]
+    """By image key; images without room in any candidate leaf are missing."""
+    opened_leaves: int
+    """Leaves that were empty before."""
+
+
 @dataclass(slots=True)
-class _Leaf:
-    """A locked leaf while suffixes are handed out. Mutable, and never leaves this module."""
+class _LockedLeaf:
+    """A locked leaf while suffixes are given out. Mutable, and never leaves this module."""
 
     next_suffix: int
+    """The lowest suffix that was never used."""
     live: int
+    """Primaries in the leaf."""
     gaps: list[int]
+    """Suffixes that deleted images left; only looked up when all suffixes have been used."""
 
     def take(self, suffixes: int) -> int | None:
-        """A suffix never used, else one that a deleted image left, else None."""
+        """Take a suffix that was never used, else a gap; None if the leaf is full.
+
+        Unused suffixes first, because finding gaps costs a query.
+        """
         if self.next_suffix < suffixes:
+            suffix = self.next_suffix
             self.next_suffix += 1
-            self.live += 1
-            return self.next_suffix - 1
-        if self.gaps:
-            self.live += 1
-            return self.gaps.pop(0)
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class HandedOut:
-    """Places by image key; images without room anywhere are missing. `occupied` leaves had been empty before."""
-
-    places: dict[int, Place]
-    occupied: int
+        elif self.gaps:
+            suffix = self.gaps.pop(0)
+        else:
+            return None
+        self.live += 1
+        return suffix
 
 
 class _MoreLeavesNeeded(Exception):
-    """A leaf turned out to be full: its images may spill into leaves that are not locked yet."""
+    """A leaf turned out to be full: its images may spill into leaves that are not locked."""
 
     def __init__(self, leaves: set[int]) -> None:
         super().__init__(f"{len(leaves)} more leaves")
         self.leaves = leaves
 
 
-def hand_out(
+def allocate_suffixes(
     conn: Connection, generation: int, shape: IdentifierShape, assignments: Sequence[Assignment]
-) -> HandedOut:
-    """Finds a place for each image, in the caller's transaction.
+) -> Allocation:
+    """Find a slot for the primary of each image, in the caller's transaction.
 
-    All leaves are locked in ascending order before any suffix is taken. When an image has to spill, the locks are given
-    back (a savepoint) and taken again, in order, together with its further leaves: so two workers never wait in a circle.
+    All leaves are locked in ascending order before any suffix is taken. When an image has to
+    spill, the locks are released (a savepoint) and taken again, in order, together with its
+    further leaves. So two workers never wait for each other in a circle.
     """
     if not assignments:
-        return HandedOut(places={}, occupied=0)
-    wanted = {a.postings[0].leaf for a in assignments}
+        return Allocation(slots={}, opened_leaves=0)
+    wanted = {assignment.postings[0].leaf for assignment in assignments}
     while True:
         try:
             with conn.transaction():
-                return _attempt(conn, generation, shape, assignments, wanted)
+                return _allocate_in(conn, generation, shape, assignments, wanted)
         except _MoreLeavesNeeded as more:
+            # Ends, because every attempt locks more leaves and the candidates are finite.
             wanted |= more.leaves
 
 
-def candidates(assignment: Assignment) -> list[int]:
-    """Leaves that an image's primary may stand in, best first."""
-    return list(
-        dict.fromkeys(
-            [
-                assignment.postings[0].leaf,
-                *assignment.spill,
-                *(p.leaf for p in assignment.postings[1:]),
-            ]
-        )
-    )
+def candidate_leaves(assignment: Assignment) -> list[int]:
+    """Return the leaves that an image's primary may be in, best first, each once."""
+    primary, *alternates = [posting.leaf for posting in assignment.postings]
+    return list(dict.fromkeys([primary, *assignment.spill, *alternates]))
 
 
-def _attempt(
+def _allocate_in(
     conn: Connection,
     generation: int,
     shape: IdentifierShape,
     assignments: Sequence[Assignment],
     wanted: set[int],
-) -> HandedOut:
-    leaves = _lock(conn, generation, shape, wanted)
-    occupied = sum(leaf.live > 0 for leaf in leaves.values())
-    places: dict[int, Place] = {}
+) -> Allocation:
+    """One attempt with the `wanted` leaves locked; `_MoreLeavesNeeded` if they do not suffice."""
+    leaves = _lock_leaves(conn, generation, shape, wanted)
+    occupied_before = _occupied(leaves)
+    slots: dict[int, PrimarySlot] = {}
     for assignment in assignments:
-        place = _place(assignment, leaves, shape.suffixes)
-        if place is not None:
-            places[assignment.image_key] = place
-    run(
+        slot = _take_slot(assignment, leaves, shape.suffixes)
+        if slot is not None:
+            slots[assignment.image_key] = slot
+    execute(
         conn,
         "update_leaves",
         generation=generation,
@@ -106,35 +114,41 @@ def _attempt(
         next_suffixes=[leaf.next_suffix for leaf in leaves.values()],
         lives=[leaf.live for leaf in leaves.values()],
     )
-    return HandedOut(
-        places=places, occupied=sum(leaf.live > 0 for leaf in leaves.values()) - occupied
-    )
+    return Allocation(slots=slots, opened_leaves=_occupied(leaves) - occupied_before)
 
 
-def _lock(
+def _lock_leaves(
     conn: Connection, generation: int, shape: IdentifierShape, wanted: set[int]
-) -> dict[int, _Leaf]:
-    found = rows(conn, "lock_leaves", generation=generation, leaves=sorted(wanted))
-    leaves = {
-        leaf: _Leaf(next_suffix=next_suffix, live=live, gaps=[])
-        for leaf, next_suffix, live in found
-    }
-    holed = [
-        number for number, leaf in leaves.items() if leaf.next_suffix >= shape.suffixes > leaf.live
-    ]
-    if holed:
-        for leaf, suffix in rows(
-            conn, "free_suffixes", generation=generation, leaves=holed, suffixes=shape.suffixes
-        ):
-            leaves[leaf].gaps.append(suffix)
+) -> dict[int, _LockedLeaf]:
+    leaves: dict[int, _LockedLeaf] = {}
+    used_up: list[int] = []
+    for number, next_suffix, live in fetch_rows(
+        conn, "lock_leaves", generation=generation, leaves=sorted(wanted)
+    ):
+        leaves[number] = _LockedLeaf(next_suffix=next_suffix, live=live, gaps=[])
+        if next_suffix >= shape.suffixes > live:
+            used_up.append(number)
+    if used_up:
+        gaps = fetch_rows(
+            conn, "free_suffixes", generation=generation, leaves=used_up, suffixes=shape.suffixes
+        )
+        for number, suffix in gaps:
+            leaves[number].gaps.append(suffix)
     return leaves
 
 
-def _place(assignment: Assignment, leaves: Mapping[int, _Leaf], suffixes: int) -> Place | None:
-    for leaf in candidates(assignment):
-        if leaf not in leaves:
-            raise _MoreLeavesNeeded(set(candidates(assignment)))
-        suffix = leaves[leaf].take(suffixes)
+def _take_slot(
+    assignment: Assignment, leaves: Mapping[int, _LockedLeaf], suffixes: int
+) -> PrimarySlot | None:
+    candidates = candidate_leaves(assignment)
+    for number in candidates:
+        if number not in leaves:
+            raise _MoreLeavesNeeded(set(candidates))
+        suffix = leaves[number].take(suffixes)
         if suffix is not None:
-            return Place(leaf=leaf, suffix=suffix)
+            return PrimarySlot(leaf=number, suffix=suffix)
     return None
+
+
+def _occupied(leaves: Mapping[int, _LockedLeaf]) -> int:
+    return sum(leaf.live > 0 for leaf in leaves.values())

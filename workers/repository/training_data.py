@@ -1,4 +1,4 @@
-"""What the trainer asks the database: who may train, what can be learnt from, and what a generation holds."""
+"""What the trainer asks the database: who may train, what can be learnt from, what is indexed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,21 +6,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
-from workers.repository.connection import Connection, row, rows
+from workers.repository.connection import Connection, fetch_row, fetch_rows
 
-_PAGE = 5000
+_PAGE_ROWS = 5000
+"""Rows read at a time; bounds the memory of the Python objects that psycopg makes of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedImages:
-    """The images of a generation in ascending key: (M,) keys, leaves and suffixes of their identifiers, whether each was
-    trained on, and whether it has captions to train on. 26 bytes an image."""
+    """The M images of a generation in ascending key. 26 bytes an image."""
 
     image_keys: IntArray
+    """(M,)"""
     leaves: IntArray
+    """(M,) leaf of each identifier"""
     suffixes: IntArray
+    """(M,) suffix of each identifier"""
     trained: BoolArray
+    """(M,) whether the generation was trained on it"""
     captioned: BoolArray
+    """(M,) whether it has captions to train on"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,85 +37,87 @@ class StoredEmbeddings:
     confidences: FloatArray
     """(N,)"""
     present: BoolArray
-    """(N,) whether the image is stored still"""
+    """(N,) whether the image is still stored"""
 
 
 def claim_trainer(conn: Connection) -> bool:
-    """Whether this connection's process is the trainer from now on; nobody else is until it ends or gives up."""
-    found = row(conn, "trainer_lock")
-    return bool(found and found[0])
+    """Try to become the only trainer; return whether this process is it.
+
+    The claim lasts until `release_trainer` or the end of the connection.
+    """
+    row = fetch_row(conn, "trainer_lock")
+    return bool(row and row[0])
 
 
 def release_trainer(conn: Connection) -> None:
-    """Let others train."""
-    rows(conn, "trainer_unlock")
+    """Give up the claim, so that another process may train."""
+    fetch_rows(conn, "trainer_unlock")
 
 
 def trainable_keys(conn: Connection, limit: int, seed: int) -> IntArray:
-    """Ascending keys of images with captions; a seeded sample of `limit` when there are more."""
-    pages = [
-        np.array([key for (key,) in page], np.int64) for page in _pages(conn, "trainable_keys")
-    ]
-    return sampled(np.concatenate([np.empty(0, np.int64), *pages]), limit, seed)
+    """Return ascending keys of images with captions; a seeded sample of `limit` if more."""
+    pages = [np.empty(0, np.int64)]
+    for rows in _pages(conn, "trainable_keys"):
+        pages.append(np.array(rows, np.int64)[:, 0])
+    return sampled(np.concatenate(pages), limit, seed)
 
 
 def indexed_images(conn: Connection, generation: int) -> IndexedImages:
-    """All that a generation holds, read page by page."""
-    pages = [
-        np.array(page, dtype=np.int64).reshape(-1, 5)
-        for page in _pages(conn, "indexed_images", generation=generation)
-    ]
-    table = np.concatenate([np.empty((0, 5), np.int64), *pages])
-    keys, leaves, suffixes, trained, captioned = (
-        np.ascontiguousarray(column) for column in table.T
-    )
+    """Return all images of a generation, read page by page."""
+    pages = [np.empty((0, 5), np.int64)]
+    for rows in _pages(conn, "indexed_images", generation=generation):
+        pages.append(np.array(rows, np.int64))
+    table = np.concatenate(pages)
+    # Copies of the columns: views would keep the whole table in memory.
     return IndexedImages(
-        keys, leaves, suffixes, trained.astype(np.bool_), captioned.astype(np.bool_)
+        image_keys=table[:, 0].copy(),
+        leaves=table[:, 1].copy(),
+        suffixes=table[:, 2].copy(),
+        trained=table[:, 3].astype(np.bool_),
+        captioned=table[:, 4].astype(np.bool_),
     )
 
 
 def untrained_images(conn: Connection, generation: int) -> int:
-    """How many images of a generation could be trained on and were not."""
-    found = row(conn, "untrained_images", generation=generation)
-    return int(found[0]) if found else 0
+    """Count the images of a generation that have captions and were not trained on."""
+    row = fetch_row(conn, "untrained_images", generation=generation)
+    return int(row[0]) if row else 0
 
 
 def embeddings_of(conn: Connection, generation: int, image_keys: IntArray) -> StoredEmbeddings:
-    """Ranking embeddings and confidences of images, in the order of the keys."""
+    """Return ranking embeddings and confidences of (N,) image keys, in their order."""
     wanted = image_keys.tolist()
-    found = {}
-    for start in range(0, len(wanted), _PAGE):
-        page = rows(
-            conn,
-            "embeddings_of_images",
-            generation=generation,
-            image_keys=wanted[start : start + _PAGE],
-        )
-        found.update(
-            {key: (np.frombuffer(value, "<f2"), confidence) for key, value, confidence in page}
-        )
-    width = next((len(vector) for vector, _ in found.values()), 0)
-    nothing = np.zeros(width, np.float16), 0.0
-    pairs = [found.get(key, nothing) for key in wanted]
-    vectors = (
-        np.stack([vector for vector, _ in pairs]) if pairs else np.zeros((0, width), np.float16)
-    )
-    return StoredEmbeddings(
-        vectors.astype(np.float16, copy=False),
-        np.array([confidence for _, confidence in pairs], np.float32),
-        np.array([key in found for key in wanted], np.bool_),
-    )
+    vectors: dict[int, HalfArray] = {}
+    confidence_of: dict[int, float] = {}
+    for start in range(0, len(wanted), _PAGE_ROWS):
+        page = wanted[start : start + _PAGE_ROWS]
+        rows = fetch_rows(conn, "embeddings_of_images", generation=generation, image_keys=page)
+        for key, embedding, confidence in rows:
+            vectors[key] = np.frombuffer(embedding, "<f2")
+            confidence_of[key] = confidence
+    width = len(next(iter(vectors.values()), ()))
+    embeddings = np.zeros((len(wanted), width), np.float16)
+    confidences = np.zeros(len(wanted), np.float32)
+    present = np.zeros(len(wanted), np.bool_)
+    for row, key in enumerate(wanted):
+        if key in vectors:
+            embeddings[row] = vectors[key]
+            confidences[row] = confidence_of[key]
+            present[row] = True
+    return StoredEmbeddings(embeddings, confidences, present)
 
 
 def sampled(values: IntArray, limit: int, seed: int) -> IntArray:
-    """The values in their order, a seeded sample of `limit` when there are more."""
+    """Return the values in their order, a seeded sample of `limit` if there are more."""
     if len(values) <= limit:
         return values
-    return values[np.sort(np.random.default_rng(seed).permutation(len(values))[:limit])]
+    chosen = np.random.default_rng(seed).permutation(len(values))[:limit]
+    return values[np.sort(chosen)]
 
 
 def _pages(conn: Connection, query: str, **parameters: int) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Pages of a query that is ordered by its first column, the image key."""
     after = 0
-    while found := rows(conn, query, after=after, amount=_PAGE, **parameters):
-        after = found[-1][0]
-        yield found
+    while rows := fetch_rows(conn, query, after=after, amount=_PAGE_ROWS, **parameters):
+        after = rows[-1][0]
+        yield rows

@@ -9,9 +9,10 @@ from model.decoding.decoder import Decoder
 from model.network.sigma import SigmaModel
 from model.progress import Progress
 from schemas.records import BoolArray, FloatArray, HalfArray, Posting
+from workers.repository.bulk_load import InitialLoad, bulk_append
 from workers.repository.connection import Connection
 from workers.repository.images import images_by_key
-from workers.repository.postings import InitialLoad, bulk_append, postings_of, present_images
+from workers.repository.postings import postings_of, present_images
 from workers.repository.training_data import embeddings_of
 from workers.runtime.pictures import StoredPictures
 from workers.runtime.services import Services

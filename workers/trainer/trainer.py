@@ -128,7 +128,7 @@ def _publish(
 
 def _tell(conn: Connection, run: Run, begun: Start) -> None:
     version = begun.checkpoint.codebook.version
-    generations.describe(
+    generations.update(
         conn,
         run.generation,
         codebook_version=version,
@@ -147,7 +147,7 @@ def _fail(conn: Connection, run: Run, wrong: Sequence[str]) -> None:
 
 def _end(conn: Connection, run: Run, why: Sequence[str]) -> None:
     """The generation is failed and its tables are freed; its row tells why."""
-    generations.describe(conn, run.generation, failure=why)
+    generations.update(conn, run.generation, failure=why)
     generations.set_state(conn, run.generation, "failed")
     with suppress(RetryLaterError):
         # Somebody reads its tables: they are pruned later.
