@@ -1,57 +1,64 @@
-"""Inductive assignment: the model generates the identifier of an image that it was never trained on (paper, section 3.3)."""
+"""Inductive assignment: the model generates the identifier of an image that it was not trained on
+(paper, section 5).
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from model.decoding.beam import Beams, search_leaves
+from model.decoding.beam import search_leaves
 from model.decoding.decoder import Decoder
 from model.decoding.leaves import Leaves
 from model.network.resize import Pixels
 from schemas.records import FloatArray, IntArray, Posting
 
-__all__ = ["BEAMS", "BeamSearchAssigner", "Leaves", "leaves_from_beams", "postings_with_primary"]
-
-BEAMS = 8
-"""Beams of an assignment: enough for the alternates, and further leaves to spill into."""
+MIN_BEAMS = 8
+"""Beams of an assignment: enough for the alternates, with further leaves to spill into."""
 
 
 class BeamSearchAssigner:
-    """Generates id1..id4 of images with any leaf allowed, new ones too."""
+    """Assigns id1..id4 to images by a beam search in which any leaf is allowed, unoccupied ones
+    too.
+    """
 
     def __init__(self, decoder: Decoder, postings: int) -> None:
+        """`postings`: the primary and the alternates that an image is posted under."""
         self.decoder = decoder
         self.postings = postings
 
     def assign(self, images: Pixels) -> list[Leaves]:
-        """Leaves of each image: the best beam is the primary, the next ones alternates, weighted by log-probability."""
+        """Leaves of each image: the best beam is the primary, the next ones are alternates, the
+        rest is spill.
+        """
         leaves, scores = self.search(images)
         return [
             leaves_from_beams(leaves[row], scores[row], self.postings) for row in range(len(leaves))
         ]
 
     def search(self, images: Pixels) -> tuple[IntArray, FloatArray]:
-        """(N, W) leaves and log-probabilities, best first."""
+        """(N, W) int64 leaves and (N, W) float32 log-probabilities of N images, best first."""
         sigma = self.decoder.sigma
-        given = sigma.inputs(images).to(self.decoder.device)
-        width = max(BEAMS, self.postings)
-        found: Beams = search_leaves(
-            self.decoder, self.decoder.read_images(given), sigma.profile.shape, width, None
+        patches = sigma.preprocessor(images).to(self.decoder.device)
+        prompt = self.decoder.read_images(patches)
+        beams = search_leaves(
+            self.decoder, prompt, sigma.profile.shape, max(MIN_BEAMS, self.postings), None
         )
-        return found.leaves.cpu().numpy(), found.scores.cpu().numpy()
+        return beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
 
 
 def leaves_from_beams(
     leaves: Sequence[int] | IntArray, scores: Sequence[float] | FloatArray, postings: int
 ) -> Leaves:
-    """One row of a search as postings and spill."""
-    best = [
-        Posting(leaf=int(leaf), weight=float(score - scores[0]))
-        for leaf, score in zip(leaves, scores, strict=True)
-    ]
+    """Split the (W,) beams of one image into postings and spill.
+
+    A posting's weight is its log-probability relative to the primary's.
+    """
+    ranked: list[Posting] = []
+    for leaf, score in zip(leaves, scores, strict=True):
+        ranked.append(Posting(leaf=int(leaf), weight=float(score - scores[0])))
     return Leaves(
-        postings=tuple(best[:postings]),
-        spill=tuple(p.leaf for p in best[postings:]),
+        postings=tuple(ranked[:postings]),
+        spill=tuple(posting.leaf for posting in ranked[postings:]),
         confidence=float(scores[0]),
     )
 
@@ -59,16 +66,21 @@ def leaves_from_beams(
 def postings_with_primary(
     leaf: int, leaves: Sequence[int] | IntArray, scores: Sequence[float] | FloatArray, postings: int
 ) -> tuple[Posting, ...]:
-    """Postings of a training image: its identifier is the primary, the model's best other leaves are the alternates.
+    """Postings of a training image: its own leaf is the primary, the model's best other leaves are
+    the alternates.
 
-    Weights are relative to the primary's log-probability (the least of the beams when it is not among them), at most 0.
+    `leaves` and `scores` (W,) are the beams of the image, best first. Weights are relative to the
+    primary's log-probability (to the lowest of the beams where the primary is not among them), and
+    at most 0.
     """
-    order = np.asarray(leaves)
-    at = np.flatnonzero(order == leaf)
-    own = float(scores[int(at[0])] if len(at) else min(scores))
-    others = [
-        Posting(int(other), min(0.0, float(score) - own))
-        for other, score in zip(order, scores, strict=True)
-        if int(other) != leaf
-    ]
-    return (Posting(leaf, 0.0), *others[: postings - 1])
+    beam_leaves = np.asarray(leaves)
+    rows = np.flatnonzero(beam_leaves == leaf)
+    primary_score = float(scores[int(rows[0])] if len(rows) else min(scores))
+    alternates: list[Posting] = []
+    for other, score in zip(beam_leaves, scores, strict=True):
+        if int(other) != leaf:
+            # The primary is what the codebook says; an alternate that the model prefers must not
+            # outweigh it.
+            weight = min(0.0, float(score) - primary_score)
+            alternates.append(Posting(int(other), weight))
+    return (Posting(leaf, 0.0), *alternates[: postings - 1])

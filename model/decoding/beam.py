@@ -1,4 +1,10 @@
-"""Constrained beam search over identifiers: the allowed children of the trie, and nothing else, at every level."""
+"""Constrained beam search over identifiers (paper, appendix B): at each level only children that
+the trie allows.
+
+The search knows nothing of a neural network: a `DecodingEngine` scores the next codes, the trie's
+`Branches` mask them. Letters in shapes: B prompts, W beams of each prompt, K codes of the level at
+hand.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +17,7 @@ from model.retrieval.trie import Branches, Trie
 from schemas.identifiers import LEVELS, IdentifierShape
 
 NEVER = float("-inf")
+"""Log-probability of a beam that does not exist or that the trie forbids."""
 
 P = TypeVar("P")
 ReadPrompt = TypeVar("ReadPrompt", contravariant=True)
@@ -18,7 +25,11 @@ TextPrompt = TypeVar("TextPrompt")
 
 
 class DecodingState(Protocol):
-    """B prompts on the way from id1 to id5. What a decoding engine tells a beam search; the trie stays outside of it."""
+    """B prompts at some level between id1 and id5, inside a decoding engine.
+
+    The search holds the codes and scores of the beams; the state holds what the engine needs to
+    continue them.
+    """
 
     @property
     def batch(self) -> int:
@@ -31,40 +42,44 @@ class DecodingState(Protocol):
         ...
 
     def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
-        """(B, W, K) float32 log-probabilities of the tokens of id`level + 1` among themselves, behind each beam's first `level` codes.
+        """Score every code of id`level + 1` behind each beam.
 
-        `prefixes` (B, W) int64 are those codes packed into one number. `parents` (B, W) int64 tells which beam of the call
-        before each of them continues by its last code; None begins again at the prompt. Rows where `alive` (B, W) bool
-        is False belong to no beam: any number may stand there.
+        `prefixes` (B, W) int64: the first `level` codes of each beam, packed into one number.
+        `parents` (B, W) int64: which beam of the previous call each beam continues by its last
+        code; None restarts at the prompts. `alive` (B, W) bool: where it is False there is no beam,
+        and the numbers returned for it are ignored.
+
+        Returns (B, W, K) float32 log-probabilities, normalised over the K codes of the level.
         """
         ...
 
 
 class DecodingEngine(Protocol[ReadPrompt]):
-    """A decoding engine: scores identifiers behind prompts of its own kind."""
+    """Scores identifiers behind prompts that it has read, in a type of its own."""
 
     def begin(self, prompt: ReadPrompt) -> DecodingState:
-        """Begin at prompts that were read."""
+        """Start decoding behind prompts."""
         ...
 
 
 class TextDecodingEngine(Protocol[TextPrompt]):
-    """A decoding engine that reads queries too."""
+    """A decoding engine that also reads queries."""
 
     def read_texts(self, texts: Sequence[str]) -> TextPrompt:
-        """Prompts of B queries."""
+        """Read the prompts of B queries."""
         ...
 
     def begin(self, prompt: TextPrompt) -> DecodingState:
-        """Begin at prompts that were read."""
+        """Start decoding behind prompts."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Beams:
-    """Best leaves of B prompts, best first: `leaves` (B, W) int64, `scores` (B, W) float32 log-probabilities.
+    """Best leaves of B prompts, best first: `leaves` (B, W) int64, `scores` (B, W) float32
+    log-probabilities.
 
-    Beams that do not exist (fewer leaves than W) have score -inf.
+    Beams that do not exist (fewer leaves than W) have the score `NEVER`.
     """
 
     leaves: Tensor
@@ -73,57 +88,65 @@ class Beams:
 
 @torch.inference_mode()
 def search_leaves(
-    scorer: DecodingEngine[P],
+    engine: DecodingEngine[P],
     prompt: P,
     shape: IdentifierShape,
     beams: int,
     branches: Branches | None,
 ) -> Beams:
-    """Beam search over id1..id4. With `branches` only occupied leaves are reached; without, any leaf (inductive assignment).
+    """Beam search over id1..id4 with at most `beams` beams for each prompt.
 
-    A token's score is its log-probability among the tokens of its level. Prefixes with a single leaf below need no
-    further pass once all beams have one: what is forced carries no information about the query.
+    With `branches` only occupied leaves are reached; without, any leaf is (inductive assignment,
+    paper section 5).
+
+    A beam's score is the sum of its codes' log-probabilities, each normalised over its level. Once
+    every beam's prefix has a single leaf below it, the search stops: codes that are forced carry no
+    information about the query, so they add nothing.
     """
-    return _search(scorer.begin(prompt), shape, beams, branches)
+    return _search(engine.begin(prompt), shape, beams, branches)
 
 
 def _search(
-    walk: DecodingState, shape: IdentifierShape, beams: int, branches: Branches | None
+    state: DecodingState, shape: IdentifierShape, beams: int, branches: Branches | None
 ) -> Beams:
-    prefixes = torch.zeros((walk.batch, 1), dtype=torch.int64, device=walk.device)
-    scores = torch.zeros((walk.batch, 1), device=walk.device)
+    prefixes = torch.zeros((state.batch, 1), dtype=torch.int64, device=state.device)
+    scores = torch.zeros((state.batch, 1), device=state.device)
     parents: Tensor | None = None
     for level in range(LEVELS):
         alive = scores > NEVER
-        if (
-            branches is not None
-            and level
-            and bool((branches.below(level, prefixes)[alive] == 1).all())
-        ):
-            return Beams(_only_leaf(branches, level, prefixes), scores)
-        gained = walk.score(level, prefixes, parents, alive)
+        if branches is not None and level > 0 and _all_forced(branches, level, prefixes[alive]):
+            return Beams(_only_leaves(branches, level, prefixes), scores)
+        gains = state.score(level, prefixes, parents, alive)
         if branches is not None:
-            gained = gained.masked_fill(branches.children(level, prefixes) == 0, NEVER)
-        count = shape.codes[level]
-        totals = (scores.unsqueeze(-1) + gained).flatten(1)
+            forbidden = branches.children(level, prefixes) == 0
+            gains = gains.masked_fill(forbidden, NEVER)
+        codes = shape.codes[level]
+        totals = (scores.unsqueeze(-1) + gains).flatten(1)  # (B, W·K)
         scores, chosen = totals.topk(min(beams, totals.shape[1]), dim=1)
-        parents = chosen // count
-        prefixes = prefixes.gather(1, parents) * count + chosen % count
+        parents = chosen // codes
+        prefixes = prefixes.gather(1, parents) * codes + chosen % codes
     return Beams(prefixes, scores)
 
 
-def _only_leaf(branches: Branches, level: int, prefixes: Tensor) -> Tensor:
-    """Follow the single child of each prefix down to its leaf."""
+def _all_forced(branches: Branches, level: int, prefixes: Tensor) -> bool:
+    """Whether each of the (n,) prefixes has exactly one leaf below it."""
+    return bool((branches.below(level, prefixes) == 1).all())
+
+
+def _only_leaves(branches: Branches, level: int, prefixes: Tensor) -> Tensor:
+    """Follow the single child of each (B, W) prefix down to its leaf."""
     for depth in range(level, LEVELS):
-        prefixes = prefixes * branches.shape.codes[depth] + (
-            branches.children(depth, prefixes) > 0
-        ).int().argmax(-1)
+        occupied = branches.children(depth, prefixes) > 0
+        only_child = occupied.int().argmax(-1)
+        prefixes = prefixes * branches.shape.codes[depth] + only_child
     return prefixes
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredIdentifier:
-    """One identifier of the paper's five-token mode and its log-probability."""
+    """One identifier of the paper's five-token mode: its leaf and suffix, the image's slot, the
+    log-probability.
+    """
 
     leaf: int
     suffix: int
@@ -133,29 +156,39 @@ class ScoredIdentifier:
 
 @torch.inference_mode()
 def search_identifiers(
-    scorer: DecodingEngine[P], prompt: P, trie: Trie, beams: int
+    engine: DecodingEngine[P], prompt: P, trie: Trie, beams: int
 ) -> list[list[ScoredIdentifier]]:
-    """The paper's own mode: all five tokens over primary identifiers, best first, at most `beams` for each prompt."""
-    walk = scorer.begin(prompt)
-    found = _search(walk, trie.shape, beams, trie.primaries)
-    gained = walk.score(LEVELS, found.leaves, None, found.scores > NEVER).cpu()
+    """The paper's own mode: decode all five tokens over primary identifiers (appendix B).
+
+    Returns for each of the B prompts at most `beams` identifiers, best first.
+    """
+    state = engine.begin(prompt)
+    found = _search(state, trie.shape, beams, trie.primaries)
+    # The beams may come from a search that stopped early, so the suffixes are scored from the
+    # prompt on.
+    gains = state.score(LEVELS, found.leaves, None, found.scores > NEVER).cpu()
+    leaves = found.leaves.tolist()
+    scores = found.scores.tolist()
     return [
-        _best_suffixes(trie, leaves, scores, gained[row], beams)
-        for row, (leaves, scores) in enumerate(
-            zip(found.leaves.tolist(), found.scores.tolist(), strict=True)
-        )
+        _best_suffixes(trie, leaves[row], scores[row], gains[row], beams)
+        for row in range(len(leaves))
     ]
 
 
 def _best_suffixes(
-    trie: Trie, leaves: Sequence[int], scores: Sequence[float], gained: Tensor, beams: int
+    trie: Trie, leaves: Sequence[int], scores: Sequence[float], gains: Tensor, beams: int
 ) -> list[ScoredIdentifier]:
-    options = [
-        ScoredIdentifier(
-            leaf=leaf, suffix=suffix, slot=slot, score=score + float(gained[at, suffix])
-        )
-        for at, (leaf, score) in enumerate(zip(leaves, scores, strict=True))
-        if score > NEVER
-        for suffix, slot in trie.suffixes(leaf).items()
-    ]
-    return sorted(options, key=lambda option: (-option.score, option.leaf, option.suffix))[:beams]
+    """The best identifiers of one prompt: W leaves with their scores, (W, K) log-probabilities of
+    the suffixes.
+    """
+    identifiers: list[ScoredIdentifier] = []
+    for row, (leaf, leaf_score) in enumerate(zip(leaves, scores, strict=True)):
+        if leaf_score == NEVER:
+            continue
+        for suffix, slot in trie.suffixes(leaf).items():
+            score = leaf_score + float(gains[row, suffix])
+            identifiers.append(ScoredIdentifier(leaf, suffix, slot, score))
+    # Ties are broken by leaf and suffix, so that an answer does not depend on the order in a
+    # dictionary.
+    identifiers.sort(key=lambda identifier: (-identifier.score, identifier.leaf, identifier.suffix))
+    return identifiers[:beams]

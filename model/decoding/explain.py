@@ -1,32 +1,39 @@
-"""Explaining an identifier: the caption that the model associates with it (paper, equation 6, figures 3 and 7)."""
+"""Explaining an identifier: the caption that the model associates with it (paper, equation 6,
+figures 3 and 7).
+"""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 
 from model.decoding.decoder import BeamCache, Decoder
 
-_LONGEST = 60
+MAX_CAPTION_TOKENS = 60
+"""Captions end by themselves far earlier; the bound stops a model that has not learnt to end them.
+"""
 
 
 @torch.inference_mode()
 def explain(decoder: Decoder, codes: Sequence[int]) -> str:
-    """Greedy caption of the first `len(codes)` levels of an identifier, at most 60 tokens."""
+    """Greedy caption of an identifier's first `len(codes)` levels, at most `MAX_CAPTION_TOKENS`
+    tokens.
+    """
     sigma = decoder.sigma
     prompt = decoder.read_rows([sigma.prompts.explain_prompt(codes)])
-    states = prompt.state.unsqueeze(1)
-    weight = sigma.backbone.lm_head.weight
-    silent = torch.tensor(
-        [token for level in sigma.levels for token in level], device=decoder.device
-    )
-    spoken: list[int] = []
-    held: BeamCache | None = None
-    for _ in range(_LONGEST):
-        logits = (states[0, 0] @ weight.T).float()
-        logits[silent] = float("-inf")
+    output_weight = sigma.backbone.lm_head.weight
+    # A caption is plain text: the identifier tokens of all levels are forbidden in it.
+    forbidden = torch.tensor(list(chain.from_iterable(sigma.levels)), device=decoder.device)
+    states = prompt.state.unsqueeze(1)  # (1, 1, H)
+    cache: BeamCache | None = None
+    caption: list[int] = []
+    for _ in range(MAX_CAPTION_TOKENS):
+        logits = (states[0, 0] @ output_weight.T).float()
+        logits[forbidden] = float("-inf")
         token = int(logits.argmax())
         if token == sigma.prompts.end:
             break
-        spoken.append(token)
-        states, held = decoder.step(prompt, held, torch.tensor([[token]], device=decoder.device))
-    return str(sigma.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
+        caption.append(token)
+        next_token = torch.tensor([[token]], device=decoder.device)
+        states, cache = decoder.step(prompt, cache, next_token)
+    return str(sigma.tokenizer.decode(caption, skip_special_tokens=True)).strip()

@@ -1,7 +1,8 @@
-"""Export: the text decoder of a model as a `Qwen2ForCausalLM` folder, which other decoding engines can read.
+"""Export: the text decoder of a model as a `Qwen2ForCausalLM` folder, which other decoding engines
+can read.
 
-Images stay behind. In text alone the three position axes of Qwen2.5-VL are equal and its rotary embedding is the plain
-one, so its language half with the output layer is Qwen2 to the letter.
+The vision tower is left out. In text alone the three position axes of Qwen2.5-VL are equal and its
+rotary embedding is the plain one, so its language half with the output layer is exactly a Qwen2.
 """
 
 import hashlib
@@ -22,10 +23,19 @@ from model.network.sigma import SigmaModel
 from schemas.errors import WorkFailedError
 
 WEIGHTS = "model.safetensors"
+"""The file name that `transformers` and vLLM look for."""
 
-_DIGEST = re.compile("[0-9a-f]{12}")
+STALE_AFTER_S = 3600.0
+"""Age in seconds from which on an unused export is deleted; a younger one may be about to be read
+by another process.
+"""
 
-_COPIED = (
+_DIGEST_LENGTH = 12
+"""Hexadecimal digits: 48 bits, far more than the few exports of one cache need."""
+
+_DIGEST = re.compile(f"[0-9a-f]{{{_DIGEST_LENGTH}}}")
+
+_CONFIG_FIELDS = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -45,88 +55,110 @@ _COPIED = (
     "eos_token_id",
     "pad_token_id",
 )
+"""Fields of the text configuration that mean the same in `Qwen2Config`."""
+
+_MULTIMODAL_ROPE_FIELDS = ("mrope_section", "type")
+"""Parameters of the rotary embedding that only the three position axes need."""
 
 
 def export_text_decoder(sigma: SigmaModel, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors`, in the model's own dtype; token ids are those of the model's tokenizer."""
-    text: Any = sigma.backbone.config.text_config
-    tables: tuple[Any, Any] = (sigma.backbone.get_input_embeddings(), sigma.backbone.lm_head)
-    tied = tables[0].weight is tables[1].weight
-    weights: dict[str, Tensor] = {
-        f"model.{name}": value
-        for name, value in sigma.backbone.model.language_model.state_dict().items()
-    }
+    """Write `config.json` and `model.safetensors` in the model's own dtype.
+
+    Token ids are those of the model's tokenizer, identifier tokens included.
+    """
+    embedding: Any = sigma.backbone.get_input_embeddings()
+    output: Any = sigma.backbone.lm_head
+    tied = embedding.weight is output.weight
+    weights: dict[str, Tensor] = {}
+    for name, value in sigma.backbone.model.language_model.state_dict().items():
+        weights[f"model.{name}"] = value.detach().cpu().contiguous()
     if not tied:
-        weights["lm_head.weight"] = tables[1].weight
-    config = Qwen2Config(
-        **{name: getattr(text, name) for name in _COPIED},
-        rope_parameters={
-            name: value
-            for name, value in text.rope_parameters.items()
-            if name not in ("mrope_section", "type")
-        },
-        tie_word_embeddings=tied,
-        architectures=["Qwen2ForCausalLM"],
-        dtype=tables[0].weight.dtype,
-    )
+        weights["lm_head.weight"] = output.weight.detach().cpu().contiguous()
+    config = _plain_config(sigma, tied=tied, dtype=embedding.weight.dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in weights.items()},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
 
 
-def ensure_export(sigma: SigmaModel, cache: Path, name: str) -> Path:
-    """The folder of an export below `cache`, written when it is not there yet.
+def _plain_config(sigma: SigmaModel, *, tied: bool, dtype: Any) -> Qwen2Config:
+    text: Any = sigma.backbone.config.text_config
+    rope = dict(text.rope_parameters)
+    for name in _MULTIMODAL_ROPE_FIELDS:
+        rope.pop(name, None)
+    fields = {name: getattr(text, name) for name in _CONFIG_FIELDS}
+    return Qwen2Config(
+        **fields,
+        rope_parameters=rope,
+        tie_word_embeddings=tied,
+        architectures=["Qwen2ForCausalLM"],
+        dtype=dtype,
+    )
 
-    It is called by `name` and by a digest of the weights, so that an export of other weights is not taken for this one. It
-    appears whole or not at all, also when two processes write it at once.
+
+def ensure_export(sigma: SigmaModel, cache: Path, name: str) -> Path:
+    """The folder of the model's export below `cache`, written when it is missing.
+
+    The folder's name is `name` and a digest of the weights, so that an export of other weights is
+    never taken for this one. It appears whole or not at all, also when two processes write it at
+    once. `WorkFailedError` when it cannot be written.
     """
     folder = cache / f"{name}-{_digest(sigma)}"
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache))
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache))
     try:
-        export_text_decoder(sigma, aside)
-        aside.rename(folder)
+        export_text_decoder(sigma, partial)
+        partial.rename(folder)
     except (OSError, SafetensorError) as error:
+        # Another process may have renamed its own export to this folder first: then ours is not
+        # needed.
         if not folder.is_dir():
             raise WorkFailedError(
-                f"the text decoder cannot be exported to {folder} ({error}); make room or permit it"
+                f"the text decoder cannot be exported to {folder} ({error}); "
+                "free disk space there or allow writing"
             ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def delete_stale_exports(
-    cache: Path, keep: Collection[str], *, older_than_s: float = 3600.0
+    cache: Path, keep: Collection[str], *, older_than_s: float = STALE_AFTER_S
 ) -> list[str]:
-    """Delete the exports below `cache` that are called by no name in `keep`; what is young may be about to be read by another process.
+    """Delete the exports below `cache`, half-written ones too, whose name is not in `keep`.
 
-    Returns the names of the folders that are gone.
+    Folders that no export made stay. Returns the names of the deleted folders.
     """
-    gone = []
-    for folder in sorted(cache.iterdir()) if cache.is_dir() else []:
-        name, _, digest = folder.name.lstrip(".").partition(".")[0].rpartition("-")
-        if (
-            _DIGEST.fullmatch(digest)
-            and name not in keep
-            and time.time() - folder.stat().st_mtime > older_than_s
-        ):
+    if not cache.is_dir():
+        return []
+    deleted: list[str] = []
+    for folder in sorted(cache.iterdir()):
+        name = _export_name(folder)
+        if name is None or name in keep:
+            continue
+        if time.time() - folder.stat().st_mtime > older_than_s:
             shutil.rmtree(folder, ignore_errors=True)
-            gone.append(folder.name)
-    return gone
+            deleted.append(folder.name)
+    return deleted
+
+
+def _export_name(folder: Path) -> str | None:
+    """The name that an export was made with: `NAME-DIGEST`, while it is written
+    `.NAME-DIGEST.RANDOM`; else None.
+    """
+    finished_name = folder.name.lstrip(".").partition(".")[0]
+    name, _, digest = finished_name.rpartition("-")
+    return name if _DIGEST.fullmatch(digest) else None
 
 
 def _digest(sigma: SigmaModel) -> str:
-    """A short digest of the text decoder's norms and biases: few numbers, all of which change in every training."""
+    """A short digest of the text decoder's norms and biases: few numbers, all of which change in
+    every training.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(sigma.backbone.model.language_model.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         if value.ndim == 1:
             digest.update(value.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()[:_DIGEST_LENGTH]

@@ -1,4 +1,6 @@
-"""Leaves: what an assignment says about one image. Imports no torch, so that what works with another model starts fast."""
+"""Leaves: where the model would put one image. Imports no torch, so that whoever works with another
+model starts fast.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +9,12 @@ from schemas.records import Posting
 
 @dataclass(frozen=True, slots=True)
 class Leaves:
-    """Where the model would put one image: `postings[0]` is the primary; `spill` are further leaves, best first."""
+    """The leaves that an assignment found for one image, best first.
+
+    `postings[0]` is the primary, the other postings are alternates. `spill` are further leaves, to
+    try when the primary leaf has no suffix left. `confidence` is the primary's log-probability
+    (nats, at most 0).
+    """
 
     postings: tuple[Posting, ...]
     spill: tuple[int, ...]

@@ -1,8 +1,11 @@
-"""The second decoding engine: vLLM behind the interface that beam search uses, through vLLM's public interface only.
+"""The vLLM decoder: the same beam search on vLLM, through vLLM's public interface only.
 
-Every beam is a one-token request, `prompt + codes so far`, that may yield the tokens of one identifier level; the answer's
-log-probabilities, normalised over those tokens, are what the search masks with the trie. vLLM batches the requests and keeps
-the prompts' keys and values between them (prefix caching).
+Every beam is a request for one token behind `prompt + codes so far`, restricted to the tokens of
+one identifier level. The log-probabilities in the answer, normalised over those tokens, are what
+the search masks with the trie. vLLM batches the requests and keeps the prompts' keys and values
+between them (prefix caching).
+
+Letters in shapes: B prompts, W beams of a prompt, R distinct token rows, K codes of a level.
 """
 
 import gc
@@ -18,34 +21,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.decoding.beam import NEVER
 from model.decoding.decoder import Decoder
 from schemas.errors import RefuseToStartError
-from schemas.identifiers import LEVELS
+from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import FloatArray, IntArray
 
-Rows = list[list[int]]
-"""Prompts as token rows."""
+TokenRows = list[list[int]]
+"""Prompts as rows of token ids."""
 
 VLLM_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no process of its own: nothing to supervise, nothing left behind
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the process belongs to other work too
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for answers
+    # vLLM runs in this process: nothing to supervise, nothing left behind.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Threads are not bound to cores: the process does other work too.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Standard output is for answers.
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    # Nothing is sent or fetched over the network.
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-"""What vLLM reads from the environment, where it is not set already."""
+"""What vLLM reads from the environment; variables that are set already are left as they are."""
+
+KV_CACHE_BYTES = 256 << 20
+"""Memory for keys and values, in bytes: thousands of prompts of the `tiny` profile."""
+
+KV_BLOCK_TOKENS = 32
+"""Tokens in one block of the prefix cache; only whole blocks of a prompt are shared between
+requests.
+"""
+
+_SPARE_POSITIONS = 2
+"""Positions beyond prompt and identifier: the identifier mark, and the one token that a request
+generates.
+"""
 
 
 class VllmDecoder:
-    """Scores identifiers behind text prompts (`model.decoding.beam.TextDecodingEngine`) with vLLM, from an export of the decoder's model.
+    """A `TextDecodingEngine` on vLLM, reading an export of the torch decoder's model.
 
-    A process has one vLLM engine, because vLLM keeps parts of it in module variables: the scorer made last has it. An
-    older one, which still serves while the next generation loads, goes on with its torch decoder.
+    A process has one vLLM engine, because vLLM keeps parts of it in module variables: the
+    `VllmDecoder` made last owns it. An older one, which still serves while the next generation
+    loads, continues with its torch decoder.
     """
 
-    _starting = threading.Lock()
+    _start_lock = threading.Lock()
+    """Guards `_newest`: engines start and stop one at a time."""
+
     _newest: "VllmDecoder | None" = None
+    """The decoder that owns the process's vLLM engine."""
 
     def __init__(
         self,
@@ -53,31 +78,26 @@ class VllmDecoder:
         folder: Path,
         *,
         dtype: str = "float32",
-        kv_bytes: int = 256 << 20,
-        block_tokens: int = 32,
+        kv_bytes: int = KV_CACHE_BYTES,
+        block_tokens: int = KV_BLOCK_TOKENS,
     ) -> None:
-        """`folder` is what `model.export` wrote for the decoder's model. `kv_bytes` bounds the memory of keys and values."""
+        """Start vLLM on `folder`, which `model.decoding.export` wrote for the decoder's model.
+
+        `RefuseToStartError` when vLLM is not installed.
+        """
         self.decoder = decoder
         self.levels = decoder.sigma.levels
         self._prompts = decoder.sigma.prompts
         self._codes = [_code_table(level) for level in self.levels]
-        self._turn = threading.Lock()
-        vllm = _vllm()
-        self._sampling = [
-            vllm.SamplingParams(
-                max_tokens=1,
-                temperature=0,
-                allowed_token_ids=level,
-                logprobs=len(level),
-                flat_logprobs=True,
-                detokenize=False,
-            )
-            for level in self.levels
-        ]
-        with VllmDecoder._starting:
+        # One request at a time: vLLM's offline engine is not thread-safe, and `_llm` may be
+        # released meanwhile.
+        self._llm_lock = threading.Lock()
+        vllm = _import_vllm()
+        self._sampling = [_sampling_of(vllm, level) for level in self.levels]
+        with VllmDecoder._start_lock:
             if VllmDecoder._newest is not None:
                 VllmDecoder._newest._release()
-            with _left_as_found(), torch.compiler.set_stance("force_eager"):
+            with _process_state_kept(), torch.compiler.set_stance("force_eager"):
                 self._llm: Any = vllm.LLM(
                     model=str(folder),
                     skip_tokenizer_init=True,
@@ -87,7 +107,7 @@ class VllmDecoder:
                     block_size=block_tokens,
                     logprobs_mode="processed_logprobs",
                     max_logprobs=max(len(level) for level in self.levels),
-                    max_model_len=self._prompts.limit + LEVELS + 2,
+                    max_model_len=self._prompts.limit + LEVELS + _SPARE_POSITIONS,
                     kv_cache_memory_bytes=kv_bytes,
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
@@ -96,126 +116,164 @@ class VllmDecoder:
 
     @property
     def running(self) -> bool:
-        """Whether vLLM answers; False when the torch decoder does."""
+        """Whether vLLM answers; when False, the torch decoder does."""
         return self._llm is not None
 
-    def read_texts(self, texts: Sequence[str]) -> Rows:
-        """Prompts of B queries."""
+    def read_texts(self, texts: Sequence[str]) -> TokenRows:
+        """The prompts of B queries; vLLM itself reads them with the first request."""
         return [self._prompts.query_prompt(text) for text in texts]
 
-    def begin(self, prompt: Rows) -> "VllmDecodingState":
-        """Begin a beam search at prompts that were read."""
+    def begin(self, prompt: TokenRows) -> "VllmDecodingState":
+        """Start decoding behind prompts."""
         return VllmDecodingState(self, prompt)
 
-    def score_rows(self, level: int, rows: Rows) -> FloatArray | None:
-        """(N, K) float32 log-probabilities of the tokens of id`level + 1` behind N token rows; None when vLLM is closed."""
-        # vLLM would compile the ranks of the log-probabilities for fifteen seconds; nobody reads them.
-        with self._turn, torch.compiler.set_stance("force_eager"):
+    def score_rows(self, level: int, rows: TokenRows) -> FloatArray | None:
+        """(R, K) float32 log-probabilities of the tokens of id`level + 1` behind R token rows; None
+        when vLLM is closed.
+        """
+        requests = [{"prompt_token_ids": row} for row in rows]
+        # Eager: vLLM would spend fifteen seconds compiling the ranks of the log-probabilities,
+        # which are not read here.
+        with self._llm_lock, torch.compiler.set_stance("force_eager"):
             if self._llm is None:
                 return None
-            answers = self._llm.generate(
-                [{"prompt_token_ids": row} for row in rows], self._sampling[level], use_tqdm=False
-            )
-        scores = np.full((len(rows), len(self.levels[level])), float("-inf"), dtype=np.float32)
-        for at, answer in enumerate(answers):
-            found = answer.outputs[0].logprobs
-            scores[at, self._codes[level][found.token_ids]] = found.logprobs
+            answers = self._llm.generate(requests, self._sampling[level], use_tqdm=False)
+        scores = np.full((len(rows), len(self.levels[level])), NEVER, dtype=np.float32)
+        for row, answer in enumerate(answers):
+            logprobs = answer.outputs[0].logprobs
+            scores[row, self._codes[level][logprobs.token_ids]] = logprobs.logprobs
         return scores
 
     def close(self) -> None:
-        """Give vLLM's memory back; searches go on with the torch decoder."""
-        with VllmDecoder._starting:
+        """Free vLLM's memory; searches continue with the torch decoder."""
+        with VllmDecoder._start_lock:
             self._release()
             if VllmDecoder._newest is self:
                 VllmDecoder._newest = None
 
     def _release(self) -> None:
-        with self._turn:
+        with self._llm_lock:
             if self._llm is not None:
-                # Now and not when it is collected: it takes down what the next engine of this process will set up.
+                # Shut down now, not when it is collected: shutting down takes down module state
+                # that the next engine of this process sets up anew.
                 self._llm.llm_engine.engine_core.shutdown()
                 self._llm = None
                 gc.collect()
 
 
 class VllmDecodingState:
-    """A beam search's way through one batch of prompts (`model.decoding.beam.DecodingState`). Keeps nothing: prefixes tell everything."""
+    """A `model.decoding.beam.DecodingState` that keeps nothing but the prompts: each request
+    repeats its whole prefix.
+    """
 
-    def __init__(self, scorer: VllmDecoder, prompt: Rows) -> None:
+    def __init__(self, engine: VllmDecoder, prompt: TokenRows) -> None:
         self.batch = len(prompt)
-        self.device: torch.device = scorer.decoder.device
-        self._scorer = scorer
+        self.device: torch.device = engine.decoder.device
+        self._engine = engine
         self._prompt = prompt
-        known = {row: at for at, row in enumerate(dict.fromkeys(map(tuple, prompt)))}
-        self._rows = list(known)
-        self._row_of = np.array([known[tuple(row)] for row in prompt], dtype=np.int64)
+        self._shape: IdentifierShape = engine.decoder.sigma.profile.shape
+        # Equal prompts of a batch are sent once: `_row_of[b]` is the row of prompt b among the
+        # distinct ones.
+        self._distinct = list(dict.fromkeys(map(tuple, prompt)))
+        row_of = {tokens: row for row, tokens in enumerate(self._distinct)}
+        self._row_of = np.array([row_of[tuple(tokens)] for tokens in prompt], dtype=np.int64)
 
     def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
-        """(B, W, K) float32 log-probabilities of id`level + 1`; see `model.decoding.beam.DecodingState`. Each prefix of a prompt is sent once."""
-        places = alive.cpu().numpy()
-        scores = np.full(
-            (*places.shape, len(self._scorer.levels[level])), float("-inf"), dtype=np.float32
-        )
-        if not places.any():
+        """(B, W, K) float32 log-probabilities of id`level + 1`. Each prefix of a prompt is sent
+        once, dead beams are not.
+        """
+        live = alive.cpu().numpy()
+        codes = len(self._engine.levels[level])
+        scores = np.full((*live.shape, codes), NEVER, dtype=np.float32)
+        if not live.any():
             return torch.from_numpy(scores).to(self.device)
-        rows = np.broadcast_to(self._row_of[:, None], places.shape)
-        unique, back = np.unique(
-            np.stack([rows[places], prefixes.cpu().numpy()[places]], 1), axis=0, return_inverse=True
-        )
-        found = self._scorer.score_rows(
-            level,
-            [[*self._rows[row], *self._tokens(level, prefix)] for row, prefix in unique.tolist()],
-        )
-        if found is None:
-            decoder = self._scorer.decoder
-            return decoder.begin(decoder.read_rows(self._prompt)).score(
-                level, prefixes, None, alive
-            )
-        scores[places] = found[back.reshape(-1)]
+        rows = np.broadcast_to(self._row_of[:, None], live.shape)
+        pairs = np.stack([rows[live], prefixes.cpu().numpy()[live]], 1)  # (n, 2)
+        distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
+        requests: TokenRows = []
+        for row, prefix in distinct.tolist():
+            requests.append([*self._distinct[row], *self._tokens(level, prefix)])
+        answered = self._engine.score_rows(level, requests)
+        if answered is None:
+            return self._score_with_torch(level, prefixes, alive)
+        scores[live] = answered[inverse.reshape(-1)]
         return torch.from_numpy(scores).to(self.device)
 
+    def _score_with_torch(self, level: int, prefixes: Tensor, alive: Tensor) -> Tensor:
+        """The same from the torch decoder, which reads the prompts again: vLLM was closed during
+        this search.
+        """
+        decoder = self._engine.decoder
+        state = decoder.begin(decoder.read_rows(self._prompt))
+        return state.score(level, prefixes, None, alive)
+
     def _tokens(self, level: int, prefix: int) -> list[int]:
-        """Tokens of the first `level` codes, which `prefix` packs."""
-        shape, levels = self._scorer.decoder.sigma.profile.shape, self._scorer.levels
-        below = [shape.prefixes(level) // shape.prefixes(depth + 1) for depth in range(level)]
-        return [
-            levels[depth][prefix // size % shape.codes[depth]] for depth, size in enumerate(below)
-        ]
+        """Tokens of the first `level` codes, which `prefix` packs as a mixed-radix number."""
+        tokens: list[int] = []
+        for depth in range(level):
+            below = self._shape.prefixes(level) // self._shape.prefixes(depth + 1)
+            code = prefix // below % self._shape.codes[depth]
+            tokens.append(self._engine.levels[depth][code])
+        return tokens
 
 
 def _code_table(level: Sequence[int]) -> IntArray:
-    """Code of each token id of a level. Ids outside the level never come back."""
+    """(largest token id + 1,) int64: the code of each token id of a level; only ids of the level
+    are looked up.
+    """
     table = np.zeros(max(level) + 1, dtype=np.int64)
     table[list(level)] = np.arange(len(level))
     return table
 
 
-def _vllm() -> Any:
-    """vLLM, imported when it is asked for."""
+def _sampling_of(vllm: Any, level: Sequence[int]) -> Any:
+    """Sampling parameters of a request for one token of a level, with the log-probabilities of all
+    of them.
+    """
+    return vllm.SamplingParams(
+        max_tokens=1,
+        temperature=0,
+        allowed_token_ids=level,
+        logprobs=len(level),
+        flat_logprobs=True,
+        detokenize=False,
+    )
+
+
+def _import_vllm() -> Any:
+    """Import vLLM, which is an optional dependency and takes seconds, in the environment that it
+    needs.
+    """
     for name, value in VLLM_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         module = importlib.import_module("vllm")
-        # They are imported at first use, and most of what may be missing with them.
+        # vLLM imports its submodules at first use; most of what a broken installation lacks shows
+        # only here.
         importlib.import_module("vllm.entrypoints.llm")
     except ImportError as error:
         raise RefuseToStartError(
-            f"engine vllm cannot be imported ({error}); run `pip install --no-deps -r constraints-vllm.txt`, or set SIGMA_ENGINE=torch"
+            f"engine vllm cannot be imported ({error}); "
+            "run `pip install --no-deps -r constraints-vllm.txt`, or set SIGMA_ENGINE=torch"
         ) from error
     return module
 
 
 @contextmanager
-def _left_as_found() -> Iterator[None]:
-    """Starting, vLLM changes the environment of later processes and replaces torch's way to set threads. This undoes both."""
-    before, set_threads, threads = dict(os.environ), torch.set_num_threads, torch.get_num_threads()
+def _process_state_kept() -> Iterator[None]:
+    """Restore what starting vLLM changes in this process: environment variables, torch's threads
+    and how they are set.
+    """
+    variables = dict(os.environ)
+    set_threads = torch.set_num_threads
+    threads = torch.get_num_threads()
     try:
         yield
     finally:
-        for name in set(os.environ) - set(before):
+        for name in set(os.environ) - set(variables):
             del os.environ[name]
-        os.environ.update(
-            {name: value for name, value in before.items() if os.environ.get(name) != value}
-        )
+        for name, value in variables.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)

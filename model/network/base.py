@@ -1,12 +1,13 @@
-"""The base: what stage 0 leaves behind, the `tiny` profile's stand-in for pretrained weights. Saved, shipped and loaded."""
+"""The base: what stage 0 leaves behind, in place of pretrained weights for the `tiny` profile."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from model.network.backbone import tiny_config
@@ -18,14 +19,25 @@ from model.network.weights_io import deduplicated_state, load_exactly, read_tens
 from schemas.errors import RefuseToStartError
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "tiny"
-"""The base that comes with the project; `base.json` beside it says what made it."""
+"""The base that comes with the project; `base.json` in it says what made it."""
 
-WEIGHTS, ABOUT = "base.safetensors", "base.json"
+WEIGHTS = "base.safetensors"
+"""Weights of all parts, in a base's folder."""
+
+ABOUT = "base.json"
+"""Sizes, and what made the base; written last, so that a folder with it is whole."""
+
+_OWN_KEYS = ("size", "limit", "width")
+"""Keys of `base.json` that rebuild the base; the others are `Base.about`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Tokenizer, contrastive towers, teacher head and backbone, and `about`: which data and numbers made them."""
+    """Tokenizer, contrastive towers, teacher head and backbone, as stage 0 trained them.
+
+    `limit` is the encoder's limit of a text, in tokens. `about` says which data and numbers made
+    the base: JSON that only people read.
+    """
 
     size: TinySize
     tokenizer: PreTrainedTokenizerBase
@@ -33,11 +45,11 @@ class Base:
     cross: CrossHead
     backbone: Qwen2_5_VLForConditionalGeneration
     limit: int
-    about: dict[str, Any]
+    about: Mapping[str, Any]
 
     @property
     def encoder(self) -> SmallEncoder:
-        """The encoder that feeds the codebook and ranks."""
+        """The encoder that feeds the codebook and ranks candidates."""
         return SmallEncoder(self.towers, self.tokenizer, self.size.image_px, self.limit)
 
     @property
@@ -46,21 +58,16 @@ class Base:
         return SmallTeacher(self.cross, self.encoder)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer, weights (matrices in half precision) and `about`, which comes last."""
+        """Write tokenizer, weights (matrices in half precision) and `base.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(str(folder))
-        tensors = {
-            f"{part}.{name}": value
-            for part, module in self._parts()
-            for name, value in deduplicated_state(module).items()
-        }
-        save_file(
-            {
-                name: value.half() if value.is_floating_point() and value.ndim > 1 else value
-                for name, value in tensors.items()
-            },
-            folder / WEIGHTS,
-        )
+        tensors: dict[str, Tensor] = {}
+        for part, module in self._modules():
+            for name, value in deduplicated_state(module).items():
+                # Vectors (norms, biases, running statistics) are few, so they keep full precision.
+                halved = value.is_floating_point() and value.ndim > 1
+                tensors[f"{part}.{name}"] = value.half() if halved else value
+        save_file(tensors, folder / WEIGHTS)
         about = {
             "size": asdict(self.size),
             "limit": self.limit,
@@ -71,39 +78,38 @@ class Base:
 
     @classmethod
     def load(cls, folder: Path) -> "Base":
-        """A saved base, in single precision. `RefuseToStartError` when files are missing or do not fit each other."""
+        """Read a saved base, in single precision.
+
+        `RefuseToStartError` when files are missing or do not fit each other.
+        """
         if not (folder / ABOUT).is_file():
             raise RefuseToStartError(
-                f"{folder} holds no base ({ABOUT} is missing); make one with: sigma base --out {folder}"
+                f"{folder} holds no base ({ABOUT} is missing); "
+                f"make one with: sigma base --out {folder}"
             )
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        size = TinySize(**{f.name: about["size"][f.name] for f in fields(TinySize)})
+        document = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        size = TinySize(**{field.name: document["size"][field.name] for field in fields(TinySize)})
+        width = int(document["width"])
         tokenizer = load_tokenizer(folder)
         base = cls(
             size=size,
             tokenizer=tokenizer,
-            towers=TwoTower(len(tokenizer), int(about["width"])),
-            cross=CrossHead(width=int(about["width"])),
+            towers=TwoTower(len(tokenizer), width),
+            cross=CrossHead(width=width),
             backbone=Qwen2_5_VLForConditionalGeneration(tiny_config(size, tokenizer)),
-            limit=int(about["limit"]),
-            about={
-                name: value
-                for name, value in about.items()
-                if name not in ("size", "limit", "width")
-            },
+            limit=int(document["limit"]),
+            about={name: value for name, value in document.items() if name not in _OWN_KEYS},
         )
         tensors = read_tensors(folder / WEIGHTS)
-        for part, module in base._parts():
-            load_exactly(
-                module,
-                {
-                    name.removeprefix(f"{part}."): value
-                    for name, value in tensors.items()
-                    if name.startswith(f"{part}.")
-                },
-                folder,
-            )
+        for part, module in base._modules():
+            prefix = f"{part}."
+            own: dict[str, Tensor] = {}
+            for name, value in tensors.items():
+                if name.startswith(prefix):
+                    own[name.removeprefix(prefix)] = value
+            load_exactly(module, own, folder)
         return base
 
-    def _parts(self) -> tuple[tuple[str, nn.Module], ...]:
-        return ("towers", self.towers), ("cross", self.cross), ("backbone", self.backbone)
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        """The parts with weights, under the names that prefix them in the file."""
+        return [("towers", self.towers), ("cross", self.cross), ("backbone", self.backbone)]

@@ -1,50 +1,57 @@
-"""The checkpoint: all that rebuilds one generation's model, and the checks that it belongs together."""
+"""The checkpoint: all that rebuilds one generation's model, and checks that it fits together.
 
-import copy
+In its folder: `checkpoint.json`, the codebook, `backbone/`, `tokenizer/`, `head.safetensors`, and
+for the `tiny` profile `encoder.safetensors` with `encoder-tokenizer/`.
+"""
+
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from model.identifiers.codebook import Codebook
-from model.network.backbone import ImagePreprocessor, pretrained_backbone
-from model.network.base import Base
 from model.network.encoder import Encoder, SmallEncoder, TwoTower
-from model.network.jina import JinaEncoder, JinaTeacher
+from model.network.inputs import ImagePreprocessor
+from model.network.jina import JinaEncoder
+from model.network.parts import default_device
 from model.network.profiles import PROFILES, Profile, TinySize, profile
-from model.network.sigma import SigmaModel, extend_vocabulary
-from model.network.teacher import Teacher
+from model.network.sigma import SigmaModel
 from model.network.tokenizer import load_tokenizer
 from model.network.weights_io import load_module, save_module
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
 from schemas.training_record import TrainingRecord
 
-ABOUT, FORMAT = "checkpoint.json", 1
-_WRITING, _WRITTEN = ".writing", ".written"
+ABOUT = "checkpoint.json"
+"""Describes the model and its training; put in place last, so a folder with it is whole."""
+
+FORMAT = 1
+"""Version of the folder's layout. A checkpoint of another version is refused."""
+
+_TOKENIZER = "tokenizer"
+_BACKBONE = "backbone"
+_HEAD = "head.safetensors"
+_TOWERS = "encoder.safetensors"
+_ENCODER_TOKENIZER = "encoder-tokenizer"
+
+_WRITING = ".writing"
+"""Folder of a save that is not complete: it is thrown away."""
+
+_WRITTEN = ".written"
+"""Folder of a complete save that is not in place yet: `recover_checkpoint` finishes it."""
 
 _MODEL_KEYS = ("format", "shape", "codebook", "encoder", "size")
 """Keys of `checkpoint.json` that describe the model; the others belong to the training record."""
 
 M = TypeVar("M", bound=nn.Module)
 
-# Loading prints a bar of its own to the terminal, between ours.
+# Loading would print a progress bar of its own to the terminal, between ours.
 transformers_logging.disable_progress_bar()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelParts:
-    """A model that is about to be trained, with the encoder and teacher it learns from."""
-
-    sigma: SigmaModel
-    encoder: Encoder
-    teacher: Teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,148 +64,162 @@ class Checkpoint:
     record: TrainingRecord = TrainingRecord()
 
 
-def device() -> torch.device:
-    """A GPU when there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """What `checkpoint.json` says.
 
+    `codebook` is a version. An encoder of this project has a `towers_width`, the paper's has a
+    `jina_source`, a hub name or folder.
+    """
 
-def parts_from_base(base: Base, chosen: Profile) -> ModelParts:
-    """A `tiny` model on a base, identifier tokens added. Takes the base's backbone over."""
-    encoder, teacher = base.encoder, base.teacher
-    # The encoder keeps the tokenizer without identifier tokens: a query that spells one must stay plain text to it.
-    tokenizer = copy.deepcopy(base.tokenizer)
-    extend_vocabulary(base.backbone, tokenizer, chosen)
-    sigma = SigmaModel(base.backbone, tokenizer, ImagePreprocessor.tiny(base.size), chosen)
-    return ModelParts(sigma.to(device()), encoder, teacher)
+    profile: str
+    shape: IdentifierShape
+    codebook: str
+    towers_width: int | None
+    jina_source: str | None
+    size: TinySize | None
+    record: TrainingRecord
 
+    def to_json(self) -> dict[str, Any]:
+        encoder: dict[str, object] = {"kind": "jina", "source": self.jina_source}
+        if self.towers_width is not None:
+            encoder = {"kind": "small", "width": self.towers_width}
+        return self.record.to_json() | {
+            "format": FORMAT,
+            "profile": self.profile,
+            "shape": asdict(self.shape),
+            "codebook": self.codebook,
+            "encoder": encoder,
+            "size": None if self.size is None else asdict(self.size),
+        }
 
-def pretrained_parts(chosen: Profile) -> ModelParts:
-    """A `qwen-*` model from pretrained weights, with the paper's encoder and teacher."""
-    if chosen.model is None or chosen.encoder is None or chosen.teacher is None:
-        raise RefuseToStartError(
-            f"profile {chosen.name} names no pretrained weights; use one of the qwen profiles"
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "_Description":
+        shape = document["shape"]
+        encoder = document["encoder"]
+        small = encoder["kind"] == "small"
+        size = document["size"]
+        record = {name: value for name, value in document.items() if name not in _MODEL_KEYS}
+        return cls(
+            profile=document["profile"],
+            shape=IdentifierShape(codes=tuple(shape["codes"]), suffixes=int(shape["suffixes"])),
+            codebook=document["codebook"],
+            towers_width=int(encoder["width"]) if small else None,
+            jina_source=None if small else encoder["source"],
+            size=None if size is None else TinySize(**size),
+            record=TrainingRecord.from_json(record),
         )
-    kind = torch.bfloat16 if device().type == "cuda" else torch.float32
-    tokenizer, backbone = load_tokenizer(chosen.model), pretrained_backbone(chosen.model, kind)
-    extend_vocabulary(backbone, tokenizer, chosen)
-    sigma = SigmaModel(backbone, tokenizer, ImagePreprocessor.pretrained(chosen.model), chosen)
-    return ModelParts(
-        sigma.to(device()),
-        JinaEncoder(chosen.encoder, width=chosen.embedding_width),
-        JinaTeacher(chosen.teacher),
-    )
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write everything beside what is there, then put it in place: a save that is cut short leaves the old checkpoint, and one
-    that is cut short while moving is finished by `recover_checkpoint`."""
+    """Write a checkpoint, whole or not at all.
+
+    A save that is cut short while writing leaves the old checkpoint; one that is cut short while
+    moving the new files into place is finished by `recover_checkpoint`.
+    """
     recover_checkpoint(folder)
-    aside = folder / _WRITING
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    _write(checkpoint, aside)
-    aside.replace(folder / _WRITTEN)
+    writing = folder / _WRITING
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    _write(checkpoint, writing)
+    writing.replace(folder / _WRITTEN)
     recover_checkpoint(folder)
 
 
 def recover_checkpoint(folder: Path) -> None:
-    """Finish a save whose process died after all was written. `checkpoint.json` moves last."""
+    """Finish a save whose process died after all was written; else do nothing."""
     written = folder / _WRITTEN
     if not written.is_dir():
         return
-    for part in sorted(written.iterdir(), key=lambda path: path.name == ABOUT):
-        place = folder / part.name
+    # `checkpoint.json` moves last: False sorts before True.
+    for path in sorted(written.iterdir(), key=lambda path: path.name == ABOUT):
+        place = folder / path.name
         if place.is_dir():
             shutil.rmtree(place)
-        part.replace(place)
+        path.replace(place)
     written.rmdir()
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:
     sigma = checkpoint.sigma
+    encoder = checkpoint.encoder
     checkpoint.codebook.save(folder)
-    sigma.tokenizer.save_pretrained(str(folder / "tokenizer"))
-    sigma.backbone.save_pretrained(str(folder / "backbone"))
-    save_module(sigma.head, folder / "head.safetensors")
-    small = isinstance(checkpoint.encoder, SmallEncoder)
-    if isinstance(checkpoint.encoder, SmallEncoder):
-        save_module(checkpoint.encoder.towers, folder / "encoder.safetensors")
-        checkpoint.encoder.tokenizer.save_pretrained(str(folder / "encoder-tokenizer"))
-    chosen = sigma.profile
-    about = checkpoint.record.to_json() | {
-        "format": FORMAT,
-        "profile": chosen.name,
-        "shape": asdict(chosen.shape),
-        "codebook": checkpoint.codebook.version,
-        "encoder": {"kind": "small", "width": checkpoint.encoder.width}
-        if small
-        else {"kind": "jina", "source": chosen.encoder},
-        "size": None if chosen.tiny is None else asdict(chosen.tiny),
-    }
-    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    sigma.tokenizer.save_pretrained(str(folder / _TOKENIZER))
+    sigma.backbone.save_pretrained(str(folder / _BACKBONE))
+    save_module(sigma.head, folder / _HEAD)
+    if isinstance(encoder, SmallEncoder):
+        save_module(encoder.towers, folder / _TOWERS)
+        encoder.tokenizer.save_pretrained(str(folder / _ENCODER_TOKENIZER))
+    description = _Description(
+        profile=sigma.profile.name,
+        shape=sigma.profile.shape,
+        codebook=checkpoint.codebook.version,
+        towers_width=encoder.width if isinstance(encoder, SmallEncoder) else None,
+        jina_source=sigma.profile.encoder,
+        size=sigma.profile.tiny,
+        record=checkpoint.record,
+    )
+    text = json.dumps(description.to_json(), indent=2) + "\n"
+    (folder / ABOUT).write_text(text, encoding="utf-8")
 
 
 def load_record(folder: Path) -> TrainingRecord:
-    """How the model of a checkpoint was trained; refuses what `describe_checkpoint` refuses."""
-    return _record_of(describe_checkpoint(folder))
+    """How the model of a checkpoint was trained.
+
+    `RefuseToStartError` when `checkpoint.json` is missing, damaged or of another format.
+    """
+    return _read_description(folder).record
 
 
-def _record_of(about: dict[str, Any]) -> TrainingRecord:
-    return TrainingRecord.from_json(
-        {name: value for name, value in about.items() if name not in _MODEL_KEYS}
+def load_checkpoint(folder: Path, codebook: str | None = None) -> Checkpoint:
+    """Read a checkpoint.
+
+    `RefuseToStartError` when files are missing, damaged or of another format, or when its codebook
+    is another than its own or than the version `codebook`.
+    """
+    description = _read_description(folder)
+    book = Codebook.load(folder)
+    for expected in (description.codebook, codebook):
+        if expected is not None and expected != book.version:
+            raise RefuseToStartError(
+                f"the codebook of checkpoint {folder} must be {expected}, got {book.version}; "
+                "restore the folder or retrain"
+            )
+    own_profile = replace(
+        profile(description.profile), shape=description.shape, tiny=description.size
+    )
+    tokenizer = load_tokenizer(folder / _TOKENIZER)
+    backbone = _load_backbone(folder / _BACKBONE)
+    sigma = SigmaModel(backbone, tokenizer, _preprocessor_of(own_profile), own_profile)
+    load_module(sigma.head, folder / _HEAD)
+    encoder = _load_encoder(folder, description, own_profile)
+    if encoder.width != book.width:
+        raise RefuseToStartError(
+            f"the encoder of checkpoint {folder} must be {book.width} wide as its codebook is, "
+            f"got {encoder.width}; restore the folder or retrain"
+        )
+    return Checkpoint(
+        sigma=_ready(sigma), codebook=book, encoder=encoder, record=description.record
     )
 
 
-def describe_checkpoint(folder: Path) -> dict[str, Any]:
-    """What `checkpoint.json` says; `RefuseToStartError` when there is none or of another format."""
+def _read_description(folder: Path) -> _Description:
     try:
-        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        document = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RefuseToStartError(
             f"{folder} holds no readable checkpoint ({error}); restore it or train again"
         ) from error
-    if about.get("format") != FORMAT or about.get("profile") not in PROFILES:
-        found = f"format {about.get('format')}, profile {about.get('profile')}"
+    if document.get("format") != FORMAT or document.get("profile") not in PROFILES:
         raise RefuseToStartError(
-            f"checkpoint {folder} has {found}; this version reads format {FORMAT} of {', '.join(PROFILES)}"
+            f"checkpoint {folder} must have format {FORMAT} and one of the profiles "
+            f"{', '.join(PROFILES)}, got format {document.get('format')} "
+            f"and profile {document.get('profile')}; train again with this version"
         )
-    return about
+    return _Description.from_json(document)
 
 
-def load_checkpoint(folder: Path, codebook: str | None = None) -> Checkpoint:
-    """Read a checkpoint; refuses one beside another codebook than its own, or than `codebook` (a version) when given."""
-    about = describe_checkpoint(folder)
-    book = Codebook.load(folder)
-    for wanted in (about["codebook"], codebook):
-        if wanted is not None and wanted != book.version:
-            raise RefuseToStartError(
-                f"checkpoint {folder} holds codebook {book.version}, {wanted} is expected; restore the folder or retrain"
-            )
-    shape = IdentifierShape(
-        codes=tuple(about["shape"]["codes"]), suffixes=int(about["shape"]["suffixes"])
-    )
-    size = None if about["size"] is None else TinySize(**about["size"])
-    chosen = replace(profile(about["profile"]), shape=shape, tiny=size)
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    backbone = _backbone(folder / "backbone")
-    inputs = (
-        ImagePreprocessor.pretrained(str(chosen.model))
-        if size is None
-        else ImagePreprocessor.tiny(size)
-    )
-    sigma = SigmaModel(backbone, tokenizer, inputs, chosen)
-    load_module(sigma.head, folder / "head.safetensors")
-    encoder = _encoder(folder, about, chosen)
-    if encoder.width != book.width:
-        raise RefuseToStartError(
-            f"checkpoint {folder}: encoder is {encoder.width} wide, codebook {book.width}; restore the folder or retrain"
-        )
-    return Checkpoint(
-        sigma=_placed(sigma), codebook=book, encoder=encoder, record=_record_of(about)
-    )
-
-
-def _backbone(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+def _load_backbone(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
     try:
         return Qwen2_5_VLForConditionalGeneration.from_pretrained(str(folder))
     except Exception as error:  # damaged weights raise safetensors' and json's own types
@@ -207,18 +228,26 @@ def _backbone(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
         ) from error
 
 
-def _encoder(folder: Path, about: dict[str, Any], chosen: Profile) -> Encoder:
-    if about["encoder"]["kind"] == "jina":
-        return JinaEncoder(about["encoder"]["source"], width=chosen.embedding_width)
-    if chosen.tiny is None:
+def _preprocessor_of(profile: Profile) -> ImagePreprocessor:
+    if profile.tiny is None:
+        return ImagePreprocessor.pretrained(str(profile.model))
+    return ImagePreprocessor.tiny(profile.tiny)
+
+
+def _load_encoder(folder: Path, description: _Description, profile: Profile) -> Encoder:
+    if description.jina_source is not None:
+        return JinaEncoder(description.jina_source, width=profile.embedding_width)
+    if description.towers_width is None or profile.tiny is None:
         raise RefuseToStartError(
             f"checkpoint {folder} has a small encoder but no size; restore the folder or retrain"
         )
-    tokenizer = load_tokenizer(folder / "encoder-tokenizer")
-    towers = TwoTower(len(tokenizer), int(about["encoder"]["width"]))
-    load_module(towers, folder / "encoder.safetensors")
-    return SmallEncoder(_placed(towers), tokenizer, chosen.tiny.image_px, chosen.max_text_tokens)
+    tokenizer = load_tokenizer(folder / _ENCODER_TOKENIZER)
+    towers = TwoTower(len(tokenizer), description.towers_width)
+    load_module(towers, folder / _TOWERS)
+    side_px = profile.tiny.image_px
+    return SmallEncoder(_ready(towers), tokenizer, side_px, profile.max_text_tokens)
 
 
-def _placed(module: M) -> M:
-    return module.to(device()).eval()
+def _ready(module: M) -> M:
+    """The module on its device, in evaluation mode."""
+    return module.to(default_device()).eval()

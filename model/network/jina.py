@@ -1,6 +1,7 @@
-"""The paper's encoder and teacher: jina-embeddings-v4 and jina-reranker-m0, from a hub name or a folder.
+"""The paper's encoder and teacher: jina-embeddings-v4 and jina-reranker-m0 (appendix E).
 
-Both come with their own modelling code, which `transformers` runs only when told to: name models that you trust.
+Each is read from a hub name or a folder, and comes with modelling code of its own, which
+`transformers` executes. Name only models that you trust.
 """
 
 from collections.abc import Sequence
@@ -16,74 +17,84 @@ from model.network.resize import Pixels
 from schemas.records import FloatArray
 
 BATCH = 16
+"""Images, texts or pairs at once: what fits beside a 7B model in the memory of one GPU."""
+
+WIDTH = 2048
+"""Width of jina-embeddings-v4; shorter prefixes of its vectors are embeddings too."""
+
+SCALE = 50.0
+"""What turns a cosine into a logit: the inverse of a temperature of 0.02."""
+
+_SMALLEST_NORM = 1e-12
+"""A vector of zeros stays one instead of becoming NaN."""
 
 
 class JinaEncoder:
-    """`Encoder` of the `qwen-*` profiles: 2048 wide, text and images in one space (paper, section 4.1)."""
+    """The `Encoder` of the `qwen-*` profiles: text and images in one space."""
 
-    def __init__(self, source: str | Path, *, width: int = 2048, scale: float = 50.0) -> None:
+    def __init__(self, source: str | Path, *, width: int = WIDTH, scale: float = SCALE) -> None:
+        """Load the model; `width` cuts its vectors."""
         self.width = width
         self.scale = scale
         self.model: Any = _load(source)
 
     def embed_images(self, images: Pixels) -> FloatArray:
         """(N, D) float32 unit vectors of N images."""
-        pictures = [Image.fromarray(image) for image in images]
-        parts = [
-            self.model.encode_image(images=pictures[start : start + BATCH], task="retrieval")
-            for start in range(0, len(pictures), BATCH)
-        ]
-        return _unit(parts, self.width)
+        vectors: list[FloatArray] = []
+        for start in range(0, len(images), BATCH):
+            pictures = [Image.fromarray(image) for image in images[start : start + BATCH]]
+            vectors += _arrays(self.model.encode_image(images=pictures, task="retrieval"))
+        return _unit_rows(vectors, self.width)
 
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
         """(B, D) float32 unit vectors of B texts."""
-        parts = [
-            self.model.encode_text(
-                texts=list(texts[start : start + BATCH]), task="retrieval", prompt_name="query"
+        vectors: list[FloatArray] = []
+        for start in range(0, len(texts), BATCH):
+            batch = list(texts[start : start + BATCH])
+            vectors += _arrays(
+                self.model.encode_text(texts=batch, task="retrieval", prompt_name="query")
             )
-            for start in range(0, len(texts), BATCH)
-        ]
-        return _unit(parts, self.width)
+        return _unit_rows(vectors, self.width)
 
 
 class JinaTeacher:
-    """`Teacher` of the `qwen-*` profiles: scores (image, caption) pairs jointly (paper, equation 7)."""
+    """The `Teacher` of the `qwen-*` profiles: scores (image, caption) pairs jointly."""
 
     def __init__(self, source: str | Path) -> None:
         self.model: Any = _load(source)
 
     def score(self, images: Pixels, captions: Sequence[str]) -> FloatArray:
         """(P,) float32 in 0..1: similarity of image p and caption p."""
-        pairs = [
-            [Image.fromarray(image), caption]
-            for image, caption in zip(images, captions, strict=True)
-        ]
-        parts = [
-            np.atleast_1d(
-                np.asarray(
-                    self.model.compute_score(
-                        pairs[start : start + BATCH], query_type="image", doc_type="text"
-                    )
-                )
+        pairs: list[list[object]] = []
+        for image, caption in zip(images, captions, strict=True):
+            pairs.append([Image.fromarray(image), caption])
+        scores = [np.zeros(0, dtype=np.float32)]
+        for start in range(0, len(pairs), BATCH):
+            scored = self.model.compute_score(
+                pairs[start : start + BATCH], query_type="image", doc_type="text"
             )
-            for start in range(0, len(pairs), BATCH)
-        ]
-        return np.concatenate(parts).astype(np.float32) if parts else np.zeros(0, dtype=np.float32)
+            # The score of a single pair comes as a plain number.
+            scores.append(np.atleast_1d(np.asarray(scored)).astype(np.float32))
+        return np.concatenate(scores)
 
 
 def _load(source: str | Path) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.bfloat16 if device == "cuda" else torch.float32
-    model: Any = AutoModel.from_pretrained(str(source), trust_remote_code=True, dtype=kind)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model: Any = AutoModel.from_pretrained(str(source), trust_remote_code=True, dtype=dtype)
     return model.to(device).eval()
 
 
-def _unit(parts: Sequence[Sequence[torch.Tensor]], width: int) -> FloatArray:
-    rows = [
-        np.asarray(torch.as_tensor(row).float().cpu())[:width] for part in parts for row in part
-    ]
-    if not rows:
+def _arrays(vectors: Sequence[object]) -> list[FloatArray]:
+    """Vectors as the model gives them, tensors or arrays of any type, as float32 arrays."""
+    return [torch.as_tensor(vector).float().cpu().numpy() for vector in vectors]
+
+
+def _unit_rows(vectors: Sequence[FloatArray], width: int) -> FloatArray:
+    """(N, width) float32: the vectors cut at `width`, then scaled to unit length."""
+    if not vectors:
         return np.zeros((0, width), dtype=np.float32)
-    stacked = np.stack(rows).astype(np.float32)
-    unit: FloatArray = stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12)
+    rows = np.stack([vector[:width] for vector in vectors])
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: FloatArray = rows / np.maximum(norms, _SMALLEST_NORM)
     return unit

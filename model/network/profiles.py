@@ -1,4 +1,7 @@
-"""Profiles: named sizes of everything. `tiny` trains on a CPU in minutes, `qwen-3b` and `qwen-7b` are the paper's setting."""
+"""Profiles: named sizes of everything.
+
+`tiny` trains on a CPU in minutes; `qwen-3b` and `qwen-7b` are the paper's setting.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,30 +14,39 @@ StageName = Literal["memorize", "comprehend", "align"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The numbers of one training stage (paper, appendix E). `replay` is the number of stage-one samples mixed in, as a
-    share of the training images; `caption_replay` the same of stage-two samples. The paper replays stage one in
-    comprehension only.
-
-    `soft_label_weight` is λ_ssp of equation 12. `warmup` is a share of the steps, `weight_decay`, `betas` and `clip`
-    are AdamW's and the gradient norm's.
-    """
+    """The numbers of one training stage (paper, appendix E)."""
 
     name: StageName
     epochs: float
     learning_rate: float
     batch: int
+    """Sequences, of all processes together."""
     replay: float = 0.0
+    """Sequences of memorisation mixed in, as a multiple of the training images. The paper replays
+    them in comprehension only (section 3.2.2)."""
     caption_replay: float = 0.0
+    """Sequences of comprehension mixed in, as a multiple of the training images."""
     soft_label_weight: float = 0.0
+    """λ_ssp of equation 12."""
     warmup: float = 0.06
+    """Share of the steps."""
     weight_decay: float = 0.05
     beta2: float = 0.98
+    """AdamW's second decay rate."""
     clip: float = 1.0
+    """Bound of the gradient's norm."""
+
+
+Stages = tuple[Stage, Stage, Stage]
+"""Memorisation, comprehension, alignment."""
 
 
 @dataclass(frozen=True, slots=True)
 class TinySize:
-    """Widths of the small configuration of the real Qwen2.5-VL class, made here because no weights can be fetched."""
+    """Widths of the small configuration of the real Qwen2.5-VL class.
+
+    Names follow its configuration; `*_px` are pixels, `vocabulary` is without identifier tokens.
+    """
 
     hidden: int = 160
     layers: int = 3
@@ -52,24 +64,28 @@ class TinySize:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One named size: model source, encoder, teacher, identifier shape and the three stages, from the base and for a refresh.
-
-    `replay` is how many images that the parent was trained on a refresh mixes in, as a multiple of the new ones.
-    """
+    """One named size: where the weights come from, the identifiers' shape, and the stages."""
 
     name: str
     shape: IdentifierShape
-    stages: tuple[Stage, Stage, Stage]
-    refresh: tuple[Stage, Stage, Stage]
+    stages: Stages
+    """Of a training from the base."""
+    refresh: Stages
+    """Of a training from the weights of another generation."""
     embedding_width: int
     model: str | None
+    """Hub name or folder of the pretrained backbone; None where a base takes its place. The same
+    for encoder and teacher."""
     encoder: str | None
     teacher: str | None
     tiny: TinySize | None = None
     max_text_tokens: int = 128
+    """Longer captions and queries are cut."""
     replay: float = 0.5
+    """Images that the parent was trained on, which a refresh mixes in, as a multiple of the new."""
     views: int = 0
-    """Shifted views of each training image whose visual tokens are computed once, the vision tower frozen; 0 trains it."""
+    """Shifted views of each training image whose visual tokens are computed once, with the vision
+    tower frozen; 0 trains the vision tower."""
 
     def stage(self, name: StageName) -> Stage:
         """The stage of that name."""
@@ -84,15 +100,15 @@ class Profile:
         return replace(self, refresh=_replaced(self.refresh, stages))
 
 
-def _replaced(
-    stages: tuple[Stage, Stage, Stage], others: tuple[Stage, ...]
-) -> tuple[Stage, Stage, Stage]:
+def _replaced(stages: Stages, others: tuple[Stage, ...]) -> Stages:
+    """The stages, each replaced by the one of its name among the others."""
     by_name = {stage.name: stage for stage in others}
     first, second, third = (by_name.get(stage.name, stage) for stage in stages)
     return first, second, third
 
 
 def _qwen(name: str, model: str) -> Profile:
+    """The paper's setting (appendix E); it has no refresh, so ours trains less, at lower rates."""
     return Profile(
         name=name,
         shape=IdentifierShape(codes=(64, 32, 16, 32), suffixes=256),
@@ -113,54 +129,58 @@ def _qwen(name: str, model: str) -> Profile:
     )
 
 
-PROFILES: dict[str, Profile] = {
-    "tiny": Profile(
-        name="tiny",
-        shape=IdentifierShape(codes=(16, 8, 8, 4), suffixes=64),
-        stages=(
-            # Memorisation sees each image once in each view. Replay in the alignment too: without it the model forgets how to
-            # look at images, and unseen ones are found half as often (docs/experiments/); and it forgets how to describe.
-            Stage("memorize", epochs=1, learning_rate=1e-3, batch=64),
-            Stage("comprehend", epochs=0.5, learning_rate=1e-3, batch=64, replay=0.25),
-            Stage(
-                "align",
-                epochs=4,
-                learning_rate=1e-3,
-                batch=64,
-                replay=1.0,
-                caption_replay=0.5,
-                soft_label_weight=0.1,
-            ),
+_TINY = Profile(
+    name="tiny",
+    shape=IdentifierShape(codes=(16, 8, 8, 4), suffixes=64),
+    stages=(
+        # Memorisation sees each image once in each view.
+        Stage("memorize", epochs=1, learning_rate=1e-3, batch=64),
+        Stage("comprehend", epochs=0.5, learning_rate=1e-3, batch=64, replay=0.25),
+        # Replay in the alignment too: without it the model forgets how to look at images, and
+        # unseen ones are found half as often (docs/experiments/); and it forgets how to describe.
+        Stage(
+            "align",
+            epochs=4,
+            learning_rate=1e-3,
+            batch=64,
+            replay=1.0,
+            caption_replay=0.5,
+            soft_label_weight=0.1,
         ),
-        # One view of each image is enough to remember an identifier that the model gave itself (docs/longrun.md).
-        refresh=(
-            Stage("memorize", epochs=0.34, learning_rate=1e-3, batch=64),
-            Stage("comprehend", epochs=0.25, learning_rate=1e-3, batch=64, replay=0.25),
-            Stage(
-                "align",
-                epochs=1,
-                learning_rate=1e-3,
-                batch=64,
-                replay=0.5,
-                caption_replay=0.25,
-                soft_label_weight=0.1,
-            ),
-        ),
-        embedding_width=128,
-        model=None,
-        encoder=None,
-        teacher=None,
-        tiny=TinySize(),
-        max_text_tokens=96,
-        views=3,
     ),
+    refresh=(
+        # One view of each image is enough to remember an identifier that the model gave itself
+        # (docs/longrun.md): a third of an epoch over three views.
+        Stage("memorize", epochs=0.34, learning_rate=1e-3, batch=64),
+        Stage("comprehend", epochs=0.25, learning_rate=1e-3, batch=64, replay=0.25),
+        Stage(
+            "align",
+            epochs=1,
+            learning_rate=1e-3,
+            batch=64,
+            replay=0.5,
+            caption_replay=0.25,
+            soft_label_weight=0.1,
+        ),
+    ),
+    embedding_width=128,
+    model=None,
+    encoder=None,
+    teacher=None,
+    tiny=TinySize(),
+    max_text_tokens=96,
+    views=3,
+)
+
+PROFILES: dict[str, Profile] = {
+    "tiny": _TINY,
     "qwen-3b": _qwen("qwen-3b", "Qwen/Qwen2.5-VL-3B-Instruct"),
     "qwen-7b": _qwen("qwen-7b", "Qwen/Qwen2.5-VL-7B-Instruct"),
 }
 
 
 def profile(name: str) -> Profile:
-    """The profile of that name; `UsageError` lists the allowed ones."""
+    """The profile of that name; `UsageError` when there is none."""
     if name not in PROFILES:
-        raise UsageError(f"unknown profile {name!r}; allowed are {', '.join(PROFILES)}")
+        raise UsageError(f"profile must be one of {', '.join(PROFILES)}, got {name!r}")
     return PROFILES[name]

@@ -1,4 +1,7 @@
-"""Prompts of the paper as token rows (section 3.2): image → identifier, identifier → caption, caption → identifier."""
+"""Prompts and training examples as token rows (paper, section 3.2).
+
+Image → identifier, identifier → caption, caption → identifier, and image → caption for stage 0.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,57 +19,55 @@ from model.network.tokenizer import (
 )
 
 MEMORIZE = "Generate the identifier for this image."
+"""Behind an image (section 3.2.1)."""
+
 COMPREHEND = "Describe the image represented by the identifier"
+"""Before an identifier (section 3.2.2)."""
+
 DESCRIBE = "Describe the image."
+"""Behind an image, in stage 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingExample:
-    """One training sequence: `tokens`, how many of them are `prompt` (no loss), and what belongs to it.
+    """One training sequence: `tokens`, the first `prompt_length` of which carry no loss.
 
-    `image` is a row of the training images or None; `identifier` are the positions of identifier tokens whose hidden
-    states feed the soft-label head; `soft_label` is the teacher's score of equation 7 or None.
+    `image` is the row of a training image. `identifier_span`: begin and end of the identifier
+    tokens, whose hidden states feed the soft-label head (equation 8). `soft_label` is the teacher's
+    score of equation 7, in 0..1. Each is None where the example has no such part.
     """
 
     tokens: tuple[int, ...]
-    prompt: int
+    prompt_length: int
     image: int | None = None
-    identifier: tuple[int, int] | None = None
+    identifier_span: tuple[int, int] | None = None
     soft_label: float | None = None
 
 
 class PromptBuilder:
-    """Builds token rows with one tokenizer; caption texts are cut at `limit` tokens."""
+    """Builds token rows with one tokenizer; texts are cut at `limit` tokens."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, levels: Sequence[Sequence[int]], limit: int
     ) -> None:
+        """`levels`: token ids of the five identifier levels in code order."""
         self.levels = levels
         self.limit = limit
+        self.image = token_id(tokenizer, IMAGE)
+        self.end = token_id(tokenizer, END)
+        self.identifier_mark = token_id(tokenizer, IDENTIFIER)
+        self.caption_mark = token_id(tokenizer, CAPTION)
         self._tokenizer = tokenizer
-        special = {
-            name: token_id(tokenizer, name)
-            for name in (IMAGE, VISION_START, VISION_END, IDENTIFIER, CAPTION, END)
-        }
-        self.image, self.end, self.identifier_mark, self.caption_mark = (
-            special[IMAGE],
-            special[END],
-            special[IDENTIFIER],
-            special[CAPTION],
-        )
-        self._vision = special[VISION_START], special[VISION_END]
+        self._vision_start = token_id(tokenizer, VISION_START)
+        self._vision_end = token_id(tokenizer, VISION_END)
         self._memorize = self.text(MEMORIZE)
         self._comprehend = self.text(COMPREHEND)
         self._describe = self.text(DESCRIBE)
 
     def text(self, text: str) -> list[int]:
-        """Plain text as at most `limit` tokens; what looks like a special token in it stays text."""
-        return [
-            int(i)
-            for i in self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-                "input_ids"
-            ][: self.limit]
-        ]
+        """At most `limit` tokens of plain text; what looks like a special token stays text."""
+        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return [int(token) for token in encoded["input_ids"][: self.limit]]
 
     def identifier(self, codes: Sequence[int]) -> list[int]:
         """Tokens of the first `len(codes)` levels of an identifier."""
@@ -74,7 +75,7 @@ class PromptBuilder:
 
     def image_prompt(self, image_tokens: int) -> list[int]:
         """`<image> Generate the identifier for this image.`, ready for id1."""
-        return [*self._picture(image_tokens), *self._memorize, self.identifier_mark]
+        return [*self._image(image_tokens), *self._memorize, self.identifier_mark]
 
     def query_prompt(self, text: str) -> list[int]:
         """A text query, ready for id1."""
@@ -85,36 +86,36 @@ class PromptBuilder:
         return [*self._comprehend, *self.identifier(codes), self.caption_mark]
 
     def memorize(self, image: int, image_tokens: int, codes: Sequence[int]) -> TrainingExample:
-        """Image → identifier (equation 4)."""
+        """Image → identifier (equation 4). `image` is a row, `image_tokens` its visual tokens."""
         prompt = self.image_prompt(image_tokens)
-        return TrainingExample(
-            tokens=(*prompt, *self.identifier(codes)), prompt=len(prompt), image=image
-        )
+        tokens = (*prompt, *self.identifier(codes))
+        return TrainingExample(tokens, prompt_length=len(prompt), image=image)
 
     def comprehend(self, codes: Sequence[int], caption: str) -> TrainingExample:
         """Identifier → caption (equation 6)."""
         prompt = self.explain_prompt(codes)
-        return TrainingExample(tokens=(*prompt, *self.text(caption), self.end), prompt=len(prompt))
+        tokens = (*prompt, *self.text(caption), self.end)
+        return TrainingExample(tokens, prompt_length=len(prompt))
 
     def align(
         self, caption: str, codes: Sequence[int], soft_label: float | None
     ) -> TrainingExample:
-        """Caption → identifier, with the teacher's score for the soft-label head (equations 10 and 11)."""
+        """Caption → identifier, with the teacher's score of the pair (equations 10 and 11)."""
         prompt = self.query_prompt(caption)
         tokens = (*prompt, *self.identifier(codes))
         return TrainingExample(
-            tokens=tokens,
-            prompt=len(prompt),
-            identifier=(len(prompt), len(tokens)),
+            tokens,
+            prompt_length=len(prompt),
+            identifier_span=(len(prompt), len(tokens)),
             soft_label=soft_label,
         )
 
     def describe(self, image: int, image_tokens: int, caption: str) -> TrainingExample:
         """Image → caption: what a pretrained vision-language model can do already (stage 0)."""
-        prompt = [*self._picture(image_tokens), *self._describe, self.caption_mark]
-        return TrainingExample(
-            tokens=(*prompt, *self.text(caption), self.end), prompt=len(prompt), image=image
-        )
+        prompt = [*self._image(image_tokens), *self._describe, self.caption_mark]
+        tokens = (*prompt, *self.text(caption), self.end)
+        return TrainingExample(tokens, prompt_length=len(prompt), image=image)
 
-    def _picture(self, image_tokens: int) -> list[int]:
-        return [self._vision[0], *[self.image] * image_tokens, self._vision[1]]
+    def _image(self, image_tokens: int) -> list[int]:
+        """Placeholders that visual tokens replace, between the marks of Qwen2.5-VL."""
+        return [self._vision_start, *[self.image] * image_tokens, self._vision_end]

@@ -1,4 +1,8 @@
-"""The SIGMA model: the Qwen2.5-VL backbone, its identifier tokens, and the soft-label head (paper, section 3.2)."""
+"""The SIGMA model: the Qwen2.5-VL backbone, its identifier tokens, and the soft-label head (paper,
+section 3.2).
+
+Letters in shapes: B token rows padded to T tokens, N images, H hidden width.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +13,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from model.network.backbone import ImagePatches, ImagePreprocessor, pad_rows, rope_positions, widths
+from model.network.backbone import backbone_info
+from model.network.inputs import (
+    EmbeddedRows,
+    ImagePatches,
+    ImagePreprocessor,
+    VisualTokens,
+    embed_rows,
+    encode_images,
+)
 from model.network.profiles import Profile
 from model.network.prompts import PromptBuilder, TrainingExample
 from model.network.tokenizer import add_identifier_tokens, level_token_ids
 
+NEW_TOKEN_SPREAD = 0.5
+"""Standard deviation of a new token's embedding around the mean of the known ones, as a share of
+their own.
+"""
+
 
 class SoftLabelHead(nn.Module):
-    """Three-layer perceptron and sigmoid on the mean hidden state of the identifier tokens (equations 8 and 9)."""
+    """Three-layer perceptron and sigmoid on the mean hidden state of the identifier tokens
+    (equations 8 and 9).
+    """
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -35,9 +54,11 @@ class SoftLabelHead(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """`generation` is equation 4, 6 or 10 (mean over tokens), `similarity` equation 11 (zero without soft labels).
+    """Losses of one batch, scalars.
 
-    `counts` (2,) float32: over how many tokens and over how many soft labels the two are means.
+    `generation` is equation 4, 6 or 10, as a mean over tokens; `similarity` is equation 11, zero
+    without soft labels. `counts` (2,) float32: how many tokens and how many soft labels these are
+    means over.
     """
 
     generation: Tensor
@@ -46,24 +67,26 @@ class Losses:
 
 
 class SigmaModel(nn.Module):
-    """Backbone and head with what they need to turn images and texts into prompts."""
+    """Backbone and soft-label head, with what turns images and texts into prompts."""
 
     def __init__(
         self,
         backbone: Qwen2_5_VLForConditionalGeneration,
         tokenizer: PreTrainedTokenizerBase,
-        inputs: ImagePreprocessor,
+        preprocessor: ImagePreprocessor,
         profile: Profile,
     ) -> None:
+        """`tokenizer` must have the identifier tokens of the profile's shape."""
         super().__init__()
+        info = backbone_info(backbone)
         self.backbone = backbone
-        self.head = SoftLabelHead(widths(backbone).hidden)
+        self.head = SoftLabelHead(info.hidden)
         self.tokenizer = tokenizer
-        self.inputs = inputs
+        self.preprocessor = preprocessor
         self.profile = profile
         self.levels = level_token_ids(tokenizer, profile.shape)
         self.prompts = PromptBuilder(tokenizer, self.levels, profile.max_text_tokens)
-        self.merge = widths(backbone).merge
+        self.merge = info.merge
         self.pad = int(tokenizer.pad_token_id)
 
     @property
@@ -71,81 +94,70 @@ class SigmaModel(nn.Module):
         """Where the weights are."""
         return self.backbone.device
 
-    def see(self, given: ImagePatches) -> Tensor:
-        """Visual tokens of a batch of images, (sum of image tokens, H)."""
-        given = given.to(self.device)
-        seen: Tensor = self.backbone.model.visual(given.patches, grid_thw=given.grid).pooler_output
-        return seen
+    def encode_images(self, patches: ImagePatches) -> VisualTokens:
+        """Run the vision tower on a batch of images."""
+        return encode_images(self.backbone, patches)
 
-    def embed(
-        self, rows: Sequence[Sequence[int]], seen: Tensor | None, grid: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Token rows with visual tokens filled in: tokens (B, T), mask (B, T), embeddings (B, T, H), positions (3, B, T)."""
-        tokens, mask = (part.to(self.device) for part in pad_rows(rows, self.pad))
-        grid = None if grid is None else grid.to(self.device)
-        embeds = self.backbone.get_input_embeddings()(tokens)
-        if seen is not None:
-            embeds = embeds.masked_scatter(
-                (tokens == self.prompts.image).unsqueeze(-1), seen.to(embeds.dtype)
-            )
-        return (
-            tokens,
-            mask,
-            embeds,
-            rope_positions(tokens, mask, grid, self.prompts.image, self.merge),
-        )
+    def embed(self, rows: Sequence[Sequence[int]], visual: VisualTokens | None) -> EmbeddedRows:
+        """Embed B token rows; visual tokens, in row order, replace the embeddings of the image
+        tokens.
+        """
+        return embed_rows(self.backbone, rows, visual, image_token=self.prompts.image, pad=self.pad)
 
     def forward(
-        self,
-        examples: Sequence[TrainingExample],
-        given: ImagePatches | None,
-        seen: Tensor | None,
-        grid: Tensor | None,
+        self, examples: Sequence[TrainingExample], images: ImagePatches | VisualTokens | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The fields of `losses`; `given` are pictures that the vision tower is yet to look at.
+        """The fields of `losses`, for images that the vision tower has seen or has yet to see.
 
-        Training has to come through here: what synchronises gradients between processes wraps this call.
+        Training must call the model through here: what synchronises gradients between processes
+        wraps this method.
         """
-        if given is not None:
-            seen, grid = self.see(given), given.grid
-        found = self.losses(examples, seen, grid)
-        return found.generation, found.similarity, found.counts
+        visual = self.encode_images(images) if isinstance(images, ImagePatches) else images
+        losses = self.losses(examples, visual)
+        return losses.generation, losses.similarity, losses.counts
 
-    def losses(
-        self, examples: Sequence[TrainingExample], seen: Tensor | None, grid: Tensor | None
-    ) -> Losses:
-        """Losses of a batch. `seen` holds the visual tokens of the examples with an image, in order, `grid` their grids."""
-        tokens, mask, embeds, positions = self.embed([e.tokens for e in examples], seen, grid)
+    def losses(self, examples: Sequence[TrainingExample], visual: VisualTokens | None) -> Losses:
+        """Losses of a batch. `visual` holds the images of the examples with one, in order."""
+        inputs = self.embed([example.tokens for example in examples], visual)
         hidden = self.backbone.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask.long(),
-            position_ids=positions,
+            inputs_embeds=inputs.embeddings,
+            attention_mask=inputs.mask.long(),
+            position_ids=inputs.positions,
             use_cache=False,
         ).last_hidden_state
-        starts = torch.tensor([e.prompt for e in examples], device=tokens.device).unsqueeze(1)
-        wanted = (
-            mask & (torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0) >= starts)
-        )[:, 1:]
-        logits = self.backbone.lm_head(hidden[:, :-1][wanted])
-        generation = F.cross_entropy(logits.float(), tokens[:, 1:][wanted])
-        labelled = [
-            (row, e.identifier, e.soft_label)
-            for row, e in enumerate(examples)
-            if e.identifier and e.soft_label is not None
-        ]
-        similarity = self._similarity(labelled, hidden) if labelled else hidden.new_zeros(())
-        counts = torch.tensor(
-            [wanted.sum(), len(labelled)], dtype=torch.float32, device=hidden.device
-        )
+        predicted = continuation_mask(inputs.tokens, inputs.mask, examples)
+        logits = self.backbone.lm_head(hidden[:, :-1][predicted])
+        generation = F.cross_entropy(logits.float(), inputs.tokens[:, 1:][predicted])
+        similarity, labels = self._similarity_loss(examples, hidden)
+        counts = torch.tensor([predicted.sum(), labels], dtype=torch.float32, device=hidden.device)
         return Losses(generation=generation, similarity=similarity, counts=counts)
 
-    def _similarity(
-        self, labelled: Sequence[tuple[int, tuple[int, int], float]], hidden: Tensor
-    ) -> Tensor:
-        states = torch.stack(
-            [hidden[row, start:stop].mean(0) for row, (start, stop), _ in labelled]
-        )
-        return F.mse_loss(self.head(states), hidden.new_tensor([label for _, _, label in labelled]))
+    def _similarity_loss(
+        self, examples: Sequence[TrainingExample], hidden: Tensor
+    ) -> tuple[Tensor, int]:
+        """Equation 11 on (B, T, H) hidden states, and how many soft labels there are."""
+        states: list[Tensor] = []
+        labels: list[float] = []
+        for row, example in enumerate(examples):
+            if example.identifier_span is not None and example.soft_label is not None:
+                start, stop = example.identifier_span
+                states.append(hidden[row, start:stop].mean(0))
+                labels.append(example.soft_label)
+        if not labels:
+            return hidden.new_zeros(()), 0
+        return F.mse_loss(self.head(torch.stack(states)), hidden.new_tensor(labels)), len(labels)
+
+
+def continuation_mask(tokens: Tensor, mask: Tensor, examples: Sequence[TrainingExample]) -> Tensor:
+    """(B, T - 1) bool: which of the tokens from the second on the model learns to predict, those
+    behind the prompts.
+    """
+    prompt_lengths = torch.tensor(
+        [example.prompt_length for example in examples], device=tokens.device
+    )
+    columns = torch.arange(tokens.shape[1], device=tokens.device)
+    behind_prompt = columns.unsqueeze(0) >= prompt_lengths.unsqueeze(1)
+    return (mask & behind_prompt)[:, 1:]
 
 
 def extend_vocabulary(
@@ -153,20 +165,33 @@ def extend_vocabulary(
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
 ) -> None:
-    """Add the profile's identifier tokens to tokenizer and embeddings, drawn around the mean of the known ones (seeded)."""
+    """Add the profile's identifier tokens to tokenizer and embeddings, in place.
+
+    New embeddings are drawn around the mean of the known ones, with a fixed seed.
+    """
     known = len(tokenizer)
     add_identifier_tokens(tokenizer, profile.shape)
     embedding: Any = backbone.get_input_embeddings()
     rows = int(embedding.weight.shape[0])
     if rows >= len(tokenizer) and known == len(tokenizer):
         return
+    # Pretrained tables may be padded to more rows than the tokenizer has tokens; they never shrink.
     backbone.resize_token_embeddings(max(len(tokenizer), rows), mean_resizing=False)
     resized: Any = backbone.get_input_embeddings()
-    tables: list[Tensor] = [resized.weight, backbone.lm_head.weight]
+    output_weight: Tensor = backbone.lm_head.weight
+    tables: list[Tensor] = [resized.weight]
+    if output_weight is not resized.weight:
+        tables.append(output_weight)
     with torch.no_grad():
-        for weight in {id(table): table for table in tables}.values():
-            old = weight[:known]
-            draw = torch.randn(
-                len(weight) - known, weight.shape[1], generator=torch.Generator().manual_seed(0)
-            )
-            weight[known:] = (old.mean(0) + draw.to(old.device) * old.std(0) * 0.5).to(weight.dtype)
+        for table in tables:
+            _draw_new_rows(table, known)
+
+
+def _draw_new_rows(table: Tensor, known: int) -> None:
+    """Fill the rows of an embedding table (V, H) from `known` on."""
+    old = table[:known]
+    generator = torch.Generator().manual_seed(0)
+    # Drawn on the CPU, so that every device gets the same numbers.
+    noise = torch.randn(len(table) - known, table.shape[1], generator=generator)
+    drawn = old.mean(0) + noise.to(old.device) * old.std(0) * NEW_TOKEN_SPREAD
+    table[known:] = drawn.to(table.dtype)

@@ -1,6 +1,7 @@
-"""The text side of a profile: a byte-level BPE tokenizer, and the identifier tokens added to any tokenizer."""
+"""The tokenizer: a byte-level BPE for the `tiny` profile; identifier tokens for any."""
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -9,19 +10,29 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import LEVELS, IdentifierShape
 
-PAD, END = "<|endoftext|>", "<|im_end|>"
-VISION_START, IMAGE, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
+# The special tokens of Qwen2.5-VL that this project uses; the small tokenizer has the same names.
+PAD = "<|endoftext|>"
+END = "<|im_end|>"
+VISION_START = "<|vision_start|>"
+IMAGE = "<|image_pad|>"
+VISION_END = "<|vision_end|>"
 VIDEO = "<|video_pad|>"
+
 SPECIAL = (PAD, END, VISION_START, IMAGE, VISION_END, VIDEO)
-"""The special tokens of Qwen2.5-VL that this project uses; the small tokenizer has the same names."""
+"""All of them, in the order of the small tokenizer's ids."""
 
 IDENTIFIER = "<|identifier|>"
+"""Added by this project: an identifier follows."""
+
 CAPTION = "<|caption|>"
-"""Added by this project: what follows is an identifier, or a description."""
+"""Added by this project: a description follows."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of at most `vocabulary` tokens, all 256 bytes among them: any text of any language is encodable."""
+    """Train a byte-level BPE of at most `vocabulary` tokens.
+
+    All 256 bytes are among them, so any text of any language can be encoded.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -36,55 +47,60 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder (or a hub name for the `qwen-*` profiles), with the tokens that prompts need."""
+    """Read a tokenizer from a folder, or from a hub name for the `qwen-*` profiles.
+
+    `RefuseToStartError` when it lacks tokens that prompts need.
+    """
     tokenizer = AutoTokenizer.from_pretrained(str(source))
-    missing = [
-        token
-        for token in SPECIAL
-        if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)
-    ]
+    unknown = (None, tokenizer.unk_token_id)
+    missing = [token for token in SPECIAL if tokenizer.convert_tokens_to_ids(token) in unknown]
     if missing:
         raise RefuseToStartError(
-            f"tokenizer {source} lacks {missing}; use one of the Qwen2.5-VL family or train one with stage 0"
+            f"tokenizer {source} lacks {', '.join(missing)}; "
+            "use one of the Qwen2.5-VL family or train one with stage 0"
         )
     return tokenizer
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """The id of one token."""
-    found = tokenizer.convert_tokens_to_ids(token)
-    return int(found[0] if isinstance(found, list) else found)
+    ids = tokenizer.convert_tokens_to_ids(token)
+    return int(ids[0] if isinstance(ids, list) else ids)
 
 
 def identifier_tokens(shape: IdentifierShape) -> list[list[str]]:
-    """Token names of the five levels in code order: `<id1_0>` … `<id5_63>`, one set per level plus the suffixes."""
-    counts = [*shape.codes, shape.suffixes]
-    return [
-        [f"<id{level}_{code}>" for code in range(count)]
-        for level, count in enumerate(counts, start=1)
-    ]
+    """Token names of the five levels in code order, `<id1_0>` … `<id5_63>`."""
+    names: list[list[str]] = []
+    for level, count in enumerate((*shape.codes, shape.suffixes), start=1):
+        names.append([f"<id{level}_{code}>" for code in range(count)])
+    return names
 
 
 def add_identifier_tokens(
     tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape
 ) -> list[list[int]]:
-    """Add the identifier tokens (harmless when they are there); returns five lists of token ids in code order."""
-    names = identifier_tokens(shape)
-    tokenizer.add_tokens(
-        [IDENTIFIER, CAPTION, *(name for level in names for name in level)], special_tokens=True
-    )
+    """Add the identifier tokens of a shape, in place; tokens that exist stay as they are.
+
+    Returns their ids: five lists in code order.
+    """
+    names = chain.from_iterable(identifier_tokens(shape))
+    tokenizer.add_tokens([IDENTIFIER, CAPTION, *names], special_tokens=True)
     return level_token_ids(tokenizer, shape)
 
 
 def level_token_ids(tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape) -> list[list[int]]:
-    """Five lists of token ids in code order; refuses a tokenizer made for another shape."""
+    """Ids of the identifier tokens: five lists in code order.
+
+    `RefuseToStartError` when the tokenizer was made for another shape.
+    """
     known = tokenizer.get_vocab()
-    last = f"<id{LEVELS + 1}_{shape.suffixes}>"
-    if (
-        any(name not in known for level in identifier_tokens(shape) for name in level)
-        or last in known
-    ):
+    names = identifier_tokens(shape)
+    missing = [name for name in chain.from_iterable(names) if name not in known]
+    # One suffix more than the shape has: the tokenizer belongs to a larger shape.
+    surplus = f"<id{LEVELS + 1}_{shape.suffixes}>"
+    if missing or surplus in known:
         raise RefuseToStartError(
-            f"the tokenizer's identifier tokens do not fit the shape {shape.codes}+{shape.suffixes}; retrain"
+            "the tokenizer's identifier tokens do not fit the shape "
+            f"{shape.codes}+{shape.suffixes}; retrain"
         )
-    return [[token_id(tokenizer, name) for name in level] for level in identifier_tokens(shape)]
+    return [[token_id(tokenizer, name) for name in level] for level in names]

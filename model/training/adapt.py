@@ -1,98 +1,128 @@
-"""Adapting the base: stage 0 continued on a corpus that looks unlike the one the base was made from."""
+"""Adapting the base: stage 0 continued on a corpus that looks unlike the one the base was made
+from.
+"""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from model.network.backbone import ImagePreprocessor
 from model.network.base import Base
+from model.network.inputs import ImagePreprocessor
 from model.network.prompts import PromptBuilder
 from model.progress import Progress
 from model.training.contrastive import (
     CaptionedImages,
     ContrastiveConfig,
+    pick_captions,
     train_teacher,
     train_two_tower,
 )
 from model.training.pretrain import DistillHeads, PretrainConfig, Pretrainer, pretrain
+from schemas.records import FloatArray
 
 SUFFICIENT_RECALL = 0.8
-"""Recall@10 of the base among 1,000 training images, from which on it is used as it is."""
+"""Recall@10 of the base among `_PROBE_IMAGES` training images, from which on it is used as it is.
+"""
 
-_PROBE = 1000
+_PROBE_IMAGES = 1000
+"""Images of a probe: enough to tell a base that knows this kind of picture from one that does not,
+in seconds.
+"""
+
+_PROBE_DEPTH = 10
+"""A caption finds its image when fewer than this many others are more similar."""
+
+_MAX_EPOCHS = 40
+"""A small corpus would be repeated without end to reach a number of views."""
+
+_LEARNING_RATE = 8e-4
+"""About half of what the base was made with: it is trained further, not anew."""
+
+_TEACHER_SHARE = 5
+"""The teacher, a small head on frozen towers, is trained for one epoch where the towers are for
+this many.
+"""
+
+_EMBED_IMAGES = 2048
+"""Images embedded at once, which bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptConfig:
-    """How many image views (images x epochs) each half of an adaptation sees, and the seed."""
+    """How many image views (images times epochs) each half of an adaptation has, and the seed."""
 
     contrastive_views: int = 40_000
     pretrain_views: int = 16_000
     seed: int = 0
 
     def epochs(self, views: int, images: int) -> int:
-        """Whole epochs for that many views, between 1 and 40."""
-        return max(1, min(40, round(views / images)))
+        """Whole epochs for that many views, between 1 and `_MAX_EPOCHS`."""
+        return max(1, min(_MAX_EPOCHS, round(views / images)))
 
 
 def base_recall(base: Base, data: CaptionedImages, seed: int) -> float:
-    """R@10 of the base's encoder on at most 1,000 images and one caption each: does the base know this kind of picture?"""
+    """Recall@10 of the base's encoder, with one caption each of at most `_PROBE_IMAGES` images.
+
+    It tells whether the base knows this kind of picture.
+    """
     rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(data))[:_PROBE]
+    rows = rng.permutation(len(data))[:_PROBE_IMAGES]
     encoder = base.encoder
-    texts = encoder.embed_texts(
-        [data.captions[row][int(rng.integers(len(data.captions[row])))] for row in rows]
-    )
-    scores = texts @ encoder.embed_images([data.pixels[row] for row in rows]).T
-    return float(((scores > np.diag(scores)[:, None]).sum(1) < 10).mean())
+    texts = encoder.embed_texts(pick_captions(data, rows, rng))
+    images = encoder.embed_images([data.pixels[row] for row in rows])
+    scores = texts @ images.T
+    better = (scores > np.diag(scores)[:, None]).sum(1)
+    return float((better < _PROBE_DEPTH).mean())
 
 
 def adapt(base: Base, data: CaptionedImages, config: AdaptConfig, progress: Progress) -> Base:
-    """Train the base's towers, teacher and backbone further, in place, on (N, side, side, 3) images with captions."""
+    """Train the base's towers, teacher and backbone further, in place, on images with captions.
+
+    Returns the base with what was done in `about`.
+    """
     epochs = config.epochs(config.contrastive_views, len(data))
     contrastive = ContrastiveConfig(
-        epochs=epochs, learning_rate=8e-4, limit=base.limit, seed=config.seed
+        epochs=epochs, learning_rate=_LEARNING_RATE, limit=base.limit, seed=config.seed
     )
     train_two_tower(base.towers, base.tokenizer, data, contrastive, progress)
-    train_teacher(
-        base.cross,
-        base.towers,
-        base.tokenizer,
-        data,
-        replace(contrastive, epochs=max(1, epochs // 5)),
-        progress,
+    teacher = replace(contrastive, epochs=max(1, epochs // _TEACHER_SHARE))
+    train_teacher(base.cross, base.towers, base.tokenizer, data, teacher, progress)
+    pretraining = PretrainConfig(
+        epochs=config.epochs(config.pretrain_views, len(data)),
+        learning_rate=_LEARNING_RATE,
+        seed=config.seed,
     )
-    more = PretrainConfig(
-        epochs=config.epochs(config.pretrain_views, len(data)), learning_rate=8e-4, seed=config.seed
-    )
-    pretrain_base(base, data, more, progress)
-    return replace(
-        base,
-        about={
-            **base.about,
-            "adapted": {
-                "images": len(data),
-                "contrastive_epochs": epochs,
-                "pretrain_epochs": more.epochs,
-            },
-        },
-    )
+    pretrain_base(base, data, pretraining, progress)
+    adapted = {
+        "images": len(data),
+        "contrastive_epochs": epochs,
+        "pretrain_epochs": pretraining.epochs,
+    }
+    return replace(base, about={**base.about, "adapted": adapted})
 
 
 def pretrain_base(
     base: Base, data: CaptionedImages, config: PretrainConfig, progress: Progress
 ) -> float:
-    """Teach the base's backbone to see and read from its own encoder (second half of stage 0)."""
+    """Teach the base's backbone to see and to read from its own encoder; returns the last epoch's
+    mean loss.
+    """
     encoder = base.encoder
-    images = np.concatenate(
-        [
-            encoder.embed_images(list(part))
-            for part in np.array_split(data.pixels, max(1, len(data) // 2048))
-        ]
-    )
+    images = _embed_in_parts(base, data)
     torch.manual_seed(config.seed)
     heads = DistillHeads(base.size.hidden, encoder.width).to(base.backbone.device)
-    prompts = PromptBuilder(base.tokenizer, [[] for _ in range(5)], base.limit)
-    trainer = Pretrainer(base.backbone, prompts, ImagePreprocessor.tiny(base.size), heads, config)
+    # The base has no identifier tokens yet.
+    prompts = PromptBuilder(base.tokenizer, [], base.limit)
+    preprocessor = ImagePreprocessor.tiny(base.size)
+    trainer = Pretrainer(base.backbone, prompts, preprocessor, heads, config)
     return pretrain(trainer, data, images, encoder.embed_texts, progress)
+
+
+def _embed_in_parts(base: Base, data: CaptionedImages) -> FloatArray:
+    """(N, D) float32 vectors of all images."""
+    encoder = base.encoder
+    vectors: list[FloatArray] = []
+    for part in np.array_split(data.pixels, max(1, len(data) // _EMBED_IMAGES)):
+        vectors.append(encoder.embed_images(list(part)))
+    return np.concatenate(vectors)

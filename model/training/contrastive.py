@@ -1,6 +1,9 @@
-"""Stage 0, first half: train the contrastive encoder and the teacher on images with captions."""
+"""Stage 0, first half: train the contrastive encoder and the teacher on images with captions.
 
-from collections.abc import Sequence
+Letters in shapes: N images, B rows of a batch.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +15,25 @@ from transformers import PreTrainedTokenizerBase
 from model.network.encoder import TwoTower, token_batch
 from model.network.teacher import CrossHead
 from model.progress import Progress, quiet
-from schemas.records import ByteArray
+from model.training.optimizer import CosineAdamW
+from schemas.records import ByteArray, IntArray
+
+CLIP = 1.0
+"""Bound of the gradient's norm while the towers are trained."""
+
+NOT_THE_NEGATIVE = -2.0
+"""Similarity that takes a pair's own caption out of the search for its hard negative: below any
+cosine.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveConfig:
-    """Numbers of the contrastive training; `shift_px` is the largest random translation of a training image."""
+    """Numbers of the contrastive training.
+
+    `batch` is a number of images, `warmup` a share of the steps, `limit` a number of tokens of a
+    caption. `shift_px` is the largest random translation of a training image, in pixels.
+    """
 
     epochs: int = 20
     batch: int = 192
@@ -31,51 +47,15 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImages:
-    """Training data in memory: `pixels` (N, side, side, 3) uint8 and for each image its captions (at least one)."""
+    """Training data in memory: `pixels` (N, side, side, 3) uint8, and at least one caption for each
+    image.
+    """
 
     pixels: ByteArray
     captions: Sequence[Sequence[str]]
 
     def __len__(self) -> int:
         return len(self.pixels)
-
-
-def cosine_schedule(
-    optimizer: torch.optim.Optimizer, steps: int, warmup: float
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over a share of the steps, then a cosine to zero."""
-    first = max(1, int(steps * warmup))
-
-    def factor(step: int) -> float:
-        return (
-            (step + 1) / first
-            if step < first
-            else 0.5 * (1 + float(np.cos(np.pi * (step - first) / max(1, steps - first))))
-        )
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def to_float(
-    pixels: ByteArray, rows: np.ndarray, rng: np.random.Generator | None, shift_px: int
-) -> Tensor:
-    """(B, 3, side, side) float32 in -1..1 of the chosen rows; with `rng` each image is moved by up to `shift_px`."""
-    batch = (
-        torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-    )  # stays channels-last: faster on CPU
-    if rng is None or shift_px == 0:
-        return batch
-    side = batch.shape[-1]
-    padded = F.pad(batch, (shift_px,) * 4, mode="replicate")
-    moves = rng.integers(0, 2 * shift_px + 1, size=(len(rows), 2))
-    return torch.stack(
-        [image[:, y : y + side, x : x + side] for image, (y, x) in zip(padded, moves, strict=True)]
-    )
-
-
-def pick_captions(data: CaptionedImages, rows: np.ndarray, rng: np.random.Generator) -> list[str]:
-    """One random caption for each row."""
-    return [data.captions[row][int(rng.integers(len(data.captions[row])))] for row in rows]
 
 
 def train_two_tower(
@@ -85,31 +65,32 @@ def train_two_tower(
     config: ContrastiveConfig,
     progress: Progress = quiet,
 ) -> float:
-    """Train in place with the symmetric InfoNCE loss; returns the mean loss of the last epoch."""
+    """Train the towers in place with the symmetric InfoNCE loss; returns the mean loss of the last
+    epoch.
+    """
     rng = np.random.default_rng(config.seed)
     batch = min(config.batch, len(data))
-    steps = config.epochs * max(1, len(data) // batch)
-    optimizer = torch.optim.AdamW(
-        towers.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay
+    steps = config.epochs * batches_per_epoch(len(data), batch)
+    optimizer = CosineAdamW(
+        towers.parameters(),
+        steps=steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        clip=CLIP,
     )
-    schedule = cosine_schedule(optimizer, steps, config.warmup)
     device = towers.log_scale.device
     towers.train()
     losses: list[float] = []
     with progress("contrastive encoder", steps) as bar:
         for _ in range(config.epochs):
             losses.clear()
-            order = rng.permutation(len(data))
-            for start in range(0, len(order) - batch + 1, batch):
-                rows = order[start : start + batch]
-                tokens, mask = token_batch(tokenizer, pick_captions(data, rows, rng), config.limit)
-                pixels = to_float(data.pixels, rows, rng, config.shift_px)
+            for rows in shuffled_batches(len(data), batch, rng):
+                captions = pick_captions(data, rows, rng)
+                tokens, mask = token_batch(tokenizer, captions, config.limit)
+                pixels = shifted_pixels(data.pixels, rows, rng, config.shift_px)
                 loss = towers.loss(pixels.to(device), tokens.to(device), mask.to(device))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
+                optimizer.step(loss)
                 losses.append(loss.item())
                 bar.update(1, loss=losses[-1])
     towers.eval()
@@ -124,45 +105,107 @@ def train_teacher(
     config: ContrastiveConfig,
     progress: Progress = quiet,
 ) -> float:
-    """Train the cross-encoder head on matching pairs and in-batch hard negatives; returns the last epoch's accuracy.
+    """Train the cross-encoder head in place on matching pairs and hard negatives; the towers stay
+    frozen.
 
-    The towers stay frozen. The negative of a pair is the most similar wrong caption of the batch, so that the teacher
-    learns what the two towers alone confuse.
+    Returns the mean accuracy of the last epoch.
     """
+    # Another seed than the towers': they have seen their own order of images and captions.
     rng = np.random.default_rng(config.seed + 1)
     batch = min(config.batch, len(data))
-    steps = config.epochs * max(1, len(data) // batch)
-    optimizer = torch.optim.AdamW(
-        head.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay
+    steps = config.epochs * batches_per_epoch(len(data), batch)
+    optimizer = CosineAdamW(
+        head.parameters(),
+        steps=steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        clip=None,
     )
-    schedule = cosine_schedule(optimizer, steps, config.warmup)
-    hits: list[float] = []
-    device = towers.log_scale.device
+    accuracies: list[float] = []
     head.train()
     with progress("teacher", steps) as bar:
         for _ in range(config.epochs):
-            hits.clear()
-            order = rng.permutation(len(data))
-            for start in range(0, len(order) - batch + 1, batch):
-                rows = order[start : start + batch]
-                with torch.no_grad():
-                    grid, image = towers.image(to_float(data.pixels, rows, None, 0).to(device))
-                    tokens, mask = token_batch(
-                        tokenizer, pick_captions(data, rows, rng), config.limit
-                    )
-                    tokens, mask = tokens.to(device), mask.to(device)
-                    states, text = towers.text(tokens, mask)
-                    hard = (image @ text.T).fill_diagonal_(-2.0).argmax(1)
-                good = head(grid, image, states, mask, text)
-                bad = head(grid, image, states[hard], mask[hard], text[hard])
-                logits = torch.cat([good, bad])
-                target = torch.cat([torch.ones_like(good), torch.zeros_like(bad)])
+            accuracies.clear()
+            for rows in shuffled_batches(len(data), batch, rng):
+                captions = pick_captions(data, rows, rng)
+                tokens, mask = token_batch(tokenizer, captions, config.limit)
+                logits, target = _pair_logits(
+                    head, towers, to_pixels(data.pixels, rows), tokens, mask
+                )
                 loss = F.binary_cross_entropy_with_logits(logits, target)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                hits.append(((logits > 0) == (target > 0.5)).float().mean().item())
-                bar.update(1, accuracy=hits[-1])
+                optimizer.step(loss)
+                correct = (logits > 0) == (target > 0.5)
+                accuracies.append(correct.float().mean().item())
+                bar.update(1, accuracy=accuracies[-1])
     head.eval()
-    return float(np.mean(hits))
+    return float(np.mean(accuracies))
+
+
+def _pair_logits(
+    head: CrossHead, towers: TwoTower, pixels: Tensor, tokens: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits of B matching and B wrong pairs, and their targets, 1 and 0, (2·B,) float32 each.
+
+    The wrong caption of an image is the most similar other one of the batch, so that the teacher
+    learns what the two towers alone confuse.
+    """
+    device = towers.log_scale.device
+    with torch.no_grad():
+        grid, image = towers.image(pixels.to(device))
+        tokens = tokens.to(device)
+        mask = mask.to(device)
+        states, text = towers.text(tokens, mask)
+        similarity = (image @ text.T).fill_diagonal_(NOT_THE_NEGATIVE)
+        wrong = similarity.argmax(1)
+    matching = head(grid, image, states, mask, text)
+    mismatched = head(grid, image, states[wrong], mask[wrong], text[wrong])
+    logits = torch.cat([matching, mismatched])
+    target = torch.cat([torch.ones_like(matching), torch.zeros_like(mismatched)])
+    return logits, target
+
+
+def batches_per_epoch(images: int, batch: int) -> int:
+    """How many whole batches an epoch has, at least one."""
+    return max(1, images // batch)
+
+
+def shuffled_batches(images: int, batch: int, rng: np.random.Generator) -> Iterator[IntArray]:
+    """The rows of one epoch's batches in random order, (B,) int64; rows that fill no whole batch
+    are left out.
+    """
+    order = rng.permutation(images)
+    for start in range(0, images - batch + 1, batch):
+        yield order[start : start + batch]
+
+
+def pick_captions(data: CaptionedImages, rows: IntArray, rng: np.random.Generator) -> list[str]:
+    """One random caption of each of the (B,) rows."""
+    picked: list[str] = []
+    for row in rows:
+        captions = data.captions[row]
+        picked.append(captions[int(rng.integers(len(captions)))])
+    return picked
+
+
+def to_pixels(pixels: ByteArray, rows: IntArray) -> Tensor:
+    """(B, 3, side, side) float32 in -1..1 of the chosen rows of (N, side, side, 3) uint8."""
+    # The permutation keeps the memory channels-last, which is faster on a CPU.
+    channels_first = torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2)
+    return channels_first.float().div_(127.5).sub_(1.0)
+
+
+def shifted_pixels(
+    pixels: ByteArray, rows: IntArray, rng: np.random.Generator, shift_px: int
+) -> Tensor:
+    """`to_pixels`, each image moved by up to `shift_px` pixels at random, its border repeated."""
+    batch = to_pixels(pixels, rows)
+    if shift_px == 0:
+        return batch
+    side = batch.shape[-1]
+    padded = F.pad(batch, (shift_px,) * 4, mode="replicate")
+    corners = rng.integers(0, 2 * shift_px + 1, size=(len(rows), 2))
+    shifted: list[Tensor] = []
+    for image, (top, left) in zip(padded, corners, strict=True):
+        shifted.append(image[:, top : top + side, left : left + side])
+    return torch.stack(shifted)

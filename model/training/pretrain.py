@@ -1,7 +1,10 @@
-"""Stage 0, second half: the backbone learns to see and read before it learns identifiers.
+"""Stage 0, second half: the backbone learns to see and to read before it learns identifiers.
 
-The real Qwen2.5-VL arrives pretrained; the `tiny` profile has to be pretrained here. Three tasks: the vision tower and the
-state behind an image or text prompt learn the contrastive encoder's embedding (distillation), and images are described.
+The real Qwen2.5-VL arrives pretrained; the `tiny` profile is pretrained here. By distillation, the
+vision tower and the state behind an image or text prompt learn the contrastive encoder's embedding;
+and the backbone learns to describe images.
+
+Letters in shapes: B rows of a batch, N images, D width of the encoder, H hidden width.
 """
 
 from collections.abc import Callable
@@ -13,16 +16,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from model.network.backbone import ImagePreprocessor, pad_rows, rope_positions, widths
+from model.network.backbone import backbone_info
+from model.network.inputs import (
+    EmbeddedRows,
+    ImagePreprocessor,
+    VisualTokens,
+    embed_rows,
+    encode_images,
+)
 from model.network.prompts import PromptBuilder
+from model.network.sigma import continuation_mask
 from model.progress import Progress, quiet
-from model.training.contrastive import CaptionedImages, cosine_schedule, pick_captions
-from schemas.records import FloatArray
+from model.training.contrastive import (
+    CLIP,
+    CaptionedImages,
+    batches_per_epoch,
+    pick_captions,
+    shuffled_batches,
+)
+from model.training.optimizer import CosineAdamW
+from schemas.records import ByteArray, FloatArray
 
 
 @dataclass(frozen=True, slots=True)
 class PretrainConfig:
-    """Numbers of the pretraining; `caption_weight` weighs image description against distillation."""
+    """Numbers of the pretraining.
+
+    `warmup` is a share of the steps. `caption_weight` weighs the description of images against
+    distillation. `temperature` multiplies the cosines of the InfoNCE loss.
+    """
 
     epochs: int = 6
     batch: int = 128
@@ -35,7 +57,9 @@ class PretrainConfig:
 
 
 class DistillHeads(nn.Module):
-    """Projections into the encoder's space, used in stage 0 only: one from the vision tower, one from the prompt's state."""
+    """Projections into the encoder's space, for stage 0 only: of the vision tower and of the
+    prompt's state.
+    """
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
@@ -44,91 +68,95 @@ class DistillHeads(nn.Module):
 
 
 def distill_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Cosine distance plus InfoNCE against the teacher's vectors of the batch. (B, D) both; the teacher has unit length."""
+    """Cosine distance plus half the InfoNCE loss against the teacher's vectors of the batch.
+
+    Both are (B, D); the teacher's rows have unit length.
+    """
     student = F.normalize(student, dim=-1)
     logits = temperature * student @ teacher.T
-    return (1 - (student * teacher).sum(-1)).mean() + F.cross_entropy(
-        logits, torch.arange(len(logits), device=logits.device)
-    ) / 2
+    target = torch.arange(len(logits), device=logits.device)
+    distance = (1 - (student * teacher).sum(-1)).mean()
+    return distance + F.cross_entropy(logits, target) / 2
 
 
 class Pretrainer:
-    """One step of stage 0; keeps the pieces that every step needs."""
+    """The loss of stage 0's second half, with the modules that it is computed from."""
 
     def __init__(
         self,
-        model: Qwen2_5_VLForConditionalGeneration,
+        backbone: Qwen2_5_VLForConditionalGeneration,
         prompts: PromptBuilder,
-        inputs: ImagePreprocessor,
+        preprocessor: ImagePreprocessor,
         heads: DistillHeads,
         config: PretrainConfig,
     ) -> None:
-        self.model, self.prompts, self.inputs, self.heads, self.config = (
-            model,
-            prompts,
-            inputs,
-            heads,
-            config,
-        )
-        self.merge, self.pad = widths(model).merge, widths(model).pad
+        self.backbone = backbone
+        self.prompts = prompts
+        self.preprocessor = preprocessor
+        self.heads = heads
+        self.config = config
+        self._info = backbone_info(backbone)
 
     def loss(
         self,
-        squares: np.ndarray,
+        squares: ByteArray,
         captions: list[str],
         images: Tensor,
         texts: Tensor,
         describe: bool,
     ) -> Tensor:
-        """Joint loss of a batch: (B, side, side, 3) uint8, B captions, the encoder's (B, D) image and text vectors."""
-        given = self.inputs.from_squares(squares).to(self.model.device)
-        seen = self.model.model.visual(given.patches, grid_thw=given.grid).pooler_output
-        count = given.tokens(self.merge)[0]
-        vision = self.heads.vision(seen.view(len(squares), count, -1).mean(1))
-        loss = distill_loss(vision, images, self.config.temperature)
-        queries = [self.prompts.query_prompt(caption) for caption in captions]
-        asked = self._state(queries, None, None)
-        pictured = self._state(
-            [self.prompts.image_prompt(count) for _ in captions], seen, given.grid
-        )
-        for state, target in ((asked, texts), (asked, images), (pictured, images)):
+        """Joint loss of a batch, a scalar.
+
+        `squares` (B, side, side, 3) uint8, one caption each; `images` and `texts` (B, D) are the
+        encoder's vectors of both. With `describe` the loss of describing the images is added.
+        """
+        patches = self.preprocessor.from_squares(squares).to(self.backbone.device)
+        visual = encode_images(self.backbone, patches)
+        tokens_each = patches.token_counts(self._info.merge)[0]
+        mean_tokens = visual.states.view(len(squares), tokens_each, -1).mean(1)
+        loss = distill_loss(self.heads.vision(mean_tokens), images, self.config.temperature)
+        query_prompts = [self.prompts.query_prompt(caption) for caption in captions]
+        query_state = self._prompt_state(query_prompts, None)
+        image_prompts = [self.prompts.image_prompt(tokens_each)] * len(captions)
+        image_state = self._prompt_state(image_prompts, visual)
+        # A query lands near its text and near the image that it describes.
+        for state, target in ((query_state, texts), (query_state, images), (image_state, images)):
             loss = loss + distill_loss(state, target, self.config.temperature)
         if describe:
-            loss = loss + self.config.caption_weight * self._caption_loss(
-                captions, count, seen, given.grid
-            )
+            caption_loss = self._caption_loss(captions, tokens_each, visual)
+            loss = loss + self.config.caption_weight * caption_loss
         return loss
 
     def _hidden(
-        self, rows: list[list[int]], seen: Tensor | None, grid: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        tokens, mask = (part.to(self.model.device) for part in pad_rows(rows, self.pad))
-        embeds = self.model.get_input_embeddings()(tokens)
-        if seen is not None:
-            embeds = embeds.masked_scatter((tokens == self.prompts.image).unsqueeze(-1), seen)
-        positions = rope_positions(tokens, mask, grid, self.prompts.image, self.merge)
-        out = self.model.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask.long(),
-            position_ids=positions,
+        self, rows: list[list[int]], visual: VisualTokens | None
+    ) -> tuple[EmbeddedRows, Tensor]:
+        """The embedded rows and their last hidden states (B, T, H)."""
+        inputs = embed_rows(
+            self.backbone, rows, visual, image_token=self.prompts.image, pad=self._info.pad
+        )
+        output = self.backbone.model.language_model(
+            inputs_embeds=inputs.embeddings,
+            attention_mask=inputs.mask.long(),
+            position_ids=inputs.positions,
             use_cache=False,
         )
-        return out.last_hidden_state, tokens, mask
+        return inputs, output.last_hidden_state
 
-    def _state(self, rows: list[list[int]], seen: Tensor | None, grid: Tensor | None) -> Tensor:
-        hidden, _, mask = self._hidden(rows, seen, grid)
-        last: Tensor = self.heads.state(
-            hidden[torch.arange(len(rows), device=hidden.device), mask.sum(1) - 1]
-        )
-        return last
+    def _prompt_state(self, rows: list[list[int]], visual: VisualTokens | None) -> Tensor:
+        """(B, D) projections of the states of the last prompt tokens."""
+        inputs, hidden = self._hidden(rows, visual)
+        batch = torch.arange(len(rows), device=hidden.device)
+        last = inputs.mask.sum(1) - 1
+        projected: Tensor = self.heads.state(hidden[batch, last])
+        return projected
 
-    def _caption_loss(self, captions: list[str], count: int, seen: Tensor, grid: Tensor) -> Tensor:
-        examples = [self.prompts.describe(0, count, caption) for caption in captions]
-        hidden, tokens, mask = self._hidden([list(e.tokens) for e in examples], seen, grid)
-        starts = torch.tensor([e.prompt for e in examples], device=tokens.device).unsqueeze(1)
-        spoken = mask & (torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0) >= starts)
-        logits = self.model.lm_head(hidden[:, :-1][spoken[:, 1:]])
-        return F.cross_entropy(logits, tokens[:, 1:][spoken[:, 1:]])
+    def _caption_loss(self, captions: list[str], tokens_each: int, visual: VisualTokens) -> Tensor:
+        """Mean negative log-likelihood of a caption's token behind its image, nats."""
+        examples = [self.prompts.describe(0, tokens_each, caption) for caption in captions]
+        inputs, hidden = self._hidden([list(example.tokens) for example in examples], visual)
+        predicted = continuation_mask(inputs.tokens, inputs.mask, examples)
+        logits = self.backbone.lm_head(hidden[:, :-1][predicted])
+        return F.cross_entropy(logits, inputs.tokens[:, 1:][predicted])
 
 
 def pretrain(
@@ -138,38 +166,39 @@ def pretrain(
     embed_texts: Callable[[list[str]], FloatArray],
     progress: Progress = quiet,
 ) -> float:
-    """Train in place; `images` are the encoder's (N, D) image vectors. Returns the last epoch's mean loss."""
+    """Train backbone and heads in place; returns the mean loss of the last epoch.
+
+    `images` (N, D) float32 are the encoder's image vectors; `embed_texts` gives its vectors of B
+    texts, (B, D) float32.
+    """
     config = trainer.config
     rng = np.random.default_rng(config.seed)
     batch = min(config.batch, len(data))
-    steps = config.epochs * max(1, len(data) // batch)
-    parameters = [*trainer.model.parameters(), *trainer.heads.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay
+    steps = config.epochs * batches_per_epoch(len(data), batch)
+    optimizer = CosineAdamW(
+        [*trainer.backbone.parameters(), *trainer.heads.parameters()],
+        steps=steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        clip=CLIP,
     )
-    schedule = cosine_schedule(optimizer, steps, config.warmup)
-    trainer.model.train()
+    device = trainer.backbone.device
+    trainer.backbone.train()
     losses: list[float] = []
     with progress("vision and language", steps) as bar:
         for _ in range(config.epochs):
             losses.clear()
-            order = rng.permutation(len(data))
-            for start in range(0, len(order) - batch + 1, batch):
-                rows = order[start : start + batch]
+            for rows in shuffled_batches(len(data), batch, rng):
                 captions = pick_captions(data, rows, rng)
-                texts, targets = (
-                    torch.from_numpy(part).to(trainer.model.device)
-                    for part in (embed_texts(captions), images[rows])
-                )
-                loss = trainer.loss(
-                    data.pixels[rows], captions, targets, texts, describe=len(losses) % 2 == 0
-                )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
+                texts = torch.from_numpy(embed_texts(captions)).to(device)
+                targets = torch.from_numpy(images[rows]).to(device)
+                # Describing every second batch is enough, and costs a third pass through the
+                # language model.
+                describe = len(losses) % 2 == 0
+                loss = trainer.loss(data.pixels[rows], captions, targets, texts, describe)
+                optimizer.step(loss)
                 losses.append(loss.item())
                 bar.update(1, loss=losses[-1])
-    trainer.model.eval()
+    trainer.backbone.eval()
     return float(np.mean(losses))

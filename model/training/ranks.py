@@ -1,4 +1,7 @@
-"""Ranks: the processes that `torchrun` starts for one training. A process that was started alone is the first and only one."""
+"""Ranks: the processes that `torchrun` starts for one training.
+
+A process that was started alone is the first and only rank.
+"""
 
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -8,23 +11,27 @@ from torch import Tensor, distributed
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=2)
-"""How long the others wait while the first rank alone reads, embeds and clusters. The default ends a run after ten minutes."""
+_TIMEOUT = timedelta(days=2)
+"""How long the other ranks wait while the first alone reads, embeds and clusters. PyTorch's default
+ends the run after ten minutes.
+"""
 
 
 def join_ranks() -> None:
-    """Meet the other ranks, if `torchrun` started this process; each takes its own GPU where there are some."""
+    """Meet the other ranks, if `torchrun` started this process; each takes its own GPU where there
+    are some.
+    """
     if not distributed.is_torchelastic_launched() or distributed.is_initialized():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(distributed.get_node_local_rank())
-        distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+        distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT)
     else:
-        distributed.init_process_group("gloo", timeout=_PATIENCE)
+        distributed.init_process_group("gloo", timeout=_TIMEOUT)
 
 
 def leave_ranks() -> None:
-    """The end of the common work."""
+    """Part from the other ranks, when the work in common is done."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -35,12 +42,12 @@ def world_size() -> int:
 
 
 def is_first_rank() -> bool:
-    """Whether this is the rank that reads and writes what only one may."""
+    """Whether this is the rank that reads and writes what only one process may."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def wait_for_all_ranks() -> None:
-    """Wait for all ranks."""
+    """Return when every rank has come here."""
     if distributed.is_initialized():
         distributed.barrier()
 
@@ -55,7 +62,10 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def from_first_rank(value: T | None) -> T:
-    """The first rank's value, on every rank. The others give None. It is pickled: ranks trust each other."""
+    """The first rank's value, on every rank; the others give None.
+
+    It is pickled, so the ranks must trust each other.
+    """
     if world_size() == 1:
         return cast(T, value)
     box = [value]

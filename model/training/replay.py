@@ -1,4 +1,4 @@
-"""Refresh: which images a model is trained on again when it starts from the weights of its parent."""
+"""Replay: which images a refresh, which starts from the weights of its parent, trains on."""
 
 import numpy as np
 
@@ -6,10 +6,12 @@ from schemas.records import BoolArray, IntArray
 
 
 def refresh_rows(trained: BoolArray, replay: float, seed: int) -> IntArray:
-    """Rows to train on, ascending int64: every untrained one, and `replay` times as many trained ones (all, if there are fewer).
+    """Rows to train on, ascending int64: every new image, and some that the parent was trained on.
 
-    `trained` (N,) tells which images the parent was trained on. Without replay a model forgets them.
+    `trained` (N,) tells which images the parent was trained on. `replay` times as many of them as
+    there are new ones are drawn (all, if there are fewer): without replay a model forgets them.
     """
-    new, known = np.flatnonzero(~trained), np.flatnonzero(trained)
-    again = np.random.default_rng(seed).permutation(known)[: round(replay * len(new))]
-    return np.sort(np.concatenate([new, again])).astype(np.int64)
+    new = np.flatnonzero(~trained)
+    known = np.flatnonzero(trained)
+    replayed = np.random.default_rng(seed).permutation(known)[: round(replay * len(new))]
+    return np.sort(np.concatenate([new, replayed])).astype(np.int64)

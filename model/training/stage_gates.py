@@ -1,6 +1,8 @@
-"""Gates: what a training stage has learnt, measured on a few hundred samples, and the bound that it must not fall below."""
+"""Stage gates: what a training stage has learnt, measured on a few hundred samples, and the bounds
+that it must meet.
+"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, log
 
@@ -16,23 +18,40 @@ from model.network.sigma import SigmaModel
 from model.retrieval.recall import wilson
 from model.retrieval.search import SearchIndex, search
 from model.retrieval.trie import Trie
-from model.training.stages import TrainingSet
+from model.training.training_set import TrainingSet
+from schemas.identifiers import LEVELS
 from schemas.records import HalfArray, IntArray
 from schemas.settings import RetrievalSettings
 
 Figures = dict[str, float]
+"""What a stage was measured at, by name: `samples`, `images` and `chance`, and the stage's own."""
 
-_BATCH, _DEPTH = 16, 10
+_BATCH = 16
+"""Samples that are decoded at once."""
+
+_DEPTH = 10
+"""An image counts as found among this many results; the figure's name, R@10, is stored."""
+
+_MIN_SAMPLES = 32
+"""Fewer say nothing about a share."""
+
+_SAMPLED_SHARE = 10
+"""At most one in this many images is a sample: a measurement takes a few per cent of the stage's
+time.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Gates:
     """How many samples a stage is measured on, and how bad it may be.
 
-    `progress`: share of the way from chance to perfect that identifiers and recall must have come. `drop`: what they may be
-    below the parent's, in a refresh; `rise`: what the captions' loss may be above the parent's, nats a token. A share counts
-    as below its bound only if its interval, of `z` standard errors, is: few samples shall not stop a good stage. `images`: with
-    fewer, the first two stages are a few steps of the optimiser each, of which only finite figures are asked; alignment is judged.
+    Identifiers and recall must have come `progress` of the way from chance to perfect. In a refresh
+    they may be `drop` below the parent's, and the captions' loss `rise` (nats a token) above it.
+
+    A share counts as below its bound only if its interval, of `z` standard errors, is: few samples
+    shall not stop a good stage. With fewer than `images` images the first two stages are a few
+    steps of the optimizer each, so only finite figures are asked of them; alignment is always
+    judged.
     """
 
     sample: int = 200
@@ -45,8 +64,11 @@ class Gates:
 
 @dataclass(frozen=True, slots=True)
 class StageProbe:
-    """What stages are measured with: the training images as `data`, one query of each that training does not show where there
-    is such a caption, and (N, D) ranking embeddings."""
+    """What stages are measured with.
+
+    `data`: the N training images. `queries`: one text for each, a caption that training does not
+    show where there is one. `embeddings` (N, D) float16: the ranking embeddings.
+    """
 
     data: TrainingSet
     queries: Sequence[str]
@@ -58,104 +80,125 @@ class StageProbe:
 def evaluate_stage(
     name: StageName, sigma: SigmaModel, probe: StageProbe, gates: Gates, seed: int
 ) -> Figures:
-    """The figures of a stage that was just trained, `samples` and `chance` among them. Costs a few per cent of the stage."""
-    count = min(gates.sample, max(32, len(probe.data) // 10), len(probe.data))
-    rows = np.sort(np.random.default_rng((seed, 2)).permutation(len(probe.data))[:count])
+    """The figures of a stage that was just trained, on the same samples for the same seed."""
+    images = len(probe.data)
+    count = min(gates.sample, max(_MIN_SAMPLES, images // _SAMPLED_SHARE), images)
+    order = np.random.default_rng((seed, 2)).permutation(images)
+    rows = np.sort(order[:count])
     sigma.eval()
-    return {
-        "samples": float(len(rows)),
-        "images": float(len(probe.data)),
-        **_MEASURES[name](sigma, probe, rows),
-    }
+    figures: Figures = {"samples": float(count), "images": float(images)}
+    if name == "memorize":
+        return figures | _measure_memorized(sigma, probe, rows)
+    if name == "comprehend":
+        return figures | _measure_comprehended(sigma, probe, rows)
+    return figures | _measure_aligned(sigma, probe, rows)
 
 
 def gate_failures(
     name: StageName, figures: Mapping[str, float], parent: Mapping[str, float] | None, gates: Gates
 ) -> list[str]:
-    """Why a stage does not pass its gate, in sentences; empty when it does. `parent` are the same figures of the parent."""
-    if endless := [figure for figure, value in figures.items() if not isfinite(value)]:
-        return [f"{figure} is not finite" for figure in endless]
+    """Why a stage does not pass its gate, in sentences; empty when it does.
+
+    `parent` are the same figures of the generation that a refresh started from.
+    """
+    not_finite = [figure for figure, value in figures.items() if not isfinite(value)]
+    if not_finite:
+        return [f"{figure} is not finite; lower the learning rate" for figure in not_finite]
     if name != "align" and parent is None and figures["images"] < gates.images:
         return []
     if name == "comprehend":
-        bound = (
-            figures["chance"]
-            if parent is None
-            else min(figures["chance"], parent["loss"] + gates.rise)
-        )
-        return (
-            [f"loss {figures['loss']:.2f} a token, allowed is at most {bound:.2f}"]
-            if not figures["loss"] <= bound
-            else []
-        )
-    found = []
-    for figure in ("id1",) if name == "memorize" else ("R@10",):
-        bound = figures["chance"] + gates.progress * (1 - figures["chance"])
-        if parent is not None:
-            bound = max(bound, parent[figure] - gates.drop)
-        samples = int(figures["samples"])
-        _, high = wilson(round(figures[figure] * samples), samples, gates.z)
-        if high < bound:
-            found.append(
-                f"{figure} is {figures[figure]:.3f} over {samples} samples, allowed is at least {bound:.3f}"
-            )
-    return found
+        return _loss_failures(figures, parent, gates)
+    return _share_failures("id1" if name == "memorize" else "R@10", figures, parent, gates)
 
 
-def _memorised(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
-    """How often the model gives an image its identifier. Chance is always naming the most frequent id1."""
-    assigner, shape = BeamSearchAssigner(Decoder(sigma), 1), sigma.profile.shape
-    parts = [
-        assigner.search([probe.data.images[int(row)] for row in rows[start : start + _BATCH]])[0][
-            :, 0
-        ]
-        for start in range(0, len(rows), _BATCH)
+def _loss_failures(
+    figures: Mapping[str, float], parent: Mapping[str, float] | None, gates: Gates
+) -> list[str]:
+    bound = figures["chance"]
+    if parent is not None:
+        bound = min(bound, parent["loss"] + gates.rise)
+    if figures["loss"] <= bound:
+        return []
+    return [f"loss must be at most {bound:.2f} a token, got {figures['loss']:.2f}; train longer"]
+
+
+def _share_failures(
+    figure: str,
+    figures: Mapping[str, float],
+    parent: Mapping[str, float] | None,
+    gates: Gates,
+) -> list[str]:
+    share = figures[figure]
+    bound = figures["chance"] + gates.progress * (1 - figures["chance"])
+    if parent is not None:
+        bound = max(bound, parent[figure] - gates.drop)
+    samples = int(figures["samples"])
+    _, upper = wilson(round(share * samples), samples, gates.z)
+    if upper >= bound:
+        return []
+    return [
+        f"{figure} must be at least {bound:.3f}, got {share:.3f} over {samples} samples; "
+        "train longer"
     ]
-    given, wanted = np.concatenate(parts), pack_all(probe.data.identifiers[rows, :4], shape)
-    below = shape.leaves // shape.codes[0]
-    first = wanted // below
+
+
+def _measure_memorized(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
+    """How often the model gives an image its id1 and its leaf. Chance is always to name the most
+    frequent id1.
+    """
+    shape = sigma.profile.shape
+    assigner = BeamSearchAssigner(Decoder(sigma), postings=1)
+    parts: list[IntArray] = []
+    for start in range(0, len(rows), _BATCH):
+        images = [probe.data.images[row] for row in rows[start : start + _BATCH].tolist()]
+        leaves, _ = assigner.search(images)
+        parts.append(leaves[:, 0])
+    assigned = np.concatenate(parts)
+    expected = pack_all(probe.data.identifiers[rows, :LEVELS], shape)
+    below_id1 = shape.leaves // shape.codes[0]
+    expected_id1 = expected // below_id1
     return {
-        "id1": float((given // below == first).mean()),
-        "leaf": float((given == wanted).mean()),
-        "chance": float(np.bincount(first).max() / len(first)),
+        "id1": float((assigned // below_id1 == expected_id1).mean()),
+        "leaf": float((assigned == expected).mean()),
+        "chance": float(np.bincount(expected_id1).max() / len(expected_id1)),
     }
 
 
 @torch.inference_mode()
-def _comprehended(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
-    """Nats a token of captions behind their identifiers. Chance is knowing nothing, not even how often words are used."""
-    total = tokens = 0.0
+def _measure_comprehended(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
+    """Nats a token of captions behind their identifiers. Chance is to know nothing, not even which
+    words are frequent.
+    """
+    total = 0.0
+    tokens = 0.0
     for start in range(0, len(rows), _BATCH):
-        batch = [
-            sigma.prompts.comprehend(probe.data.identifiers[row], probe.data.captions[row][0])
-            for row in rows[start : start + _BATCH]
-        ]
-        found = sigma.losses(batch, None, None)
-        total += float(found.generation) * float(found.counts[0])
-        tokens += float(found.counts[0])
+        examples = []
+        for row in rows[start : start + _BATCH].tolist():
+            caption = probe.data.captions[row][0]
+            examples.append(sigma.prompts.comprehend(probe.data.identifiers[row], caption))
+        losses = sigma.losses(examples, None)
+        predicted = float(losses.counts[0])
+        total += float(losses.generation) * predicted
+        tokens += predicted
     return {"loss": total / max(tokens, 1.0), "chance": log(len(sigma.tokenizer))}
 
 
-def _aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
-    """Known-item recall among the training images: decode, then rank, as a query worker does, one posting an image."""
-    shape, decoder = sigma.profile.shape, Decoder(sigma)
-    trie = Trie(shape, decoder.device)
+def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
+    """Known-item recall among the training images, searched as a query worker does, with one
+    posting for each image.
+    """
+    decoder = Decoder(sigma)
+    trie = Trie(sigma.profile.shape, decoder.device)
     count = len(probe.data)
-    leaves = pack_all(probe.data.identifiers[:, :4], shape)
-    trie.insert(leaves, np.arange(count), np.zeros(count, np.float32), probe.data.identifiers[:, 4])
+    leaves = pack_all(probe.data.identifiers[:, :LEVELS], sigma.profile.shape)
+    suffixes = probe.data.identifiers[:, LEVELS]
+    trie.insert(leaves, np.arange(count), np.zeros(count, np.float32), suffixes)
     index = SearchIndex(decoder, probe.encoder, trie, probe.embeddings)
     hits = 0
     for start in range(0, len(rows), _BATCH):
-        part = rows[start : start + _BATCH]
-        texts = [probe.queries[int(row)] for row in part]
+        batch = rows[start : start + _BATCH].tolist()
+        texts = [probe.queries[row] for row in batch]
         results = search(index, texts, _DEPTH, probe.retrieval)
-        for row, result in zip(part, results, strict=True):
-            hits += int(row) in result.slots
+        for row, result in zip(batch, results, strict=True):
+            hits += row in result.slots
     return {"R@10": hits / len(rows), "chance": min(1.0, _DEPTH / count)}
-
-
-_MEASURES: Mapping[StageName, Callable[[SigmaModel, StageProbe, IntArray], Figures]] = {
-    "memorize": _memorised,
-    "comprehend": _comprehended,
-    "align": _aligned,
-}

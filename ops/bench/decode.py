@@ -21,7 +21,7 @@ from model.decoding.decoder import Decoder
 from model.decoding.export import export_text_decoder
 from model.decoding.vllm import VLLM_ENVIRONMENT, VllmDecoder
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import parts_from_base
+from model.network.parts import parts_from_base
 from model.network.profiles import profile
 from model.retrieval.trie import Trie
 from ops.bench.query import texts

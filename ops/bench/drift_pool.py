@@ -12,7 +12,7 @@ import torch
 
 from model.drift.monitors import NOVEL_SHARE, ArrivalWindow, DriftReference, RecallCount
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import parts_from_base
+from model.network.parts import parts_from_base
 from model.network.profiles import profile
 from model.network.resize import resize
 from ops.scenes.corpus import IMAGE_SIDE_PX

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import parts_from_base
+from model.network.parts import parts_from_base
 from model.network.profiles import profile
 from ops.bench.fleet import ROLES, Fleet, fleet, pictures, settle, warm_up
 from ops.bench.rows import Row

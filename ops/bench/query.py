@@ -10,7 +10,8 @@ import numpy as np
 
 from model.identifiers.codebook import CodebookConfig, fit_codebook
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import Checkpoint, parts_from_base
+from model.network.checkpoint import Checkpoint
+from model.network.parts import parts_from_base
 from model.network.profiles import profile
 from ops.bench.rows import Row
 from schemas.records import FloatArray, IntArray

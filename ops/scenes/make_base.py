@@ -98,7 +98,11 @@ def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str
     recall = probe_recall(
         base, CorpusConfig(config.probe, seed=config.seed, captions=0, test_captions=1), progress
     )
-    done = base.about | {"exact_recall_in_unseen_scenes": recall, "command": command(config)}
+    done = {
+        **base.about,
+        "exact_recall_in_unseen_scenes": recall,
+        "command": command(config),
+    }
     replace(base, about=done).save(folder)
     shutil.rmtree(half)
     return done

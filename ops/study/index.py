@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from model.decoding.assign import BeamSearchAssigner, Leaves, postings_with_primary
+from model.decoding.assign import BeamSearchAssigner, postings_with_primary
+from model.decoding.leaves import Leaves
 from model.identifiers.codebook import pack_all
 from model.identifiers.instance_suffixes import assign_suffixes
 from model.network.checkpoint import Checkpoint
 from model.network.encoder import Encoder
 from model.network.sigma import SigmaModel
 from model.network.teacher import Teacher
-from model.training.stages import visual_tokens
+from model.training.image_views import visual_tokens
 from ops.study.streams import Stream
 from schemas.records import ByteArray, FloatArray, IntArray, Posting
 from schemas.settings import RetrievalSettings

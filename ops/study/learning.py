@@ -10,10 +10,12 @@ import numpy as np
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook, pack_all
 from model.identifiers.instance_suffixes import assign_suffixes
 from model.network.base import Base
-from model.network.checkpoint import Checkpoint, parts_from_base
+from model.network.checkpoint import Checkpoint
+from model.network.parts import parts_from_base
 from model.network.profiles import Profile, Stage
 from model.training.replay import refresh_rows
-from model.training.stages import TrainingSet, run_stage
+from model.training.stages import run_stage
+from model.training.training_set import TrainingSet
 from ops.study.index import Corpus
 from schemas.identifiers import IdentifierShape
 from schemas.records import BoolArray, IntArray

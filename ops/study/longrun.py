@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import parts_from_base, save_checkpoint
+from model.network.checkpoint import save_checkpoint
+from model.network.parts import parts_from_base
 from model.network.profiles import Profile, profile
 from model.progress import Progress
 from model.retrieval.recall import recall_at

@@ -187,7 +187,7 @@ def test_explaining_an_image_gives_its_identifier_and_a_caption(idle: Home, corp
         (("ingest", "nowhere.jpg"), "does not exist"),
         (("ingest", ".", "--wait"), "sigma up"),
         (("train", "--manifest", "nowhere.jsonl"), "cannot be read"),
-        (("train", "--manifest", ".", "--profile", "huge"), "unknown profile"),
+        (("train", "--manifest", ".", "--profile", "huge"), "profile must be one of"),
         (("generations", "promote", "9"), "no generation 9"),
         (("generations", "drop"), "name the generation"),
         (("generations", "drop", "1"), "make another one live first"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import Checkpoint, load_checkpoint, parts_from_base, save_checkpoint
+from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from model.network.parts import parts_from_base
 from model.network.profiles import profile
 from ops.bench.switch import SwitchConfig, copied, switch
 from ops.embedded.database import open_services

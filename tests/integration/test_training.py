@@ -228,7 +228,7 @@ def test_a_stage_below_its_gate_fails_the_generation_and_frees_its_tables(
     services: Services, conn: Connection
 ) -> None:
     fill(services, conn, SEEN)
-    with pytest.raises(WorkFailedError, match=r"memorize: id1 is .* allowed is at least"):
+    with pytest.raises(WorkFailedError, match=r"memorize: id1 must be at least"):
         train(services, None, request(services, gates=Gates(progress=1.0, z=0.0, images=0)), quiet)
     (found,) = generations.generations(conn)
     assert (found.state, found.config.training.stages) == ("failed", ("codebook",))
@@ -335,7 +335,7 @@ def states_of_rank(services: Services, rank: int) -> dict[str, Any]:
 
 def states_of_base(services: Services) -> dict[str, Any]:
     from model.network.base import Base
-    from model.network.checkpoint import parts_from_base
+    from model.network.parts import parts_from_base
 
     parts = parts_from_base(Base.load(services.home / "base"), profile_of_tests())
     return {name: value.numpy() for name, value in parts.sigma.state_dict().items()}

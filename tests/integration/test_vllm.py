@@ -16,7 +16,8 @@ from model.decoding.export import ensure_export
 from model.decoding.vllm import Rows, VllmDecoder
 from model.identifiers.codebook import CodebookConfig, fit_codebook
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import Checkpoint, parts_from_base
+from model.network.checkpoint import Checkpoint
+from model.network.parts import parts_from_base
 from model.network.profiles import profile
 from model.retrieval.trie import ALTERNATE, Trie
 from ops.scenes.scenes import caption, draw_scene

@@ -18,9 +18,11 @@ from model.network.resize import Pixels
 from model.network.sigma import SigmaModel
 from model.network.teacher import Teacher
 from model.progress import Progress, quiet
+from model.training.image_views import visual_tokens
 from model.training.ranks import from_first_rank, is_first_rank, sum_over_ranks
 from model.training.stage_gates import Gates, StageProbe, evaluate_stage, gate_failures
-from model.training.stages import TrainingSet, run_stage, visual_tokens
+from model.training.stages import run_stage
+from model.training.training_set import TrainingSet
 from schemas.records import FloatArray, IntArray
 from schemas.training_record import TrainingRecord
 from workers.runtime.services import Services

@@ -11,16 +11,10 @@ import torch
 
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import (
-    Checkpoint,
-    ModelParts,
-    load_checkpoint,
-    parts_from_base,
-    pretrained_parts,
-    save_checkpoint,
-)
+from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.network.encoder import Encoder
 from model.network.jina import JinaTeacher
+from model.network.parts import ModelParts, parts_from_base, pretrained_parts
 from model.network.profiles import Profile
 from model.network.resize import Pixels
 from model.network.teacher import Teacher

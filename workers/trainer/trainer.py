@@ -10,7 +10,7 @@ import numpy as np
 from model.identifiers.quality import identifier_quality
 from model.progress import Progress
 from model.training.stage_gates import StageProbe
-from model.training.stages import TrainingSet
+from model.training.training_set import TrainingSet
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from schemas.settings import RetrievalSettings

@@ -8,8 +8,8 @@ import torch
 
 from model.network.backbone import fresh_backbone
 from model.network.base import Base
-from model.network.checkpoint import ModelParts, parts_from_base
 from model.network.encoder import TwoTower
+from model.network.parts import ModelParts, parts_from_base
 from model.network.profiles import Profile, Stage, TinySize, profile
 from model.network.teacher import CrossHead
 from model.network.tokenizer import train_tokenizer
@@ -35,6 +35,12 @@ TEXTS = (
     "a large star at the top left",
 )
 
+WIDTH = 24
+"""Of the encoder's embeddings."""
+
+MAX_TOKENS = 24
+"""Of a text."""
+
 
 def small_profile() -> Profile:
     """The tiny profile with a small shape and short stages."""
@@ -43,13 +49,12 @@ def small_profile() -> Profile:
         Stage("comprehend", epochs=2, learning_rate=2e-3, batch=8, replay=0.25),
         Stage("align", epochs=2, learning_rate=2e-3, batch=8, soft_label_weight=0.1),
     )
-    shape = IdentifierShape(codes=(4, 3, 3, 2), suffixes=8)
     return replace(
         profile("tiny").with_stages(stages),
-        shape=shape,
-        embedding_width=24,
+        shape=IdentifierShape(codes=(4, 3, 3, 2), suffixes=8),
+        embedding_width=WIDTH,
         tiny=SMALL,
-        max_text_tokens=24,
+        max_text_tokens=MAX_TOKENS,
     )
 
 
@@ -58,21 +63,20 @@ def small_base(seed: int = 0) -> Base:
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(TEXTS * 5, SMALL.vocabulary)
     return Base(
-        SMALL,
-        tokenizer,
-        TwoTower(len(tokenizer), 24).eval(),
-        CrossHead(width=24).eval(),
-        fresh_backbone(SMALL, tokenizer, seed).eval(),
-        24,
-        {},
+        size=SMALL,
+        tokenizer=tokenizer,
+        towers=TwoTower(len(tokenizer), WIDTH).eval(),
+        cross=CrossHead(width=WIDTH).eval(),
+        backbone=fresh_backbone(SMALL, tokenizer, seed).eval(),
+        limit=MAX_TOKENS,
+        about={},
     )
 
 
 def pictures(count: int, seed: int = 0, side: int = 56) -> list[ByteArray]:
     """Random pictures."""
-    return list(
-        np.random.default_rng(seed).integers(0, 255, (count, side, side, 3), dtype=np.uint8)
-    )
+    rng = np.random.default_rng(seed)
+    return list(rng.integers(0, 255, (count, side, side, 3), dtype=np.uint8))
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2VLImageProcessor
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2VLImageProcessor
 
-from model.network.backbone import ImagePreprocessor, rope_positions
-from model.network.checkpoint import ModelParts
+from model.network.inputs import ImagePreprocessor, pad_rows, rope_positions
+from model.network.parts import ModelParts
 from tests.unit.model.conftest import SMALL, pictures
 
 
@@ -30,51 +30,51 @@ def test_patches_equal_the_image_processors() -> None:
 @pytest.mark.parametrize("with_image", [True, False])
 def test_positions_equal_the_models_own(parts: ModelParts, with_image: bool) -> None:
     sigma = parts.sigma
-    given = sigma.inputs(pictures(2))
-    count = given.tokens(sigma.merge)[0]
-    rows = [sigma.prompts.image_prompt(count), sigma.prompts.query_prompt("a star at the top")]
+    query = sigma.prompts.query_prompt("a star at the top")
+    patches = sigma.preprocessor(pictures(2))
     if with_image:
-        rows.append([*sigma.prompts.image_prompt(count), 5, 6, 7])
+        image = sigma.prompts.image_prompt(patches.token_counts(sigma.merge)[0])
+        # An image alone, text alone, and an image with text behind it.
+        rows = [image, query, [*image, 5, 6, 7]]
+        grid = patches.grid
     else:
-        rows = rows[1:]
-    width = max(map(len, rows))
-    tokens = torch.tensor([row + [sigma.pad] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
-    grid = given.grid if with_image else None
-    kinds = (tokens == sigma.prompts.image).int()
+        rows = [query]
+        grid = None
+    tokens, mask = pad_rows(rows, sigma.pad)
+    is_image = (tokens == sigma.prompts.image).int()
     theirs, _ = sigma.backbone.model.get_rope_index(
-        tokens, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=mask.long()
+        tokens, mm_token_type_ids=is_image, image_grid_thw=grid, attention_mask=mask.long()
     )
     ours = rope_positions(tokens, mask, grid, sigma.prompts.image, sigma.merge)
     np.testing.assert_array_equal(ours[:, mask], theirs[:, mask])
 
 
-def test_text_logits_equal_a_plain_qwen2_decoder_with_the_same_weights(parts: ModelParts) -> None:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def test_rows_are_padded_on_the_right_to_the_longest() -> None:
+    tokens, mask = pad_rows([[5, 6, 7], [8], []], pad=0)
+    assert tokens.tolist() == [[5, 6, 7], [8, 0, 0], [0, 0, 0]]
+    assert mask.tolist() == [[True] * 3, [True, False, False], [False] * 3]
 
-    text = parts.sigma.backbone.config.text_config
+
+def test_text_logits_equal_a_plain_qwen2_decoder_with_the_same_weights(parts: ModelParts) -> None:
+    backbone = parts.sigma.backbone
+    text = backbone.config.text_config
     config = Qwen2Config(
-        **{
-            name: getattr(text, name)
-            for name in (
-                "vocab_size",
-                "hidden_size",
-                "intermediate_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-            )
-        },
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        num_hidden_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
         num_key_value_heads=text.num_key_value_heads,
         rms_norm_eps=text.rms_norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
     )
     plain = Qwen2ForCausalLM(config).eval()
-    plain.model.load_state_dict(parts.sigma.backbone.model.language_model.state_dict())
+    plain.model.load_state_dict(backbone.model.language_model.state_dict())
     plain.tie_weights()
     tokens = torch.tensor([parts.sigma.prompts.query_prompt("two blue squares")])
     with torch.inference_mode():
         positions = torch.arange(tokens.shape[1]).view(1, 1, -1).expand(3, 1, -1)
-        ours = parts.sigma.backbone(input_ids=tokens, position_ids=positions).logits
+        ours = backbone(input_ids=tokens, position_ids=positions).logits
         theirs = plain(input_ids=tokens).logits
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

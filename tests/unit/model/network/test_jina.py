@@ -1,6 +1,7 @@
-"""The paper's encoder and teacher through the real `transformers` loading of a folder with its own code.
+"""The paper's encoder and teacher, loaded by `transformers` from a folder with code of its own.
 
-The folder stands in for the published weights, which cannot be fetched here; it has their interface and nothing else.
+The folder takes the place of the published weights, which a test cannot download; it has their
+interface and nothing else.
 """
 
 import json
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from model.network.jina import JinaEncoder, JinaTeacher
 from tests.unit.model.conftest import pictures
@@ -46,35 +49,35 @@ class SmallModel(PreTrainedModel):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    config = {
+        "model_type": "small-remote",
+        "auto_map": {
+            "AutoConfig": "small_remote.SmallConfig",
+            "AutoModel": "small_remote.SmallModel",
+        },
+        "architectures": ["SmallModel"],
+    }
     (tmp_path / "small_remote.py").write_text(CODE)
-    auto = {"AutoConfig": "small_remote.SmallConfig", "AutoModel": "small_remote.SmallModel"}
-    (tmp_path / "config.json").write_text(
-        json.dumps(
-            {"model_type": "small-remote", "auto_map": auto, "architectures": ["SmallModel"]}
-        )
-    )
-    import torch
-    from safetensors.torch import save_file
-
+    (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"scale": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     return tmp_path
 
 
 def test_the_encoder_gives_unit_rows_of_the_width_asked_for(folder: Path) -> None:
     encoder = JinaEncoder(folder, width=6)
-    images, texts = encoder.embed_images(pictures(20)), encoder.embed_texts(["a", "longer text"])
+    images = encoder.embed_images(pictures(20))
+    texts = encoder.embed_texts(["a", "longer text"])
     assert images.shape == (20, 6)
     assert texts.shape == (2, 6)
-    np.testing.assert_allclose(
-        np.linalg.norm(np.concatenate([images, texts]), axis=1), 1, atol=1e-6
-    )
+    norms = np.linalg.norm(np.concatenate([images, texts]), axis=1)
+    np.testing.assert_allclose(norms, 1, atol=1e-6)
     assert encoder.embed_texts([]).shape == (0, 6)
 
 
+# 17 is a batch of 16 and one pair, whose score comes as a plain number.
 def test_the_teacher_scores_pairs_in_order_one_or_many(folder: Path) -> None:
     teacher = JinaTeacher(folder)
-    captions = ["x" * n for n in range(1, 18)]
-    np.testing.assert_allclose(
-        teacher.score(pictures(17), captions), [len(c) / 100 for c in captions], atol=1e-6
-    )
+    captions = ["x" * length for length in range(1, 18)]
+    expected = [length / 100 for length in range(1, 18)]
+    np.testing.assert_allclose(teacher.score(pictures(17), captions), expected, atol=1e-6)
     assert teacher.score([], []).shape == (0,)

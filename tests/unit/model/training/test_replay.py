@@ -1,4 +1,4 @@
-"""Refresh: every new image and a replay of known ones; what stands keeps its suffix."""
+"""Replay: a refresh takes every new image and some known ones; stored images keep their suffix."""
 
 import numpy as np
 
@@ -8,12 +8,16 @@ from schemas.identifiers import IdentifierShape
 
 SHAPE = IdentifierShape(codes=(2, 2, 2, 2), suffixes=4)
 
+NONE = -1
+"""The image has no suffix yet."""
+
 
 def test_a_refresh_takes_every_new_image_and_as_many_known_ones_as_replay_says() -> None:
+    new = {3, 50, 99}
     trained = np.ones(100, np.bool_)
-    trained[[3, 50, 99]] = False
+    trained[list(new)] = False
     rows = refresh_rows(trained, 2.0, 0)
-    assert set(rows) >= {3, 50, 99}
+    assert set(rows) >= new
     assert (len(rows), len(set(rows))) == (9, 9)
     assert (np.diff(rows) > 0).all()
     np.testing.assert_array_equal(rows, refresh_rows(trained, 2.0, 0))
@@ -23,31 +27,29 @@ def test_a_refresh_takes_every_new_image_and_as_many_known_ones_as_replay_says()
     assert len(refresh_rows(np.zeros(0, np.bool_), 1.0, 0)) == 0
 
 
-def test_those_that_stay_keep_their_suffix_and_those_that_come_get_the_lowest_free_one() -> None:
+def test_known_images_keep_their_suffix_and_new_ones_get_the_lowest_free_one() -> None:
     leaves = np.array([5, 5, 5, 9, 5])
-    found = keep_suffixes(leaves, np.array([2, -1, 0, -1, -1]), SHAPE)
-    assert found.leaves.tolist() == leaves.tolist()
-    assert found.suffixes.tolist() == [2, 1, 0, 0, 3]
-    assert found.spilled == 0
+    kept = keep_suffixes(leaves, np.array([2, NONE, 0, NONE, NONE]), SHAPE)
+    assert kept.leaves.tolist() == leaves.tolist()
+    assert kept.suffixes.tolist() == [2, 1, 0, 0, 3]
+    assert kept.spilled == 0
 
 
 def test_a_full_leaf_spills_to_a_relative_and_no_identifier_is_given_twice() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         leaves = rng.integers(0, 4, 40)
-        suffixes = np.full(40, -1)
+        suffixes = np.full(40, NONE)
         for leaf in range(4):
             rows = np.flatnonzero(leaves == leaf)[:3]
             suffixes[rows] = rng.permutation(SHAPE.suffixes)[: len(rows)]
-        found = keep_suffixes(leaves, suffixes, SHAPE)
-        stays = suffixes >= 0
-        assert (found.leaves[stays] == leaves[stays]).all()
-        assert (found.suffixes[stays] == suffixes[stays]).all()
-        assert len({*zip(found.leaves.tolist(), found.suffixes.tolist(), strict=True)}) == 40
-        assert ((found.suffixes >= 0) & (found.suffixes < SHAPE.suffixes)).all()
-        # No more than have to.
-        assert (
-            found.spilled
-            == (found.leaves != leaves).sum()
-            == np.maximum(np.bincount(leaves, minlength=4) - SHAPE.suffixes, 0).sum()
-        )
+        kept = keep_suffixes(leaves, suffixes, SHAPE)
+        known = suffixes >= 0
+        assert (kept.leaves[known] == leaves[known]).all()
+        assert (kept.suffixes[known] == suffixes[known]).all()
+        identifiers = set(zip(kept.leaves.tolist(), kept.suffixes.tolist(), strict=True))
+        assert len(identifiers) == 40
+        assert ((kept.suffixes >= 0) & (kept.suffixes < SHAPE.suffixes)).all()
+        # No more spill than have to.
+        must_spill = np.maximum(np.bincount(leaves, minlength=4) - SHAPE.suffixes, 0).sum()
+        assert kept.spilled == (kept.leaves != leaves).sum() == must_spill

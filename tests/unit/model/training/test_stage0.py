@@ -1,4 +1,4 @@
-"""Stage 0: the base learns, is saved small, and comes back as it was."""
+"""Stage 0: the base learns, is saved small, and is read back as it was."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.network.base import ABOUT, SHIPPED, Base
+from model.network.base import ABOUT, SHIPPED, WEIGHTS, Base
 from model.progress import quiet
 from model.training.adapt import AdaptConfig, adapt, base_recall
 from model.training.contrastive import CaptionedImages
@@ -16,21 +16,22 @@ from tests.unit.model.conftest import small_base
 
 
 def scenes(count: int, start: int = 0) -> CaptionedImages:
-    found = list(samples(CorpusConfig(count, seed=9, start=start, side_px=56)))
-    return CaptionedImages(
-        np.stack([sample.pixels(56) for sample in found]), [sample.captions for sample in found]
-    )
+    """Rendered scenes with their captions, as the backbone sees them."""
+    drawn = list(samples(CorpusConfig(count, seed=9, start=start, side_px=56)))
+    pixels = np.stack([sample.pixels(56) for sample in drawn])
+    return CaptionedImages(pixels, [sample.captions for sample in drawn])
 
 
 def test_adapting_teaches_the_encoder_what_it_did_not_know() -> None:
-    base, data = small_base(), scenes(96)
+    base = small_base()
+    data = scenes(96)
     before = base_recall(base, data, 0)
     after = adapt(base, data, AdaptConfig(contrastive_views=96 * 25, pretrain_views=96), quiet)
     assert base_recall(after, data, 0) > before + 0.2
     assert after.about["adapted"]["images"] == 96
 
 
-def test_a_base_comes_back_as_it_was_up_to_half_precision(tmp_path: Path) -> None:
+def test_a_saved_base_is_read_back_as_it_was_up_to_half_precision(tmp_path: Path) -> None:
     base = small_base()
     base.save(tmp_path)
     loaded = Base.load(tmp_path)
@@ -38,7 +39,11 @@ def test_a_base_comes_back_as_it_was_up_to_half_precision(tmp_path: Path) -> Non
     np.testing.assert_allclose(
         loaded.encoder.embed_texts(texts), base.encoder.embed_texts(texts), atol=5e-3
     )
-    (tmp_path / "base.safetensors").write_bytes(b"no")
+
+
+def test_a_base_with_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:
+    small_base().save(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"no")
     with pytest.raises(RefuseToStartError, match="cannot be read"):
         Base.load(tmp_path)
     (tmp_path / ABOUT).unlink()
@@ -52,7 +57,7 @@ def test_the_shipped_base_is_small_and_knows_scenes_it_never_saw() -> None:
 
 
 def test_the_shipped_base_shares_no_scene_with_any_corpus() -> None:
-    made = CorpusConfig(**json.loads((SHIPPED / ABOUT).read_text())["corpus"])
-    learnt = fingerprints(made)
+    corpus = json.loads((SHIPPED / ABOUT).read_text())["corpus"]
+    seen = fingerprints(CorpusConfig(**corpus))
     for seed in range(3):
-        assert not learnt & fingerprints(CorpusConfig(3_500, seed=seed))
+        assert not seen & fingerprints(CorpusConfig(3_500, seed=seed))

@@ -1,10 +1,12 @@
-"""Text: open vocabulary, and nothing a user types becomes a control token."""
+"""Text: open vocabulary, and nothing that a user types becomes a control token."""
+
+from itertools import chain
 
 import pytest
 
 from model.decoding.decoder import Decoder
 from model.decoding.explain import explain
-from model.network.checkpoint import ModelParts
+from model.network.parts import ModelParts
 from model.network.tokenizer import add_identifier_tokens, level_token_ids, train_tokenizer
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
@@ -24,11 +26,8 @@ def test_text_of_any_language_survives_the_tokenizer(text: str) -> None:
 def test_a_query_that_spells_a_control_token_stays_text(parts: ModelParts) -> None:
     prompts = parts.sigma.prompts
     typed = prompts.text("<id1_0> <|identifier|> <|image_pad|>")
-    control = {token for level in parts.sigma.levels for token in level} | {
-        prompts.image,
-        prompts.identifier_mark,
-        prompts.end,
-    }
+    control = set(chain.from_iterable(parts.sigma.levels))
+    control |= {prompts.image, prompts.identifier_mark, prompts.end}
     assert not control & set(typed)
     assert len(prompts.text("long " * 500)) == prompts.limit
 
@@ -39,7 +38,7 @@ def test_identifier_tokens_are_added_once_and_belong_to_one_shape() -> None:
     first = add_identifier_tokens(tokenizer, shape)
     assert add_identifier_tokens(tokenizer, shape) == first
     assert [len(level) for level in first] == [4, 3, 3, 2, 8]
-    assert len({token for level in first for token in level}) == 20
+    assert len(set(chain.from_iterable(first))) == 20
     with pytest.raises(RefuseToStartError, match="retrain"):
         level_token_ids(tokenizer, IdentifierShape(codes=(4, 3, 3, 2), suffixes=9))
 

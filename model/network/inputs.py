@@ -1,0 +1,200 @@
+"""The inputs of the backbone: images as patches and visual tokens, token rows as embeddings and
+positions.
+
+Letters in shapes: N images, P patches of all images together, p the side of a patch in pixels, B
+token rows padded to T tokens, H hidden width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+
+from model.network.backbone import FRAMES, MERGE, backbone_info
+from model.network.profiles import TinySize
+from model.network.resize import Pixels, resize
+from schemas.records import ByteArray
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePatches:
+    """N images as Qwen2.5-VL takes them: `patches` (P, 3·2·p·p) float32 and `grid` (N, 3) int64.
+
+    A row of the grid counts an image's patches along (time, height, width).
+    """
+
+    patches: Tensor
+    grid: Tensor
+
+    def to(self, device: torch.device) -> "ImagePatches":
+        """The same on another device."""
+        return ImagePatches(patches=self.patches.to(device), grid=self.grid.to(device))
+
+    def token_counts(self, merge: int) -> list[int]:
+        """How many image tokens each of the N images takes in the prompt."""
+        counts = self.grid.prod(1) // merge**2
+        return [int(count) for count in counts]
+
+
+class ImagePreprocessor:
+    """Turns pixels into `ImagePatches`.
+
+    The `tiny` profile squeezes every image into one fixed square, so that shapes are static; the
+    others keep the aspect ratio, with the model family's own image processor.
+    """
+
+    def __init__(
+        self, processor: Callable[..., Mapping[str, Tensor]] | None, side_px: int, patch_px: int
+    ) -> None:
+        """With a `processor` the sizes in pixels are unused."""
+        self._processor = processor
+        self.side_px = side_px
+        self.patch_px = patch_px
+
+    @classmethod
+    def tiny(cls, size: TinySize) -> "ImagePreprocessor":
+        """For the fixed square of the `tiny` profile."""
+        return cls(None, size.image_px, size.patch_px)
+
+    @classmethod
+    def pretrained(cls, source: str | Path) -> "ImagePreprocessor":
+        """With the processor saved beside pretrained weights."""
+        return cls(AutoImageProcessor.from_pretrained(str(source)), 0, 0)
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether every image becomes the same number of tokens."""
+        return self._processor is None
+
+    def __call__(self, images: Pixels) -> ImagePatches:
+        """Patches of N images of any sizes."""
+        if self._processor is not None:
+            processed = self._processor(images=list(images), return_tensors="pt")
+            return ImagePatches(processed["pixel_values"], processed["image_grid_thw"])
+        return self.from_squares(np.stack([resize(image, self.side_px) for image in images]))
+
+    def from_squares(self, squares: ByteArray) -> ImagePatches:
+        """(N, side, side, 3) uint8 → patches in the processor's order: the four of a merged block
+        follow each other.
+        """
+        count, side = squares.shape[:2]
+        patch = self.patch_px
+        cells = side // patch
+        pixels = torch.from_numpy(squares).float().div_(127.5).sub_(1.0)
+        blocks = pixels.view(
+            count, cells // MERGE, MERGE, patch, cells // MERGE, MERGE, patch, 3
+        )  # image, block row, row, y, block column, column, x, channel
+        blocks = blocks.permute(
+            0, 1, 4, 2, 5, 7, 3, 6
+        )  # image, block row, block column, row, column, channel, y, x
+        frames = blocks.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, FRAMES, -1, -1)
+        return ImagePatches(
+            patches=frames.reshape(count * cells * cells, 3 * FRAMES * patch * patch),
+            grid=torch.tensor([[1, cells, cells]]).repeat(count, 1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VisualTokens:
+    """N images after the vision tower: `states` (visual tokens of all of them, H) and `grid` (N, 3)
+    int64.
+    """
+
+    states: Tensor
+    grid: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedRows:
+    """B token rows as the language model takes them.
+
+    `tokens` (B, T) int64, `mask` (B, T) bool, `embeddings` (B, T, H), `positions` (3, B, T) int64.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    embeddings: Tensor
+    positions: Tensor
+
+
+def encode_images(
+    backbone: Qwen2_5_VLForConditionalGeneration, patches: ImagePatches
+) -> VisualTokens:
+    """Run the vision tower on a batch of images."""
+    patches = patches.to(backbone.device)
+    visual = backbone.model.visual(patches.patches, grid_thw=patches.grid)
+    return VisualTokens(states=visual.pooler_output, grid=patches.grid)
+
+
+def embed_rows(
+    backbone: Qwen2_5_VLForConditionalGeneration,
+    rows: Sequence[Sequence[int]],
+    visual: VisualTokens | None,
+    *,
+    image_token: int,
+    pad: int,
+) -> EmbeddedRows:
+    """Embed B token rows; visual tokens, in row order, take the places of image tokens."""
+    tokens, mask = pad_rows(rows, pad)
+    tokens = tokens.to(backbone.device)
+    mask = mask.to(backbone.device)
+    embeddings = backbone.get_input_embeddings()(tokens)
+    grid: Tensor | None = None
+    if visual is not None:
+        is_image = (tokens == image_token).unsqueeze(-1)
+        embeddings = embeddings.masked_scatter(is_image, visual.states.to(embeddings))
+        grid = visual.grid.to(backbone.device)
+    merge = backbone_info(backbone).merge
+    positions = rope_positions(tokens, mask, grid, image_token, merge)
+    return EmbeddedRows(tokens, mask, embeddings, positions)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Pad B token rows on the right: tokens (B, T) int64 and mask (B, T) bool, False on padding."""
+    width = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = True
+    return tokens, mask
+
+
+def rope_positions(
+    tokens: Tensor, mask: Tensor, grid: Tensor | None, image_token: int, merge: int
+) -> Tensor:
+    """(3, B, T) int64 positions of right-padded rows that hold at most one image each, its tokens
+    contiguous.
+
+    `tokens` (B, T) int64, `mask` (B, T) bool, `grid` (N, 3) int64 of the images in row order.
+
+    Text counts up by one on all three axes. An image's tokens spread over (time, row, column) from
+    the position where it starts, and the text after it continues behind its longer side. The same
+    as the model's `get_rope_index`, without a Python loop over rows. Positions must be passed
+    explicitly: without them the model falls back to plain counting, and the logits change silently.
+    """
+    length = tokens.shape[1]
+    counted = (mask.long().cumsum(1) - 1).clamp(min=0)  # (B, T)
+    positions = counted.unsqueeze(0).repeat(3, 1, 1)
+    is_image = tokens == image_token
+    if grid is None or not bool(is_image.any()):
+        return positions
+    rows = is_image.any(1).nonzero().squeeze(1)  # (N,) rows with an image
+    inside = is_image[rows]
+    height = (grid[:, 1] // merge).unsqueeze(1)  # (N, 1), in tokens
+    width = (grid[:, 2] // merge).unsqueeze(1)
+    count = height * width
+    start = inside.float().argmax(1)
+    offset = torch.arange(length, device=tokens.device).unsqueeze(0) - start.unsqueeze(1)
+    row = offset // width
+    column = offset % width
+    first = counted[rows, start].unsqueeze(1)
+    behind = counted[rows] - count + torch.maximum(height, width)
+    text = torch.where(offset >= count, behind, counted[rows])
+    for axis, along in enumerate((torch.zeros_like(row), row, column)):
+        positions[axis, rows] = torch.where(inside, first + along, text)
+    return positions

@@ -1,0 +1,230 @@
+"""The stage trainer: the `transformers` Trainer with this project's batches, losses and
+checkpoints.
+
+The same class serves all three stages of the paper: they differ in their sequences and in λ_ssp of
+equation 12.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from model.network.inputs import ImagePatches, VisualTokens
+from model.network.profiles import Stage
+from model.network.prompts import TrainingExample
+from model.network.sigma import SigmaModel
+from model.network.weights_io import load_module, save_module
+from model.progress import Bar
+from model.training.ranks import sum_over_ranks, world_size
+from model.training.training_set import ExampleDataset, TrainingSet
+
+WEIGHTS = "model.safetensors"
+"""The model's weights in a checkpoint of the Trainer."""
+
+BUCKET_BATCHES = 50
+"""Batches that are sorted by length together: little padding, and still a random mixture."""
+
+
+Batch = dict[str, Any]
+"""The Trainer insists on a dictionary; here it is `{"examples": list[TrainingExample]}`."""
+
+
+class LengthBuckets(Sampler[int]):
+    """A seeded shuffle that keeps sequences of similar length in one batch, in a new order each
+    epoch.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch = batch
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer, so that a resumed run sees the order that it would have seen."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.lengths))
+        bucket = self.batch * BUCKET_BATCHES
+        for start in range(0, len(order), bucket):
+            rows = order[start : start + bucket]
+            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+            batches = [
+                rows[begin : begin + self.batch] for begin in range(0, len(rows), self.batch)
+            ]
+            for index in rng.permutation(len(batches)):
+                yield from batches[index].tolist()
+
+
+class LossCallback(TrainerCallback):
+    """Shows the loss of each step on a progress bar, and remembers the last one."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.loss = float("nan")
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Called by the Trainer."""
+        self.bar.update(1, loss=self.loss)
+
+
+class StageTrainer(Trainer):
+    """Trains one stage of a model in place (equation 12)."""
+
+    def __init__(
+        self,
+        sigma: SigmaModel,
+        stage: Stage,
+        data: TrainingSet,
+        examples: Sequence[TrainingExample],
+        callback: LossCallback,
+        args: TrainingArguments,
+    ) -> None:
+        self.sigma = sigma
+        self.stage = stage
+        self.data = data
+        self.examples = examples
+        self.loss_callback = callback
+        super().__init__(
+            model=sigma,
+            args=args,
+            train_dataset=ExampleDataset(examples),
+            data_collator=_collate,
+            callbacks=[callback],
+        )
+        # It would print a dictionary to standard output, where the command line's JSON goes.
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """L_gen + λ_ssp·L_ssp of a batch.
+
+        With several processes, each one's means are weighted by how much they are means over. So
+        the average of the gradients over processes equals the gradient of one process with the
+        whole batch.
+        """
+        examples: list[TrainingExample] = inputs["examples"]
+        images = [example.image for example in examples if example.image is not None]
+        generation, similarity, counts = model(examples, self._images(images))
+        weights = world_size() * counts / sum_over_ranks(counts).clamp(min=1.0)
+        generation_loss = weights[0] * generation
+        similarity_weight = self.stage.soft_label_weight * weights[1]
+        loss: Tensor = generation_loss + similarity_weight * similarity
+        self.loss_callback.loss = float(loss.detach())
+        return loss
+
+    def _images(self, rows: list[int]) -> ImagePatches | VisualTokens | None:
+        """The images of a batch: visual tokens where they were computed before, else patches for
+        the vision tower.
+        """
+        if not rows:
+            return None
+        if self.data.visual is None:
+            return self.sigma.preprocessor([self.data.images[row] for row in rows])
+        _, _, count, hidden = self.data.visual.shape
+        states = self.data.visual.view(-1, count, hidden)[rows].reshape(-1, hidden)
+        grid = self.sigma.preprocessor(self.data.images[:1]).grid.repeat(len(rows), 1)
+        return VisualTokens(states, grid)
+
+    def _get_train_sampler(
+        self, train_dataset: Dataset[TrainingExample] | None = None
+    ) -> LengthBuckets:
+        lengths = [len(example.tokens) for example in self.examples]
+        # The order of one process with the whole batch: accelerate deals each batch out in equal
+        # parts.
+        whole_batch = batch_per_process(self.stage) * world_size()
+        return LengthBuckets(lengths, whole_batch, self.args.seed)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        # The Trainer's own saving refuses the tied embedding, which two names share.
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_module(self.sigma, folder / WEIGHTS)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        load_module(self.sigma, Path(resume_from_checkpoint) / WEIGHTS)
+
+
+def _collate(examples: list[TrainingExample]) -> Batch:
+    return {"examples": examples}
+
+
+def batch_per_process(stage: Stage) -> int:
+    """Sequences of a batch that each process takes, so that together they have the stage's batch
+    (rounded up).
+    """
+    return -(-stage.batch // world_size())
+
+
+def stage_steps(stage: Stage, examples: int) -> int:
+    """How many steps a stage takes with that many sequences, at least one."""
+    whole_batch = batch_per_process(stage) * world_size()
+    steps_per_epoch = -(-examples // whole_batch)
+    return max(1, round(stage.epochs * steps_per_epoch))
+
+
+def training_arguments(
+    folder: Path, stage: Stage, steps: int, seed: int, checkpoints: int
+) -> TrainingArguments:
+    """The Trainer's arguments for a stage of `steps` steps, saved `checkpoints` times."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_per_process(stage),
+        max_steps=steps,
+        learning_rate=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        adam_beta2=stage.beta2,
+        max_grad_norm=stage.clip,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(steps * stage.warmup)),
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="steps" if checkpoints else "no",
+        save_steps=max(1, steps // checkpoints) if checkpoints else steps + 1,
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        # The vision tower, or the soft-label head, has no part in some batches.
+        ddp_find_unused_parameters=True,
+    )
+    # One process uses one GPU, others come with torchrun; the Trainer alone would split batches
+    # over all GPUs that it finds.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -1,0 +1,126 @@
+"""The training set: images, identifiers and captions, and the sequences that each stage learns from
+them.
+
+Letters in shapes: N images, V views of each image, T visual tokens of an image, H hidden width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from model.network.profiles import Stage
+from model.network.prompts import TrainingExample
+from model.network.sigma import SigmaModel
+from schemas.records import ByteArray, FloatArray, IntArray
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """What the stages learn from.
+
+    `images`: N arrays (height, width, 3) uint8. `identifiers` (N, 5) int64. `captions`: those of
+    each image. `soft_labels`: of each image the teacher's scores of its captions, float32 (equation
+    7); None before scoring.
+    """
+
+    images: Sequence[ByteArray]
+    identifiers: IntArray
+    captions: Sequence[Sequence[str]]
+    soft_labels: Sequence[FloatArray] | None = None
+    visual: Tensor | None = None
+    """(V, N, T, H) visual tokens of V views of each image, when the vision tower is frozen."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class ExampleDataset(Dataset[TrainingExample]):
+    """The sequences of a stage, as the Trainer reads them."""
+
+    def __init__(self, examples: Sequence[TrainingExample]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> TrainingExample:
+        return self.examples[index]
+
+
+def stage_examples(
+    model: SigmaModel, data: TrainingSet, stage: Stage, seed: int
+) -> list[TrainingExample]:
+    """The sequences of one stage, in corpus order, and behind them the replay of earlier stages.
+
+    The `image` of an example counts views first: image i in view v is v·N + i.
+    """
+    memorize = _memorize_examples(model, data)
+    if stage.name == "memorize":
+        return memorize
+    captions = _all_captions(data)
+    if stage.name == "comprehend":
+        examples = [_comprehend(model, data, place) for place in captions]
+    else:
+        examples = [_align(model, data, place) for place in captions]
+    replayed = round(stage.replay * len(data))
+    examples += _sampled(memorize, replayed, np.random.default_rng(seed))
+    replayed_captions = round(stage.caption_replay * len(data))
+    for place in _sampled(captions, replayed_captions, np.random.default_rng((seed, 1))):
+        examples.append(_comprehend(model, data, place))
+    return examples
+
+
+def _memorize_examples(model: SigmaModel, data: TrainingSet) -> list[TrainingExample]:
+    """Image → identifier, of every image in every view."""
+    token_counts = _image_token_counts(model, data)
+    views = 1 if data.visual is None else len(data.visual)
+    examples: list[TrainingExample] = []
+    for view in range(views):
+        for row, identifier in enumerate(data.identifiers):
+            image = view * len(data) + row
+            examples.append(model.prompts.memorize(image, token_counts[row], identifier))
+    return examples
+
+
+def _image_token_counts(model: SigmaModel, data: TrainingSet) -> list[int]:
+    """How many visual tokens each image has."""
+    if not len(data):
+        return []
+    if model.preprocessor.fixed_size:
+        return model.preprocessor(data.images[:1]).token_counts(model.merge) * len(data)
+    counts: list[int] = []
+    for image in data.images:
+        # One at a time: pixels of a whole corpus do not fit in memory at once.
+        counts += model.preprocessor([image]).token_counts(model.merge)
+    return counts
+
+
+def _all_captions(data: TrainingSet) -> list[tuple[int, int]]:
+    """(row of the image, number of the caption) of every caption, in corpus order."""
+    places: list[tuple[int, int]] = []
+    for row, captions in enumerate(data.captions):
+        places += [(row, number) for number in range(len(captions))]
+    return places
+
+
+def _comprehend(model: SigmaModel, data: TrainingSet, place: tuple[int, int]) -> TrainingExample:
+    row, number = place
+    return model.prompts.comprehend(data.identifiers[row], data.captions[row][number])
+
+
+def _align(model: SigmaModel, data: TrainingSet, place: tuple[int, int]) -> TrainingExample:
+    row, number = place
+    soft_label = None if data.soft_labels is None else float(data.soft_labels[row][number])
+    return model.prompts.align(data.captions[row][number], data.identifiers[row], soft_label)
+
+
+def _sampled(items: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
+    """`count` of the items in random order, without repetition; all of them, if there are fewer."""
+    order = rng.permutation(len(items))
+    return [items[index] for index in order[:count].tolist()]

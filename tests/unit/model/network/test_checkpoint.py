@@ -1,0 +1,85 @@
+"""Checkpoints: read back as they were, and refused when files are damaged or do not belong
+together.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
+from model.network.checkpoint import ABOUT, Checkpoint, load_checkpoint, save_checkpoint
+from model.network.parts import ModelParts
+from schemas.errors import RefuseToStartError
+from schemas.training_record import TrainingRecord
+from tests.unit.model.conftest import TEXTS, WIDTH, pictures
+
+
+def codebook_of(parts: ModelParts, seed: int) -> Codebook:
+    """A codebook fitted on noise."""
+    vectors = np.random.default_rng(seed).standard_normal((60, WIDTH)).astype(np.float32)
+    return fit_codebook(vectors, CodebookConfig(parts.sigma.profile.shape))
+
+
+def saved(parts: ModelParts, folder: Path) -> Checkpoint:
+    """A checkpoint of the parts, written to the folder."""
+    record = TrainingRecord(stages=("codebook",))
+    checkpoint = Checkpoint(parts.sigma, codebook_of(parts, seed=0), parts.encoder, record)
+    save_checkpoint(checkpoint, folder)
+    return checkpoint
+
+
+def test_a_checkpoint_gives_back_the_same_model_codebook_and_encoder(
+    parts: ModelParts, tmp_path: Path
+) -> None:
+    before = saved(parts, tmp_path)
+    after = load_checkpoint(tmp_path, before.codebook.version)
+    expected = before.sigma.state_dict()
+    found = after.sigma.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+    images = pictures(3)
+    np.testing.assert_array_equal(
+        after.encoder.embed_texts(TEXTS), before.encoder.embed_texts(TEXTS)
+    )
+    np.testing.assert_array_equal(
+        after.encoder.embed_images(images), before.encoder.embed_images(images)
+    )
+    assert after.record.stages == ("codebook",)
+
+
+def test_a_checkpoint_refuses_another_codebook(parts: ModelParts, tmp_path: Path) -> None:
+    saved(parts, tmp_path)
+    with pytest.raises(RefuseToStartError, match="must be 0123456789abcdef"):
+        load_checkpoint(tmp_path, "0123456789abcdef")
+    other = codebook_of(parts, seed=1)
+    other.save(tmp_path)
+    with pytest.raises(RefuseToStartError, match=f"got {other.version}"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [ABOUT, "head.safetensors", "encoder.safetensors", "backbone/model.safetensors"],
+)
+def test_a_damaged_or_missing_file_is_one_clear_refusal(
+    parts: ModelParts, tmp_path: Path, name: str
+) -> None:
+    saved(parts, tmp_path)
+    (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(RefuseToStartError, match="again"):
+        load_checkpoint(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(RefuseToStartError, match="again"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_format_is_refused(parts: ModelParts, tmp_path: Path) -> None:
+    saved(parts, tmp_path)
+    document = json.loads((tmp_path / ABOUT).read_text())
+    (tmp_path / ABOUT).write_text(json.dumps(document | {"format": 99}))
+    with pytest.raises(RefuseToStartError, match="format 99"):
+        load_checkpoint(tmp_path)
