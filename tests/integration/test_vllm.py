@@ -13,7 +13,7 @@ import pytest
 from model.decoding.beam import NEVER, Beams, search_identifiers, search_leaves
 from model.decoding.decoder import Decoder
 from model.decoding.export import ensure_export
-from model.decoding.vllm import Rows, VllmDecoder
+from model.decoding.vllm import TokenRows, VllmDecoder
 from model.identifiers.codebook import CodebookConfig, fit_codebook
 from model.network.base import SHIPPED, Base
 from model.network.checkpoint import Checkpoint
@@ -147,7 +147,7 @@ def test_each_prefix_of_a_prompt_is_sent_once(
     sent: list[list[int]] = []
     score = engines.vllm.score_rows
 
-    def counted(level: int, rows: Rows) -> FloatArray | None:
+    def counted(level: int, rows: TokenRows) -> FloatArray | None:
         sent.extend(rows)
         return score(level, rows)
 
