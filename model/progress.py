@@ -1,4 +1,4 @@
-"""Progress reporting handed into long computations: the caller decides whether a person or a log reads it."""
+"""Progress of long computations: the caller decides whether a person or a log reads it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,14 +14,14 @@ class Bar(Protocol):
 
 
 Progress = Callable[[str, int], AbstractContextManager[Bar]]
-"""`progress(label, total)` opens a bar that shows rate and remaining time and closes with the context."""
+"""`progress(label, total)` opens a bar with rate and remaining time; it closes with the context."""
 
 
-class _Quiet:
+class _QuietBar:
     def update(self, n: int, **figures: float) -> None:
         """Show nothing."""
 
 
 def quiet(label: str, total: int) -> AbstractContextManager[Bar]:
-    """A `Progress` for tests and services: shows nothing."""
-    return nullcontext(_Quiet())
+    """A `Progress` that shows nothing, for tests and services."""
+    return nullcontext(_QuietBar())

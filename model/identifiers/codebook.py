@@ -1,9 +1,12 @@
-"""The codebook: everything fitted that turns an embedding into id1..id4 (paper 3.1, appendix E). Versioned, immutable."""
+"""The codebook: everything fitted that turns an embedding into id1..id4 (paper 3.1, appendix E).
+
+It is immutable, and its version is a hash of its content.
+"""
 
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +18,44 @@ from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
 
 _BLOCK = 8192
+"""Rows that are encoded at a time: distances to 1,024 centroids take 64 MiB."""
+
+_BATCH = 2048
+"""Rows of a step of the k-means of id1."""
+
+_FAR = 1e3
+"""Coordinate of a centre that no unit row is nearest to."""
+
+_ARRAYS = ("centroids", "second", "third", "codewords")
+"""Fields of a codebook in the order of its hash; their names are stored."""
+
+
+def no_progress(steps: int) -> None:
+    """The `tick` of a caller that shows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class CodebookConfig:
-    """How a codebook is fitted. K_4 = N**`subspaces`: id4 is one mixed-radix code over M subspaces of N codewords."""
+    """How a codebook is fitted.
+
+    K_4 = N**`subspaces`: id4 is one mixed-radix code over M subspaces of N codewords each.
+    """
 
     shape: IdentifierShape
     subspaces: int = 1
     seed: int = 0
     iterations: int = 30
+    """Of each Semi-NMF."""
 
     @property
     def codewords(self) -> int:
         """N, the codewords of one subspace; `UsageError` when K_4 is not an M-th power."""
-        count = round(self.shape.codes[3] ** (1 / self.subspaces))
-        if count**self.subspaces != self.shape.codes[3]:
+        total = self.shape.codes[3]
+        count = round(total ** (1 / self.subspaces))
+        if count**self.subspaces != total:
             raise UsageError(
-                f"id4 has {self.shape.codes[3]} codes, which is no {self.subspaces}-th power; change K4 or the subspaces"
+                f"the codes of id4 must be a {self.subspaces}-th power, one factor for each"
+                f" subspace, got {total}; change K4 or the subspaces"
             )
         return count
 
@@ -41,15 +64,18 @@ class CodebookConfig:
 class Codebook:
     """Fitted arrays, all float32.
 
-    `centroids` (K1, D); `second` (K1, K2, D) and `third` (K1, K3, D) Semi-NMF directions of each id1 cluster;
-    `codewords` (M, N, D/M). Rows of an id1 cluster that held no training row are zero: such a cluster encodes as code 0.
+    Rows of an id1 cluster that held no training row are zero: such a cluster encodes as code 0.
     """
 
     config: CodebookConfig
     centroids: FloatArray
+    """(K1, D)"""
     second: FloatArray
+    """(K1, K2, D) Semi-NMF directions of each id1 cluster"""
     third: FloatArray
+    """(K1, K3, D) Semi-NMF directions of what the second level leaves over"""
     codewords: FloatArray
+    """(M, N, D/M) centres of each subspace of the residual"""
 
     @property
     def width(self) -> int:
@@ -60,31 +86,49 @@ class Codebook:
     def version(self) -> str:
         """Content hash: the same fit on the same data has the same version."""
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
-        for array in (self.centroids, self.second, self.third, self.codewords):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for name in _ARRAYS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return digest.hexdigest()[:16]
 
     def encode(self, embeddings: FloatArray) -> IntArray:
         """(N, 4) int64 codes of (N, D) embeddings, seen or not; bounded memory."""
         rows = checked(embeddings, self.width)
-        blocks = [
-            self._encode_block(rows[start : start + _BLOCK])
-            for start in range(0, len(rows), _BLOCK)
-        ]
-        return np.concatenate(blocks) if blocks else np.zeros((0, 4), dtype=np.int64)
+        codes = np.zeros((len(rows), 4), dtype=np.int64)
+        for start in range(0, len(rows), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            codes[block] = self._encode_block(rows[block])
+        return codes
 
     def leaves(self, embeddings: FloatArray) -> IntArray:
         """(N,) int64 packed id1..id4."""
         return pack_all(self.encode(embeddings), self.config.shape)
 
     def reconstruct(self, codes: IntArray) -> FloatArray:
-        """(N, D) approximation from codes alone: the id1 centroid plus the id4 codeword of the residual (equation 2)."""
+        """(N, D) approximation of (N, 4) codes: id1's centroid plus id4's codeword (equation 2)."""
         return self.centroids[codes[:, 0]] + self.codeword(codes[:, 3])
+
+    def quantise(self, residual: FloatArray) -> IntArray:
+        """(N,) id4 of (N, D) residuals to id1's centroid: the nearest codeword of each subspace."""
+        spaces, count, width = self.codewords.shape
+        code = np.zeros(len(residual), dtype=np.int64)
+        for m in range(spaces):
+            part = residual[:, m * width : (m + 1) * width]
+            code = code * count + nearest(part, self.codewords[m])
+        return code
+
+    def codeword(self, code: IntArray) -> FloatArray:
+        """(N, D) residuals that (N,) id4 codes mean."""
+        spaces, count, _ = self.codewords.shape
+        parts = []
+        for m in range(spaces):
+            digit = (code // count ** (spaces - 1 - m)) % count
+            parts.append(self.codewords[m][digit])
+        return np.concatenate(parts, axis=1)
 
     def save(self, folder: Path) -> None:
         """Write `codebook.npz` and `codebook.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         np.savez(folder / "codebook.npz", **arrays)
         about = {"version": self.version, "config": asdict(self.config)}
         (folder / "codebook.json").write_text(json.dumps(about, indent=2))
@@ -103,7 +147,8 @@ class Codebook:
             book = cls(config=config, **{name: arrays[name] for name in arrays.files})
         if book.version != about["version"]:
             raise RefuseToStartError(
-                f"codebook {folder} has content {book.version} but says {about['version']}: it was changed or damaged; restore or retrain"
+                f"the codebook {folder} must have the content {about['version']}, got"
+                f" {book.version}: it was changed or damaged; restore it or train again"
             )
         return book
 
@@ -111,53 +156,45 @@ class Codebook:
         codes = np.zeros((len(rows), 4), dtype=np.int64)
         codes[:, 0] = nearest(rows, self.centroids)
         residual = rows - self.centroids[codes[:, 0]]
+        # The directions of id2 and id3 are each cluster's own, so rows go cluster by cluster.
         for cluster in np.unique(codes[:, 0]):
-            at = np.flatnonzero(codes[:, 0] == cluster)
-            codes[at, 1], left = dominant(residual[at], self.second[cluster])
-            codes[at, 2], _ = dominant(left, self.third[cluster])
+            members = np.flatnonzero(codes[:, 0] == cluster)
+            codes[members, 1], rest = dominant(residual[members], self.second[cluster])
+            codes[members, 2], _ = dominant(rest, self.third[cluster])
         codes[:, 3] = self.quantise(residual)
         return codes
 
-    def quantise(self, residual: FloatArray) -> IntArray:
-        """(N,) id4 of (N, D) residuals to the id1 centroid: the nearest codeword of each subspace."""
-        spaces, count, width = self.codewords.shape
-        code = np.zeros(len(residual), dtype=np.int64)
-        for m in range(spaces):
-            code = code * count + nearest(
-                residual[:, m * width : (m + 1) * width], self.codewords[m]
-            )
-        return code
-
-    def codeword(self, code: IntArray) -> FloatArray:
-        """(N, D) residual that each id4 stands for."""
-        spaces, count, _ = self.codewords.shape
-        digits = [(code // count ** (spaces - 1 - m)) % count for m in range(spaces)]
-        return np.concatenate([self.codewords[m][digit] for m, digit in enumerate(digits)], axis=1)
-
 
 def checked(embeddings: FloatArray, width: int | None = None) -> FloatArray:
-    """The rows as float32, or one clear `UsageError` (shape, width, NaN or infinity with row numbers)."""
+    """The (N, D) rows as float32.
+
+    `UsageError` for another shape or width, and for NaN or infinity, with row numbers.
+    """
     rows = np.asarray(embeddings, dtype=np.float32)
     if rows.ndim != 2 or (width is not None and rows.shape[1] != width):
         raise UsageError(f"embeddings must have shape (N, {width or 'D'}), got {rows.shape}")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise UsageError(
-            f"{len(bad)} embeddings hold NaN or infinity, first rows {bad[:5].tolist()}; check the encoder's output"
+            f"embeddings must be finite, got NaN or infinity in {len(bad)} of them, first rows"
+            f" {bad[:5].tolist()}; check the encoder's output"
         )
     return rows
 
 
 def nearest(rows: FloatArray, centres: FloatArray) -> IntArray:
-    """Index of the nearest centre (squared Euclidean distance, equation 1) of each row, int64."""
-    distance = (centres.astype(np.float64) ** 2).sum(1) - 2.0 * rows.astype(
-        np.float64
-    ) @ centres.T.astype(np.float64)
-    return distance.argmin(axis=1).astype(np.int64)
+    """(n,) int64 nearest of the (K, D) centres of each row (squared Euclidean, equation 1)."""
+    centre_lengths = (centres.astype(np.float64) ** 2).sum(1)
+    products = 2.0 * rows.astype(np.float64) @ centres.T.astype(np.float64)
+    # The row's own length is left out: it is the same for every centre.
+    return (centre_lengths - products).argmin(axis=1).astype(np.int64)
 
 
 def dominant(rows: FloatArray, basis: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Arg-max of the non-negative coefficients of each row, and what that component leaves over, (n, D) float32."""
+    """The component with the largest non-negative coefficient, and what it leaves over.
+
+    `rows` (n, D), `basis` (k, D) → (n,) int64, (n, D) float32.
+    """
     weights = nonnegative_coefficients(rows, basis)
     code = weights.argmax(axis=1)
     part = weights[np.arange(len(rows)), code][:, None] * basis[code]
@@ -173,65 +210,86 @@ def pack_all(codes: IntArray, shape: IdentifierShape) -> IntArray:
 
 
 def fit_codebook(
-    embeddings: FloatArray, config: CodebookConfig, tick: Callable[[int], None] = lambda _: None
+    embeddings: FloatArray,
+    config: CodebookConfig,
+    tick: Callable[[int], None] = no_progress,
 ) -> Codebook:
-    """Fit all four levels on (N, D) embeddings; `tick(1)` after each id1 cluster and at the end of the quantiser.
+    """Fit all four levels on (N, D) embeddings.
 
-    Both Semi-NMF levels work on the residual to the id1 centroid: the centroid is common to the cluster and would be every
-    row's dominant component otherwise.
+    Calls `tick(1)` after each id1 cluster and at the end of the quantiser. Both Semi-NMF levels
+    work on the residual to the id1 centroid: the centroid is common to the cluster and would be
+    every row's dominant component otherwise.
     """
     rows = checked(embeddings)
     if not len(rows):
         raise UsageError(
             "a codebook needs at least one embedding, got none; ingest or list images first"
         )
-    k1, k2, k3, _ = config.shape.codes
     width = rows.shape[1]
     if width % config.subspaces:
         raise UsageError(
-            f"embedding width {width} is not a multiple of {config.subspaces} subspaces; change the subspaces"
+            f"the subspaces must divide the embedding width {width}, got {config.subspaces};"
+            " change the subspaces"
         )
-    centroids = _anchors(rows, k1, config.seed)
-    anchor = nearest(rows, centroids)
-    residual = rows - centroids[anchor]
-    second, third = np.zeros((k1, k2, width), np.float32), np.zeros((k1, k3, width), np.float32)
-    for cluster in range(k1):
-        inside = residual[anchor == cluster]
-        if len(inside):
-            second[cluster] = fit_seminmf(
-                inside, k2, seed=config.seed + cluster, iterations=config.iterations
-            ).basis
-            _, left = dominant(inside, second[cluster])
-            third[cluster] = fit_seminmf(
-                left, k3, seed=config.seed + k1 + cluster, iterations=config.iterations
-            ).basis
-        tick(1)
-    step = width // config.subspaces
-    parts = [residual[:, m * step : (m + 1) * step] for m in range(config.subspaces)]
-    codewords = np.stack(
-        [_padded_kmeans(part, config.codewords, config.seed + m) for m, part in enumerate(parts)]
-    )
+    centroids = _fit_centroids(rows, config.shape.codes[0], config.seed)
+    cluster_of = nearest(rows, centroids)
+    residual = rows - centroids[cluster_of]
+    second, third = _fit_directions(residual, cluster_of, config, tick)
+    codewords = _fit_codewords(residual, config)
     tick(1)
-    return Codebook(
-        config=config, centroids=centroids, second=second, third=third, codewords=codewords
-    )
+    return Codebook(config, centroids, second, third, codewords)
 
 
-def _anchors(rows: FloatArray, count: int, seed: int) -> FloatArray:
+def _fit_directions(
+    residual: FloatArray,
+    cluster_of: IntArray,
+    config: CodebookConfig,
+    tick: Callable[[int], None],
+) -> tuple[FloatArray, FloatArray]:
+    """Both Semi-NMF levels of each id1 cluster, (K1, K2, D) and (K1, K3, D)."""
+    k1, k2, k3, _ = config.shape.codes
+    width = residual.shape[1]
+    second = np.zeros((k1, k2, width), np.float32)
+    third = np.zeros((k1, k3, width), np.float32)
+    for cluster in range(k1):
+        inside = residual[cluster_of == cluster]
+        # Each cluster and level has a seed of its own, whatever the others hold.
+        if len(inside):
+            seed = config.seed + cluster
+            fitted = fit_seminmf(inside, k2, seed=seed, iterations=config.iterations)
+            second[cluster] = fitted.basis
+            _, rest = dominant(inside, second[cluster])
+            fitted = fit_seminmf(rest, k3, seed=seed + k1, iterations=config.iterations)
+            third[cluster] = fitted.basis
+        tick(1)
+    return second, third
+
+
+def _fit_centroids(rows: FloatArray, count: int, seed: int) -> FloatArray:
+    """(count, D) centres of id1."""
     used = min(count, len(np.unique(rows, axis=0)))
-    fitted = MiniBatchKMeans(used, n_init=5, batch_size=2048, random_state=seed).fit(rows)
-    return _fill(fitted.cluster_centers_.astype(np.float32), count)
+    fitted = MiniBatchKMeans(used, n_init=5, batch_size=_BATCH, random_state=seed).fit(rows)
+    return _fill_up(fitted.cluster_centers_.astype(np.float32), count)
 
 
-def _padded_kmeans(rows: FloatArray, count: int, seed: int) -> FloatArray:
-    used = min(count, len(np.unique(np.round(rows, 6), axis=0)))
-    return _fill(
-        KMeans(used, n_init=3, random_state=seed).fit(rows).cluster_centers_.astype(np.float32),
-        count,
-    )
+def _fit_codewords(residual: FloatArray, config: CodebookConfig) -> FloatArray:
+    """(M, N, D/M) centres of each subspace of the residual."""
+    step = residual.shape[1] // config.subspaces
+    codewords = []
+    for m in range(config.subspaces):
+        part = residual[:, m * step : (m + 1) * step]
+        # Rows that differ by rounding only would make k-means warn of duplicate centres.
+        used = min(config.codewords, len(np.unique(np.round(part, 6), axis=0)))
+        fitted = KMeans(used, n_init=3, random_state=config.seed + m).fit(part)
+        centres = fitted.cluster_centers_.astype(np.float32)
+        codewords.append(_fill_up(centres, config.codewords))
+    return np.stack(codewords)
 
 
-def _fill(centres: FloatArray, count: int) -> FloatArray:
-    """Codes that too few distinct rows leave unused get a centre no row is nearest to."""
-    far = np.full((count - len(centres), centres.shape[1]), 1e3, dtype=np.float32)
-    return np.vstack([centres, far]) if len(far) else centres
+def _fill_up(centres: FloatArray, count: int) -> FloatArray:
+    """(count, D) centres: codes that too few distinct rows leave unused get one far away."""
+    missing = count - len(centres)
+    if not missing:
+        return centres
+    far = np.full((missing, centres.shape[1]), _FAR, dtype=np.float32)
+    return np.vstack([centres, far])

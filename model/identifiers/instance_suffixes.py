@@ -1,4 +1,8 @@
-"""Instance suffixes of a training set: id5, unique inside its leaf; a full leaf spills to its nearest relative."""
+"""Instance suffixes of a training set: id5, unique inside its leaf.
+
+A leaf has as many suffixes as the shape says. An image that does not fit spills to the nearest leaf
+in the tree that has room: same id1..id3 first, then same id1..id2, then same id1, then anywhere.
+"""
 
 from dataclasses import dataclass
 
@@ -8,93 +12,120 @@ from schemas.errors import UsageError
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import IntArray
 
+_FIRST_SEARCH = 64
+"""Nearest leaves looked at for room first; a crowded corner of the tree seldom needs more."""
+
+_SEARCH_GROWTH = 16
+"""How many times as many are looked at next."""
+
+
+_NOTHING: frozenset[int] = frozenset()
+
 
 @dataclass(frozen=True, slots=True)
-class Suffixed:
-    """`leaves` and `suffixes` (N,) int64, and how many images did not fit their own leaf."""
+class SuffixAssignment:
+    """A place for each of N images."""
 
     leaves: IntArray
+    """(N,) int64"""
     suffixes: IntArray
+    """(N,) int64"""
     spilled: int
+    """Images that did not fit their own leaf."""
 
 
-def assign_suffixes(leaves: IntArray, shape: IdentifierShape) -> Suffixed:
-    """Suffixes 0, 1, … in row order inside each leaf. Rows beyond the capacity move to the nearest leaf in the tree that
-    has room: same id1..id3 first, then same id1..id2, then same id1, then anywhere."""
+def assign_suffixes(leaves: IntArray, shape: IdentifierShape) -> SuffixAssignment:
+    """Suffixes 0, 1, … inside each of the (N,) leaves, in row order; what does not fit spills."""
+    return keep_suffixes(leaves, np.full(len(leaves), -1, dtype=np.int64), shape)
+
+
+def keep_suffixes(leaves: IntArray, suffixes: IntArray, shape: IdentifierShape) -> SuffixAssignment:
+    """Suffixes for rows whose suffix is -1, beside rows that keep theirs: the lowest free one.
+
+    `leaves` and `suffixes` (N,) int64. What does not fit spills; rows that keep a suffix stay.
+    """
     if len(leaves) > shape.leaves * shape.suffixes:
         raise UsageError(
-            f"{len(leaves)} images do not fit {shape.leaves} leaves of {shape.suffixes} suffixes; raise a level's count"
+            f"the shape has room for {shape.leaves * shape.suffixes:,} images, {shape.leaves:,}"
+            f" leaves of {shape.suffixes}, so {len(leaves):,} images do not fit; raise a level's"
+            " count"
         )
+    kept = suffixes >= 0
+    rooms = _Rooms(shape)
+    for leaf, suffix in zip(leaves[kept].tolist(), suffixes[kept].tolist(), strict=True):
+        rooms.keep(leaf, suffix)
     placed = leaves.astype(np.int64).copy()
-    suffixes = np.zeros(len(leaves), dtype=np.int64)
-    used: dict[int, int] = {}
+    given = suffixes.astype(np.int64).copy()
     waiting: list[int] = []
-    for row, leaf in enumerate(placed.tolist()):
-        taken = used.get(leaf, 0)
-        if taken < shape.suffixes:
-            suffixes[row], used[leaf] = taken, taken + 1
+    for row in np.flatnonzero(~kept).tolist():
+        leaf = int(placed[row])
+        if rooms.has_room(leaf):
+            given[row] = rooms.take(leaf)
         else:
             waiting.append(row)
+    # Only now, so that no image takes the place of one that belongs into the leaf.
     for row in waiting:
-        leaf = _relative_with_room(int(placed[row]), used, shape)
-        placed[row], suffixes[row] = leaf, used.get(leaf, 0)
-        used[leaf] = used.get(leaf, 0) + 1
-    return Suffixed(leaves=placed, suffixes=suffixes, spilled=len(waiting))
+        leaf = rooms.nearest_with_room(int(placed[row]))
+        placed[row] = leaf
+        given[row] = rooms.take(leaf)
+    return SuffixAssignment(leaves=placed, suffixes=given, spilled=len(waiting))
 
 
-def keep_suffixes(leaves: IntArray, suffixes: IntArray, shape: IdentifierShape) -> Suffixed:
-    """Suffixes for rows whose suffix is -1, beside rows that keep theirs: the lowest that is free in the leaf, and a full
-    leaf spills as in `assign_suffixes`. (N,) int64 each; rows that keep a suffix are never moved."""
-    if len(leaves) > shape.leaves * shape.suffixes:
-        raise UsageError(
-            f"{len(leaves)} images do not fit {shape.leaves} leaves of {shape.suffixes} suffixes; raise a level's count"
-        )
-    placed, given = leaves.astype(np.int64).copy(), suffixes.astype(np.int64).copy()
-    taken: dict[int, set[int]] = {}
-    for leaf, suffix in zip(placed[given >= 0].tolist(), given[given >= 0].tolist(), strict=True):
-        taken.setdefault(leaf, set()).add(suffix)
-    used = {leaf: len(some) for leaf, some in taken.items()}
-    lowest: dict[int, int] = {}
-    waiting: list[int] = []
-
-    def stand(row: int, leaf: int) -> None:
-        suffix = lowest.get(leaf, 0)
-        while suffix in taken.get(leaf, ()):
-            suffix += 1
-        placed[row], given[row] = leaf, suffix
-        lowest[leaf], used[leaf] = suffix + 1, used.get(leaf, 0) + 1
-
-    for row in np.flatnonzero(given < 0).tolist():
-        if used.get(int(placed[row]), 0) < shape.suffixes:
-            stand(row, int(placed[row]))
-        else:
-            waiting.append(row)
-    for row in waiting:
-        stand(row, _relative_with_room(int(placed[row]), used, shape))
-    return Suffixed(leaves=placed, suffixes=given, spilled=len(waiting))
-
-
-def relatives(leaf: int, shape: IdentifierShape, limit: int) -> list[int]:
-    """Up to `limit` other leaves, nearest in the tree first: where an image goes when `leaf` is full."""
-    found: list[int] = []
-    below, width = 1, 1
+def nearest_leaves(leaf: int, shape: IdentifierShape, limit: int) -> list[int]:
+    """Up to `limit` other leaves, nearest in the tree first: where a full leaf's images go."""
+    nearest: list[int] = []
+    inner_width = 1
     for level in range(LEVELS, 0, -1):
-        width *= shape.codes[level - 1]
-        start = leaf // width * width
-        inner = leaf // below * below
-        for other in range(start, start + width):
-            if not inner <= other < inner + below:
-                found.append(other)
-                if len(found) == limit:
-                    return found
-        below = width
-    return found
+        outer_width = inner_width * shape.codes[level - 1]
+        # Leaves below a prefix are one range, and the prefix one shorter has a range around it.
+        outer = leaf // outer_width * outer_width
+        inner = leaf // inner_width * inner_width
+        for other in range(outer, outer + outer_width):
+            if not inner <= other < inner + inner_width:
+                nearest.append(other)
+                if len(nearest) == limit:
+                    return nearest
+        inner_width = outer_width
+    return nearest
 
 
-def _relative_with_room(leaf: int, used: dict[int, int], shape: IdentifierShape) -> int:
-    limit = 64
-    while True:
-        for other in relatives(leaf, shape, limit):
-            if used.get(other, 0) < shape.suffixes:
-                return other
-        limit *= 16
+class _Rooms:
+    """The suffixes of each leaf that are in use."""
+
+    def __init__(self, shape: IdentifierShape) -> None:
+        self._shape = shape
+        self._kept: dict[int, set[int]] = {}
+        """Suffixes in use from the start, by leaf."""
+        self._used: dict[int, int] = {}
+        """Number of suffixes in use, by leaf."""
+        self._lowest: dict[int, int] = {}
+        """The suffix below which none is free, by leaf."""
+
+    def keep(self, leaf: int, suffix: int) -> None:
+        """Mark a suffix as in use, before any is taken."""
+        kept = self._kept.setdefault(leaf, set())
+        kept.add(suffix)
+        self._used[leaf] = len(kept)
+
+    def has_room(self, leaf: int) -> bool:
+        """Whether a suffix of the leaf is free."""
+        return self._used.get(leaf, 0) < self._shape.suffixes
+
+    def take(self, leaf: int) -> int:
+        """Use the lowest free suffix of a leaf that has room."""
+        suffix = self._lowest.get(leaf, 0)
+        kept = self._kept.get(leaf, _NOTHING)
+        while suffix in kept:
+            suffix += 1
+        self._lowest[leaf] = suffix + 1
+        self._used[leaf] = self._used.get(leaf, 0) + 1
+        return suffix
+
+    def nearest_with_room(self, leaf: int) -> int:
+        """The nearest other leaf that has room; there must be one."""
+        limit = _FIRST_SEARCH
+        while True:
+            for other in nearest_leaves(leaf, self._shape, limit):
+                if self.has_room(other):
+                    return other
+            limit *= _SEARCH_GROWTH

@@ -1,62 +1,96 @@
-"""Re-clustering: a codebook fitted to what is in the store now whose codes mean, as far as possible, what they meant before.
+"""Re-clustering: a codebook fitted to what is stored now whose codes mean what they meant before.
 
-Every identifier that changes is a posting rewritten, a training pair forgotten and a cached answer gone, so the fit pays for
-moves: it starts from the old codebook, moves a centre far only where that gains clearly more than it disturbs, numbers what
-it found like the old one (Hungarian), and `keep_codes` leaves an image where it is while its old code is nearly as good as
-the best one.
+Every identifier that changes is a posting rewritten, a training pair forgotten and a cached answer
+lost, so the fit pays for moves. It starts from the old codebook, moves a centre far only where that
+gains clearly more than it disturbs, and numbers the result like the old one (Hungarian).
+`keep_codes` then leaves an image where it is while its old code is nearly as good as the best one.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from model.identifiers.codebook import Codebook, checked, dominant, pack_all
-from model.identifiers.quality import gini
+from model.identifiers.codebook import Codebook, checked, dominant
+from model.identifiers.quality import quantisation_error
 from model.identifiers.seminmf import fit_seminmf, nonnegative_coefficients
-from model.identifiers.sticky_kmeans import Clusters, matching, refit, squared, stay
+from model.identifiers.sticky_kmeans import (
+    Clusters,
+    matching,
+    refit,
+    squared_distances,
+    sticky_labels,
+)
 from schemas.errors import UsageError
 from schemas.records import BoolArray, FloatArray, IntArray
 
-_BLOCK, _RUNGS, _STEP, _DEAR = 8192, 5, 1.5, 4.0
-_TRIAL_ITERATIONS, _TRIAL_SWEEPS = 10, 40
+_BLOCK = 8192
+"""Rows whose codes are decided at a time, which bounds memory."""
+
+_RUNGS = 5
+"""Tolerances that are tried to keep to a budget, each `_STEP` times the one before."""
+
+_STEP = 1.5
+"""Four steps are five times the tolerance: beyond, codes fit their images no longer."""
+
+_HIGH_PRICE = 4.0
+"""How many times its price a relocation costs in the second round, which hardly makes any."""
+
+_TRIAL_ITERATIONS = 10
+"""Iterations of a trial fit of directions: the verdict needs no converged one."""
+
+_TRIAL_SWEEPS = 40
+"""Sweeps of its coefficients."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReclusterConfig:
-    """What an unchanged identifier is worth.
-
-    `distance`: id1 and id4 stay while their squared distance exceeds the least by at most this share. `coefficient`: id2 and
-    id3 stay while their coefficient falls short of the largest by at most this share. `price`: a centre is relocated when
-    that lowers the error by this share of itself for each share of images that it moves. `stale`: Semi-NMF directions are
-    fitted anew when the old ones leave this share more of unseen rows unexplained than new ones do. `moves`: the share of
-    identifiers that `recluster_within_budget` may move; it raises `distance` and `stale` until they keep to it.
-    """
+    """What an unchanged identifier is worth."""
 
     seed: int = 0
     distance: float = 0.1
+    """id1 and id4 stay while their squared distance exceeds the least by at most this share."""
     coefficient: float = 0.25
+    """id2 and id3 stay while their coefficient is below the largest by at most this share."""
     price: float = 0.1
+    """A centre is relocated for this share of the error gained, for each share of images moved."""
     stale: float = 0.2
+    """Directions are fitted anew when the old ones leave this share more of unseen rows."""
     moves: float = 0.15
+    """Share of identifiers that `recluster_within_budget` may move."""
     iterations: int = 30
 
     def __post_init__(self) -> None:
-        if (
-            min(self.distance, self.coefficient, self.price, self.stale, self.moves) < 0
-            or self.iterations < 1
-            or self.coefficient > 1
-        ):
+        least = min(self.distance, self.coefficient, self.price, self.stale, self.moves)
+        if least < 0 or self.coefficient > 1 or self.iterations < 1:
             raise UsageError(
-                f"{self}: tolerances must not be negative, `coefficient` at most 1, iterations at least 1"
+                "tolerances must not be negative, `coefficient` must be at most 1 and iterations at"
+                f" least 1, got {self}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A re-clustering of the sample at one pair of tolerances."""
+
+    codebook: Codebook
+    config: ReclusterConfig
+    excess_moves: float
+    """Share of identifiers moved, or the budget where that is larger: all within it are equal."""
+    error: float
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """Fewest moves beyond the budget first, then the smallest error."""
+        return self.excess_moves, self.error
 
 
 def recluster(
     old: Codebook, embeddings: FloatArray, config: ReclusterConfig = ReclusterConfig()
 ) -> Codebook:
-    """A codebook of the same shape fitted to (N, D) embeddings, a sample of what is in the store now, numbered like `old`.
+    """A codebook of the same shape fitted to (N, D) embeddings, numbered like `old`.
 
-    `UsageError` for no rows, NaN and another width. Deterministic.
+    The embeddings are a sample of what is stored now. `UsageError` for no rows, NaN and another
+    width. Deterministic.
     """
     rows = checked(embeddings, old.width)
     if not len(rows):
@@ -72,49 +106,60 @@ def recluster(
         price=config.price,
         iterations=config.iterations,
     )
-    second, third = _directions(old, rows, codes, first, config)
-    codewords = _codewords(old, rows - first.centres[first.labels], codes[:, 3], config)
+    second, third = _refit_directions(old, rows, codes, first, config)
+    residual = rows - first.centres[first.labels]
+    codewords = _refit_codewords(old, residual, codes[:, 3], config)
     return Codebook(old.config, first.centres, second, third, codewords)
 
 
 def recluster_within_budget(
     old: Codebook, embeddings: FloatArray, config: ReclusterConfig = ReclusterConfig()
 ) -> tuple[Codebook, ReclusterConfig]:
-    """The most faithful re-clustering that moves at most `moves` of the sample's identifiers, and the config to give to
-    `keep_codes` with it.
+    """The most faithful re-clustering that moves at most `moves` of the sample's identifiers.
 
-    How much one tolerance moves depends on the shape: in a fine codebook the second-best code is never far. So the tolerances
-    rise until the budget is met, once with relocations at their price and once with hardly any. Moves are counted on the old
-    codebook's own codes: what a model assigned differently is no work of the re-clustering. When nothing fits, the
-    re-clustering that moves least is returned.
+    Returned with the config to give to `keep_codes`. How much one tolerance moves depends on the
+    shape: in a fine codebook the second-best code is never far. So the tolerances rise until the
+    budget is met, once with relocations at their price and once with hardly any. Moves are counted
+    on the old codebook's own codes: what a model assigned differently is no work of the
+    re-clustering. When nothing fits, the re-clustering that moves least is returned.
     """
     rows = checked(embeddings, old.width)
     codes = old.encode(rows)
-    tries = _ladder(old, rows, codes, config)
-    if len(tries) > 1:
-        tries += _ladder(old, rows, codes, replace(config, price=_DEAR * config.price))
-    _, _, book, tried = min(tries, key=lambda found: found[:2])
-    return book, tried
+    trials = _try_tolerances(old, rows, codes, config)
+    if len(trials) > 1:
+        dear = replace(config, price=_HIGH_PRICE * config.price)
+        trials += _try_tolerances(old, rows, codes, dear)
+    best = min(trials, key=lambda trial: trial.cost)
+    return best.codebook, best.config
 
 
-def _ladder(
+def _try_tolerances(
     old: Codebook, rows: FloatArray, codes: IntArray, config: ReclusterConfig
-) -> list[tuple[float, float, Codebook, ReclusterConfig]]:
-    """Re-clusterings at rising tolerances until one keeps to the budget, then one between it and the last that did not: each
-    with its moves (no less than the budget, so that all within it compare by error) and its error."""
-    tries: list[tuple[float, float, Codebook, ReclusterConfig]] = []
-    powers = [float(rung) for rung in reversed(range(_RUNGS))]
-    while powers:
-        power = powers.pop()
-        up = _STEP**power
-        tried = replace(config, distance=config.distance * up, stale=config.stale * up)
-        book = recluster(old, rows, tried)
-        kept = keep_codes(codes, rows, book, tried)
-        moved = float((kept != codes).any(axis=1).mean())
-        tries.append((max(moved, config.moves), quantisation_error(book, kept, rows), book, tried))
-        if moved <= config.moves:
-            powers = [power - 0.5] if power == round(power) and power > 0 else []
-    return tries
+) -> list[_Trial]:
+    """Re-clusterings at rising tolerances until one keeps to the budget.
+
+    Then one between it and the last that did not: half a step may be enough.
+    """
+    trials: list[_Trial] = []
+    for rung in range(_RUNGS):
+        trials.append(_try_tolerance(old, rows, codes, config, float(rung)))
+        if trials[-1].excess_moves <= config.moves:
+            if rung > 0:
+                trials.append(_try_tolerance(old, rows, codes, config, rung - 0.5))
+            break
+    return trials
+
+
+def _try_tolerance(
+    old: Codebook, rows: FloatArray, codes: IntArray, config: ReclusterConfig, power: float
+) -> _Trial:
+    factor = _STEP**power
+    tried = replace(config, distance=config.distance * factor, stale=config.stale * factor)
+    codebook = recluster(old, rows, tried)
+    kept = keep_codes(codes, rows, codebook, tried)
+    moved = float((kept != codes).any(axis=1).mean())
+    error = quantisation_error(codebook, kept, rows)
+    return _Trial(codebook, tried, max(moved, config.moves), error)
 
 
 def keep_codes(
@@ -123,219 +168,181 @@ def keep_codes(
     codebook: Codebook,
     config: ReclusterConfig = ReclusterConfig(),
 ) -> IntArray:
-    """(N, 4) codes of (N, D) embeddings in the re-clustered `codebook`: the old `codes` where they are still good enough.
+    """(N, 4) codes in the re-clustered `codebook`: the old ones where they are still good enough.
 
-    Each row is decided alone, so batches give the same as the whole. id2 and id3 mean nothing outside their id1 cluster: an
-    image that leaves it gets its best ones. `UsageError` for codes of another shape.
+    Each row of the (N, D) embeddings is decided alone, so batches give the same as the whole. id2
+    and id3 mean nothing outside their id1 cluster: an image that leaves it gets its best ones.
+    `UsageError` for codes of another shape.
     """
-    rows, old = checked(embeddings, codebook.width), np.asarray(codes, dtype=np.int64)
+    rows = checked(embeddings, codebook.width)
+    old = np.asarray(codes, dtype=np.int64)
     allowed = np.array(codebook.config.shape.codes)
     if old.shape != (len(rows), 4) or (old < 0).any() or (old >= allowed).any():
         raise UsageError(
-            f"codes of shape {old.shape} for {len(rows)} embeddings: must be ({len(rows)}, 4) and below {allowed.tolist()}"
+            f"codes must be ({len(rows)}, 4) and below {allowed.tolist()}, got {old.shape}"
+            f" for {len(rows)} embeddings; give the codes of the old codebook"
         )
-    kept = [
-        _kept(old[at : at + _BLOCK], rows[at : at + _BLOCK], codebook, config)
-        for at in range(0, len(rows), _BLOCK)
-    ]
-    return np.concatenate(kept) if kept else old.copy()
+    kept = old.copy()
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        kept[block] = _keep_block(old[block], rows[block], codebook, config)
+    return kept
 
 
-def _kept(old: IntArray, rows: FloatArray, book: Codebook, config: ReclusterConfig) -> IntArray:
+def _keep_block(
+    old: IntArray, rows: FloatArray, codebook: Codebook, config: ReclusterConfig
+) -> IntArray:
     codes = old.copy()
-    codes[:, 0] = stay(squared(rows, book.centroids), old[:, 0], config.distance)
-    residual = rows - book.centroids[codes[:, 0]]
-    here = codes[:, 0] == old[:, 0]
+    distance = squared_distances(rows, codebook.centroids)
+    codes[:, 0] = sticky_labels(distance, old[:, 0], config.distance)
+    residual = rows - codebook.centroids[codes[:, 0]]
+    stayed = codes[:, 0] == old[:, 0]
     for cluster in np.unique(codes[:, 0]):
-        at = np.flatnonzero(codes[:, 0] == cluster)
-        codes[at, 1], left = _lasting(
-            residual[at], book.second[cluster], old[at, 1], here[at], config
+        members = np.flatnonzero(codes[:, 0] == cluster)
+        codes[members, 1], rest = _keep_component(
+            residual[members],
+            codebook.second[cluster],
+            old[members, 1],
+            stayed[members],
+            config.coefficient,
         )
-        codes[at, 2], _ = _lasting(left, book.third[cluster], old[at, 2], here[at], config)
-    best = book.quantise(residual)
-    far = ((residual - book.codeword(old[:, 3])) ** 2).sum(1, dtype=np.float64)
-    least = ((residual - book.codeword(best)) ** 2).sum(1, dtype=np.float64)
-    codes[:, 3] = np.where(far <= (1 + config.distance) * least, old[:, 3], best)
+        codes[members, 2], _ = _keep_component(
+            rest,
+            codebook.third[cluster],
+            old[members, 2],
+            stayed[members],
+            config.coefficient,
+        )
+    codes[:, 3] = _keep_codeword(residual, old[:, 3], codebook, config.distance)
     return codes
 
 
-def _lasting(
-    rows: FloatArray, basis: FloatArray, was: IntArray, here: BoolArray, config: ReclusterConfig
+def _keep_component(
+    rows: FloatArray, basis: FloatArray, was: IntArray, stayed: BoolArray, tolerance: float
 ) -> tuple[IntArray, FloatArray]:
-    """The old component while it is nearly the dominant one, and what it leaves over."""
-    weights, at = nonnegative_coefficients(rows, basis), np.arange(len(rows))
+    """The old component while it is nearly the dominant one, and what it leaves over.
+
+    Only for rows that `stayed` in their cluster is there an old component.
+    """
+    weights = nonnegative_coefficients(rows, basis)
+    each = np.arange(len(rows))
     best = weights.argmax(axis=1)
-    good = here & (weights[at, was] >= (1 - config.coefficient) * weights[at, best])
+    good = stayed & (weights[each, was] >= (1 - tolerance) * weights[each, best])
     code = np.where(good, was, best).astype(np.int64)
-    return code, (rows - weights[at, code][:, None] * basis[code]).astype(np.float32)
+    part = weights[each, code][:, None] * basis[code]
+    return code, (rows - part).astype(np.float32)
 
 
-def _directions(
+def _keep_codeword(
+    residual: FloatArray, was: IntArray, codebook: Codebook, tolerance: float
+) -> IntArray:
+    """The old id4 while it is nearly the nearest one."""
+    best = codebook.quantise(residual)
+    old_distance = ((residual - codebook.codeword(was)) ** 2).sum(1, dtype=np.float64)
+    least = ((residual - codebook.codeword(best)) ** 2).sum(1, dtype=np.float64)
+    return np.where(old_distance <= (1 + tolerance) * least, was, best)
+
+
+def _refit_directions(
     old: Codebook, rows: FloatArray, codes: IntArray, first: Clusters, config: ReclusterConfig
 ) -> tuple[FloatArray, FloatArray]:
-    """Both Semi-NMF levels of each id1 cluster; those of a cluster that lost all its images stay."""
-    second, third = old.second.copy(), old.third.copy()
+    """Both Semi-NMF levels of each id1 cluster; those of a cluster that lost all images stay."""
+    second = old.second.copy()
+    third = old.third.copy()
     for cluster in np.unique(first.labels):
-        at = np.flatnonzero(first.labels == cluster)
-        inside, same = rows[at] - first.centres[cluster], codes[at, 0] == cluster
+        members = np.flatnonzero(first.labels == cluster)
+        inside = rows[members] - first.centres[cluster]
+        stayed = codes[members, 0] == cluster
         seed = config.seed + int(cluster)
-        second[cluster] = _basis(inside, old.second[cluster], codes[at, 1], same, seed, config)
-        _, left = dominant(inside, second[cluster])
-        third[cluster] = _basis(
-            left, old.third[cluster], codes[at, 2], same, seed + len(second), config
+        second[cluster] = _refit_basis(
+            inside,
+            old.second[cluster],
+            codes[members, 1],
+            stayed,
+            seed,
+            config,
+        )
+        _, rest = dominant(inside, second[cluster])
+        third[cluster] = _refit_basis(
+            rest,
+            old.third[cluster],
+            codes[members, 2],
+            stayed,
+            seed + len(second),
+            config,
         )
     return second, third
 
 
-def _basis(
+def _refit_basis(
     inside: FloatArray,
     basis: FloatArray,
     was: IntArray,
-    same: BoolArray,
+    stayed: BoolArray,
     seed: int,
     config: ReclusterConfig,
 ) -> FloatArray:
     """The old directions (k, D) while they serve the (n, D) rows, else new ones numbered like them.
 
-    `same` marks rows that were in this cluster: without a majority of them the old directions are no start worth having.
+    `stayed` (n,) marks rows that were in this cluster before.
     """
-    start = basis if basis.any() and same.mean() > 0.5 else None
-    if basis.any() and not _stale(inside, basis, start, seed, config):
+    exists = bool(basis.any())
+    # Without a majority of their own rows the old directions are no start worth having.
+    start = basis if exists and stayed.mean() > 0.5 else None
+    if exists and not _is_stale(inside, basis, start, seed, config):
         return basis
-    fitted = fit_seminmf(
-        inside, len(basis), seed=seed, iterations=config.iterations, start=start
-    ).basis
-    if not same.any():
+    count = len(basis)
+    fitted = fit_seminmf(inside, count, seed=seed, iterations=config.iterations, start=start).basis
+    if not stayed.any():
         return fitted
-    now, _ = dominant(inside[same], fitted)
-    return fitted[matching(was[same], now, len(basis))]
+    now, _ = dominant(inside[stayed], fitted)
+    return fitted[matching(was[stayed], now, count)]
 
 
-def _stale(
+def _is_stale(
     inside: FloatArray,
     basis: FloatArray,
     start: FloatArray | None,
     seed: int,
     config: ReclusterConfig,
 ) -> bool:
-    """Whether directions fitted to every other row explain the rows between clearly better than the old ones do.
+    """Whether directions fitted to every other row explain the rows between clearly better.
 
-    Judged on rows that the fit has not seen: on its own rows a new fit always looks a tenth better, and seldom is.
+    Judged on rows that the fit has not seen: on its own rows a new fit always looks a tenth better,
+    and seldom is.
     """
-    seen, unseen = inside[::2], inside[1::2]
+    seen = inside[::2]
+    unseen = inside[1::2]
     if not len(unseen):
         return False
-    fitted = fit_seminmf(
-        seen, len(basis), seed=seed, iterations=_TRIAL_ITERATIONS, start=start
-    ).basis
-    return _unexplained(unseen, basis) > (1 + config.stale) * _unexplained(unseen, fitted)
+    trial = fit_seminmf(seen, len(basis), seed=seed, iterations=_TRIAL_ITERATIONS, start=start)
+    limit = (1 + config.stale) * _unexplained(unseen, trial.basis)
+    return _unexplained(unseen, basis) > limit
 
 
 def _unexplained(rows: FloatArray, basis: FloatArray) -> float:
+    """Squared error that (k, D) directions leave of (n, D) rows."""
     weights = nonnegative_coefficients(rows, basis, sweeps=_TRIAL_SWEEPS)
     return float(((rows - weights @ basis.astype(np.float64)) ** 2).sum())
 
 
-def _codewords(
+def _refit_codewords(
     old: Codebook, residual: FloatArray, was: IntArray, config: ReclusterConfig
 ) -> FloatArray:
-    """id4's codewords (M, N, D/M), subspace by subspace: the digits of the old mixed-radix code are the old clusters."""
+    """id4's codewords (M, N, D/M), subspace by subspace.
+
+    The digits of the old mixed-radix code are the old clusters of each.
+    """
     spaces, count, width = old.codewords.shape
-    found = np.empty_like(old.codewords)
+    codewords = np.empty_like(old.codewords)
     for m in range(spaces):
-        part = residual[:, m * width : (m + 1) * width]
-        digit = was // count ** (spaces - 1 - m) % count
-        found[m] = refit(
-            part,
+        clusters = refit(
+            residual[:, m * width : (m + 1) * width],
             old.codewords[m],
-            digit,
+            was // count ** (spaces - 1 - m) % count,
             tolerance=config.distance,
             price=config.price,
             iterations=config.iterations,
-        ).centres
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class ReclusterReport:
-    """What a re-clustering moved and gained. `kept`: share of images whose id1, id2, id3, id4 is what it was, each level for
-    itself; `kept_whole` all four together. Errors are squared, relative to the variance of the embeddings: the old codebook
-    with its own best codes, the new one with the codes images really get, and a fresh fit with its best codes. `gain_share`:
-    of what the fresh fit gains over the old codebook, how much the new one gains; None without a fresh fit, or when that
-    gains less than a hundredth of the old error: there is nothing to share then, and `error_new` against `error_fresh` says
-    all. Leaf loads are of the old and new codes; occupied leaves only."""
-
-    images: int
-    moved: int
-    kept: tuple[float, float, float, float]
-    kept_whole: float
-    error_old: float
-    error_new: float
-    error_fresh: float | None
-    gain_share: float | None
-    leaves_old: int
-    leaves_new: int
-    leaf_gini_old: float
-    leaf_gini_new: float
-    leaf_p99_old: float
-    leaf_p99_new: float
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-
-def recluster_report(
-    old_codes: IntArray,
-    new_codes: IntArray,
-    embeddings: FloatArray,
-    old: Codebook,
-    new: Codebook,
-    fresh: Codebook | None,
-) -> ReclusterReport:
-    """Compare (N, 4) codes before and after of the same (N, D) embeddings; `fresh` is a fit of its own to them, the yardstick."""
-    rows = checked(embeddings, old.width)
-    same = old_codes == new_codes
-    whole = same.all(axis=1)
-    before, after = (
-        quantisation_error(old, old.encode(rows), rows),
-        quantisation_error(new, new_codes, rows),
-    )
-    yardstick = quantisation_error(fresh, fresh.encode(rows), rows) if fresh is not None else None
-    first, second, third, fourth = (float(share) for share in same.mean(axis=0))
-    loads_old, loads_new = _loads(old_codes, old), _loads(new_codes, new)
-    return ReclusterReport(
-        images=len(rows),
-        moved=int((~whole).sum()),
-        kept=(first, second, third, fourth),
-        kept_whole=float(whole.mean()),
-        error_old=before,
-        error_new=after,
-        error_fresh=yardstick,
-        gain_share=gain_share(before, after, yardstick),
-        leaves_old=len(loads_old),
-        leaves_new=len(loads_new),
-        leaf_gini_old=gini(loads_old),
-        leaf_gini_new=gini(loads_new),
-        leaf_p99_old=float(np.percentile(loads_old, 99)),
-        leaf_p99_new=float(np.percentile(loads_new, 99)),
-    )
-
-
-def gain_share(before: float, after: float, fresh: float | None) -> float | None:
-    """(before − after) / (before − fresh), None when a fresh fit gains less than a hundredth of `before`."""
-    if fresh is None or before - fresh < 0.01 * before:
-        return None
-    return (before - after) / (before - fresh)
-
-
-def quantisation_error(book: Codebook, codes: IntArray, embeddings: FloatArray) -> float:
-    """Squared error of (N, 4) codes relative to the variance of (N, D) embeddings, as `identifier_quality` measures it."""
-    centred = embeddings - embeddings.mean(axis=0)
-    return float(
-        ((embeddings - book.reconstruct(codes)) ** 2).sum() / max(float((centred**2).sum()), 1e-12)
-    )
-
-
-def _loads(codes: IntArray, book: Codebook) -> IntArray:
-    return np.unique(pack_all(codes, book.config.shape), return_counts=True)[1]
+        )
+        codewords[m] = clusters.centres
+    return codewords

@@ -1,111 +1,83 @@
 """Semi-NMF, V ≈ W·H with W ≥ 0 and H free (Ding, Li and Jordan 2008), vectorised over rows.
 
-`H` are unit-length directions, so that the coefficients of a row compare between components. Both half-steps are exact
-minimisations, so the objective ‖V − W·H‖² never rises.
+The rows of `H` are unit-length directions, so that the coefficients of a row compare between
+components. Both half-steps are exact minimisations, so the objective ‖V − W·H‖² never rises.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.cluster import KMeans
 
 from schemas.errors import UsageError
-from schemas.records import BoolArray, FloatArray
+from schemas.records import BoolArray, DoubleArray, FloatArray
 
-Matrix = np.ndarray
+Reals = npt.NDArray[np.float32] | DoubleArray
+
 _TOLERANCE = 1e-10
+"""Coefficients have settled when a sweep moves them by less, times the largest target."""
+
 _SWEEPS = 400
+"""Most sweeps for final coefficients: bases of nearly parallel directions need hundreds."""
+
 _FIT_SWEEPS = 8
+"""Sweeps between two updates of the basis: enough to go downhill, the next round goes on."""
+
 _POLISH = frozenset({12, 24, 48, 96, 192})
-"""After so many sweeps the rows still moving are solved on their support: some bases need hundreds of sweeps for the last digits."""
+"""After so many sweeps the rows still moving are solved on their support.
+
+Some bases need hundreds of sweeps for the last digits.
+"""
+
+_SINGULAR = 1e-8
+"""Least eigenvalue of a support's Gram matrix that is solved on: below, digits are lost."""
+
+_TINY = 1e-30
+"""Keeps a division by a squared length from being one by zero."""
+
+_NO_LENGTH = 1e-9
+"""A direction shorter than this has no direction."""
 
 
 @dataclass(frozen=True, slots=True)
 class SemiNMF:
-    """A fitted factorisation: `basis` (k, D) float32 with unit rows, `objective` after each iteration, non-increasing."""
+    """A fitted factorisation."""
 
     basis: FloatArray
+    """(k, D) unit rows"""
     objective: tuple[float, ...]
+    """‖V − W·H‖² after each iteration, never rising"""
 
 
 def nonnegative_coefficients(
-    rows: Matrix, basis: Matrix, *, start: Matrix | None = None, sweeps: int = _SWEEPS
-) -> Matrix:
-    """W (n, k) float64 ≥ 0 that minimises ‖rows − W·basis‖² for fixed `basis` (k, D), all rows at once.
+    rows: Reals, basis: Reals, *, start: DoubleArray | None = None, sweeps: int = _SWEEPS
+) -> DoubleArray:
+    """W (n, k) ≥ 0 that minimises ‖rows − W·basis‖², all rows (n, D) at once, `basis` (k, D) fixed.
 
-    Cyclic coordinate descent on the k×k Gram matrix: each coordinate's minimum is closed-form, the problem is convex, so
-    the sweeps converge to the non-negative least-squares solution. From `start` (n, k), no number of sweeps makes it worse.
+    Cyclic coordinate descent on the k×k Gram matrix: each coordinate's minimum is closed-form and
+    the problem is convex, so the sweeps converge to the non-negative least-squares solution. From
+    `start` (n, k), no number of sweeps makes it worse.
     """
     basis = basis.astype(np.float64)
     gram = basis @ basis.T
     target = rows.astype(np.float64) @ basis.T
-    if start is None:
-        weights: Matrix = np.maximum(target / np.maximum(np.diag(gram), 1e-30), 0.0) * (
-            1.0 / max(1, len(basis))
-        )
-    else:
-        weights = start.copy()
+    weights = _first_guess(gram, target) if start is None else start.copy()
     limit = _TOLERANCE * max(1.0, float(np.abs(target).max(initial=0.0)))
     active = np.arange(len(rows))
     for sweep in range(1, sweeps + 1):
-        part, goal = weights[active], target[active]
-        before = part.copy()
-        for k in range(len(basis)):
-            if gram[k, k] > 1e-30:
-                part[:, k] = np.maximum(
-                    0.0, part[:, k] + (goal[:, k] - part @ gram[:, k]) / gram[k, k]
-                )
-        weights[active] = part
-        active = active[np.abs(part - before).max(axis=1, initial=0.0) > limit]
+        before = weights[active]
+        after = _sweep(gram, target[active], before)
+        weights[active] = after
+        moved = np.abs(after - before).max(axis=1, initial=0.0)
+        active = active[moved > limit]
         if sweep in _POLISH and len(active):
-            exact, done = _on_support(gram, target[active], weights[active], limit)
-            weights[active[done]] = exact[done]
-            active = active[~done]
+            exact, optimal = _solve_on_support(gram, target[active], weights[active], limit)
+            weights[active[optimal]] = exact[optimal]
+            active = active[~optimal]
         if not len(active):
             break
     return weights
-
-
-def _on_support(
-    gram: Matrix, target: Matrix, weights: Matrix, limit: float
-) -> tuple[Matrix, BoolArray]:
-    """Least squares of each row on its positive components, and where that is the optimum (Karush-Kuhn-Tucker).
-
-    A singular support has no one solution: its rows are left to the sweeps.
-    """
-    inside = weights > 0
-    both = inside[:, :, None] & inside[:, None, :]
-    values, vectors = np.linalg.eigh(np.where(both, gram, np.eye(len(gram)) * ~inside[:, None, :]))
-    turned = np.einsum("nij,ni->nj", vectors, np.where(inside, target, 0.0)) / np.maximum(
-        values, 1e-30
-    )
-    exact = np.where(inside, np.einsum("nij,nj->ni", vectors, turned), 0.0)
-    slope = np.where(inside, 0.0, target - exact @ gram)
-    done = (values.min(axis=1) > 1e-8) & (exact >= 0).all(axis=1) & (slope <= limit).all(axis=1)
-    return exact, done
-
-
-def _directions(rows: Matrix, count: int, seed: int) -> Matrix:
-    """Starting basis: normalised k-means centres; missing ones (few distinct rows) are seeded random directions."""
-    rng = np.random.default_rng(seed)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    turned = rows / np.maximum(lengths, 1e-12)
-    distinct = len(np.unique(np.round(turned, 6), axis=0))
-    used = max(1, min(count, distinct))
-    centres = KMeans(used, n_init=1, random_state=seed).fit(turned).cluster_centers_
-    centres = np.vstack([centres, rng.standard_normal((count - used, rows.shape[1]))])
-    return _unit(centres, rng)
-
-
-def _unit(basis: Matrix, rng: np.random.Generator) -> Matrix:
-    lengths = np.linalg.norm(basis, axis=1, keepdims=True)
-    empty = lengths[:, 0] < 1e-9
-    if empty.any():
-        basis = basis.copy()
-        basis[empty] = rng.standard_normal((int(empty.sum()), basis.shape[1]))
-        lengths = np.linalg.norm(basis, axis=1, keepdims=True)
-    unit: Matrix = basis / lengths
-    return unit
 
 
 def fit_seminmf(
@@ -117,39 +89,120 @@ def fit_seminmf(
     tolerance: float = 1e-4,
     start: FloatArray | None = None,
 ) -> SemiNMF:
-    """Factorise (n, D) rows into `components` directions; deterministic for a seed. Begins at the (k, D) directions `start`
-    when they are given.
+    """Factorise (n, D) rows into `components` directions; deterministic for a seed.
 
-    Alternates H = (WᵀW)⁺WᵀV and a few sweeps of W from where it stands; the last W is exact. Components that no row uses
-    keep their direction.
+    Begins at the (k, D) directions `start` when they are given, and ends when an iteration lowers
+    the objective by less than `tolerance` of its first value. Alternates H = (WᵀW)⁺WᵀV and a few
+    sweeps of W from its last value; the last W is exact. Components that no row uses keep their
+    direction.
     """
     if rows.ndim != 2 or not len(rows) or components < 1:
         raise UsageError(
-            f"Semi-NMF needs a non-empty (n, D) matrix and at least one component, got {rows.shape} and {components}"
+            "Semi-NMF needs a matrix (n, D) of at least one row and at least one component,"
+            f" got {rows.shape} and {components}"
         )
     data = rows.astype(np.float64)
-    basis = (
-        _directions(data, components, seed)
-        if start is None
-        else _unit(start.astype(np.float64), np.random.default_rng(seed))
-    )
+    if start is None:
+        basis = _starting_basis(data, components, seed)
+    else:
+        basis = _to_unit(start.astype(np.float64), np.random.default_rng(seed))
     weights = nonnegative_coefficients(data, basis, sweeps=_FIT_SWEEPS)
-    history = [float(((data - weights @ basis) ** 2).sum())]
+    history = [_objective(data, weights, basis)]
     for _ in range(iterations):
-        used = weights.max(axis=0) > 0
-        if used.any():
-            solved = np.linalg.pinv(weights[:, used], rcond=1e-10) @ data
-            lengths = np.linalg.norm(solved, axis=1)
-            kept = lengths > 1e-12
-            index = np.flatnonzero(used)[kept]
-            basis = basis.copy()
-            basis[index] = solved[kept] / lengths[kept, None]
-            weights[:, np.flatnonzero(used)[~kept]] = 0.0
-            weights[:, index] *= lengths[kept]
+        basis, weights = _update_basis(data, weights, basis)
         weights = nonnegative_coefficients(data, basis, start=weights, sweeps=_FIT_SWEEPS)
-        history.append(float(((data - weights @ basis) ** 2).sum()))
-        if history[-2] - history[-1] <= tolerance * max(history[0], 1e-30):
+        history.append(_objective(data, weights, basis))
+        if history[-2] - history[-1] <= tolerance * max(history[0], _TINY):
             break
     weights = nonnegative_coefficients(data, basis, start=weights)
-    history.append(float(((data - weights @ basis) ** 2).sum()))
+    history.append(_objective(data, weights, basis))
     return SemiNMF(basis=basis.astype(np.float32), objective=tuple(history))
+
+
+def _first_guess(gram: DoubleArray, target: DoubleArray) -> DoubleArray:
+    """Each direction's own coefficient as if it were alone, shared among all of them."""
+    alone = np.maximum(target / np.maximum(np.diag(gram), _TINY), 0.0)
+    return np.asarray(alone * (1.0 / max(1, len(gram))))
+
+
+def _sweep(gram: DoubleArray, target: DoubleArray, weights: DoubleArray) -> DoubleArray:
+    """One round of coordinate descent over all k coordinates of (n, k) weights."""
+    weights = weights.copy()
+    for k in range(len(gram)):
+        if gram[k, k] > _TINY:
+            step = (target[:, k] - weights @ gram[:, k]) / gram[k, k]
+            weights[:, k] = np.maximum(0.0, weights[:, k] + step)
+    return weights
+
+
+def _solve_on_support(
+    gram: DoubleArray, target: DoubleArray, weights: DoubleArray, limit: float
+) -> tuple[DoubleArray, BoolArray]:
+    """Least squares of each row on its positive components, (n, k), and (n,) where that is optimal.
+
+    It is the optimum where the Karush-Kuhn-Tucker conditions are met. A singular support has no one
+    solution: its rows are left to the sweeps.
+    """
+    inside = weights > 0
+    both = inside[:, :, None] & inside[:, None, :]
+    # Outside of the support the matrix is the identity: one batched solve for supports of any size.
+    outside = np.eye(len(gram)) * ~inside[:, None, :]
+    values, vectors = np.linalg.eigh(np.where(both, gram, outside))
+    rotated = np.einsum("nij,ni->nj", vectors, np.where(inside, target, 0.0))
+    rotated = rotated / np.maximum(values, _TINY)
+    exact = np.where(inside, np.einsum("nij,nj->ni", vectors, rotated), 0.0)
+    slope = np.where(inside, 0.0, target - exact @ gram)
+    regular = values.min(axis=1) > _SINGULAR
+    optimal = regular & (exact >= 0).all(axis=1) & (slope <= limit).all(axis=1)
+    return exact, optimal
+
+
+def _objective(rows: DoubleArray, weights: DoubleArray, basis: DoubleArray) -> float:
+    return float(((rows - weights @ basis) ** 2).sum())
+
+
+def _update_basis(
+    rows: DoubleArray, weights: DoubleArray, basis: DoubleArray
+) -> tuple[DoubleArray, DoubleArray]:
+    """The best basis for (n, k) weights, in unit length, and weights with its lengths in them."""
+    used = weights.max(axis=0) > 0
+    if not used.any():
+        return basis, weights
+    solved = np.linalg.pinv(weights[:, used], rcond=1e-10) @ rows
+    lengths = np.linalg.norm(solved, axis=1)
+    # A direction that vanished cannot be normalised: it stays as it was, without weight.
+    kept = lengths > 1e-12
+    index = np.flatnonzero(used)[kept]
+    vanished = np.flatnonzero(used)[~kept]
+    basis = basis.copy()
+    basis[index] = solved[kept] / lengths[kept, None]
+    weights = weights.copy()
+    weights[:, vanished] = 0.0
+    weights[:, index] *= lengths[kept]
+    return basis, weights
+
+
+def _starting_basis(rows: DoubleArray, count: int, seed: int) -> DoubleArray:
+    """(count, D) normalised k-means centres of the rows' directions.
+
+    Few distinct rows have fewer centres: seeded random directions make up the number.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    directions = rows / np.maximum(lengths, 1e-12)
+    distinct = len(np.unique(np.round(directions, 6), axis=0))
+    used = max(1, min(count, distinct))
+    centres = KMeans(used, n_init=1, random_state=seed).fit(directions).cluster_centers_
+    missing = rng.standard_normal((count - used, rows.shape[1]))
+    return _to_unit(np.vstack([centres, missing]), rng)
+
+
+def _to_unit(basis: DoubleArray, rng: np.random.Generator) -> DoubleArray:
+    """Rows in unit length; one without a length gets a random direction."""
+    lengths = np.linalg.norm(basis, axis=1, keepdims=True)
+    empty = lengths[:, 0] < _NO_LENGTH
+    if empty.any():
+        basis = basis.copy()
+        basis[empty] = rng.standard_normal((int(empty.sum()), basis.shape[1]))
+        lengths = np.linalg.norm(basis, axis=1, keepdims=True)
+    return np.asarray(basis / lengths)

@@ -1,67 +1,95 @@
-"""Sticky k-means: Lloyd's iterations in which a row leaves its old cluster only for a clearly nearer one.
+"""Sticky k-means: a row leaves its old cluster only for a clearly nearer one.
 
-Centres are the means of the rows that really hold them, so the codes that stay are the codes the centres are made for.
-A *relocation* takes the centre whose removal costs least to the cluster whose split gains most: what a warm start alone
+Centres are the means of the rows that really belong to them, so the codes that stay are the codes
+the centres are made for. Beside Lloyd's iterations there are relocations: a *relocation* takes the
+centre whose removal costs least to the cluster whose split gains most, which a warm start alone
 cannot do when the data have moved.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from schemas.records import FloatArray, IntArray
+from schemas.records import DoubleArray, FloatArray, IntArray
 
-Matrix = npt.NDArray[np.float64]
 _BLOCK = 8192
-_STILL, _ROUNDING = 1e-6, 1e-13
-_LEAST, _HOPE = 1e-4, 0.5
+"""Rows that are widened to float64 at a time: 50 MiB at 768 dimensions."""
+
+_STILL = 1e-6
+"""Largest movement of a coordinate at which centres count as settled: float32's resolution."""
+
+_ROUNDING = 1e-13
+"""Share of a row's largest distance that two equal distances may differ by."""
+
+_MIN_GAIN = 1e-4
+"""Share of the error that a relocation must gain however few rows it moves."""
+
+_PROMISE = 0.5
+"""Share of its cost that a split must gain before Lloyd's iterations: they improve on it."""
+
+_AXIS_STEPS = 5
+"""Power iterations for a cluster's principal axis: a start for the split needs no more."""
+
+_SPLIT_STEPS = 8
+"""Lloyd's iterations of a split in two."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clusters:
-    """`centres` (K, D) float32, `labels` (n,) the cluster each row holds, `error` the summed squared distance to it."""
+    """A clustering of n rows."""
 
     centres: FloatArray
+    """(K, D)"""
     labels: IntArray
+    """(n,) the cluster of each row"""
     error: float
+    """Summed squared distance of the rows to their centres."""
 
 
-def squared(rows: FloatArray, centres: FloatArray) -> Matrix:
-    """(n, K) float64 squared distances; (n, D) rows are widened block by block."""
+def squared_distances(rows: FloatArray, centres: FloatArray) -> DoubleArray:
+    """(n, K) squared distances of (n, D) rows to (K, D) centres, in float64."""
     wide = centres.astype(np.float64)
-    lengths = (wide**2).sum(axis=1)
-    found = np.empty((len(rows), len(centres)))
+    centre_lengths = (wide**2).sum(axis=1)
+    distance = np.empty((len(rows), len(centres)))
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK].astype(np.float64)
-        found[start : start + _BLOCK] = (
-            (block**2).sum(axis=1)[:, None] - 2.0 * block @ wide.T + lengths
-        )
-    return np.maximum(found, 0.0)
+        row_lengths = (block**2).sum(axis=1)[:, None]
+        distance[start : start + _BLOCK] = row_lengths - 2.0 * block @ wide.T + centre_lengths
+    return np.maximum(distance, 0.0)
 
 
-def stay(distance: Matrix, was: IntArray, tolerance: float) -> IntArray:
-    """(n,) labels: the old one while its (n, K) squared distance is at most (1 + `tolerance`) times the least, else the nearest."""
-    best = distance.argmin(axis=1).astype(np.int64)
-    at = np.arange(len(distance))
-    slack = _ROUNDING * distance.max(axis=1, initial=0.0)
-    return np.where(distance[at, was] <= (1.0 + tolerance) * distance[at, best] + slack, was, best)
+def sticky_labels(distance: DoubleArray, was: IntArray, tolerance: float) -> IntArray:
+    """(n,) labels: the old one `was` while it is near enough, else the nearest.
+
+    Near enough is a squared distance (n, K) of at most (1 + `tolerance`) times the least.
+    """
+    nearest = distance.argmin(axis=1).astype(np.int64)
+    rows = np.arange(len(distance))
+    # Without this, equal distances that were summed in another order would move rows.
+    rounding = _ROUNDING * distance.max(axis=1, initial=0.0)
+    limit = (1.0 + tolerance) * distance[rows, nearest] + rounding
+    return np.where(distance[rows, was] <= limit, was, nearest)
 
 
 def settle(
     rows: FloatArray, centres: FloatArray, was: IntArray, tolerance: float, iterations: int
 ) -> Clusters:
-    """Alternate `stay` and means until the centres stand still. An empty cluster keeps its centre."""
+    """Alternate sticky labels and means until the centres do not move.
+
+    The centre of an empty cluster stays where it is.
+    """
     for _ in range(iterations):
-        moved = _means(rows, stay(squared(rows, centres), was, tolerance), centres)
-        still = float(np.abs(moved - centres).max(initial=0.0)) < _STILL
+        labels = sticky_labels(squared_distances(rows, centres), was, tolerance)
+        moved = _means(rows, labels, centres)
+        step = float(np.abs(moved - centres).max(initial=0.0))
         centres = moved
-        if still:
+        if step < _STILL:
             break
-    distance = squared(rows, centres)
-    labels = stay(distance, was, tolerance)
-    return Clusters(centres, labels, float(distance[np.arange(len(rows)), labels].sum()))
+    distance = squared_distances(rows, centres)
+    labels = sticky_labels(distance, was, tolerance)
+    error = float(distance[np.arange(len(rows)), labels].sum())
+    return Clusters(centres, labels, error)
 
 
 def refit(
@@ -73,96 +101,118 @@ def refit(
     price: float,
     iterations: int,
 ) -> Clusters:
-    """Warm-started k-means of (n, D) rows from (K, D) `centres`, relocations included, numbered like the old one.
+    """Warm-started k-means of (n, D) rows from (K, D) `centres`, numbered like the old one.
 
-    A relocation is accepted when it lowers the error by at least `price` of itself for each share of the rows that it
-    moves. The search is Lloyd's own, `tolerance` 0; then the rows go back to where they `was` as far as `tolerance` lets
-    them and the centres follow.
+    A relocation is accepted when it lowers the error by at least `price` of itself for each share
+    of the rows that it moves. The search is Lloyd's own, `tolerance` 0; then the rows go back to
+    their old clusters `was` as far as `tolerance` lets them, and the centres follow.
     """
+    count = len(centres)
     best = settle(rows, centres, was, 0.0, iterations)
-    for _ in range(len(centres)):
-        proposal = _relocated(rows, best)
+    for _ in range(count):
+        proposal = _relocate_one(rows, best)
         if proposal is None:
             break
         tried = settle(rows, proposal, was, 0.0, iterations)
-        moved = _moved(was, tried.labels, len(centres)) - _moved(was, best.labels, len(centres))
-        if best.error - tried.error < max(_LEAST, price * moved) * best.error:
+        moved = _moved_share(was, tried.labels, count) - _moved_share(was, best.labels, count)
+        if best.error - tried.error < max(_MIN_GAIN, price * moved) * best.error:
             break
         best = tried
-    ordered = best.centres[matching(was, best.labels, len(centres))]
-    return settle(rows, ordered, was, tolerance, iterations)
+    renumbered = best.centres[matching(was, best.labels, count)]
+    return settle(rows, renumbered, was, tolerance, iterations)
 
 
 def matching(was: IntArray, now: IntArray, count: int) -> IntArray:
-    """(count,) permutation p: the new code p[k] takes the old number k, so that most rows keep their number (Hungarian).
+    """(count,) permutation p: the new code p[k] takes the old number k, so most rows keep theirs.
 
-    Codes that share no row keep their own number as far as that is free.
+    Codes that share no row keep their own number as far as that is free (Hungarian algorithm).
     """
-    shared = _shared(was, now, count)
-    _, order = linear_sum_assignment(shared + 0.5 / count * np.eye(count), maximize=True)
+    shared = _shared_rows(was, now, count)
+    # Less than one row in all, so it decides between equal matchings only.
+    own_number = 0.5 / count * np.eye(count)
+    _, order = linear_sum_assignment(shared + own_number, maximize=True)
     return np.asarray(order, dtype=np.int64)
 
 
-def _shared(was: IntArray, now: IntArray, count: int) -> Matrix:
-    return (
-        np.bincount(was * count + now, minlength=count * count)
-        .reshape(count, count)
-        .astype(np.float64)
-    )
+def _shared_rows(was: IntArray, now: IntArray, count: int) -> DoubleArray:
+    """(count, count) rows with each pair of old and new code."""
+    pairs = np.bincount(was * count + now, minlength=count * count)
+    return pairs.reshape(count, count).astype(np.float64)
 
 
-def _moved(was: IntArray, now: IntArray, count: int) -> float:
+def _moved_share(was: IntArray, now: IntArray, count: int) -> float:
     """Share of the rows whose number would change after the best matching."""
     order = matching(was, now, count)
-    return 1.0 - float(_shared(was, now, count)[np.arange(count), order].sum()) / len(was)
+    kept = float(_shared_rows(was, now, count)[np.arange(count), order].sum())
+    return 1.0 - kept / len(was)
 
 
 def _means(rows: FloatArray, labels: IntArray, centres: FloatArray) -> FloatArray:
-    found = centres.copy()
+    """(K, D) mean of each cluster's rows; an empty cluster keeps its centre."""
+    means = centres.copy()
     for code in np.unique(labels):
-        found[code] = rows[labels == code].mean(axis=0, dtype=np.float64)
-    return found
+        means[code] = rows[labels == code].mean(axis=0, dtype=np.float64)
+    return means
 
 
-def _relocated(rows: FloatArray, now: Clusters) -> FloatArray | None:
+def _relocate_one(rows: FloatArray, now: Clusters) -> FloatArray | None:
     """The centres after the most promising relocation, or None when none promises anything."""
     count = len(now.centres)
-    distance = squared(rows, now.centres)
     if count < 2 or not len(rows):
         return None
-    two = np.partition(distance, 1, axis=1)[:, :2]
-    costs = np.bincount(distance.argmin(axis=1), weights=two[:, 1] - two[:, 0], minlength=count)
+    costs = _removal_costs(squared_distances(rows, now.centres))
     victim = int(costs.argmin())
-    gains, halves = np.full(count, -np.inf), np.zeros((count, 2, rows.shape[1]), np.float32)
+    gains = np.full(count, -np.inf)
+    halves = np.zeros((count, 2, rows.shape[1]), np.float32)
     for code in np.unique(now.labels):
         if code != victim:
             gains[code], halves[code] = _split(rows[now.labels == code])
     host = int(gains.argmax())
-    if gains[host] <= _HOPE * costs[victim]:
+    if gains[host] <= _PROMISE * costs[victim]:
         return None
     centres = now.centres.copy()
-    centres[host], centres[victim] = halves[host]
+    centres[host] = halves[host, 0]
+    centres[victim] = halves[host, 1]
     return centres
 
 
+def _removal_costs(distance: DoubleArray) -> DoubleArray:
+    """(K,) what each centre's removal would cost, when its rows go to the next nearest one."""
+    two_nearest = np.partition(distance, 1, axis=1)[:, :2]
+    loss = two_nearest[:, 1] - two_nearest[:, 0]
+    costs = np.bincount(distance.argmin(axis=1), weights=loss, minlength=distance.shape[1])
+    return costs.astype(np.float64, copy=False)
+
+
 def _split(members: FloatArray) -> tuple[float, FloatArray]:
-    """What a split into two would gain, and the two centres (2, D). Lloyd from the principal axis."""
+    """What a split into two would gain, and the two centres (2, D) float32.
+
+    Lloyd's iterations from the two sides of the principal axis.
+    """
     centre = members.mean(axis=0, dtype=np.float64)
     spread = members - centre
-    axis = spread[(spread**2).sum(axis=1).argmax()]
-    for _ in range(5):
-        axis = spread.T @ (spread @ axis)
-        axis /= max(float(np.linalg.norm(axis)), 1e-30)
-    side = spread @ axis > 0
-    for _ in range(8):
+    side = spread @ _principal_axis(spread) > 0
+    for _ in range(_SPLIT_STEPS):
         if side.all() or not side.any():
             return 0.0, np.stack([centre, centre]).astype(np.float32)
-        left, right = spread[~side].mean(axis=0), spread[side].mean(axis=0)
-        near_right = spread @ (right - left) > ((right**2).sum() - (left**2).sum()) / 2
-        if (near_right == side).all():
+        left = spread[~side].mean(axis=0)
+        right = spread[side].mean(axis=0)
+        # Nearer to the right centre than to the left one, by the plane between them.
+        plane = ((right**2).sum() - (left**2).sum()) / 2
+        nearer_right = spread @ (right - left) > plane
+        if (nearer_right == side).all():
             break
-        side = near_right
-    left_over = spread - np.where(side[:, None], right, left)
-    return float((spread**2).sum() - (left_over**2).sum()), (
-        centre + np.stack([left, right])
-    ).astype(np.float32)
+        side = nearer_right
+    rest = spread - np.where(side[:, None], right, left)
+    gain = float((spread**2).sum() - (rest**2).sum())
+    return gain, (centre + np.stack([left, right])).astype(np.float32)
+
+
+def _principal_axis(spread: DoubleArray) -> DoubleArray:
+    """(D,) unit direction of the largest variance of centred rows (n, D), by power iteration."""
+    farthest = (spread**2).sum(axis=1).argmax()
+    axis = spread[farthest]
+    for _ in range(_AXIS_STEPS):
+        axis = spread.T @ (spread @ axis)
+        axis /= max(float(np.linalg.norm(axis)), 1e-30)
+    return axis

@@ -15,14 +15,9 @@ from typing import Any
 import numpy as np
 
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
-from model.identifiers.recluster import (
-    ReclusterConfig,
-    gain_share,
-    keep_codes,
-    quantisation_error,
-    recluster_report,
-    recluster_within_budget,
-)
+from model.identifiers.quality import quantisation_error
+from model.identifiers.recluster import ReclusterConfig, keep_codes, recluster_within_budget
+from model.identifiers.recluster_report import gain_share, recluster_report
 from model.identifiers.sticky_kmeans import matching
 from model.network.base import SHIPPED, Base
 from model.network.profiles import profile

@@ -146,9 +146,11 @@ def recluster_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
         ReclusterConfig=ReclusterConfig,
         recluster_within_budget=recluster_within_budget,
         keep_codes=keep_codes,
-        recluster_report=lambda *_: Report(),
     )
+    report = ModuleType("recluster_report")
+    vars(report).update(recluster_report=lambda *_: Report())
     monkeypatch.setitem(sys.modules, "model.identifiers.recluster", module)
+    monkeypatch.setitem(sys.modules, "model.identifiers.recluster_report", report)
 
 
 @pytest.mark.usefixtures("recluster_of_tests")

@@ -248,12 +248,8 @@ def _reclustered(
     An image moves when its own best codes, those that the codebook computes, do not last. Where the model chose other codes,
     that was no error of the codebook, and they stay with the ones that would have lasted.
     """
-    from model.identifiers.recluster import (
-        ReclusterConfig,
-        keep_codes,
-        recluster_report,
-        recluster_within_budget,
-    )
+    from model.identifiers.recluster import ReclusterConfig, keep_codes, recluster_within_budget
+    from model.identifiers.recluster_report import recluster_report
 
     rows = sampled(np.arange(len(held.image_keys)), _SAMPLE, seed)
     sample = embeddings_of(conn, parent.id, held.image_keys[rows])

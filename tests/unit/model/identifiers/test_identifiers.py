@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import nnls
 
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook, pack_all
-from model.identifiers.instance_suffixes import assign_suffixes, relatives
+from model.identifiers.instance_suffixes import assign_suffixes, nearest_leaves
 from model.identifiers.quality import gini, identifier_quality, perplexity
 from model.identifiers.seminmf import fit_seminmf, nonnegative_coefficients
 from schemas.errors import RefuseToStartError, UsageError
@@ -175,7 +175,7 @@ def test_suffixes_are_unique_inside_a_leaf_and_a_full_leaf_spills_to_its_nearest
 
 
 def test_relatives_come_nearest_first_and_never_repeat() -> None:
-    found = relatives(5, IdentifierShape(codes=(2, 2, 2, 2), suffixes=3), 16)
+    found = nearest_leaves(5, IdentifierShape(codes=(2, 2, 2, 2), suffixes=3), 16)
     assert found[:3] == [4, 6, 7]
     assert sorted([*found, 5]) == list(range(16))
 

@@ -4,16 +4,21 @@ import numpy as np
 import pytest
 
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
+from model.identifiers.quality import quantisation_error
 from model.identifiers.recluster import (
     ReclusterConfig,
-    gain_share,
     keep_codes,
-    quantisation_error,
     recluster,
-    recluster_report,
     recluster_within_budget,
 )
-from model.identifiers.sticky_kmeans import matching, refit, settle, squared, stay
+from model.identifiers.recluster_report import gain_share, recluster_report
+from model.identifiers.sticky_kmeans import (
+    matching,
+    refit,
+    settle,
+    squared_distances,
+    sticky_labels,
+)
 from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray
@@ -261,14 +266,14 @@ def test_the_budget_raises_the_tolerance_until_the_moves_fit(old: Codebook) -> N
 
 def test_a_row_stays_within_the_tolerance_and_leaves_beyond_it() -> None:
     distance = np.array([[1.0, 1.09], [1.0, 1.11], [0.0, 0.5]])
-    np.testing.assert_array_equal(stay(distance, np.array([1, 1, 1]), 0.1), [1, 0, 0])
+    np.testing.assert_array_equal(sticky_labels(distance, np.array([1, 1, 1]), 0.1), [1, 0, 0])
 
 
 def test_settled_centres_are_the_means_of_their_rows_and_the_error_is_what_it_says(
     early: FloatArray,
 ) -> None:
     start = early[:6]
-    found = settle(early, start, squared(early, start).argmin(1), 0.1, 300)
+    found = settle(early, start, squared_distances(early, start).argmin(1), 0.1, 300)
     for code in np.unique(found.labels):
         np.testing.assert_allclose(
             found.centres[code], early[found.labels == code].mean(0), atol=1e-4
@@ -292,7 +297,7 @@ def test_relocation_escapes_what_a_warm_start_cannot_and_a_high_price_forbids_it
         np.float32
     )
     start = np.array([[0, 0], [0.6, 0], [15, 0]], np.float32)
-    was = squared(rows, start).argmin(1)
+    was = squared_distances(rows, start).argmin(1)
     free, dear = (
         refit(rows, start, was, tolerance=0.0, price=price, iterations=30) for price in (0.1, 10.0)
     )
