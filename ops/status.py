@@ -1,6 +1,10 @@
-"""Status: one look at the whole installation, from counters only, so that it costs the same at any size."""
+"""Status: one look at the whole installation.
+
+It reads counters only, so it costs the same at any size.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ops.jobs.timetable import job_alarms
@@ -12,90 +16,160 @@ from workers.generations.retiring import refused_by_gate
 from workers.repository import generations
 from workers.repository.alarms import open_alarms
 from workers.repository.connection import Connection
-from workers.repository.counters import Totals, image_totals, totals
+from workers.repository.counters import ImageTotals, Totals, image_totals, totals
 from workers.repository.generations import Generation
-from workers.repository.images import freshness
+from workers.repository.images import Freshness, freshness
 
-STALE_S = 5.0
+MAX_FRESHNESS_S = 5.0
 """Seconds from arrival to searchable (p95) above which status raises an alarm."""
 
-WAITING = 1000
-"""Images in line above which status raises an alarm."""
+MAX_PENDING = 1000
+"""Images waiting to be indexed above which status raises an alarm: 40 s of the demo's stream."""
 
 
-def status(conn: Connection, log: EventLog) -> dict[str, Any]:
-    """The JSON document of `sigma status`."""
-    live = generations.live(conn)
-    found = totals(conn, live.id) if live else Totals()
-    gone = image_totals(conn)
-    waiting = {
-        "intake": lag(log, conn, "intake", [ARRIVED]),
-        "outbox": outbox_size(conn),
-        "index": lag(log, conn, "index", [ACCEPTED]),
-    }
-    fresh = freshness(conn)
-    return {
-        "generation": live.id if live else None,
-        "generations": [
-            {"id": g.id, "state": g.state, "codebook": g.codebook_version}
-            for g in generations.generations(conn)
-        ],
-        "images": {
-            "indexed": found.images,
-            "rejected": gone.rejected,
-            "deleted": gone.deleted,
-            "pending": sum(waiting.values()),
-        },
-        "lag": waiting,
-        "trie": {
-            "images": found.images,
-            "leaves": found.leaves,
-            "postings": found.postings,
-            "checksum": found.checksum,
-        },
-        "spilled": found.spilled,
-        "freshness_s": {"p50": _rounded(fresh.p50_s), "p95": _rounded(fresh.p95_s)},
-        "alarms": [
-            *alarms(live is not None, found, sum(waiting.values()), fresh.p95_s),
-            *candidates(generations.generations(conn), live),
-            *(f"{one}: see sigma report drift" for one in open_alarms(conn)),
-            *job_alarms(conn),
-        ],
-    }
+@dataclass(frozen=True, slots=True)
+class PendingImages:
+    """Images that wait, by what they wait for."""
+
+    intake: int
+    """Arrivals that intake has not read."""
+    outbox: int
+    """Accepted images whose events are not published."""
+    index: int
+    """Accepted images that no index worker has assigned."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.intake + self.outbox + self.index
+
+    def to_json(self) -> dict[str, int]:
+        """`lag` in the document of `sigma status`."""
+        return {"intake": self.intake, "outbox": self.outbox, "index": self.index}
 
 
-def alarms(live: bool, found: Totals, waiting: int, p95: float | None) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class InstallationStatus:
+    """What there is, how much of it waits, and what is wrong."""
+
+    live: Generation | None
+    generations: Sequence[Generation]
+    """All of them, the live one included."""
+    indexed: Totals
+    """Counters of the live generation."""
+    unindexed: ImageTotals
+    pending: PendingImages
+    freshness: Freshness
+    alarms: tuple[str, ...]
     """What the person on call should look at, each with what to do."""
-    raised = []
-    if not live:
-        raised.append("no generation is live: train one with sigma train --manifest F")
-    if waiting > WAITING:
-        raised.append(
-            f"{waiting} images wait to be indexed: look at the logs of the intake and index workers, or start more"
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `sigma status`."""
+        indexed = self.indexed
+        return {
+            "generation": self.live.id if self.live else None,
+            "generations": [_generation_json(generation) for generation in self.generations],
+            "images": {
+                "indexed": indexed.images,
+                "rejected": self.unindexed.rejected,
+                "deleted": self.unindexed.deleted,
+                "pending": self.pending.total,
+            },
+            "lag": self.pending.to_json(),
+            "trie": {
+                "images": indexed.images,
+                "leaves": indexed.leaves,
+                "postings": indexed.postings,
+                "checksum": indexed.checksum,
+            },
+            "spilled": indexed.spilled,
+            "freshness_s": {
+                "p50": _milliseconds(self.freshness.p50_s),
+                "p95": _milliseconds(self.freshness.p95_s),
+            },
+            "alarms": list(self.alarms),
+        }
+
+
+def read_status(conn: Connection, log: EventLog) -> InstallationStatus:
+    """The status of the installation whose database and log these are."""
+    live = generations.live(conn)
+    every = generations.generations(conn)
+    indexed = totals(conn, live.id) if live else Totals()
+    pending = PendingImages(
+        intake=lag(log, conn, "intake", [ARRIVED]),
+        outbox=outbox_size(conn),
+        index=lag(log, conn, "index", [ACCEPTED]),
+    )
+    fresh = freshness(conn)
+    alarms = index_alarms(live, indexed, pending.total, fresh.p95_s)
+    alarms += candidate_alarms(every, live)
+    for alarm in open_alarms(conn):
+        alarms.append(f"{alarm}: see sigma report drift")
+    alarms += job_alarms(conn)
+    return InstallationStatus(
+        live, every, indexed, image_totals(conn), pending, fresh, tuple(alarms)
+    )
+
+
+def index_alarms(
+    live: Generation | None, indexed: Totals, pending: int, p95_s: float | None
+) -> list[str]:
+    """What is wrong with the live generation and with the way of images into it."""
+    alarms = []
+    if live is None:
+        alarms.append("no generation is live: train one with sigma train --manifest F")
+    if pending > MAX_PENDING:
+        alarms.append(
+            f"{pending} images wait to be indexed: look at the logs of the intake and index "
+            "workers, or start more"
         )
-    if p95 is not None and p95 > STALE_S:
-        raised.append(
-            f"images need {p95:.1f} s (p95) to become searchable, {STALE_S:g} s are allowed: start more index workers"
+    if p95_s is not None and p95_s > MAX_FRESHNESS_S:
+        alarms.append(
+            f"images need {p95_s:.1f} s (p95) to become searchable, {MAX_FRESHNESS_S:g} s are "
+            "allowed: start more index workers"
         )
-    if found.no_room:
-        raised.append(
-            f"{found.no_room} images found no leaf with room: train a generation with more suffixes or leaves"
+    if indexed.no_room:
+        alarms.append(
+            f"{indexed.no_room} images found no leaf with room: train a generation with more "
+            "suffixes or leaves"
         )
-    return raised
+    return alarms
 
 
-def candidates(found: Sequence[Generation], live: Generation | None) -> list[str]:
-    """Candidates that wait for a person. Each costs a second assignment of every arrival."""
-    waiting = [one for one in found if one.state == "shadow" and one.config.gate is not None]
-    return [
-        f"generation {one.id} was refused by its gate, sigma generations list tells why; the next training replaces it, or: "
-        f"sigma generations drop {one.id}"
-        if refused_by_gate(one, live)
-        else f"generation {one.id} passed its gate and waits: sigma generations promote {one.id}, or sigma generations drop {one.id}"
-        for one in waiting
-        if refused_by_gate(one, live) or (one.config.gate is not None and one.config.gate.passed)
-    ]
+def candidate_alarms(every: Sequence[Generation], live: Generation | None) -> list[str]:
+    """Candidates that wait for a person: each costs a second assignment of every arrival.
+
+    A candidate without a verdict, or refused beside a generation that is not live any more, waits
+    for its gate and not for a person.
+    """
+    alarms = []
+    for candidate in every:
+        verdict = candidate.config.gate
+        if candidate.state != "shadow" or verdict is None:
+            continue
+        number = candidate.id
+        if refused_by_gate(candidate, live):
+            alarms.append(
+                f"generation {number} was refused by its gate, sigma generations list tells why; "
+                f"the next training replaces it, or: sigma generations drop {number}"
+            )
+        elif verdict.passed:
+            alarms.append(
+                f"generation {number} passed its gate and waits: sigma generations promote "
+                f"{number}, or sigma generations drop {number}"
+            )
+    return alarms
 
 
-def _rounded(seconds: float | None) -> float | None:
+def _generation_json(generation: Generation) -> dict[str, object]:
+    return {
+        "id": generation.id,
+        "state": generation.state,
+        "codebook": generation.codebook_version,
+    }
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    """Seconds, rounded to milliseconds."""
     return None if seconds is None else round(seconds, 3)

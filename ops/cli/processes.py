@@ -72,11 +72,11 @@ def init(options: Namespace, settings: Settings) -> int:
 def status(options: Namespace, settings: Settings) -> int:
     """`sigma status`"""
     from ops.embedded.control import running
-    from ops.status import status as read_status
+    from ops.status import read_status
 
     with open_services(settings) as services, open_database(services, "status") as conn:
         log = services.open_log()
-        document = read_status(conn, log)
+        document = read_status(conn, log).to_json()
         log.close()
     address = running(settings)
     document["url"] = address.url if address else None

@@ -21,7 +21,7 @@ from ops.embedded.control import down, up
 from ops.embedded.database import open_services
 from ops.evaluation import evaluate
 from ops.scenes.corpus import CorpusConfig, fingerprints, generate
-from ops.status import status
+from ops.status import read_status
 from schemas.errors import UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from schemas.settings import Settings
@@ -116,7 +116,7 @@ def demo(settings: Settings, config: DemoConfig) -> dict[str, Any]:
             )
             searcher.close()
             log = found.open_log()
-            now = status(conn, log)
+            now = read_status(conn, log).to_json()
             log.close()
         examples = ask(address, [entry.test_captions[0] for entry in unseen[:_SHOWN]])
         down(own)

@@ -16,7 +16,7 @@ from ops.jobs.drift_alarms import CLEAR_AFTER_WINDOWS
 from ops.jobs.drift_report import DriftReporter, novel_recall
 from ops.jobs.drift_watcher import DriftWatcher, monitoring_snapshot
 from ops.jobs.registry import Job, run_job
-from ops.status import status
+from ops.status import read_status
 from schemas.events import OPERATIONS, ImageAccepted, OperationsEvent, QueryServed, decode
 from schemas.identifiers import IdentifierShape
 from schemas.job_results import (
@@ -179,7 +179,7 @@ def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(
     assert (alarming["tickets"], alarming["pages"]) == (len(raised), 0)
     assert {one.monitor for one in alarms.open_alarms(conn)} == raised
     log = services.open_log()
-    assert any("ticket: embedding of generation" in line for line in status(conn, log)["alarms"])
+    assert any("ticket: embedding of generation" in line for line in read_status(conn, log).alarms)
     log.close()
     assert [note.kind for note in notes(services)] == ["alarm"] * len(raised)
 

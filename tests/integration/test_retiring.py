@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.status import candidates
+from ops.status import candidate_alarms
 from schemas.errors import RetryLaterError, UsageError
 from schemas.generation_config import GenerationConfig
 from schemas.identifiers import IdentifierShape
@@ -158,7 +158,7 @@ def test_status_tells_which_candidates_wait_for_a_person(
     )
     found, now_live = generations.generations(conn), generations.live(conn)
     assert [one.id for one in found if refused_by_gate(one, now_live)] == [bad]
-    told = candidates(found, now_live)
+    told = candidate_alarms(found, now_live)
     assert [line.split(":")[0] for line in told] == [
         f"generation {good} passed its gate and waits",
         f"generation {bad} was refused by its gate, sigma generations list tells why; the next training replaces it, or",
