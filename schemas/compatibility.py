@@ -52,6 +52,7 @@ def schema_versions() -> dict[str, dict[int, JsonSchema]]:
 def incompatibilities(schemas: Mapping[int, JsonSchema]) -> list[str]:
     """List what keeps the versions of one event from reading each other's data."""
     problems: list[str] = []
+    # Permutations and not combinations: each version must read the other.
     for reader, writer in permutations(sorted(schemas), 2):
         for problem in reading_problems(schemas[reader], schemas[writer]):
             problems.append(f"a reader of v{reader} cannot read what v{writer} writes: {problem}")

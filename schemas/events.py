@@ -21,6 +21,7 @@ from schemas.compiled_schema import Check, compile_check
 from schemas.errors import RejectInputError, UsageError
 from schemas.records import require_aware
 
+# Topic names and the NAMEs of events are stored and published: they never change.
 ARRIVED = "sigma.images.arrived"
 ACCEPTED = "sigma.images.accepted"
 REJECTED = "sigma.images.rejected"
@@ -211,6 +212,7 @@ def encode(event: EventRecord) -> bytes:
     """
     document = {member.name: getattr(event, member.name) for member in fields(event)}
     present = {name: value for name, value in document.items() if value is not None}
+    # As UTF-8 and not escaped: captions in other scripts would take twice the space.
     text = json.dumps(
         present, ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat
     )
@@ -280,6 +282,7 @@ def trace_of(event_headers: Mapping[str, str]) -> str:
     return given["trace"] if given else ""
 
 
+# Building a validator is slow, and every event needs one.
 @cache
 def validator(name: str) -> Draft202012Validator:
     """Load the validator of version 1 of an event's JSON Schema, by the event's NAME."""

@@ -27,6 +27,7 @@ def queries() -> Mapping[str, bytes]:
     Bytes, because that is how psycopg takes SQL that is not a literal.
     """
     by_name: dict[str, bytes] = {}
+    # Sorted, so that a name that is defined twice is always reported for the same file.
     for file in sorted(_sql_folder().iterdir(), key=lambda file: file.name):
         if not file.name.endswith(".sql"):
             continue

@@ -88,7 +88,7 @@ class Schedule:
         """Return the moment after which run windows count for a job that never ran before.
 
         An `every` job starts with the run window that is open now. A cron job waits for its time
-        of day: who installs this on a Wednesday does not want Sunday's training at once.
+        of day: somebody who installs this on a Wednesday does not want Sunday's training at once.
         """
         if self.period_s is None:
             return now

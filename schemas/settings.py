@@ -309,6 +309,7 @@ class Settings:
         default=None,
         unset="no metrics",
     )
+    # Loopback: the HTTP port has no authentication, so opening it must be a decision.
     http_host: str = setting(
         "SIGMA_HTTP_HOST",
         any_text(),

@@ -1,4 +1,4 @@
-"""Good and bad image files, made when needed: what a folder full of surprises looks like."""
+"""Good and bad image files, made when needed: a folder as hostile as a stream can be."""
 
 import struct
 import zlib
@@ -59,14 +59,16 @@ def bad_checksum() -> bytes:
 def wide_jpeg() -> bytes:
     """A JPEG that declares 65,500 x 65,500 pixels."""
     good = encoded(picture(13), "JPEG")
-    at = good.index(b"\xff\xc0") + 5
-    return good[:at] + struct.pack(">HH", 65_500, 65_500) + good[at + 4 :]
+    # Height and width lie five bytes after the start-of-frame marker.
+    size_start = good.index(b"\xff\xc0") + 5
+    return good[:size_start] + struct.pack(">HH", 65_500, 65_500) + good[size_start + 4 :]
 
 
 def many_scans() -> bytes:
     """A small progressive JPEG that paints its nine million pixels a thousand times."""
     good = encoded(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
-    return good[:-2] + good[good.rindex(b"\xff\xda") : -2] * 1000 + b"\xff\xd9"
+    last_scan = good[good.rindex(b"\xff\xda") : -2]
+    return good[:-2] + last_scan * 1000 + b"\xff\xd9"
 
 
 def filled_jpeg() -> bytes:
@@ -89,15 +91,17 @@ def webp(kind: bytes, head: bytes) -> bytes:
 
 def deep_xml() -> bytes:
     """An SVG whose entities unfold to a billion letters."""
-    entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 10))
-    return (
-        f'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY e0 "a">{entities}]><svg>&e9;</svg>'.encode()
-    )
+    entities = '<!ENTITY e0 "a">'
+    for level in range(1, 10):
+        tenfold = f"&e{level - 1};" * 10
+        entities += f'<!ENTITY e{level} "{tenfold}">'
+    return f'<?xml version="1.0"?><!DOCTYPE svg [{entities}]><svg>&e9;</svg>'.encode()
 
 
 def sixteen_bit() -> bytes:
     """A 16-bit grey PNG."""
-    return encoded(Image.fromarray((np.arange(4800).reshape(60, 80) * 13).astype(np.uint16)), "PNG")
+    ramp = np.arange(4800).reshape(60, 80) * 13
+    return encoded(Image.fromarray(ramp.astype(np.uint16)), "PNG")
 
 
 def palette_with_alpha() -> bytes:
@@ -107,8 +111,9 @@ def palette_with_alpha() -> bytes:
 
 def rotated() -> bytes:
     """A JPEG whose EXIF says that it lies on its side."""
+    orientation_tag = 0x0112
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[orientation_tag] = 6
     return encoded(picture(4), "JPEG", exif=exif)
 
 
@@ -118,6 +123,7 @@ def animated(kind: str) -> bytes:
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
+# By file name, how the bytes are made.
 CONVERTIBLE: dict[str, Callable[[], bytes]] = {
     "plain.jpg": lambda: encoded(picture(1), "JPEG"),
     "plain.png": lambda: encoded(picture(2), "PNG"),
@@ -143,6 +149,7 @@ CONVERTIBLE: dict[str, Callable[[], bytes]] = {
     "progressive.jpg": lambda: encoded(picture(11), "JPEG", progressive=True),
 }
 
+# By file name, the code of the refusal and how the bytes are made.
 REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "empty.jpg": ("empty", lambda: b""),
     "text.jpg": ("not-an-image", lambda: b"this is a shopping list, not a picture\n"),
@@ -195,7 +202,10 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 
 def write_folder(folder: Path, good: int) -> tuple[int, dict[str, str]]:
-    """A folder with `good` images that can be indexed and every bad kind; returns how many are good, and codes by file name."""
+    """Write a folder with `good` images that can be indexed, and one of every bad kind.
+
+    Returns how many are good, and the expected code of each bad file by its name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in CONVERTIBLE.items():
         (folder / name).write_bytes(make())

@@ -1,5 +1,5 @@
 -- name: raise_alarm
--- Opens an alarm, or makes a page of an open ticket. No row back: it is open already.
+-- Opens an alarm, or turns an open ticket into a page. Returns no row when it is open already.
 INSERT INTO alarm (generation, monitor, level, effect, effect_limit, p, p_limit, detail)
 VALUES (%(generation)s, %(monitor)s, %(level)s, %(effect)s, %(effect_limit)s, %(p)s, %(p_limit)s, %(detail)s)
 ON CONFLICT (generation, monitor) WHERE cleared_at IS NULL DO UPDATE SET
@@ -13,7 +13,7 @@ RETURNING id;
 UPDATE alarm SET cleared_at = clock_timestamp() WHERE id = %(id)s AND cleared_at IS NULL;
 
 -- name: open_alarms
--- Alarms that nobody cleared, pages first, then the oldest first.
+-- Open alarms, pages first, then the oldest first.
 SELECT id, generation, monitor, level, effect, effect_limit, p, p_limit, detail, raised_at, cleared_at FROM alarm
 WHERE cleared_at IS NULL ORDER BY level, raised_at, id;
 
@@ -32,7 +32,8 @@ INSERT INTO monitor_reference (generation, reference, last_key, recall)
 VALUES (%(generation)s, %(reference)s, %(last_key)s, %(recall)s) ON CONFLICT DO NOTHING;
 
 -- name: image_accepted_after
--- The first image at or after a key and when it was accepted: keys ascend with that time, so a few looks find a moment's key.
+-- The first image at or after a key, and when it was accepted. Keys ascend with that time, so a
+-- few such queries find the key of a moment.
 SELECT image_key, accepted_at FROM image WHERE image_key >= %(key)s ORDER BY image_key LIMIT 1;
 
 -- name: newest_arrival
@@ -53,7 +54,8 @@ FROM unnest(%(keys)s::bigint[]) AS u (key),
               ORDER BY image_key LIMIT 1) found;
 
 -- name: arrivals
--- What the monitors look at: key, leaf and its load, log-probability, ranking embedding. Images deleted meanwhile are left out.
+-- What the monitors look at: key, leaf and its load, log-probability, ranking embedding. Images
+-- deleted meanwhile are left out.
 SELECT e.image_key, p.leaf, l.live, e.confidence, e.embedding
 FROM image_embedding e
 JOIN posting p ON p.generation = e.generation AND p.image_key = e.image_key AND p.suffix IS NOT NULL
@@ -61,17 +63,18 @@ JOIN leaf l ON l.generation = p.generation AND l.leaf = p.leaf
 WHERE e.generation = %(generation)s AND e.image_key = ANY(%(keys)s) ORDER BY e.image_key;
 
 -- name: examined_windows
--- Figures of the newest runs of a job in which its monitors saw a window of this generation (of any, if NULL), newest first.
+-- Figures of the newest runs of a job in which its monitors saw a window of arrivals of this
+-- generation (of any generation, if NULL), newest first.
 SELECT figures FROM job_run
 WHERE job = %(job)s AND outcome = 'done' AND jsonb_array_length(coalesce(figures -> 'monitors', '[]')) > 0
   AND (%(generation)s::int IS NULL OR (figures ->> 'generation')::int = %(generation)s)
 ORDER BY id DESC LIMIT %(amount)s;
 
 -- name: job_totals
--- How often each job ended in which way, and when it last did its work (seconds since 1970).
+-- How often each job ended with each outcome, and when it was last done (seconds since 1970).
 SELECT job, outcome, count(*), (max(extract(epoch FROM ended_at)) FILTER (WHERE outcome = 'done'))::float8 FROM job_run
 GROUP BY job, outcome ORDER BY job, outcome;
 
 -- name: newest_figures
--- Figures of the newest run of a job that did its work.
+-- Figures of the newest run of a job that was done.
 SELECT figures FROM job_run WHERE job = %(job)s AND outcome = 'done' ORDER BY id DESC LIMIT 1;

@@ -1,9 +1,11 @@
 -- name: current_snapshot
--- What this transaction can see: the boundary between what a follower has and what is still to come.
+-- What this transaction can see: the boundary between what a follower has read and what is still
+-- to come.
 SELECT pg_current_snapshot()::text;
 
 -- name: copy_postings
--- All postings of a generation, binary; suffix -1 marks an alternate, so that every row has the same width.
+-- All postings of a generation, binary; suffix -1 marks an alternate, so that all rows have the
+-- same width.
 COPY (SELECT leaf, image_key, weight, coalesce(suffix, -1) FROM posting WHERE generation = %(generation)s)
 TO STDOUT (FORMAT BINARY);
 
@@ -17,8 +19,9 @@ COPY (SELECT image_key, confidence, trained, embedding FROM image_embedding WHER
 TO STDOUT (FORMAT BINARY);
 
 -- name: changed_postings
--- Postings that became visible since `previous`. Commit order does not matter: a row is new when its writer was not
--- visible then, however low its number. Being read at all says that it is visible now.
+-- Postings that became visible since `previous`. The order of commits does not matter: a row is new
+-- when its writer was not visible then, however low its number. A row that is read at all is
+-- visible now.
 COPY (SELECT leaf, image_key, weight, coalesce(suffix, -1) FROM posting
       WHERE generation = %(generation)s AND changed_by >= pg_snapshot_xmin(%(previous)s::pg_snapshot)
         AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot))
@@ -32,7 +35,7 @@ COPY (SELECT image_key, confidence, trained, embedding FROM image_embedding
 TO STDOUT (FORMAT BINARY);
 
 -- name: changed_tombstones
--- Images that went since `previous`.
+-- Images that were removed since `previous`.
 SELECT image_key FROM tombstone
 WHERE changed_by >= pg_snapshot_xmin(%(previous)s::pg_snapshot)
   AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot) ORDER BY image_key;

@@ -8,7 +8,8 @@ VALUES (%(codebook_version)s, %(checkpoint_path)s, %(shape)s, %(config)s) RETURN
 SELECT open_partitions(%(generation)s);
 
 -- name: do_not_wait
--- Dropping a partition locks the whole table, and whoever comes later waits behind it: give up soon instead.
+-- Dropping a partition locks the whole table, and all later queries wait behind it: give up soon
+-- instead.
 SELECT set_config('lock_timeout', '2s', true);
 
 -- name: drop_partitions
@@ -16,11 +17,11 @@ SELECT set_config('lock_timeout', '2s', true);
 SELECT drop_partitions(%(generation)s);
 
 -- name: delete_leaves
--- Forgets the suffix counters of a generation.
+-- Deletes the suffix counters of a generation.
 DELETE FROM leaf WHERE generation = %(generation)s;
 
 -- name: delete_counters
--- Forgets the counters of a generation.
+-- Deletes the counters of a generation.
 DELETE FROM counter WHERE generation = %(generation)s;
 
 -- name: describe_generation
@@ -37,11 +38,13 @@ SELECT id, state::text, codebook_version, checkpoint_path, shape, config, create
 FROM generation ORDER BY id;
 
 -- name: lock_generations
--- The set of generations and their states change alone: beside no other change, and beside no transaction that accepts images.
+-- The set of generations and their states change alone: while no other change and no transaction
+-- that accepts images runs.
 SELECT pg_advisory_xact_lock(hashtextextended('sigma generations', 0));
 
 -- name: share_generations
--- Whoever accepts images holds this from before it looks which generations receive them until its commit.
+-- A transaction that accepts images takes this before it reads which generations receive them, and
+-- keeps it until its commit.
 SELECT pg_advisory_xact_lock_shared(hashtextextended('sigma generations', 0));
 
 -- name: live_generation
@@ -53,11 +56,11 @@ SELECT id FROM generation WHERE state = 'live';
 UPDATE generation SET state = %(state)s::generation_state WHERE id = %(generation)s RETURNING id;
 
 -- name: notify_generation
--- Tells the query workers of a switch.
+-- Notifies the query workers of a switch.
 SELECT pg_notify('sigma_generation', %(generation)s::text);
 
 -- name: lacking_images
--- Images up to a key that the live generation holds and a candidate does not.
+-- Images up to a key that are in the live generation and not in a candidate.
 SELECT count(*) FROM image_embedding l
 WHERE l.generation = %(live)s AND l.image_key <= %(ceiling)s
   AND NOT EXISTS (SELECT FROM image_embedding c WHERE c.generation = %(candidate)s AND c.image_key = l.image_key);

@@ -1,5 +1,5 @@
 -- name: lock_images_by_id
--- Locks images, in the order of image_id that everyone keeps, so that no two writers wait for each other.
+-- Locks images in the order of image_id, as all writers do, so that no two wait for each other.
 SELECT image_key, image_id, version, state::text FROM image WHERE image_id = ANY(%(image_ids)s) ORDER BY image_id FOR UPDATE;
 
 -- name: lock_images_by_key
@@ -7,8 +7,8 @@ SELECT image_key, image_id, version, state::text FROM image WHERE image_id = ANY
 SELECT image_key FROM image WHERE image_key = ANY(%(image_keys)s) AND state <> 'deleted' ORDER BY image_id FOR UPDATE;
 
 -- name: upsert_images
--- Inserts images, or replaces older versions under new keys; tells of each whether it was inserted (xmax is 0).
--- No row back: the same or a newer version is there.
+-- Inserts images, or replaces older versions under new keys; returns whether each was inserted
+-- (xmax is 0). Returns no row for an image whose same or newer version is stored.
 INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at,
                    published_at)
 SELECT u.image_id, u.version, u.uri, u.normalized_uri, u.checksum, u.width, u.height, u.captions::jsonb, u.test_captions::jsonb,
@@ -32,7 +32,7 @@ DELETE FROM rejection r USING unnest(%(image_ids)s::text[], %(versions)s::int[])
 WHERE r.image_id = u.image_id AND r.version <= u.version;
 
 -- name: insert_rejection
--- Remembers why an image was refused, and when last; tells whether it is new (xmax is 0).
+-- Records why an image was refused, and when last; returns whether it is new (xmax is 0).
 INSERT INTO rejection (image_id, version, uri, code, reason, stage)
 VALUES (%(image_id)s, %(version)s, %(uri)s, %(code)s, %(reason)s, %(stage)s)
 ON CONFLICT (image_id, version) DO UPDATE SET
@@ -63,7 +63,8 @@ SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions,
 FROM image WHERE image_id = ANY(%(image_ids)s);
 
 -- name: missing_images
--- Images that a generation does not hold yet, oldest key first: what a candidate or a rolled-back generation must catch up.
+-- Images that are not in a generation yet, oldest key first: what a candidate or a rolled-back
+-- generation must catch up.
 SELECT i.image_key, i.image_id, i.version, i.state::text, i.uri, i.normalized_uri, i.captions, i.test_captions, i.split,
        i.arrived_at, i.indexed_at
 FROM image i
@@ -72,7 +73,7 @@ WHERE i.state <> 'deleted' AND i.image_key > %(after)s
 ORDER BY i.image_key LIMIT %(amount)s;
 
 -- name: newest_image
--- The highest key there is. Under the lock on the generations, no lower one is still to be committed.
+-- The highest key. Under the lock on the generations, no lower one is still to be committed.
 SELECT coalesce(max(image_key), 0) FROM image;
 
 -- name: record_visibility

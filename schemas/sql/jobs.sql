@@ -7,11 +7,11 @@ SELECT pg_try_advisory_lock(hashtextextended('sigma scheduler', 0));
 SELECT pg_try_advisory_lock(hashtextextended('sigma job ' || %(job)s, 0));
 
 -- name: job_unlock
--- Gives the job back.
+-- Unlocks the job.
 SELECT pg_advisory_unlock(hashtextextended('sigma job ' || %(job)s, 0));
 
 -- name: job_held
--- Whether somebody runs a job now: whoever does holds its lock.
+-- Whether a job is running now: the scheduler that runs it holds its lock.
 SELECT EXISTS (
     SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -19,7 +19,8 @@ SELECT EXISTS (
 );
 
 -- name: job_watchful
--- A process whose machine vanished must lose its locks soon: the server asks after it (no effect on a local socket).
+-- A process whose machine vanished must lose its locks soon: the server probes the connection (no
+-- effect on a local socket).
 SELECT set_config('tcp_keepalives_idle', '4', false), set_config('tcp_keepalives_interval', '2', false),
        set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '10000', false);
 
@@ -33,11 +34,12 @@ INSERT INTO job_schedule (job, schedule, after_window) VALUES (%(job)s, %(schedu
 ON CONFLICT (job) DO UPDATE SET schedule = excluded.schedule, after_window = excluded.after_window, seen_at = clock_timestamp();
 
 -- name: job_newest_window
--- The newest window of a job that has a row.
+-- The newest run window of a job that has a row.
 SELECT max(time_window) FROM job_run WHERE job = %(job)s AND time_window >= 0;
 
 -- name: job_open
--- The oldest run that was begun and never ended. If nobody else holds the job, its process died.
+-- The oldest run that was begun and never ended. If no scheduler holds the job's lock, its process
+-- died.
 SELECT id, attempt, cause FROM job_run WHERE job = %(job)s AND outcome = 'running' ORDER BY id LIMIT 1;
 
 -- name: job_again
@@ -45,12 +47,13 @@ SELECT id, attempt, cause FROM job_run WHERE job = %(job)s AND outcome = 'runnin
 UPDATE job_run SET attempt = attempt + 1, started_at = clock_timestamp() WHERE id = %(id)s;
 
 -- name: job_begin
--- Begins a window. No row back: it was begun before.
+-- Begins the run of a run window. Returns no row when it was begun before.
 INSERT INTO job_run (job, time_window, cause) VALUES (%(job)s, %(time_window)s, %(cause)s)
 ON CONFLICT (job, time_window) DO NOTHING RETURNING id;
 
 -- name: job_unanswered
--- Of these alarms, those that no run of the job was begun for, once its newest run is over for long enough.
+-- Of these alarms, those that no run of the job was begun for, once its newest run has been over
+-- for long enough.
 SELECT a FROM unnest(%(alarms)s::bigint[]) AS a
 WHERE NOT EXISTS (SELECT FROM job_run WHERE job = %(job)s AND cause ? 'alarms' AND cause -> 'alarms' @> to_jsonb(a))
   AND NOT EXISTS (SELECT FROM job_run WHERE job = %(job)s AND outcome IN ('done', 'failed')
@@ -58,12 +61,13 @@ WHERE NOT EXISTS (SELECT FROM job_run WHERE job = %(job)s AND cause ? 'alarms' A
 ORDER BY a;
 
 -- name: job_answered
--- The newest run of a job, if it answered alarms and is over for long enough. A second run, or any other, takes its place.
+-- The newest run of a job, if it answered alarms and has been over for long enough. Any later run
+-- takes its place.
 SELECT id FROM (SELECT id, cause, outcome, ended_at FROM job_run WHERE job = %(job)s AND outcome <> 'skipped' ORDER BY id DESC LIMIT 1) newest
 WHERE outcome = 'done' AND cause ? 'alarms' AND ended_at <= clock_timestamp() - make_interval(secs => %(again_s)s);
 
 -- name: job_skip
--- Records windows that nobody ran, so that they do not vanish.
+-- Records run windows that were skipped, so that they do not vanish.
 INSERT INTO job_run (job, time_window, outcome, figures, ended_at)
 SELECT %(job)s, w, 'skipped', %(figures)s, clock_timestamp() FROM unnest(%(windows)s::bigint[]) AS w
 ON CONFLICT DO NOTHING;
@@ -82,23 +86,25 @@ WHERE %(job)s::text IS NULL OR job = %(job)s ORDER BY started_at DESC LIMIT %(am
 SELECT job, time_window, attempt, outcome, figures, started_at, ended_at, cause FROM job_run WHERE id = %(id)s;
 
 -- name: job_newest_result
--- The newest run of a job that came to something.
+-- The newest run of a job that is done or failed.
 SELECT job, time_window, attempt, outcome, figures, started_at, ended_at, cause FROM job_run
 WHERE job = %(job)s AND outcome IN ('done', 'failed') ORDER BY started_at DESC LIMIT 1;
 
 -- name: job_manual_window
--- A window for a run that a person or an alarm asked for.
+-- A run window, negative, for a run that a person or an alarm asked for.
 SELECT coalesce(min(time_window), 0) - 1 FROM job_run WHERE job = %(job)s AND time_window < 0;
 
 -- name: prune_events
--- Forgets events of the log in Postgres that are past their topic's retention and that every group has committed.
+-- Deletes events of the log in PostgreSQL that are past their topic's retention and that every
+-- group has committed.
 DELETE FROM log_event e
 WHERE e.topic = %(topic)s AND e.published_at < clock_timestamp() - make_interval(days => %(days)s)
   AND e."offset" < coalesce((SELECT min(o.next_offset) FROM consumer_offset o WHERE o.topic = e.topic AND o.partition = e.partition),
                             CASE WHEN %(consumed)s THEN 0 ELSE e."offset" + 1 END);
 
 -- name: probe_sample
--- The first captioned image of a generation at or after a key: random keys make a sample without reading the table.
+-- The first captioned image of a generation at or after a key: random keys make a sample without
+-- reading the table.
 SELECT i.image_key, i.captions, i.test_captions, e.trained, extract(epoch FROM clock_timestamp() - i.published_at)::float8
 FROM image i JOIN image_embedding e USING (image_key)
 WHERE e.generation = %(generation)s AND i.image_key >= %(after)s AND i.state = 'indexed'

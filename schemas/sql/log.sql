@@ -1,5 +1,6 @@
 -- name: ensure_partitions
--- Creates the partitions of a topic; a topic that is there keeps its count, for the count decides where keys go.
+-- Creates the partitions of a topic; an existing topic keeps its count, because the count decides
+-- to which partition a key goes.
 INSERT INTO log_partition (topic, partition)
 SELECT %(topic)s, p FROM generate_series(0, %(partitions)s - 1) AS p
 WHERE NOT EXISTS (SELECT FROM log_partition WHERE topic = %(topic)s)
@@ -10,7 +11,8 @@ ON CONFLICT DO NOTHING;
 SELECT topic, count(*)::int FROM log_partition GROUP BY topic;
 
 -- name: reserve_offsets
--- Locks a partition and takes `amount` offsets: writers queue here, so offsets commit in order and without gaps.
+-- Locks a partition and reserves `amount` offsets: writers queue here, so that offsets commit in
+-- order and without gaps.
 UPDATE log_partition SET next_offset = next_offset + %(amount)s
 WHERE topic = %(topic)s AND partition = %(partition)s
 RETURNING next_offset - %(amount)s;
@@ -47,7 +49,7 @@ ORDER BY waiting.published_at, p.topic, p.partition;
 SELECT pg_try_advisory_lock(hashtextextended('sigma partition ' || %(group)s || ' ' || %(topic)s || ' ' || %(partition)s, 0));
 
 -- name: unlock_partition
--- Gives a partition back.
+-- Unlocks a partition.
 SELECT pg_advisory_unlock(hashtextextended('sigma partition ' || %(group)s || ' ' || %(topic)s || ' ' || %(partition)s, 0));
 
 -- name: read_events
@@ -57,17 +59,18 @@ WHERE topic = %(topic)s AND partition = %(partition)s AND "offset" >= %(first)s
 ORDER BY "offset" LIMIT %(amount)s;
 
 -- name: committed_offset
--- Where a group goes on in one partition.
+-- The offset at which a group continues in one partition.
 SELECT coalesce(
     (SELECT next_offset FROM consumer_offset
      WHERE consumer_group = %(group)s AND topic = %(topic)s AND partition = %(partition)s), 0);
 
 -- name: committed_offsets
--- Where a group goes on, in every partition it has committed.
+-- The offset at which a group continues, in every partition that it has committed.
 SELECT topic, partition, next_offset FROM consumer_offset WHERE consumer_group = %(group)s;
 
 -- name: store_offset
--- Compare and set: writes only if the group still stands where the batch began. No row back means another was faster.
+-- Compare and set: writes only if the group's offset is still the one at which the batch began.
+-- Returns no row when another consumer was faster.
 INSERT INTO consumer_offset (consumer_group, topic, partition, next_offset)
 VALUES (%(group)s, %(topic)s, %(partition)s, %(to)s)
 ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET next_offset = excluded.next_offset
@@ -79,7 +82,7 @@ RETURNING next_offset;
 UPDATE consumer_offset SET next_offset = 0 WHERE consumer_group = %(group)s AND topic = %(topic)s;
 
 -- name: still_rejected
--- Which of these images are rejected to this day.
+-- Which of these images are still rejected.
 SELECT DISTINCT image_id FROM rejection WHERE image_id = ANY(%(image_ids)s);
 
 -- name: outbox_add
@@ -93,7 +96,8 @@ FROM unnest(%(topics)s::text[], %(keys)s::text[], %(values)s::bytea[], %(headers
 SELECT pg_notify('sigma_outbox', '');
 
 -- name: outbox_lead
--- One relay at a time, so that events of one image keep their order. A session lock: a relay that dies loses it at once.
+-- One relay at a time, so that events of one image keep their order. A session lock: a relay that
+-- dies loses it at once.
 SELECT pg_try_advisory_lock(hashtextextended('sigma outbox', 0));
 
 -- name: outbox_oldest

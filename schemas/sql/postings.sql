@@ -7,25 +7,26 @@ SELECT pg_advisory_xact_lock_shared(hashtextextended('sigma load ' || %(generati
 SELECT pg_advisory_xact_lock(hashtextextended('sigma load ' || %(generation)s, 0));
 
 -- name: present_images
--- Which images the generation holds already: a replay skips them.
+-- Which of these images are in the generation already: a replay skips them.
 SELECT image_key FROM image_embedding WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
 
 -- name: lock_leaves
--- Locks leaves in ascending order, creating those never used, and tells how far their suffixes are handed out.
+-- Locks leaves in ascending order, creating those never used; returns how many of their suffixes
+-- are used.
 INSERT INTO leaf (generation, leaf)
 SELECT %(generation)s, l FROM unnest(%(leaves)s::bigint[]) AS l ORDER BY l
 ON CONFLICT (generation, leaf) DO UPDATE SET live = leaf.live
 RETURNING leaf, next_suffix, live;
 
 -- name: free_suffixes
--- Gaps that deleted images left in leaves whose suffixes are all handed out. The leaves must be locked.
+-- Gaps that deleted images left in leaves whose suffixes are all used. The leaves must be locked.
 SELECT u.leaf, s.suffix
 FROM unnest(%(leaves)s::bigint[]) AS u (leaf), generate_series(0, %(suffixes)s - 1) AS s (suffix)
 WHERE NOT EXISTS (SELECT FROM posting p WHERE p.generation = %(generation)s AND p.leaf = u.leaf AND p.suffix = s.suffix)
 ORDER BY u.leaf, s.suffix;
 
 -- name: update_leaves
--- Writes back what was handed out in locked leaves.
+-- Writes back how many suffixes of locked leaves are used.
 UPDATE leaf SET next_suffix = u.next_suffix, live = u.live
 FROM unnest(%(leaves)s::bigint[], %(next_suffixes)s::int[], %(lives)s::int[]) AS u (leaf, next_suffix, live)
 WHERE leaf.generation = %(generation)s AND leaf.leaf = u.leaf;
@@ -63,18 +64,19 @@ COPY posting (generation, leaf, image_key, weight) FROM STDIN (FORMAT BINARY);
 COPY image_embedding (generation, image_key, embedding, confidence, trained) FROM STDIN (FORMAT BINARY);
 
 -- name: generations_of_images
--- Generations that hold any of these images, ascending: the order in which they must be locked.
+-- Generations with any of these images, ascending: the order in which they must be locked.
 SELECT DISTINCT generation FROM image_embedding WHERE image_key = ANY(%(image_keys)s) ORDER BY generation;
 
 -- name: lock_leaves_of_images
--- Locks the primary leaves of images that are about to go, in ascending order.
+-- Locks the primary leaves of images that are about to be removed, in ascending order.
 SELECT leaf FROM leaf
 WHERE generation = %(generation)s AND leaf IN (
     SELECT leaf FROM posting WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s) AND suffix IS NOT NULL)
 ORDER BY leaf FOR UPDATE;
 
 -- name: remove_postings
--- Removes all postings of images and returns what the counters lose: images, postings, emptied leaves, checksum.
+-- Removes all postings of images and returns what the counters lose: images, postings, emptied
+-- leaves, checksum.
 WITH removed AS (
     DELETE FROM posting WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s)
     RETURNING leaf, image_key, suffix
@@ -93,7 +95,7 @@ FROM removed JOIN image USING (image_key);
 DELETE FROM image_embedding WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
 
 -- name: insert_tombstones
--- Tells followers that these keys are gone; a key never comes back.
+-- Records for followers that these keys were removed; a key never comes back.
 INSERT INTO tombstone (image_key) SELECT k FROM unnest(%(image_keys)s::bigint[]) AS k ORDER BY k ON CONFLICT DO NOTHING;
 
 -- name: notify_index
@@ -115,12 +117,12 @@ SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), count(DISTINCT leaf
 FROM posting JOIN image USING (image_key) WHERE generation = %(generation)s;
 
 -- name: recount_images
--- The same of some images only, for the load that just brought them.
+-- The same for some images only, after the load that inserted them.
 SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0)
 FROM posting JOIN image USING (image_key) WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
 
 -- name: postings_of_images
--- Where images stand in a generation, primaries first.
+-- The postings of images in a generation, primaries first.
 SELECT image_key, leaf, suffix, weight FROM posting
 WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s) ORDER BY image_key, suffix IS NULL, weight DESC, leaf;
 

@@ -5,11 +5,12 @@ SELECT * FROM unnest(%(candidate)s::int[], %(live)s::int[], %(texts)s::text[], %
                      %(overlap)s::float8[], %(live_recall)s::float8[], %(candidate_recall)s::float8[]);
 
 -- name: shadow_summary
--- What the newest comparisons of two generations say: how many, medians of milliseconds, means of the rest.
+-- The newest comparisons of two generations: their number, medians of milliseconds, means of the
+-- rest.
 SELECT count(*), percentile_cont(0.5) WITHIN GROUP (ORDER BY live_ms), percentile_cont(0.5) WITHIN GROUP (ORDER BY candidate_ms),
        avg(overlap), avg(live_recall), avg(candidate_recall)
 FROM (SELECT * FROM shadow_query WHERE candidate = %(candidate)s AND live = %(live)s ORDER BY id DESC LIMIT %(amount)s) newest;
 
 -- name: prune_shadow_queries
--- Forgets comparisons that are past their retention.
+-- Deletes comparisons that are past their retention.
 DELETE FROM shadow_query WHERE asked_at < clock_timestamp() - make_interval(days => %(days)s);

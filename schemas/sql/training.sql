@@ -3,11 +3,11 @@
 SELECT pg_try_advisory_lock(hashtextextended('sigma trainer', 0));
 
 -- name: trainer_unlock
--- Lets the next trainer in.
+-- Unlocks, for the next trainer.
 SELECT pg_advisory_unlock(hashtextextended('sigma trainer', 0));
 
 -- name: trainable_keys
--- Keys of images with captions, ascending: what a model can learn from, in a trie already or not.
+-- Keys of images with captions, ascending: what a model can learn from, whether in a trie or not.
 SELECT image_key FROM image
 WHERE state <> 'deleted' AND jsonb_array_length(captions) > 0 AND image_key > %(after)s ORDER BY image_key LIMIT %(amount)s;
 

@@ -1,4 +1,4 @@
-"""The image store in S3, against a server that checks signatures: content addresses, links, and every way it can be away."""
+"""The image store in S3, against a server that checks signatures: addresses, links, failures."""
 
 import uuid
 from dataclasses import replace
@@ -22,10 +22,11 @@ def settings(s3: S3Settings) -> S3Settings:
 
 @pytest.fixture
 def store(settings: S3Settings) -> S3ImageStore:
-    made = S3ImageStore(settings)
-    made.create_bucket()
-    made.create_bucket()
-    return made
+    store = S3ImageStore(settings)
+    store.create_bucket()
+    # Again, as every `sigma init` does.
+    store.create_bucket()
+    return store
 
 
 def test_bytes_come_back_under_their_content_and_storing_twice_is_storing_once(
@@ -89,7 +90,7 @@ def test_only_addresses_that_the_store_gave_are_looked_up(store: S3ImageStore, u
         store.get(uri)
 
 
-def test_wrong_keys_and_a_store_that_is_away_are_worth_another_try_and_name_no_secret(
+def test_wrong_keys_and_an_unavailable_store_are_worth_another_try_and_name_no_secret(
     settings: S3Settings,
 ) -> None:
     for broken in (

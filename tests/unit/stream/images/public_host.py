@@ -1,4 +1,4 @@
-"""A web server on loopback that plays a host of the open internet, and names that resolve as a test wants."""
+"""A web server on loopback that plays a host of the open internet, and a resolver for tests."""
 
 import socket
 import ssl
@@ -18,42 +18,30 @@ Answer = Callable[[], Iterable[bytes]]
 
 def certificate(folder: Path, *names: str) -> tuple[Path, Path]:
     """A self-signed certificate of today and its key."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    line = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    line += [
-        "-subj",
-        "/CN=test",
-        "-addext",
-        "subjectAltName=" + ",".join(f"DNS:{name}" for name in names),
-    ]
-    subprocess.run([*line, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    cert = folder / "cert.pem"
+    key = folder / "key.pem"
+    alternatives = ",".join(f"DNS:{name}" for name in names)
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    subject = ["-subj", "/CN=test", "-addext", f"subjectAltName={alternatives}"]
+    files = ["-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*command.split(), *subject, *files], check=True, capture_output=True)
     return cert, key
 
 
 def reply(body: bytes = b"", status: str = "200 OK", **headers: object) -> bytes:
-    """A whole answer; underscores in header names stand for hyphens. `Content_Length=None` leaves the length out."""
-    lines = {"Content_Length": len(body)} | headers
-    text = "".join(
-        f"{name.replace('_', '-')}: {value}\r\n"
-        for name, value in lines.items()
-        if value is not None
-    )
-    return f"HTTP/1.1 {status}\r\n{text}\r\n".encode("latin-1") + body
+    """A whole answer; underscores in header names become hyphens.
+
+    `Content_Length=None` leaves the length out.
+    """
+    lines = [f"HTTP/1.1 {status}"]
+    for name, value in ({"Content_Length": len(body)} | headers).items():
+        if value is not None:
+            lines.append(f"{name.replace('_', '-')}: {value}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
 class PublicHost:
-    """Answers by path; what it was asked is kept in `requests`, the names asked for by TLS in `names`."""
+    """Answers by path; keeps what it was asked in `requests`, and the names of TLS in `names`."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         self.answers: dict[str, Answer] = {}
@@ -128,7 +116,7 @@ class Names:
 
 
 def connector(server: PublicHost) -> Callable[[str, int, float], socket.socket]:
-    """Leads the public address to the server, and every other one to where it says."""
+    """A connector that takes the public address to the server, and any other to itself."""
 
     def connected(address: str, port: int, timeout_s: float) -> socket.socket:
         if (address, port) == (ADDRESS, 443):

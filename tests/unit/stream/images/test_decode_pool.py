@@ -1,7 +1,8 @@
-"""Hostile bytes: everything convertible becomes one plain picture, everything else a reason, and nothing takes the worker along."""
+"""Hostile bytes: what is an image becomes a plain picture, all else a reason; the worker lives."""
 
 import io
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -17,36 +18,37 @@ from stream.images.normalize import LONGEST_SIDE, normalize
 from tests.hostile import CONVERTIBLE, REFUSED, encoded, picture, rotated
 
 PIXELS = 50_000_000
+"""Most pixels allowed."""
 PEAK_BYTES = 256 << 20
+"""Most memory allowed beyond that of a warm decoder."""
 SIDE = 7000
 """49 million pixels in a square, just under what is allowed."""
 
 
 class Warm:
-    """A decoder that has decoded before, and the process and memory that it then had."""
+    """A decoder that has decoded before, with the process and the memory that it then had."""
 
     def __init__(self, pool: DecodePool) -> None:
         self.pool = pool
         pool.decode(CONVERTIBLE["plain.jpg"]())
         self.pid, self.bytes = self._peak()
 
-    def held(self) -> None:
-        """The process is the same, and never held more than is allowed beyond what it had when warm."""
+    def assert_unharmed(self) -> None:
+        """The process is the same, and never took more memory than is allowed."""
         pid, most = self._peak()
         assert pid == self.pid
         assert most - self.bytes <= PEAK_BYTES
 
     def _peak(self) -> tuple[int, int]:
-        child = self.pool._idle.get()
-        self.pool._idle.put(child)
-        assert child is not None
-        pid = child._process.pid
-        (line,) = [
-            line
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-            if line.startswith("VmHWM")
-        ]
-        return pid, int(line.split()[1]) * 1024
+        """Process id, and the most bytes that it ever had in memory."""
+        process = self.pool._idle.get()
+        self.pool._idle.put(process)
+        assert process is not None
+        pid = process._process.pid
+        status = Path(f"/proc/{pid}/status").read_text()
+        peak = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+        assert peak is not None
+        return pid, int(peak[1]) * 1024
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,8 @@ def large(mode: str, kind: str, **options: object) -> bytes:
 
 @pytest.mark.parametrize("name", CONVERTIBLE)
 def test_a_convertible_image_becomes_plain_rgb(name: str) -> None:
-    made = normalize(CONVERTIBLE[name](), max_pixels=PIXELS)
-    image = Image.open(io.BytesIO(made.png))
+    normalized = normalize(CONVERTIBLE[name](), max_pixels=PIXELS)
+    image = Image.open(io.BytesIO(normalized.png))
     assert (image.format, image.mode, image.info) == ("PNG", "RGB", {})
     assert sorted(image.size) == [60, 80]
     assert np.asarray(image).std() > 5
@@ -90,7 +92,7 @@ def test_a_hostile_image_costs_little_time_and_memory_and_the_decoder_stays(
         warm.pool.decode(hostile)
     assert time.monotonic() - started < 5
     assert refused.value.code == REFUSED[name][0]
-    warm.held()
+    warm.assert_unharmed()
 
 
 @pytest.mark.parametrize(
@@ -110,9 +112,9 @@ def test_a_hostile_image_costs_little_time_and_memory_and_the_decoder_stays(
 def test_the_largest_pictures_allowed_are_decoded_in_little_memory(
     mode: str, kind: str, options: dict[str, object], warm: Warm
 ) -> None:
-    made = warm.pool.decode(large(mode, kind, **options))
-    assert (made.width, made.height) == (SIDE, SIDE)
-    warm.held()
+    normalized = warm.pool.decode(large(mode, kind, **options))
+    assert (normalized.width, normalized.height) == (SIDE, SIDE)
+    warm.assert_unharmed()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_what_would_take_too_much_memory_is_refused_by_its_header(
     with pytest.raises(RejectInputError, match="MiB to decode") as refused:
         warm.pool.decode(large(mode, kind, **options))
     assert refused.value.code == "out-of-memory"
-    warm.held()
+    warm.assert_unharmed()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16"])
@@ -159,21 +161,21 @@ def test_a_large_picture_is_the_same_when_it_is_converted_in_strips(mode: str) -
 
 
 def test_a_picture_on_its_side_is_turned_upright() -> None:
-    made = normalize(rotated(), max_pixels=PIXELS)
-    assert (made.width, made.height) == (60, 80)
-    assert Image.open(io.BytesIO(made.png)).size == (60, 80)
+    normalized = normalize(rotated(), max_pixels=PIXELS)
+    assert (normalized.width, normalized.height) == (60, 80)
+    assert Image.open(io.BytesIO(normalized.png)).size == (60, 80)
 
 
 def test_a_large_picture_is_kept_small_and_its_size_remembered() -> None:
-    made = normalize(encoded(picture(1, (1600, 1200)), "JPEG"), max_pixels=PIXELS)
-    assert (made.width, made.height) == (1600, 1200)
-    assert max(Image.open(io.BytesIO(made.png)).size) == LONGEST_SIDE
+    normalized = normalize(encoded(picture(1, (1600, 1200)), "JPEG"), max_pixels=PIXELS)
+    assert (normalized.width, normalized.height) == (1600, 1200)
+    assert max(Image.open(io.BytesIO(normalized.png)).size) == LONGEST_SIDE
 
 
 def test_transparency_becomes_white() -> None:
     clear = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
-    made = normalize(encoded(clear, "PNG"), max_pixels=PIXELS)
-    assert np.asarray(Image.open(io.BytesIO(made.png))).min() == 255
+    normalized = normalize(encoded(clear, "PNG"), max_pixels=PIXELS)
+    assert np.asarray(Image.open(io.BytesIO(normalized.png))).min() == 255
 
 
 def test_the_pool_decodes_refuses_and_goes_on() -> None:
@@ -202,11 +204,11 @@ def test_an_image_that_needs_too_much_memory_is_refused_and_the_next_one_decodes
 def test_a_decoder_that_dies_costs_one_image() -> None:
     with DecodePool() as pool:
         pool.decode(CONVERTIBLE["plain.jpg"]())
-        child = pool._idle.get()
-        assert child is not None
-        os.kill(child._process.pid, signal.SIGKILL)
-        pool._idle.put(child)
+        process = pool._idle.get()
+        assert process is not None
+        os.kill(process._process.pid, signal.SIGKILL)
+        pool._idle.put(process)
         deadline = time.monotonic() + 5
-        while child.alive and time.monotonic() < deadline:
+        while process.alive and time.monotonic() < deadline:
             time.sleep(0.01)
         assert pool.decode(CONVERTIBLE["plain.jpg"]()).format == "JPEG"

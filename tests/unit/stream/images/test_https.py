@@ -1,4 +1,4 @@
-"""The guard: every hostile URL is refused soon, and no connection ever goes to an address that is not public."""
+"""The guard: a hostile URL is refused soon, and no connection goes to an address not public."""
 
 import socket
 import ssl
@@ -22,90 +22,84 @@ from tests.unit.stream.images.public_host import (
     reply,
 )
 
-HOST, URL = "images.example.org", "https://images.example.org"
-CAP, SOON_S = 10_000, 5
+HOST = "images.example.org"
+URL = f"https://{HOST}"
+CAP = 10_000
+"""Bytes."""
+SOON_S = 5
 IMAGE = b"an image" * 100
 
 PRIVATE = [
-    *(
-        "127.0.0.1",
-        "127.1.2.3",
-        "0.0.0.0",
-        "10.0.0.1",
-        "172.16.0.1",
-        "192.168.1.1",
-        "169.254.169.254",
-        "100.64.0.1",
-        "100.100.100.200",
-    ),
-    *(
-        "168.63.129.16",
-        "192.0.0.192",
-        "192.88.99.1",
-        "198.18.0.1",
-        "203.0.113.1",
-        "224.0.0.1",
-        "240.0.0.1",
-        "255.255.255.255",
-    ),
-    *(
-        "::1",
-        "::",
-        "fe80::1",
-        "fe80::1%lo",
-        "fc00::1",
-        "fd00:ec2::254",
-        "ff02::1",
-        "::ffff:127.0.0.1",
-        "::ffff:8.8.8.8",
-        "::127.0.0.1",
-    ),
-    *(
-        "64:ff9b::7f00:1",
-        "64:ff9b:1::1",
-        "2002:7f00:1::",
-        "2001::1",
-        "2001:db8::1",
-        "3fff::1",
-        "2606:4700::1111%1",
-        "fec0::1",
-    ),
-    *("2130706433", "0x7f000001", "0177.0.0.1", "127.1", "localhost", ""),
+    "127.0.0.1",
+    "127.1.2.3",
+    "0.0.0.0",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
+    "192.88.99.1",
+    "198.18.0.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::1",
+    "::",
+    "fe80::1",
+    "fe80::1%lo",
+    "fc00::1",
+    "fd00:ec2::254",
+    "ff02::1",
+    "::ffff:127.0.0.1",
+    "::ffff:8.8.8.8",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b:1::1",
+    "2002:7f00:1::",
+    "2001::1",
+    "2001:db8::1",
+    "3fff::1",
+    "2606:4700::1111%1",
+    "fec0::1",
+    "2130706433",
+    "0x7f000001",
+    "0177.0.0.1",
+    "127.1",
+    "localhost",
+    "",
 ]
 NUMERIC = [
-    *(
-        "127.0.0.1",
-        "127.1",
-        "127.0.1",
-        "2130706433",
-        "0x7f000001",
-        "0x7f.1",
-        "0177.0.0.1",
-        "017700000001",
-        "127.0.0.0x1",
-        "127.0.0.1.",
-    ),
-    *(
-        "169.254.169.254",
-        "10.0.0.1",
-        "100.64.0.1",
-        "0.0.0.0",
-        "0",
-        "192.168.0.1",
-        "8.8.8.8",
-        "[::1]",
-        "[::]",
-        "[fe80::1%25lo]",
-    ),
-    *(
-        "[::ffff:127.0.0.1]",
-        "[::ffff:7f00:1]",
-        "[::127.0.0.1]",
-        "[64:ff9b::7f00:1]",
-        "[2002:7f00:1::]",
-        "[2001::1]",
-        "[fd00:ec2::254]",
-    ),
+    "127.0.0.1",
+    "127.1",
+    "127.0.1",
+    "2130706433",
+    "0x7f000001",
+    "0x7f.1",
+    "0177.0.0.1",
+    "017700000001",
+    "127.0.0.0x1",
+    "127.0.0.1.",
+    "169.254.169.254",
+    "10.0.0.1",
+    "100.64.0.1",
+    "0.0.0.0",
+    "0",
+    "192.168.0.1",
+    "8.8.8.8",
+    "[::1]",
+    "[::]",
+    "[fe80::1%25lo]",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]",
+    "[::127.0.0.1]",
+    "[64:ff9b::7f00:1]",
+    "[2002:7f00:1::]",
+    "[2001::1]",
+    "[fd00:ec2::254]",
 ]
 HOSTILE = {
     **{f"https://{host}/a.jpg": "forbidden-host" for host in NUMERIC},
@@ -154,28 +148,32 @@ HOSTILE = {
     "data:image/png;base64,AAAA": "unsupported-source",
     "//127.0.0.1/a.jpg": "unsupported-source",
 }
-# Without those that a header cannot carry, or that are relative there and so stay on the host.
-ELSEWHERE = [
-    uri
-    for uri in HOSTILE
-    if "://" in uri.strip("/")
-    and not {"\n", " "} & set(uri)
-    and uri not in ("https://", "https:///a.jpg")
-]
-ELSEWHERE += ["//127.0.0.1/a.jpg", "data:image/png;base64,AAAA"]
+
+
+def redirects_elsewhere() -> list[str]:
+    """The hostile addresses that a redirect can carry and that lead away from the host."""
+    uris = ["//127.0.0.1/a.jpg", "data:image/png;base64,AAAA"]
+    for uri in HOSTILE:
+        # A header cannot carry line ends; without a host, an address stays on the same host.
+        carried = "\n" not in uri and " " not in uri
+        absolute = "://" in uri.strip("/") and uri not in ("https://", "https:///a.jpg")
+        if carried and absolute:
+            uris.append(uri)
+    return uris
 
 
 class World:
-    """The public host, the names, and every address that a socket was told to connect to."""
+    """The public host, the names, and every address that a socket was asked to connect to."""
 
     def __init__(self, server: PublicHost, trust: ssl.SSLContext) -> None:
-        self.server, self.trust = server, trust
+        self.server = server
+        self.trust = trust
         self.names = Names()
         self.names.known[HOST] = [[ADDRESS]]
         self.connected: list[object] = []
 
     def reader(self, *, timeout_s: float = 5.0, connect_timeout_s: float = 3.0) -> HttpsReader:
-        """A reader as in production, but for whom it asks and trusts."""
+        """A reader as in production, except for its resolver, connections and certificates."""
         return HttpsReader(
             (HOST, "*.pics.example.net"),
             timeout_s=timeout_s,
@@ -191,11 +189,11 @@ class World:
 
     def refused(self, path: str, timeout_s: float = 5.0) -> RejectInputError:
         """The refusal of an address, or of a path on the public host."""
+        on_host = path.startswith("/") and not path.startswith("//")
+        uri = URL + path if on_host else path
         started = time.monotonic()
         with pytest.raises(RejectInputError) as refused:
-            self.reader(timeout_s=timeout_s).read(
-                URL + path if path.startswith("/") and not path.startswith("//") else path, CAP
-            )
+            self.reader(timeout_s=timeout_s).read(uri, CAP)
         assert time.monotonic() - started < SOON_S
         return refused.value
 
@@ -224,7 +222,7 @@ def world(papers: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterato
     yield world
     monkeypatch.undo()
     server.stop()
-    assert [address for address in world.connected if address != ("127.0.0.1", server.port)] == []
+    assert set(world.connected) <= {("127.0.0.1", server.port)}
 
 
 def test_an_image_is_read_by_name_and_over_the_address_that_was_checked(
@@ -259,10 +257,10 @@ def test_an_image_in_chunks_or_until_the_end_of_the_connection_is_read(world: Wo
 def test_a_hostile_address_is_refused_without_a_look_up_or_a_connection(
     uri: str, world: World
 ) -> None:
-    found = world.refused(uri)
-    assert found.code == HOSTILE[uri]
-    assert "secret" not in str(found)
-    assert "\n" not in str(found)
+    error = world.refused(uri)
+    assert error.code == HOSTILE[uri]
+    assert "secret" not in str(error)
+    assert "\n" not in str(error)
     assert world.names.asked == []
     assert world.connected == []
     started = time.monotonic()
@@ -271,15 +269,15 @@ def test_a_hostile_address_is_refused_without_a_look_up_or_a_connection(
     assert time.monotonic() - started < SOON_S
 
 
-@pytest.mark.parametrize("uri", ELSEWHERE)
+@pytest.mark.parametrize("uri", redirects_elsewhere())
 def test_a_redirect_to_a_hostile_address_is_refused(uri: str, world: World) -> None:
     world.server.says(
         "/start",
         b"HTTP/1.1 302 Found\r\nLocation: " + uri.encode() + b"\r\nContent-Length: 0\r\n\r\n",
     )
-    found = world.refused("/start")
-    assert found.code in (HOSTILE[uri], "forbidden-host", "unreadable")
-    assert "secret" not in str(found)
+    error = world.refused("/start")
+    assert error.code in (HOSTILE[uri], "forbidden-host", "unreadable")
+    assert "secret" not in str(error)
     assert len(world.connected) == 1
 
 
@@ -332,9 +330,13 @@ def test_redirects_are_followed_three_times_and_no_further(world: World) -> None
 @pytest.mark.parametrize("declared", [CAP + 1, 10**15, 5, None])
 def test_what_is_too_large_is_cut_whatever_it_declares(declared: int | None, world: World) -> None:
     start = reply(Content_Length=declared)
-    world.server.answers["/endless"] = lambda: (
-        start if turn == 0 else bytes(60_000) for turn in range(10_000)
-    )
+
+    def endless() -> Iterator[bytes]:
+        yield start
+        for _ in range(10_000):
+            yield bytes(60_000)
+
+    world.server.answers["/endless"] = endless
     if declared == 5:
         assert world.read("/endless") == bytes(5)
     else:
@@ -376,10 +378,10 @@ def test_false_chunk_sizes_take_no_memory(size: bytes, world: World) -> None:
 )
 def test_an_answer_that_is_no_image_is_refused(answer: bytes, world: World) -> None:
     world.server.says("/a.jpg?sig=secret", answer)
-    found = world.refused("/a.jpg?sig=secret")
-    assert found.code == "unreadable"
-    assert f"{URL}/a.jpg" in str(found)
-    assert "secret" not in str(found)
+    error = world.refused("/a.jpg?sig=secret")
+    assert error.code == "unreadable"
+    assert f"{URL}/a.jpg" in str(error)
+    assert "secret" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +416,7 @@ def test_a_slow_answer_is_cut_in_its_header_and_in_its_body(world: World) -> Non
 def test_a_server_that_does_not_greet_and_a_name_that_does_not_resolve_are_tried_later(
     world: World,
 ) -> None:
-    held = threading.Event()
+    answered = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as mute:
         mute_port = mute.getsockname()[1]
 
@@ -432,7 +434,7 @@ def test_a_server_that_does_not_greet_and_a_name_that_does_not_resolve_are_tried
             reader.read(URL, CAP)
 
     def asleep(host: str, port: int) -> list[str]:
-        held.wait(5)
+        answered.wait(5)
         return [ADDRESS]
 
     reader = HttpsReader(
@@ -440,13 +442,13 @@ def test_a_server_that_does_not_greet_and_a_name_that_does_not_resolve_are_tried
     )
     with pytest.raises(RetryLaterError, match="not resolved within"):
         reader.read(URL, CAP)
-    held.set()
+    answered.set()
 
 
 @pytest.mark.parametrize(
     ("number", "kind"), [(socket.EAI_NONAME, RejectInputError), (socket.EAI_AGAIN, RetryLaterError)]
 )
-def test_a_name_that_does_not_exist_is_refused_and_a_resolver_that_is_away_is_waited_for(
+def test_a_name_that_does_not_exist_is_refused_and_an_unavailable_resolver_is_retried(
     number: int, kind: type[Exception], world: World
 ) -> None:
     def failing(host: str, port: int) -> list[str]:
@@ -491,20 +493,16 @@ def test_the_next_address_is_tried_when_one_does_not_answer(world: World) -> Non
     world.names.known[HOST] = [["8.8.8.8", ADDRESS]]
     world.server.says("/a.jpg", reply(IMAGE))
     tried: list[str] = []
-    lead = connector(world.server)
+    to_server = connector(world.server)
 
     def counted(address: str, port: int, timeout_s: float) -> socket.socket:
         tried.append(address)
         if address != ADDRESS:
             raise TimeoutError
-        return lead(address, port, timeout_s)
+        return to_server(address, port, timeout_s)
 
-    assert (
-        HttpsReader((HOST,), resolver=world.names, connector=counted, tls=world.trust).read(
-            f"{URL}/a.jpg", CAP
-        )
-        == IMAGE
-    )
+    reader = HttpsReader((HOST,), resolver=world.names, connector=counted, tls=world.trust)
+    assert reader.read(f"{URL}/a.jpg", CAP) == IMAGE
     assert tried == ["8.8.8.8", ADDRESS]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import RejectInputError
 from schemas.events import ARRIVED, REJECTED, ImageArrived, decode, encode
-from stream.images.redaction import redact_text, redact_uri
+from stream.images.redaction import redact_text, redact_uri, uri_for_message
 from stream.log.dead_letters import dead_letter, rejection_of_event, rejection_of_image, show
 from stream.log.event_log import Event, EventLog, Message
 
@@ -63,10 +63,10 @@ def test_a_dead_letter_and_what_shows_it_hold_no_secret_while_the_original_stays
     letter = dead_letter(origin, rejected)
     assert b"hunter2" not in letter.value
     assert "hunter2" not in json.dumps(dict(letter.headers))
-    found = show(cast(EventLog, OneLog(origin, letter)), "0:0")
-    assert "hunter2" not in json.dumps(asdict(found))
-    assert found.origin is not None
-    assert json.loads(found.origin.value)["image_id"] == "a"
+    content = show(cast(EventLog, OneLog(origin, letter)), "0:0")
+    assert "hunter2" not in json.dumps(asdict(content))
+    assert content.origin is not None
+    assert json.loads(content.origin.value)["image_id"] == "a"
     assert origin.value == payload
 
 
@@ -81,3 +81,18 @@ def test_text_that_is_no_json_is_searched_for_addresses() -> None:
     assert redact_text('{"uri": "https://u:hunter2@host/a?sig=hunter2') == '{"uri": "https://host/a'
     assert redact_text("plain: text / 12:30") == "plain: text / 12:30"
     assert redact_text("0") == "0"
+
+
+@pytest.mark.parametrize(
+    ("uri", "text"),
+    [
+        ("https://user:pa/ss@host/a.jpg?sig=x#y", "https://host/a.jpg"),
+        ("https://user:pa#ss@host/", "https://[hidden]"),
+        ("https://user:12?@host/", "https://[hidden]"),
+        ("s3://key:secret@bucket/a", "s3://bucket/a"),
+        ("https://host:443/a\nb", "https://host:443/a?b"),
+        ("https://" + "a" * 500, "https://" + "a" * 192),
+    ],
+)
+def test_messages_show_no_credentials(uri: str, text: str) -> None:
+    assert uri_for_message(uri) == text

@@ -1,0 +1,31 @@
+"""The local image store: bytes by content, and nothing outside its folder."""
+
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import RejectInputError, UsageError
+from stream.images.store import LocalImageStore
+
+
+def test_the_store_keeps_bytes_by_content_and_gives_nothing_else_away(tmp_path: Path) -> None:
+    store = LocalImageStore(tmp_path / "store")
+    uri = store.put(b"picture")
+    assert store.put(b"picture") == uri
+    assert store.get(uri) == b"picture"
+    (tmp_path / "store").rename(tmp_path / "moved")
+    assert LocalImageStore(tmp_path / "moved").get(uri) == b"picture"
+    (tmp_path / "moved").rename(tmp_path / "store")
+    (tmp_path / "secret").write_bytes(b"s")
+    (tmp_path / "store" / "link").symlink_to(tmp_path / "secret")
+    for outside in (
+        (tmp_path / "secret").as_uri(),
+        "store:///../secret",
+        "store:///link",
+        "store://host/a.png",
+        "store:///%2e%2e/secret",
+    ):
+        with pytest.raises(RejectInputError):
+            store.get(outside)
+    with pytest.raises(UsageError):
+        store.put(b"x", "../../evil")
