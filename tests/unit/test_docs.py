@@ -1,24 +1,72 @@
-"""The docs' picture of the house is the house."""
+"""The docs say what the code says."""
 
 import ast
+import re
 from pathlib import Path
 
+import pytest
+
+from ops.cli.main import parser
+
 ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PACKAGES = ("model", "ops", "schemas", "stream", "workers")
+CONSOLE = re.compile(r"^\$ sigma (.*)$", re.MULTILINE)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
 def test_every_folder_of_the_code_stands_in_the_concepts_with_the_question_it_answers() -> None:
-    concepts = " ".join((ROOT / "docs" / "concepts.md").read_text(encoding="utf-8").split())
-    folders = [
-        path
-        for package in ("model", "ops", "schemas", "stream", "workers")
-        for path in sorted((ROOT / package).rglob("__init__.py"))
-    ]
+    concepts = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    folders = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("__init__.py"))]
     assert len(folders) > 15
     missing = []
     for path in folders:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        question = " ".join(docstring.split("\n\n")[0].split())
-        entry = f"`{path.parent.relative_to(ROOT)}/` {question}"
-        if entry not in concepts:
-            missing.append(entry)
-    assert not missing, "docs/concepts.md does not introduce these folders as they do themselves"
+        question = " ".join(docstring.split("?")[0].split())
+        row = f"| `{path.parent.relative_to(ROOT)}/` | {question}? |"
+        if row not in concepts.splitlines():
+            missing.append(row)
+    assert not missing, "docs/concepts.md lacks these rows"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_in_the_docs_is_one_that_the_command_line_takes(page: Path) -> None:
+    for line in CONSOLE.findall(page.read_text(encoding="utf-8")):
+        command = re.split(r"\s+(?:#|&&|\||>)", line)[0]
+        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
+        try:
+            parser().parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{page.relative_to(ROOT)} shows a command that does not parse: {line}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_in_the_docs_leads_to_a_file(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" not in target and not (page.parent / target).exists():
+            broken.append(target)
+    assert not broken, f"{page.relative_to(ROOT)} links to files that do not exist"
+
+
+def test_every_python_file_that_the_docs_name_exists() -> None:
+    named = re.compile(r"`((?:model|ops|schemas|stream|workers|tests)/[\w/.-]+\.\w+)`")
+    missing = []
+    for page in PAGES:
+        for name in named.findall(page.read_text(encoding="utf-8")):
+            if not (ROOT / name).exists():
+                missing.append(f"{page.relative_to(ROOT)}: {name}")
+    assert not missing
+
+
+def test_every_alert_has_a_section_in_the_operations_page_and_every_section_an_alert() -> None:
+    rules = (ROOT / "ops" / "deploy" / "alerts.yml").read_text(encoding="utf-8")
+    alerts = set(re.findall(r"- alert: (\w+)", rules))
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    sections = set(re.findall(r"^## ([A-Z]\w+)$", page, re.MULTILINE))
+    assert len(alerts) > 10
+    assert sections == alerts
+
+
+def test_the_readme_fits_on_a_screen_and_a_half() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
