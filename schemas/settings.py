@@ -383,7 +383,7 @@ class Settings:
         whole(1, 1024),
         "CPU threads of one process.",
         default=None,
-        unset="torch's choice",
+        unset="1",
     )
     schedules: tuple[tuple[str, Schedule], ...] = setting(
         "SIGMA_SCHEDULE",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ops.cli import reference
 from ops.cli.main import parser
 
 ROOT = Path(__file__).parents[2]
@@ -70,3 +71,10 @@ def test_every_alert_has_a_section_in_the_operations_page_and_every_section_an_a
 
 def test_the_readme_fits_on_a_screen_and_a_half() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_pages_of_settings_and_commands_are_what_the_code_says() -> None:
+    for file, text in reference.pages().items():
+        assert file.read_text(encoding="utf-8") == text, (
+            f"{file.name} is out of date; write it with: python -m ops.cli.reference"
+        )
