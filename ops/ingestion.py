@@ -1,4 +1,4 @@
-"""Ingesting: publishing a manifest's images to the stream, and waiting until they are searchable."""
+"""Ingestion: publish a manifest's images to the stream, and wait until they are searchable."""
 
 import re
 import time
@@ -13,173 +13,224 @@ from urllib.parse import urlsplit
 from schemas.errors import RejectInputError, WorkFailedError
 from schemas.events import ImageArrived
 from schemas.records import ManifestEntry
+from stream.images.s3 import S3ImageStore
 from stream.images.sources import read_source
 from stream.log.event_log import EventLog, message
 from workers.repository.connection import Connection, fetch_rows
 from workers.repository.images import Rejection, StoredImage, images_by_id, rejections
-from workers.runtime.services import Services
 from workers.trainer.seeding import arrival
 
-_BATCH = 500
-_LOOK_S = 0.1
-_WINDOW = 1000
-_SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+PUBLISH_BATCH = 500
+"""Images looked up and published at once: bounds memory, and keeps the progress bar moving."""
+
+WAIT_BATCH = 1000
+"""Oldest images that a waiting client looks at. Looking at all would cost more with every image."""
+
+POLL_INTERVAL_S = 0.1
+
+SHOWN_IDS = 3
+"""Image ids that an error names as examples."""
+
+FILE_SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+"""Suffixes that an uploaded original may keep in its object name; others become `.bin`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """What was published `since` when: the events with their files' `paths`, the ids that were indexed in the same version
-    before, and files that could not even be read to be uploaded."""
+class Upload:
+    """Where files of this machine go before they are announced: the workers may be elsewhere."""
+
+    store: S3ImageStore
+    cap_bytes: int
+    """Larger files are refused here already."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedFile:
+    """One file that did not become searchable, and why."""
+
+    path: str
+    reason: str
+    code: str
+
+    def to_json(self) -> dict[str, str]:
+        """The form in the document of `sigma ingest`."""
+        return {"path": self.path, "reason": self.reason, "code": self.code}
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedImages:
+    """What was published."""
 
     events: tuple[ImageArrived, ...]
     known: frozenset[str]
+    """Ids that were indexed in the same version before, so nothing is left to wait for."""
     since: datetime
+    """The database's clock before the first event: earlier rejections are not of these events."""
     paths: Mapping[str, str]
-    unreadable: tuple[dict[str, str], ...] = ()
+    """Image id to the file it was read from."""
+    unreadable: tuple[RefusedFile, ...] = ()
+    """Files that could not be read for the upload."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of the images published. `pending` ids had neither answer when the time was over."""
+class IngestOutcome:
+    """What became of the published images."""
 
     indexed: int
-    rejected: tuple[dict[str, str], ...]
-    pending: tuple[str, ...] = ()
+    rejected: tuple[RefusedFile, ...]
 
 
 def publish(
-    services: Services,
     conn: Connection,
     log: EventLog,
     entries: Sequence[ManifestEntry],
     version: int | None,
     tick: Callable[[int], None],
-) -> Published:
-    """Publish an `ImageArrived` for each entry.
+    upload: Upload | None = None,
+) -> PublishedImages:
+    """Publish an `ImageArrived` for each entry; `tick` is called with the number of entries done.
 
-    Without a `version`, images that were deleted come back under the next one; all others keep theirs, so that ingesting
-    a manifest twice changes nothing.
+    Without a `version`, deleted images come back under the next one and all others keep theirs, so
+    that ingesting a manifest twice changes nothing.
     """
     events: list[ImageArrived] = []
-    unreadable: list[dict[str, str]] = []
+    unreadable: list[RefusedFile] = []
     known: set[str] = set()
     ((since,),) = fetch_rows(conn, "clock")
-    for start in range(0, len(entries), _BATCH):
-        part = entries[start : start + _BATCH]
-        stored = images_by_id(conn, [entry.image_id for entry in part])
-        made = []
-        for entry in part:
-            event = replace(arrival(entry), version=version or _version(stored.get(entry.image_id)))
+    for begin in range(0, len(entries), PUBLISH_BATCH):
+        batch = entries[begin : begin + PUBLISH_BATCH]
+        stored = images_by_id(conn, [entry.image_id for entry in batch])
+        ready: list[ImageArrived] = []
+        for entry in batch:
+            next_version = version or _next_version(stored.get(entry.image_id))
+            event = arrival(entry, next_version)
             try:
-                made.append(_reachable(services, event))
+                ready.append(event if upload is None else _uploaded(event, upload))
             except RejectInputError as error:
-                unreadable.append({"path": entry.path, "reason": str(error), "code": error.code})
-        log.publish(None, [message(event, event.image_id) for event in made])
-        known |= {
-            e.image_id
-            for e in made
-            if e.image_id in stored
-            and stored[e.image_id].state == "indexed"
-            and stored[e.image_id].version >= e.version
-        }
-        events += made
-        tick(len(part))
+                unreadable.append(RefusedFile(entry.path, str(error), error.code))
+        log.publish(None, [message(event, event.image_id) for event in ready])
+        for event in ready:
+            if _is_indexed(stored.get(event.image_id), event.version):
+                known.add(event.image_id)
+        events += ready
+        tick(len(batch))
     paths = {entry.image_id: entry.path for entry in entries}
-    return Published(tuple(events), frozenset(known), since, paths, tuple(unreadable))
+    return PublishedImages(tuple(events), frozenset(known), since, paths, tuple(unreadable))
 
 
-def _reachable(services: Services, event: ImageArrived) -> ImageArrived:
-    """With an S3 store, files of this machine are uploaded first: the workers are elsewhere. Judging them stays the intake's."""
-    if services.s3 is None or not event.uri.startswith("file:"):
-        return event
-    data = read_source(event.uri, cap_bytes=services.settings.max_image_bytes)
-    suffix = Path(urlsplit(event.uri).path).suffix.lower()
-    return replace(
-        event, uri=services.s3.put_original(data, suffix if _SUFFIX.fullmatch(suffix) else ".bin")
-    )
-
-
-def _version(stored: StoredImage | None) -> int:
+def _next_version(stored: StoredImage | None) -> int:
     if stored is None:
         return 1
     return stored.version + 1 if stored.state == "deleted" else stored.version
 
 
+def _is_indexed(stored: StoredImage | None, version: int) -> bool:
+    return stored is not None and stored.state == "indexed" and stored.version >= version
+
+
+def _uploaded(event: ImageArrived, upload: Upload) -> ImageArrived:
+    """Upload a file of this machine and name its copy; the intake decides whether it is an image."""
+    if not event.uri.startswith("file:"):
+        return event
+    data = read_source(event.uri, cap_bytes=upload.cap_bytes)
+    suffix = Path(urlsplit(event.uri).path).suffix.lower()
+    if not FILE_SUFFIX.fullmatch(suffix):
+        suffix = ".bin"
+    return replace(event, uri=upload.store.put_original(data, suffix))
+
+
 def wait(
     conn: Connection,
-    published: Published,
+    published: PublishedImages,
     *,
     serving: bool,
     timeout_s: float,
     tick: Callable[[int], None] = lambda _: None,
-) -> Outcome:
-    """Wait until every image is searchable or rejected; `WorkFailedError` names what is left when nothing moves for `timeout_s`.
+) -> IngestOutcome:
+    """Wait until every image is searchable or rejected.
 
-    With `serving`, an image counts when a query worker has begun to return it, not when its row is there.
+    With `serving`, an image counts when a query worker returns it, not when its row exists.
+    `WorkFailedError` names what is left when nothing moves for `timeout_s` seconds.
     """
-    left = {event.image_id: event for event in published.events}
-    indexed = sum(image_id in published.known for image_id in left)
-    left = {image_id: event for image_id, event in left.items() if image_id not in published.known}
+    waiting: dict[str, ImageArrived] = {}
+    for event in published.events:
+        if event.image_id not in published.known:
+            waiting[event.image_id] = event
+    # Counted by id: a manifest may name an image twice.
+    indexed = len({event.image_id for event in published.events}) - len(waiting)
     tick(indexed)
-    rejected: list[dict[str, str]] = []
-    moved = time.monotonic()
-    while left:
-        # The oldest ones only: they are the next to be done, and looking at all would cost more with every image.
-        window = dict(islice(left.items(), _WINDOW))
-        found = _searchable(conn, window, serving)
-        refused = {
-            one.image_id: one
-            for one in rejections(conn, list(window))
-            if _applies(one, window, published.since)
-        }
-        rejected += [
-            {"path": published.paths[i], "reason": one.reason, "code": one.code}
-            for i, one in refused.items()
-            if i not in found
-        ]
-        indexed += len(found)
-        gone = found | refused.keys()
-        left = {image_id: event for image_id, event in left.items() if image_id not in gone}
-        tick(len(gone))
-        if gone:
-            moved = time.monotonic()
-        elif time.monotonic() - moved > timeout_s:
-            some = ", ".join(list(left)[:3])
-            raise WorkFailedError(
-                f"{len(left)} images are not searchable after {timeout_s:g} idle seconds ({some} …); they stay in line: see sigma status"
-            )
-        if left:
-            time.sleep(_LOOK_S)
-    return Outcome(indexed, tuple(sorted(rejected, key=lambda one: one["path"])))
+    rejected: list[RefusedFile] = []
+    last_progress = time.monotonic()
+    while waiting:
+        oldest = dict(islice(waiting.items(), WAIT_BATCH))
+        searchable = _searchable(conn, oldest, serving)
+        refused = _refused(conn, oldest, published)
+        for image_id in searchable:
+            refused.pop(image_id, None)
+        rejected += refused.values()
+        indexed += len(searchable)
+        done = searchable | refused.keys()
+        for image_id in done:
+            del waiting[image_id]
+        tick(len(done))
+        if done:
+            last_progress = time.monotonic()
+        elif time.monotonic() - last_progress > timeout_s:
+            raise WorkFailedError(_timeout_message(list(waiting), timeout_s))
+        if waiting:
+            time.sleep(POLL_INTERVAL_S)
+    return IngestOutcome(indexed, tuple(sorted(rejected, key=lambda file: file.path)))
 
 
-def _applies(found: Rejection, window: dict[str, ImageArrived], since: datetime) -> bool:
-    """Whether a rejection is of what was published now, not of an earlier attempt."""
-    return found.version >= window[found.image_id].version and found.rejected_at >= since
+def _refused(
+    conn: Connection, oldest: Mapping[str, ImageArrived], published: PublishedImages
+) -> dict[str, RefusedFile]:
+    """Return the images that were rejected since they were published, by id."""
+    refused = {}
+    for rejection in rejections(conn, list(oldest)):
+        if _is_of_this_event(rejection, oldest[rejection.image_id], published.since):
+            path = published.paths[rejection.image_id]
+            refused[rejection.image_id] = RefusedFile(path, rejection.reason, rejection.code)
+    return refused
 
 
-def _searchable(conn: Connection, left: dict[str, ImageArrived], serving: bool) -> set[str]:
-    stored = images_by_id(conn, list(left))
-    done = {
-        i: one
-        for i, one in stored.items()
-        if one.version >= left[i].version and one.state in ("indexed", "deleted")
-    }
-    if serving:
-        seen = {
-            key
-            for (key,) in fetch_rows(
-                conn, "visible_images", image_keys=[one.image_key for one in done.values()]
-            )
-        }
-        done = {
-            i: one for i, one in done.items() if one.image_key in seen or one.state == "deleted"
-        }
-    return set(done)
+def _is_of_this_event(rejection: Rejection, event: ImageArrived, since: datetime) -> bool:
+    """Tell whether a rejection is of the event published now, not of an earlier attempt."""
+    return rejection.version >= event.version and rejection.rejected_at >= since
 
 
-def summary(published: Published, outcome: Outcome | None) -> dict[str, Any]:
-    """The JSON document of `sigma ingest`."""
-    rejected = [*published.unreadable, *(outcome.rejected if outcome else ())]
+def _searchable(conn: Connection, oldest: Mapping[str, ImageArrived], serving: bool) -> set[str]:
+    """Return the ids that answers can contain, and those that a deletion has removed again."""
+    indexed: dict[int, str] = {}
+    done: set[str] = set()
+    for image_id, image in images_by_id(conn, list(oldest)).items():
+        if image.version < oldest[image_id].version:
+            continue
+        if image.state == "deleted":
+            done.add(image_id)
+        elif image.state == "indexed":
+            indexed[image.image_key] = image_id
+    if not serving:
+        return done | set(indexed.values())
+    for (image_key,) in fetch_rows(conn, "visible_images", image_keys=list(indexed)):
+        done.add(indexed[image_key])
+    return done
+
+
+def _timeout_message(waiting: Sequence[str], timeout_s: float) -> str:
+    examples = ", ".join(waiting[:SHOWN_IDS])
+    return (
+        f"{len(waiting)} images are not searchable after {timeout_s:g} idle seconds"
+        f" ({examples} …); they stay in line: see sigma status"
+    )
+
+
+def summary(published: PublishedImages, outcome: IngestOutcome | None) -> dict[str, Any]:
+    """Return the JSON document of `sigma ingest`."""
+    refused = [*published.unreadable, *(outcome.rejected if outcome else ())]
     indexed = outcome.indexed if outcome else len(published.known)
-    return {"published": len(published.events), "indexed": indexed, "rejected": rejected}
+    return {
+        "published": len(published.events),
+        "indexed": indexed,
+        "rejected": [file.to_json() for file in refused],
+    }

@@ -1,7 +1,8 @@
-"""Asking: one query from the command line, to the running query worker or to a model loaded for it."""
+"""The query client of the command line: asks the running query worker, or a model loaded for it."""
 
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import httpx
 
@@ -11,58 +12,75 @@ from schemas.errors import RetryLaterError, UsageError
 from schemas.settings import Settings
 from workers.repository.connection import migrate
 
+TIMEOUT_S = 60.0
+"""Longest wait for an answer: more than the worker itself waits before it says that it is busy."""
 
-def ask(
-    settings: Settings, text: str, count: int, generation: int | None, mode: str
-) -> dict[str, Any]:
-    """The document of `sigma query`."""
-    found = running(settings)
-    if found is not None:
-        answer = _ask_worker(
-            found.url, {"query": text, "k": count, "generation": generation, "mode": mode}
-        )
+
+@dataclass(frozen=True, slots=True)
+class CommandLineQuery:
+    """What `sigma query` asks; the live generation answers when none is named."""
+
+    text: str
+    k: int
+    generation: int | None
+    mode: Literal["fused", "paper"]
+
+
+def ask(settings: Settings, query: CommandLineQuery) -> dict[str, Any]:
+    """Return the document of `sigma query`."""
+    supervisor = running(settings)
+    if supervisor is not None:
+        answer = _ask_worker(supervisor.url, query)
         if answer is not None:
             return answer
-    return _ask_here(settings, text, count, generation, mode)
+    return _ask_here(settings, query)
 
 
-def _ask_worker(url: str, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The worker's answer; None when it does not serve the generation asked for."""
+def _ask_worker(url: str, query: CommandLineQuery) -> dict[str, Any] | None:
+    """Return the worker's answer, None when it has not loaded the generation that was named."""
+    request = {
+        "query": query.text,
+        "k": query.k,
+        "generation": query.generation,
+        "mode": query.mode,
+    }
     try:
-        answer = httpx.post(f"{url}/v1/query", json=request, timeout=60)
-        document: dict[str, Any] = answer.json()
+        response = httpx.post(f"{url}/v1/query", json=request, timeout=TIMEOUT_S)
+        document: dict[str, Any] = response.json()
     except (httpx.HTTPError, ValueError) as error:
         raise RetryLaterError(
-            f"the query worker at {url} does not answer ({error}); see its log, or restart with sigma down and sigma up"
+            f"the query worker at {url} does not answer ({error}); see its log, or restart with"
+            " sigma down and sigma up"
         ) from error
-    if answer.status_code == 200:
+    if response.status_code == 200:
         return document
-    if request["generation"] is not None and answer.status_code == 400:
+    if query.generation is not None and response.status_code == 400:
         return None
-    if answer.status_code == 503:
+    if response.status_code == 503:
         raise RetryLaterError(str(document.get("error", document)))
-    raise UsageError(_readable(document))
+    raise UsageError(_reason(document))
 
 
-def _readable(document: dict[str, Any]) -> str:
-    """The reason of a refusal; FastAPI's own validation lists its problems under `detail`."""
+def _reason(document: dict[str, Any]) -> str:
+    """Return why a request was refused; FastAPI lists problems of its own under `detail`."""
     detail = document.get("detail")
-    if isinstance(detail, list) and detail:
-        return f"{'/'.join(str(part) for part in detail[0].get('loc', ())[1:])}: {detail[0].get('msg', 'is not allowed')}"
-    return str(document.get("error", document))
+    if not isinstance(detail, list) or not detail:
+        return str(document.get("error", document))
+    problem = detail[0]
+    place = "/".join(str(part) for part in problem.get("loc", ())[1:])
+    return f"{place}: {problem.get('msg', 'is not allowed')}"
 
 
-def _ask_here(
-    settings: Settings, text: str, count: int, generation: int | None, mode: str
-) -> dict[str, Any]:
+def _ask_here(settings: Settings, query: CommandLineQuery) -> dict[str, Any]:
+    """Load the generation into this process and search it."""
     from workers.query.searcher import checked_query, live_generation, open_searcher
 
-    checked = checked_query(text, count)
-    with open_services(settings) as found, found.connect("query") as conn:
+    text = checked_query(query.text, query.k)
+    with open_services(settings) as services, services.connect("query") as conn:
         migrate(conn)
-        searcher = open_searcher(found, live_generation(conn, generation))
+        searcher = open_searcher(services, live_generation(conn, query.generation))
         started = time.monotonic()
-        result = searcher.search([checked], count, "paper" if mode == "paper" else "fused")[0]
+        result = searcher.search([text], query.k, query.mode)[0]
         took_ms = (time.monotonic() - started) * 1000
         searcher.close()
     return result.to_dict(took_ms)

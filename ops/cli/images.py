@@ -6,8 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ops import ingestion
 from ops.cli.context import AddCommand, emit, entries_of, open_database
 from ops.embedded.database import open_services
+from ops.ingestion import IngestOutcome, PublishedImages, Upload
 from schemas.errors import UsageError
 from schemas.events import ImageDeleted
 from schemas.records import ManifestEntry
@@ -62,7 +64,6 @@ def add_commands(add: AddCommand) -> None:
 
 def ingest(options: Namespace, settings: Settings) -> int:
     """`sigma ingest`: exit code 2 when images were rejected, after all others went through."""
-    from ops import ingestion
     from ops.cli.progress_bar import bar
 
     entries = _entries_to_ingest(options, settings)
@@ -70,7 +71,7 @@ def ingest(options: Namespace, settings: Settings) -> int:
         log = services.open_log()
         with bar("publish", len(entries)) as progress:
             published = ingestion.publish(
-                services, conn, log, entries, options.version, progress.update
+                conn, log, entries, options.version, progress.update, _upload(services)
             )
         outcome = None
         if options.wait:
@@ -100,10 +101,16 @@ def _entries_to_ingest(options: Namespace, settings: Settings) -> list[ManifestE
     return entries
 
 
+def _upload(services: Services) -> Upload | None:
+    """With an S3 store, files of this machine are uploaded: the workers may be elsewhere."""
+    if services.s3 is None:
+        return None
+    return Upload(services.s3, services.settings.max_image_bytes)
+
+
 def _wait_until_searchable(
-    conn: Connection, settings: Settings, published: Any, timeout_s: float
-) -> Any:
-    from ops import ingestion
+    conn: Connection, settings: Settings, published: PublishedImages, timeout_s: float
+) -> IngestOutcome:
     from ops.cli.progress_bar import bar
     from ops.embedded.control import running
 

@@ -62,9 +62,10 @@ def add_commands(add: AddCommand) -> None:
 
 def query(options: Namespace, settings: Settings) -> int:
     """`sigma query`: asks the running query worker; without one it loads the model itself."""
-    from ops.query_client import ask
+    from ops.query_client import CommandLineQuery, ask
 
-    document = ask(settings, options.text, options.k, options.generation, options.mode)
+    asked = CommandLineQuery(options.text, options.k, options.generation, options.mode)
+    document = ask(settings, asked)
     lines = []
     for result in document["results"]:
         caption = result["captions"][0] if result["captions"] else ""

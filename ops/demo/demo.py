@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from model.network.base import ABOUT, SHIPPED
 from model.network.profiles import profile
-from ops import ingestion as ingest
 from ops.cli.progress_bar import bar
+from ops.demo.live_stream import ask, stream, wait_until_ready
 from ops.embedded.control import down, up
 from ops.embedded.database import open_services
 from ops.evaluation import evaluate
@@ -32,21 +29,25 @@ from workers.runtime.services import Services
 from workers.trainer.trainer import TrainRequest, train
 
 MARK = "demo.json"
+"""File that marks a folder as a demo's: only such a folder is ever removed."""
+
 LEAST_IMAGES = 64
-_SHOWN = 3
-_PATIENCE_S = 60.0
-_PAUSE_S = 0.04
-"""Between two arrivals: a steady stream of at most 25 images a second."""
+"""Fewer images cannot fill the codebook of the `tiny` profile."""
+
+EXAMPLE_QUERIES = 3
+EXAMPLE_RESULTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class DemoConfig:
-    """How much: `images` in all, a seventh of them streamed without training; at most `queries` of each split are evaluated."""
+    """How large the demo is: `images` in all, a seventh of them streamed without training."""
 
     images: int = 3_500
     seed: int = 0
     queries: int = 1_000
+    """Most queries that are evaluated for seen and for unseen images each."""
     ablate: bool = False
+    """Whether to measure one posting an image and analytic assignment too."""
 
     @property
     def streamed(self) -> int:
@@ -55,86 +56,113 @@ class DemoConfig:
 
 
 @dataclass(slots=True)
-class _Clock:
-    """Seconds of each phase, announced as they begin. Mutable, lives as long as one demo."""
+class PhaseClock:
+    """Seconds of each phase; announces a phase when it begins. Lives as long as one demo."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def phase(self, name: str, what: str) -> Iterator[None]:
-        print(f"── {what}", file=sys.stderr, flush=True)
+    def phase(self, name: str, announcement: str) -> Iterator[None]:
+        """Announce the block on standard error and take its time."""
+        print(f"── {announcement}", file=sys.stderr, flush=True)
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
 def demo(settings: Settings, config: DemoConfig) -> dict[str, Any]:
-    """Render, train, stream, query, evaluate. Returns the document of `sigma demo --json`; the services are stopped again."""
+    """Render, train, stream, query and evaluate; return the document of `sigma demo --json`.
+
+    All processes are stopped at the end.
+    """
     if config.images < LEAST_IMAGES:
         raise UsageError(
-            f"a demo needs at least {LEAST_IMAGES} images, found {config.images}; raise --images"
+            f"--images must be at least {LEAST_IMAGES} for a demo, got {config.images}"
         )
-    home = settings.home.absolute() / "demo"
-    own = replace(settings, home=home)
-    clock = _Clock()
+    own = replace(settings, home=settings.home.absolute() / "demo")
+    clock = PhaseClock()
     clear(own)
-    with clock.phase(
-        "render", f"render {config.images:,} scenes that no earlier training has seen"
-    ):
+    announcement = f"render {config.images:,} scenes that no earlier training has seen"
+    with clock.phase("render", announcement):
         check_disjoint(config)
-        seen, unseen = render(config, home)
-    with open_services(own) as found:
-        with (
-            clock.phase("init", "start PostgreSQL, create the schema and the topics"),
-            found.connect("demo") as conn,
-        ):
-            migrate(conn)
-            found.open_log().ensure_topics()
-        with clock.phase(
-            "train", f"train on {len(seen):,} images: codebook, then the paper's three stages"
-        ):
-            trained = train(found, seen, TrainRequest(profile("tiny"), seed=config.seed), bar)
-        with clock.phase("start", "start intake, index and query worker"):
-            address = up(own).url
-            wait_ready(address)
-        with clock.phase(
-            "stream", f"stream {len(unseen):,} unseen images one by one while queries are served"
-        ):
-            streamed = stream(found, address, unseen, [entry.test_captions[0] for entry in seen])
-        with (
-            clock.phase("evaluate", "evaluate: every held-out caption is a query"),
-            found.connect("demo") as conn,
-        ):
-            searcher = open_searcher(found, live_generation(conn))
-            figures = evaluate(
-                searcher,
-                [*seen, *unseen],
-                limit=config.queries,
-                seed=config.seed,
-                ablate=config.ablate,
-                progress=bar,
-            )
-            searcher.close()
-            log = found.open_log()
-            now = read_status(conn, log).to_json()
-            log.close()
-        examples = ask(address, [entry.test_captions[0] for entry in unseen[:_SHOWN]])
-        down(own)
+        seen, unseen = render(config, own.home)
+    with open_services(own) as services:
+        document = _run(services, config, clock, seen, unseen)
+    seconds = clock.seconds | {"total": round(sum(clock.seconds.values()), 1)}
     return {
         "images": config.images,
         "seed": config.seed,
-        "seconds": clock.seconds | {"total": round(sum(clock.seconds.values()), 1)},
-        "training": trained.figures,
-        "stream": streamed,
-        "evaluate": figures,
-        "status": now,
-        "examples": examples,
-        "home": str(home),
+        "seconds": seconds,
+        **document,
+        "home": str(own.home),
     }
 
 
+def _run(
+    services: Services,
+    config: DemoConfig,
+    clock: PhaseClock,
+    seen: Sequence[ManifestEntry],
+    unseen: Sequence[ManifestEntry],
+) -> dict[str, Any]:
+    """Run all phases that need a database."""
+    with clock.phase("init", "start PostgreSQL, create the schema and the topics"):
+        with services.connect("demo") as conn:
+            migrate(conn)
+        services.open_log().ensure_topics()
+    announcement = f"train on {len(seen):,} images: codebook, then the paper's three stages"
+    with clock.phase("train", announcement):
+        trained = train(services, seen, TrainRequest(profile("tiny"), seed=config.seed), bar)
+    with clock.phase("start", "start intake, index and query worker"):
+        address = up(services.settings).url
+        wait_until_ready(address)
+    announcement = f"stream {len(unseen):,} unseen images one by one while queries are served"
+    with clock.phase("stream", announcement):
+        log = services.open_log()
+        with services.connect("demo stream") as conn:
+            streamed = stream(conn, log, address, unseen, _held_out(seen), bar)
+        log.close()
+    with clock.phase("evaluate", "evaluate: every held-out caption is a query"):
+        figures, state = _evaluate(services, config, [*seen, *unseen])
+    examples = ask(address, _held_out(unseen[:EXAMPLE_QUERIES]), EXAMPLE_RESULTS)
+    down(services.settings)
+    return {
+        "training": trained.figures,
+        "stream": streamed.to_json(),
+        "evaluate": figures,
+        "status": state,
+        "examples": examples,
+    }
+
+
+def _held_out(entries: Sequence[ManifestEntry]) -> list[str]:
+    """Return each image's first caption that was not trained on."""
+    return [entry.test_captions[0] for entry in entries]
+
+
+def _evaluate(
+    services: Services, config: DemoConfig, entries: Sequence[ManifestEntry]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the documents of `sigma evaluate` and `sigma status`."""
+    with services.connect("demo") as conn:
+        searcher = open_searcher(services, live_generation(conn))
+        figures = evaluate(
+            searcher,
+            entries,
+            limit=config.queries,
+            seed=config.seed,
+            ablate=config.ablate,
+            progress=bar,
+        )
+        searcher.close()
+        log = services.open_log()
+        state = read_status(conn, log).to_json()
+        log.close()
+    return figures, state
+
+
 def clear(settings: Settings) -> None:
-    """Remove the demo of last time. Only a folder that a demo has marked is touched."""
+    """Remove an earlier demo. Only a folder that a demo has marked is touched."""
     home = settings.home
     if home.exists() and any(home.iterdir()) and not (home / MARK).is_file():
         raise UsageError(
@@ -147,122 +175,33 @@ def clear(settings: Settings) -> None:
 
 
 def corpora(config: DemoConfig) -> tuple[CorpusConfig, CorpusConfig]:
-    """The training corpus and the streamed one: one numbering, two ranges."""
-    kept = config.images - config.streamed
-    return CorpusConfig(kept, seed=config.seed), CorpusConfig(
-        config.streamed, seed=config.seed, start=kept
+    """Return the training corpus and the streamed one: two ranges of one numbering."""
+    trained = config.images - config.streamed
+    return (
+        CorpusConfig(trained, seed=config.seed),
+        CorpusConfig(config.streamed, seed=config.seed, start=trained),
     )
 
 
 def check_disjoint(config: DemoConfig) -> None:
-    """Refuse to go on when the shipped base has seen a scene of the demo."""
+    """Refuse to go on when the shipped base was trained on a scene of the demo."""
     if not (SHIPPED / ABOUT).is_file():
         raise UsageError(f"{SHIPPED} holds no base; make one with: sigma base --out {SHIPPED}")
-    made = CorpusConfig(**json.loads((SHIPPED / ABOUT).read_text(encoding="utf-8"))["corpus"])
-    learnt = fingerprints(made)
+    description = json.loads((SHIPPED / ABOUT).read_text(encoding="utf-8"))
+    learnt = fingerprints(CorpusConfig(**description["corpus"]))
     for corpus in corpora(config):
-        if shared := fingerprints(corpus) & learnt:
+        shared = fingerprints(corpus) & learnt
+        if shared:
             raise WorkFailedError(
                 f"{len(shared)} demo scenes were in the base's training corpus; use another seed"
             )
 
 
 def render(config: DemoConfig, home: Path) -> tuple[list[ManifestEntry], list[ManifestEntry]]:
-    """Write both corpora as image files with manifests; returns their entries."""
-    manifests = []
+    """Write both corpora as image files with manifests; return the entries, seen and unseen."""
+    seen_corpus, unseen_corpus = corpora(config)
+    folder = home / "corpus"
     with bar("render", config.images) as progress:
-        for name, corpus, split in zip(
-            ("train", "stream"), corpora(config), ("train", "test"), strict=True
-        ):
-            manifests.append(generate(corpus, home / "corpus" / name, split, progress.update))
-    seen, unseen = map(read_manifest, manifests)
-    return seen, unseen
-
-
-def wait_ready(address: str, timeout_s: float = 60.0) -> None:
-    """Wait until the query worker is ready."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{address}/readyz", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise WorkFailedError(
-        f"the query worker at {address} is not ready after {timeout_s:g} seconds; see its log"
-    )
-
-
-def stream(
-    found: Services, address: str, unseen: Sequence[ManifestEntry], texts: Sequence[str]
-) -> dict[str, Any]:
-    """Publish images one by one while a client asks queries all the time; wait until the last one is searchable."""
-    asker = _Asker(address, texts)
-    asker.start()
-    log = found.open_log()
-    with found.connect("demo stream") as conn, bar("stream", len(unseen)) as progress:
-        published: list[ingest.Published] = []
-        for entry in unseen:
-            published.append(ingest.publish(found, conn, log, [entry], None, lambda _: None))
-            time.sleep(_PAUSE_S)
-        events = tuple(event for one in published for event in one.events)
-        whole = ingest.Published(
-            events,
-            frozenset(),
-            published[0].since,
-            {entry.image_id: entry.path for entry in unseen},
-        )
-        outcome = ingest.wait(
-            conn, whole, serving=True, timeout_s=_PATIENCE_S, tick=progress.update
-        )
-    log.close()
-    return {
-        "indexed": outcome.indexed,
-        "rejected": list(outcome.rejected),
-        "queries_meanwhile": asker.stop(),
-    }
-
-
-class _Asker(threading.Thread):
-    """A client that asks one query after the other until it is stopped."""
-
-    def __init__(self, address: str, texts: Sequence[str]) -> None:
-        super().__init__(daemon=True)
-        self._address = address
-        self._texts = texts
-        self._done = threading.Event()
-        self._took: list[float] = []
-        self._failed = 0
-
-    def run(self) -> None:
-        with httpx.Client(timeout=30) as client:
-            number = 0
-            while not self._done.wait(0.05):
-                started = time.monotonic()
-                answer = client.post(
-                    f"{self._address}/v1/query",
-                    json={"query": self._texts[number % len(self._texts)]},
-                )
-                number += 1
-                self._took.append((time.monotonic() - started) * 1000)
-                self._failed += answer.status_code != 200
-
-    def stop(self) -> dict[str, float]:
-        """End, and tell how many were answered and how fast (milliseconds)."""
-        self._done.set()
-        self.join(30)
-        took = sorted(self._took) or [0.0]
-        return {
-            "answered": len(self._took) - self._failed,
-            "failed": self._failed,
-            "p50_ms": round(took[len(took) // 2], 1),
-        }
-
-
-def ask(address: str, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """A few queries with what they found."""
-    return [
-        httpx.post(f"{address}/v1/query", json={"query": text, "k": 3}, timeout=30).json()
-        for text in texts
-    ]
+        seen = generate(seen_corpus, folder / "train", "train", progress.update)
+        unseen = generate(unseen_corpus, folder / "stream", "test", progress.update)
+    return read_manifest(seen), read_manifest(unseen)

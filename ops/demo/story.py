@@ -1,4 +1,4 @@
-"""What the demo tells a person at its end."""
+"""What the demo prints at its end."""
 
 from typing import Any
 
@@ -6,36 +6,58 @@ from ops.evaluation import table
 
 
 def story(document: dict[str, Any]) -> str:
-    """The recall table, a few queries with what they found, and where to look next."""
-    streamed, fresh = document["stream"], document["status"]["freshness_s"]
-    queries = streamed["queries_meanwhile"]
+    """Return the recall table, a few queries with their answers, and where to look next."""
     lines = [
         "",
         table(document["evaluate"]),
         "",
-        f"{streamed['indexed']} images streamed; searchable {fresh['p50']} s (p50) after arrival, {fresh['p95']} s (p95)",
-        f"{queries['answered']} queries answered meanwhile, {queries['failed']} failed, {queries['p50_ms']} ms (p50)",
+        *_stream_lines(document),
         "",
+        *_example_lines(document),
+        "",
+        f"seconds: {_phases(document['seconds'])}",
+        "",
+        *_next_steps(document["home"]),
     ]
+    return "\n".join(lines)
+
+
+def _stream_lines(document: dict[str, Any]) -> list[str]:
+    streamed = document["stream"]
+    queries = streamed["queries_meanwhile"]
+    freshness = document["status"]["freshness_s"]
+    return [
+        f"{streamed['indexed']} images streamed; searchable {freshness['p50']} s (p50) after"
+        f" arrival, {freshness['p95']} s (p95)",
+        f"{queries['answered']} queries answered meanwhile, {queries['failed']} failed,"
+        f" {queries['p50_ms']} ms (p50)",
+    ]
+
+
+def _example_lines(document: dict[str, Any]) -> list[str]:
+    lines = []
     for example in document["examples"]:
         lines.append(f"“{example['query']}”")
-        for hit in example["results"]:
+        for result in example["results"]:
+            caption = result["captions"][0] if result["captions"] else ""
             lines.append(
-                f"  {hit['rank']}. {hit['image_id']}  {hit['identifier']}  {(hit['captions'] or [''])[0]}"
+                f"  {result['rank']}. {result['image_id']}  {result['identifier']}  {caption}"
             )
-    phases = ", ".join(f"{name} {seconds:g} s" for name, seconds in document["seconds"].items())
-    home = document["home"]
-    lines += [
-        "",
-        f"seconds: {phases}",
-        "",
+    return lines
+
+
+def _phases(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g} s" for name, value in seconds.items())
+
+
+def _next_steps(home: str) -> list[str]:
+    return [
         "Where to look next:",
         f"  export SIGMA_HOME={home}",
-        "  sigma up                                        # the same index, running in the background",
-        '  sigma query "two small red circles on navy"     # or POST /v1/query, documentation at /docs',
+        "  sigma up                                        # the same index, in the background",
+        '  sigma query "two small red circles on navy"     # or POST /v1/query; see /docs',
         "  sigma explain 3,1,4,2                           # what an identifier stands for",
         "  sigma ingest PATH --wait                        # your own images",
         "  sigma status                                    # freshness, lag, sizes, alarms",
         "  sigma down",
     ]
-    return "\n".join(lines)

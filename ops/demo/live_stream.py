@@ -1,0 +1,163 @@
+"""The demo's live phase: images arrive one by one while a client keeps asking queries."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from model.progress import Progress
+from ops.ingestion import IngestOutcome, PublishedImages, publish, wait
+from schemas.errors import WorkFailedError
+from schemas.events import ImageArrived
+from schemas.records import ManifestEntry
+from stream.log.event_log import EventLog
+from workers.repository.connection import Connection
+
+ARRIVAL_PAUSE_S = 0.04
+"""Pause between two arrivals: a steady stream of at most 25 images a second."""
+
+QUERY_PAUSE_S = 0.05
+"""Pause between two queries of the client."""
+
+SEARCHABLE_TIMEOUT_S = 60.0
+"""Longest time without progress before the demo gives up on the last images."""
+
+HTTP_TIMEOUT_S = 30.0
+
+STOP_TIMEOUT_S = 30.0
+"""Longest wait for the client's last answer."""
+
+READY_TIMEOUT_S = 60.0
+
+READY_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStreamResult:
+    """What came of the stream, and how queries fared meanwhile (milliseconds)."""
+
+    outcome: IngestOutcome
+    answered: int
+    failed: int
+    p50_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The form in the document of `sigma demo`."""
+        return {
+            "indexed": self.outcome.indexed,
+            "rejected": [file.to_json() for file in self.outcome.rejected],
+            "queries_meanwhile": {
+                "answered": self.answered,
+                "failed": self.failed,
+                "p50_ms": self.p50_ms,
+            },
+        }
+
+
+def stream(
+    conn: Connection,
+    log: EventLog,
+    address: str,
+    unseen: Sequence[ManifestEntry],
+    queries: Sequence[str],
+    progress: Progress,
+) -> LiveStreamResult:
+    """Publish images one by one while a client asks; return when the last one is searchable."""
+    client = QueryingClient(address, queries)
+    client.start()
+    with progress("stream", len(unseen)) as bar:
+        published = _publish_slowly(conn, log, unseen)
+        outcome = wait(
+            conn, published, serving=True, timeout_s=SEARCHABLE_TIMEOUT_S, tick=bar.update
+        )
+    client.stop()
+    return LiveStreamResult(outcome, client.answered, client.failed, client.p50_ms)
+
+
+def _publish_slowly(
+    conn: Connection, log: EventLog, unseen: Sequence[ManifestEntry]
+) -> PublishedImages:
+    parts: list[PublishedImages] = []
+    events: list[ImageArrived] = []
+    for entry in unseen:
+        parts.append(publish(conn, log, [entry], None, lambda _: None))
+        events += parts[-1].events
+        time.sleep(ARRIVAL_PAUSE_S)
+    paths = {entry.image_id: entry.path for entry in unseen}
+    return PublishedImages(tuple(events), frozenset(), parts[0].since, paths)
+
+
+class QueryingClient:
+    """A client that asks one query after the other, in a thread, until it is stopped."""
+
+    def __init__(self, address: str, queries: Sequence[str]) -> None:
+        self._address = address
+        self._queries = queries
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="demo client", daemon=True)
+        self._took_ms: list[float] = []
+        self.failed = 0
+        """Queries without an answer; complete once the client is stopped."""
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Wait for the last answer and end."""
+        self._stopping.set()
+        self._thread.join(STOP_TIMEOUT_S)
+
+    @property
+    def answered(self) -> int:
+        """Queries with an answer."""
+        return len(self._took_ms) - self.failed
+
+    @property
+    def p50_ms(self) -> float:
+        """Median time of a query; 0 when none was asked."""
+        if not self._took_ms:
+            return 0.0
+        return round(sorted(self._took_ms)[len(self._took_ms) // 2], 1)
+
+    def _run(self) -> None:
+        with httpx.Client(timeout=HTTP_TIMEOUT_S) as client:
+            number = 0
+            while not self._stopping.wait(QUERY_PAUSE_S):
+                query = self._queries[number % len(self._queries)]
+                started = time.monotonic()
+                response = client.post(f"{self._address}/v1/query", json={"query": query})
+                self._took_ms.append((time.monotonic() - started) * 1000)
+                if response.status_code != 200:
+                    self.failed += 1
+                number += 1
+
+
+def wait_until_ready(address: str) -> None:
+    """Wait until the query worker is ready; `WorkFailedError` when it takes too long."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{address}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            # Not listening yet.
+            pass
+        time.sleep(READY_POLL_S)
+    raise WorkFailedError(
+        f"the query worker at {address} is not ready after {READY_TIMEOUT_S:g} seconds; see its log"
+    )
+
+
+def ask(address: str, queries: Sequence[str], k: int) -> list[dict[str, Any]]:
+    """Return the answers to a few queries."""
+    answers = []
+    for query in queries:
+        response = httpx.post(
+            f"{address}/v1/query", json={"query": query, "k": k}, timeout=HTTP_TIMEOUT_S
+        )
+        answers.append(response.json())
+    return answers
