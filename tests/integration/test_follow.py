@@ -1,4 +1,4 @@
-"""Following the database: commits out of order, deletions, and a restart lose nothing."""
+"""Following the database: commits out of order, deletions and restarts lose no change."""
 
 import threading
 
@@ -31,7 +31,8 @@ def test_commits_out_of_order_are_all_followed(
         assert keys_of(follower.load()) == set()
         with transaction(slow):
             postings.append(slow, generation, SHAPE, [assignment(first, 1)])
-            # The later transaction commits first: a follower that remembers the highest number has passed the slow one.
+            # The later transaction commits first: a follower that remembers the highest number
+            # would skip the slow one.
             postings.append(fast, generation, SHAPE, [assignment(second, 2)])
             assert keys_of(follower.changes()) == {second}
             postings.append(fast, generation, SHAPE, [assignment(third, 3)])
@@ -40,9 +41,7 @@ def test_commits_out_of_order_are_all_followed(
         assert not follower.changes()
 
 
-def test_deletions_and_what_was_loaded_before_are_told_apart(
-    conn: Connection, database: str, generation: int
-) -> None:
+def test_deletions_follow_what_was_loaded(conn: Connection, database: str, generation: int) -> None:
     keys = accept(conn, ["a", "b"])
     postings.append(conn, generation, SHAPE, [assignment(key, 1, 2) for key in keys])
     with connect(database) as own:
@@ -85,15 +84,15 @@ def test_many_writers_at_once_are_followed_completely(conn: Connection, database
 
     with connect(database) as own:
         follower = TrieFollower.open(own, generation)
-        found = keys_of(follower.load())
+        followed = keys_of(follower.load())
         threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             arrived = keys_of(follower.changes())
-            assert not arrived & found
-            found |= arrived
-        found |= keys_of(follower.changes())
+            assert not arrived & followed
+            followed |= arrived
+        followed |= keys_of(follower.changes())
     assert not failures
-    assert found == set(keys)
+    assert followed == set(keys)
     assert counters.totals(conn, generation).images == 240

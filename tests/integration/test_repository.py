@@ -144,13 +144,13 @@ def test_a_new_version_replaces_the_old_one_and_late_work_for_the_old_one_is_dro
     assert counters.image_totals(conn).deleted == 0
 
 
-def test_an_image_is_rejected_once_and_forgiven_when_it_is_accepted(conn: Connection) -> None:
+def test_an_image_is_rejected_once_and_no_longer_when_it_is_accepted(conn: Connection) -> None:
     refused = ImageRejected(
         image_id="a", uri="file:///a.jpg", code="truncated", reason="cut short", stage="intake"
     )
     assert images.reject_image(conn, refused)
     assert not images.reject_image(conn, refused)
-    assert [one.code for one in images.rejections(conn)] == ["truncated"]
+    assert [rejection.code for rejection in images.rejections(conn)] == ["truncated"]
     assert counters.image_totals(conn).rejected == 1
     accept(conn, ["a"])
     assert counters.image_totals(conn).rejected == 0
@@ -163,7 +163,7 @@ def test_an_image_gets_a_primary_with_a_suffix_and_alternates_without(
     outcomes = postings.append(
         conn, generation, SHAPE, [assignment(first, 5, 6), assignment(second, 5)]
     )
-    assert [(o.status, o.leaf, o.suffix) for o in outcomes] == [
+    assert [(outcome.status, outcome.leaf, outcome.suffix) for outcome in outcomes] == [
         (AppendStatus.INDEXED, 5, 0),
         (AppendStatus.INDEXED, 5, 1),
     ]
@@ -185,7 +185,7 @@ def test_replaying_a_batch_three_times_leaves_the_same_checksum(
     postings.append(conn, generation, SHAPE, work)
     before = counters.totals(conn, generation)
     for _ in range(3):
-        assert {o.status for o in postings.append(conn, generation, SHAPE, work)} == {
+        assert {outcome.status for outcome in postings.append(conn, generation, SHAPE, work)} == {
             AppendStatus.PRESENT
         }
     assert counters.totals(conn, generation) == before
@@ -199,8 +199,8 @@ def test_the_checksum_does_not_depend_on_the_order_of_arrival(conn: Connection) 
     sums = []
     for order in (work, work[::-1]):
         generation = generations.create_generation(conn, SHAPE)
-        for one in order:
-            postings.append(conn, generation, SHAPE, [one])
+        for image in order:
+            postings.append(conn, generation, SHAPE, [image])
         sums.append(counters.totals(conn, generation))
     assert sums[0] == sums[1]
     assert sums[0].checksum != "0" * 16
@@ -238,7 +238,7 @@ def test_an_image_without_room_anywhere_is_reported_and_the_others_go_in(
     outcomes = postings.append(
         conn, generation, SHAPE, [*(assignment(key, 3) for key in keys[:5]), assignment(keys[5], 4)]
     )
-    assert [o.status for o in outcomes] == [AppendStatus.INDEXED] * 4 + [
+    assert [outcome.status for outcome in outcomes] == [AppendStatus.INDEXED] * 4 + [
         AppendStatus.NO_ROOM,
         AppendStatus.INDEXED,
     ]
@@ -261,13 +261,13 @@ def test_deleting_removes_every_trace_from_every_generation(
 ) -> None:
     other = generations.create_generation(conn, SHAPE)
     keys = accept(conn, ["a", "b"])
-    for one in (generation, other):
-        postings.append(conn, one, SHAPE, [assignment(key, 3, 4) for key in keys])
+    for number in (generation, other):
+        postings.append(conn, number, SHAPE, [assignment(key, 3, 4) for key in keys])
     images.delete_images(conn, ["a", "b"])
     images.delete_images(conn, ["a", "b"])
-    for one in (generation, other):
-        assert counters.totals(conn, one) == counters.recount(conn, one) == counters.Totals()
-        assert not postings.postings_of(conn, one, keys)
+    for number in (generation, other):
+        assert counters.totals(conn, number) == counters.recount(conn, number) == counters.Totals()
+        assert not postings.postings_of(conn, number, keys)
     assert counters.image_totals(conn).deleted == 2
 
 
@@ -278,7 +278,7 @@ def test_eight_writers_hand_out_unique_suffixes_without_deadlock(
     generation = generations.create_generation(conn, shape)
     keys = accept(conn, [f"i{n}" for n in range(320)])
     failures: list[BaseException] = []
-    fates: list[AppendStatus] = []
+    statuses: list[AppendStatus] = []
 
     def write(number: int) -> None:
         generator = np.random.default_rng(number)
@@ -290,7 +290,9 @@ def test_eight_writers_hand_out_unique_suffixes_without_deadlock(
                         assignment(key, *map(int, generator.permutation(16)[:16]))
                         for key in keys[start : start + 10]
                     ]
-                    fates.extend(o.status for o in postings.append(own, generation, shape, work))
+                    statuses.extend(
+                        outcome.status for outcome in postings.append(own, generation, shape, work)
+                    )
                     doomed = f"i{start}"
                     images.delete_images(own, [doomed])
         except BaseException as error:
@@ -302,7 +304,7 @@ def test_eight_writers_hand_out_unique_suffixes_without_deadlock(
     for thread in threads:
         thread.join(60)
     assert not failures
-    tally = Counter(fates)
+    tally = Counter(statuses)
     assert set(tally) <= {AppendStatus.INDEXED, AppendStatus.SPILLED}
     assert tally.total() == 320
     totals = counters.totals(conn, generation)
@@ -358,21 +360,21 @@ def test_a_generation_takes_only_the_steps_that_are_allowed(
 
 def test_a_switch_and_a_rollback_leave_exactly_one_live_generation(conn: Connection) -> None:
     first, second = (generations.create_generation(conn, SHAPE) for _ in range(2))
-    for one in (first, second):
-        generations.set_state(conn, one, "shadow")
-        generations.promote(conn, one)
-    assert [g.state for g in generations.generations(conn)] == ["retired", "live"]
-    assert [g.id for g in generations.receiving(conn)] == [first, second]
+    for number in (first, second):
+        generations.set_state(conn, number, "shadow")
+        generations.promote(conn, number)
+    assert [each.state for each in generations.generations(conn)] == ["retired", "live"]
+    assert [each.id for each in generations.receiving(conn)] == [first, second]
     assert generations.promote(conn, generations.require_fallback(conn).id) == second
-    assert [g.state for g in generations.generations(conn)] == ["live", "retired"]
+    assert [each.state for each in generations.generations(conn)] == ["live", "retired"]
     generations.drop(conn, second)
-    assert [g.id for g in generations.receiving(conn)] == [first]
+    assert [each.id for each in generations.receiving(conn)] == [first]
 
 
 def test_two_live_generations_are_refused_by_the_database(conn: Connection) -> None:
     first, second = (generations.create_generation(conn, SHAPE) for _ in range(2))
-    for one in (first, second):
-        generations.set_state(conn, one, "shadow")
+    for number in (first, second):
+        generations.set_state(conn, number, "shadow")
     generations.set_state(conn, first, "live")
     with pytest.raises(UsageError):
         generations.set_state(conn, second, "live")
