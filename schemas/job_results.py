@@ -204,7 +204,7 @@ class MonitorReading:
 
 
 @dataclass(frozen=True, slots=True)
-class CodeHistogram:
+class CodeShares:
     """How often each code of one level is assigned, as shares that add up to 1."""
 
     then: tuple[float, ...]
@@ -223,7 +223,7 @@ class CodeHistogram:
         return {"then": list(self.then), "now": list(self.now)}
 
     @classmethod
-    def from_json(cls, document: object) -> "CodeHistogram | None":
+    def from_json(cls, document: object) -> "CodeShares | None":
         """Reads shares or counts; None where a side is empty or the lengths differ."""
         recorded = object_of(document)
         then = _shares(recorded.get("then"))
@@ -270,7 +270,7 @@ class DriftReportResult:
     first_key: int | None = None
     last_key: int | None = None
     """Image keys that the window spans; the next window begins after the last one."""
-    histograms: Mapping[str, CodeHistogram] = field(default_factory=dict)
+    histograms: Mapping[str, CodeShares] = field(default_factory=dict)
     """By the names of `CODE_LEVELS`; empty in rows that were read without their histograms."""
     leaf: LeafLoads = LeafLoads()
     suffix_pressure: float | None = None
@@ -404,11 +404,11 @@ def _readings(value: object) -> tuple[MonitorReading, ...]:
     return tuple(reading for reading in readings if reading is not None)
 
 
-def _histograms(value: object) -> dict[str, CodeHistogram]:
+def _histograms(value: object) -> dict[str, CodeShares]:
     recorded = object_of(value)
     histograms = {}
     for level in CODE_LEVELS:
-        histogram = CodeHistogram.from_json(recorded.get(level))
+        histogram = CodeShares.from_json(recorded.get(level))
         if histogram is not None:
             histograms[level] = histogram
     return histograms

@@ -15,7 +15,7 @@ from model.retrieval.recall import wilson
 from schemas.generation_config import CohortComparison, GateVerdict, GenerationConfig
 from schemas.identifiers import IdentifierShape
 from schemas.job_results import (
-    CodeHistogram,
+    CodeShares,
     CohortRecall,
     DriftReportResult,
     JobFailure,
@@ -263,7 +263,7 @@ def _reading(name: str, share: float, random: Random) -> MonitorReading:
     return MonitorReading(name, effect, _EFFECT_LIMIT, p, _P_LIMIT, alarm)
 
 
-def _histogram(level: int, codes: int, drift: float) -> CodeHistogram:
+def _histogram(level: int, codes: int, drift: float) -> CodeShares:
     """A reference, and the same with a new topic that has one code."""
     rng = np.random.default_rng(level)
     then = rng.dirichlet(np.full(codes, 6.0))
@@ -272,4 +272,4 @@ def _histogram(level: int, codes: int, drift: float) -> CodeHistogram:
     noise = rng.dirichlet(np.full(codes, 6.0))
     now = (1 - 0.3 * drift - 0.05) * then + 0.3 * drift * topic + 0.05 * noise
     now /= now.sum()
-    return CodeHistogram(tuple(then.round(5).tolist()), tuple(now.round(5).tolist()))
+    return CodeShares(tuple(then.round(5).tolist()), tuple(now.round(5).tolist()))

@@ -45,7 +45,7 @@ def report(options: Namespace, settings: Settings) -> int:
 def _report_recall(options: Namespace, opened: Services, conn: Connection) -> None:
     from ops.report.documents import recall_report
     from ops.report.generation_comparison import GenerationComparison, compare_generations
-    from ops.report.summary import recall_summary
+    from ops.report.text_report import recall_summary
 
     # A comparison loads two models; the short summary does not show it.
     if options.out is None and not options.json:
@@ -69,7 +69,7 @@ def _report_recall(options: Namespace, opened: Services, conn: Connection) -> No
 
 def _report_drift(options: Namespace, _opened: Services, conn: Connection) -> None:
     from ops.report.documents import drift_report
-    from ops.report.summary import drift_summary
+    from ops.report.text_report import drift_summary
 
     document = drift_report(conn, datetime.now(UTC), options.days)
     text = drift_summary(document)

@@ -51,6 +51,7 @@ class RecallReport:
         """Some cohorts of the newest probe as one; None where it has no queries of them."""
         if self.newest is None:
             return None
+        # A cohort without queries is not recorded.
         recalls = self.newest.result.cohorts
         return pooled_recall([recalls[name] for name in cohorts if name in recalls])
 
@@ -90,13 +91,14 @@ class DriftReport:
 
     def to_dict(self) -> dict[str, object]:
         """The JSON document of `sigma report drift`."""
-        histograms = {} if self.newest is None else self.newest.result.histograms
+        histograms = {}
+        if self.newest is not None:
+            for level, shares in self.newest.result.histograms.items():
+                histograms[level] = histogram_document(shares)
         return {
             **_head("drift", self.timeline, self.missing),
             "newest": None if self.newest is None else self.newest.to_dict(),
-            "histograms": {
-                level: histogram_document(histogram) for level, histogram in histograms.items()
-            },
+            "histograms": histograms,
             "looks": [check.to_dict() for check in self.checks],
             "switches": [switch.to_dict() for switch in self.switches],
             **self.timeline.to_dict(),
@@ -150,6 +152,7 @@ def _newest_drift_check(conn: Connection, checks: Sequence[DriftCheck]) -> Drift
 def _switches(
     timeline: Timeline, records: Sequence[ProbeRun | DriftCheck]
 ) -> tuple[GenerationSwitch, ...]:
+    # What the runs recorded fills the gaps that rollbacks leave in the table.
     seen = [(record.at, record.generation) for record in records]
     return tuple(find_switches(timeline.generations, seen, timeline.since))
 
@@ -174,11 +177,13 @@ def _missing(
         what = "No generation is live yet, so there is nothing to measure."
         return [(what, "sigma train --manifest F --promote")]
     done = [run for run in timeline.runs if run.job == job and run.outcome == "done"]
+    # A run without work is done too: it proves that a scheduler is running.
+    last = max((run.started_at for run in done), default=newest.at if newest else None)
     missing: list[tuple[str, str]] = []
     if newest is None:
+        # The newest run says why there is nothing to show, if it said anything.
         reason = skip_reason(done[-1].figures) if done else None
         missing.append((_nothing_recorded(words, reason), f"sigma jobs run {job}"))
-    last = max((run.started_at for run in done), default=newest.at if newest else None)
     if last is not None and timeline.until - last > STALE_AFTER:
         age = format_duration((timeline.until - last).total_seconds())
         what = f"{job} last ran {age} ago, though it is due every hour: is a scheduler running?"

@@ -70,6 +70,7 @@ def _cards(report: DriftReport) -> list[Card]:
 
 
 def _check_cards(result: DriftReportResult) -> list[Card]:
+    # A recorded drift check has at least one monitor.
     nearest = max(result.monitors, key=lambda reading: reading.ratio)
     alarms = sum(reading.alarm for reading in result.monitors)
     effect = f"effect {format_number(nearest.effect)} of {format_number(nearest.effect_limit)}"

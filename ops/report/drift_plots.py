@@ -26,7 +26,7 @@ from ops.report.plotting import (
 )
 from ops.report.recorded_runs import DriftCheck, perplexity
 from ops.report.words import monitor_words
-from schemas.job_results import CodeHistogram, MonitorReading
+from schemas.job_results import CodeShares, MonitorReading
 from workers.repository.alarms import Alarm
 
 _MAX_POINTS = 120
@@ -71,6 +71,7 @@ def drift_plots(report: DriftReport) -> list[Plot]:
         plots.append(_over_time(report))
     if report.newest is not None and report.newest.result.histograms:
         plots.append(_histograms(report.newest.result.histograms))
+    # Early versions recorded no leaf loads.
     with_leaves = [check for check in report.checks if check.result.leaf.to_json()]
     if with_leaves:
         plots.append(_leaves(report, with_leaves))
@@ -96,6 +97,7 @@ def monitor_lines(
                 lines.append({})
                 generation = check.generation
             line = lines[-1]
+            # Readings of one place would be drawn over each other.
             place = int((check.at - since) / width)
             if place not in line or _severity(reading) > _severity(line[place][1]):
                 line[place] = (check.at, reading)
@@ -109,8 +111,10 @@ def _severity(reading: MonitorReading) -> tuple[bool, float]:
 def fold_codes(shares: Sequence[float], max_bars: int = _MAX_BARS) -> list[float]:
     """A histogram of at most `max_bars` bars: the shares of neighbouring codes added up."""
     codes_per_bar = _codes_per_bar(len(shares), max_bars)
-    starts = range(0, len(shares), codes_per_bar)
-    return [sum(shares[start : start + codes_per_bar]) for start in starts]
+    bars = []
+    for start in range(0, len(shares), codes_per_bar):
+        bars.append(sum(shares[start : start + codes_per_bar]))
+    return bars
 
 
 def _codes_per_bar(codes: int, max_bars: int = _MAX_BARS) -> int:
@@ -247,10 +251,16 @@ def _draw_monitor(axes: Axes, lines: Sequence[Sequence[tuple[datetime, MonitorRe
 
 
 def _draw_alarm_dots(axes: Axes, line: Sequence[tuple[datetime, MonitorReading]]) -> None:
-    alarms = [(at, reading) for at, reading in line if reading.alarm]
+    times = []
+    effects = []
+    for at, reading in line:
+        if reading.alarm:
+            times.append(plot_time(at))
+            effects.append(reading.effect)
+    # Drawn even when there are none: the legend takes its marks from the first panel.
     axes.plot(
-        [plot_time(at) for at, _ in alarms],
-        [reading.effect for _, reading in alarms],
+        times,
+        effects,
         "o",
         color=colours.BAD,
         markersize=4,
@@ -278,9 +288,9 @@ def _spoken_alarms(
     return f"Beyond their limits at some time: {', '.join(alarming)}."
 
 
-def _histograms(histograms: Mapping[str, CodeHistogram]) -> Plot:
+def _histograms(histograms: Mapping[str, CodeShares]) -> Plot:
     def draw(canvas: Canvas) -> Figure:
-        # Two rows of two levels, also where a row did not record all levels.
+        # Four levels in two rows; a row of the database may have recorded fewer.
         figure, panels = canvas.panels(len(histograms), 138, columns=2)
         for (level, histogram), axes in zip(histograms.items(), panels, strict=True):
             _draw_codes(axes, level, histogram)
@@ -308,10 +318,11 @@ def _histograms(histograms: Mapping[str, CodeHistogram]) -> Plot:
     )
 
 
-def _draw_codes(axes: Axes, level: str, histogram: CodeHistogram) -> None:
+def _draw_codes(axes: Axes, level: str, histogram: CodeShares) -> None:
     codes = len(histogram.now)
     now = fold_codes(histogram.now)
     then = fold_codes(histogram.then)
+    # Bars are centred at whole numbers, so an outline has its edges between them.
     edges = [bar - 0.5 for bar in range(len(then) + 1)]
     axes.bar(range(len(now)), now, width=0.82, color=colours.OURS, label="now")
     axes.stairs(then, edges, color=colours.REFERENCE, linewidth=1.5, label="reference")
@@ -388,9 +399,11 @@ def _spoken_leaves(check: DriftCheck) -> str:
         "max": loads.max,
         "suffix pressure": check.result.suffix_pressure,
     }
-    return ", ".join(
-        f"{name} {format_number(value)}" for name, value in named.items() if value is not None
-    )
+    parts = []
+    for name, value in named.items():
+        if value is not None:
+            parts.append(f"{name} {format_number(value)}")
+    return ", ".join(parts)
 
 
 def _time_span(report: DriftReport, checks: Sequence[DriftCheck]) -> tuple[datetime, datetime]:

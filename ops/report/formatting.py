@@ -39,6 +39,7 @@ def percent(share: float, digits: int = 1) -> str:
 def percentage_points(difference: float) -> str:
     """Write a difference of shares in percentage points, with its sign."""
     points = round(difference * 100, 1)
+    # After rounding: "+0.0 points" would look like a difference.
     if points == 0:
         return "no difference"
     sign = "+" if points > 0 else "−"

@@ -4,8 +4,9 @@ Each query is a caption of a known image, which both generations hold. The bette
 that image nearer to the top.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from scipy.stats import binomtest
 
@@ -107,6 +108,7 @@ class GenerationComparison:
         """How often chance alone is as one-sided (two-sided sign test); 1 without differences."""
         better = len(self.better)
         worse = len(self.worse)
+        # Without any difference there is nothing to test.
         if better + worse == 0:
             return 1.0
         return float(binomtest(better, better + worse).pvalue)
@@ -169,10 +171,9 @@ def compare_generations(
             f"No image with a caption is in both generation {before.id} and generation {after.id}."
         )
         return GenerationComparison(before.id, after.id, why=why)
-    queries = [
-        ComparedQuery(text, image_id, old_answer, new_answer)
-        for (text, image_id), old_answer, new_answer in zip(known, old, new, strict=True)
-    ]
+    queries = []
+    for (text, image_id), old_answer, new_answer in zip(known, old, new, strict=True):
+        queries.append(ComparedQuery(text, image_id, old_answer, new_answer))
     return GenerationComparison(before.id, after.id, tuple(queries))
 
 
@@ -181,16 +182,22 @@ def pair_to_compare(known: Sequence[Generation]) -> tuple[Generation, Generation
 
     Returns a sentence that says why where there is no such pair.
     """
-    live = next((item for item in known if item.state == "live"), None)
+    live: Generation | None = None
+    retired: dict[datetime, Generation] = {}
+    for generation in known:
+        if generation.state == "live":
+            live = generation
+        elif generation.state == "retired" and generation.ended_at is not None:
+            retired[generation.ended_at] = generation
     if live is None:
         return "No generation is live, so there are no answers to compare."
-    retired = [item for item in known if item.state == "retired" and item.ended_at is not None]
     if not retired:
         return (
             f"Generation {live.id} is the only one that can answer: "
             "examples appear here after the first switch."
         )
-    return max(retired, key=lambda item: item.ended_at or item.created_at), live
+    # The one that was live last, whatever its number: a rollback goes back to an old one.
+    return retired[max(retired)], live
 
 
 def _known_items(
@@ -221,16 +228,17 @@ def _answers(
     try:
         for start in range(0, len(known), _BATCH):
             batch = known[start : start + _BATCH]
+            # A caption may be longer than a query; its beginning describes the image as well.
             texts = [checked_query(text[:MAX_QUERY_LETTERS], DEPTH) for text, _ in batch]
             results = searcher.search(texts, DEPTH)
             for (_, image_id), result in zip(batch, results, strict=True):
-                answers.append(_ranked_answer(image_id, (hit.image_id for hit in result.hits)))
+                answers.append(_ranked_answer(image_id, [hit.image_id for hit in result.hits]))
     finally:
+        # Before the next generation is loaded.
         searcher.close()
     return answers
 
 
-def _ranked_answer(image_id: str, answered: Iterable[str]) -> RankedAnswer:
-    image_ids = list(answered)
+def _ranked_answer(image_id: str, image_ids: list[str]) -> RankedAnswer:
     rank = image_ids.index(image_id) + 1 if image_id in image_ids else None
     return RankedAnswer(rank, tuple(image_ids[:TOP_SHOWN]))

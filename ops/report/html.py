@@ -67,8 +67,10 @@ def table(
     body = [tag("tr", *(tag("td", cell) for cell in row)) for row in rows]
     if not body:
         return tag("p", empty, class_="empty")
+    # scope tells screen readers what a heading belongs to.
     head = tag("tr", *(tag("th", heading, scope="col") for heading in headings))
     element = tag("table", tag("caption", title), tag("thead", head), tag("tbody", *body))
+    # tabindex: a region that scrolls must be reachable by keyboard.
     return tag("div", element, class_="scroll", role="region", aria_label=title, tabindex="0")
 
 

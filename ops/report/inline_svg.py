@@ -80,6 +80,7 @@ def _referenced_ids(root: ElementTree.Element) -> set[str]:
 def _tidy(element: ElementTree.Element, referenced: set[str], name: str) -> None:
     """Rename ids and references, shorten numbers, and replace colours and fonts, in place."""
     attributes = element.attrib
+    # matplotlib names every group, but only clip paths and markers are referred to.
     identity = attributes.pop("id", None)
     if identity in referenced:
         attributes["id"] = f"{name}-{identity}"
@@ -89,6 +90,7 @@ def _tidy(element: ElementTree.Element, referenced: set[str], name: str) -> None
         renamed = attributes[key].replace("url(#", f"url(#{name}-")
         attributes[key] = _LONG_DECIMAL.sub(r"\1", renamed)
     if "d" in attributes:
+        # matplotlib breaks paths into lines.
         attributes["d"] = " ".join(attributes["d"].split())
     if "style" in attributes:
         attributes["style"] = _page_style(attributes["style"])

@@ -82,13 +82,14 @@ def _draw_line(axes: Axes, line: int, job: str, timeline: Timeline) -> None:
 def _spread(runs: Sequence[JobRun], since: datetime, until: datetime) -> list[float]:
     """Times to mark, in days since 1970: one run, the last one, for each place on the line."""
     width = max((until - since) / _MAX_MARKS, timedelta(seconds=1))
-    places = {int((run.started_at - since) / width): plot_time(run.started_at) for run in runs}
+    places: dict[int, float] = {}
+    for run in runs:
+        places[int((run.started_at - since) / width)] = plot_time(run.started_at)
     return sorted(places.values())
 
 
 def _totals(runs: Sequence[JobRun]) -> str:
-    totals = [f"{_count(runs, outcome):,} {outcome}" for outcome in _MARKS]
-    return ", ".join(totals)
+    return ", ".join(f"{_count(runs, outcome):,} {outcome}" for outcome in _MARKS)
 
 
 def _advice(runs: Sequence[JobRun]) -> str:

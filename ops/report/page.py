@@ -65,6 +65,7 @@ def render_page(
     )
     document = tag("html", _head(words.title), tag("body", body), lang="en")
     file = f"<!doctype html>\n{document}\n"
+    # In bytes: most characters of a page have one, but not all.
     size = len(file.encode("utf-8"))
     if size > MAX_PAGE_BYTES:
         raise WorkFailedError(

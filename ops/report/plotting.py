@@ -119,6 +119,7 @@ class Canvas:
         rows = -(-count // columns_used)
         figure = self.figure(rows * height_pt + LEGEND_PT)
         grid = figure.subplots(rows, columns_used, sharey=share_y, squeeze=False)
+        # Places left over in the last row.
         for unused in grid.flat[count:]:
             unused.set_visible(False)
         return figure, list(grid.flat[:count])
@@ -158,6 +159,7 @@ def percent_axis(axes: Axes, which: Literal["x", "y"] = "y") -> None:
 def legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
     """Add one legend above all panels, with those of `labels` that `axes` has, in this order."""
     handles, names = axes.get_legend_handles_labels()
+    # Lines of the same label share a legend entry.
     handle_of = dict(zip(names, handles, strict=True))
     shown = [label for label in labels if label in handle_of]
     figure.legend(

@@ -116,6 +116,7 @@ def _numbers(report: RecallReport) -> Html:
         return Html("")
     cohorts = report.newest.result.cohorts
     rows = [_number_row(name, recall) for name, recall in cohorts.items()]
+    # A probe run has at least one cohort, so the table is never empty.
     title = "Recall of the newest probe run by the age of the image"
     numbers = table(title, _NUMBER_HEADINGS, rows, "")
     return section("The newest probe run in numbers", numbers)

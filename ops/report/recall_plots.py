@@ -60,6 +60,7 @@ def recall_plots(report: RecallReport) -> list[Plot]:
         plots.append(_over_time(report))
     if report.newest is not None:
         plots.append(_newest(report.newest))
+    # A comparison needs two.
     if len({probe.generation for probe in report.probes}) > 1:
         plots.append(_by_generation(report.probes))
     return plots
@@ -83,6 +84,7 @@ def recall_lines(
         if recall is None:
             continue
         switched = probe.generation != generation
+        # A stretch of time ends after its width, and at a switch.
         if bucket and (switched or probe.at - bucket[0][0] >= width):
             lines[-1].append(_mean_point(bucket))
             bucket = []
@@ -120,6 +122,7 @@ def _over_time(report: RecallReport) -> Plot:
         height_pt = 150 if canvas.wide else 130
         figure, panels = canvas.panels(len(cohorts), height_pt, share_y=True)
         for name, axes in zip(cohorts, panels, strict=True):
+            # The last point of the last line: every cohort here has at least one.
             newest = lines[name][-1][-1]
             _title(axes, name, newest)
             for line in lines[name]:
@@ -149,7 +152,8 @@ def _lowest_of_lines(lines: Mapping[str, Sequence[Sequence[RecallPoint]]]) -> fl
     lowest = 1.0
     for parts in lines.values():
         for line in parts:
-            lowest = min([lowest, *(min(point.low, point.exact) for point in line)])
+            for point in line:
+                lowest = min(lowest, point.low, point.exact)
     return lowest
 
 
@@ -228,6 +232,7 @@ def _draw_cutoff(axes: Axes, probe: ProbeRun, cohorts: Sequence[str], cutoff: st
         exact = recall.exact[cutoff]
         low, high = recall_interval(recall, cutoff)
         lowest = min(lowest, low, exact)
+        # A grey bar joins both marks, so that their distance is seen at once.
         axes.plot([ours, exact], [row, row], color=colours.GRID, linewidth=5, zorder=1)
         axes.plot([low, high], [row, row], color=colours.OURS, linewidth=1.6, zorder=2)
         _draw_diamond(axes, exact, row, size_pt=6, zorder=3)
@@ -248,7 +253,9 @@ def _by_generation(probes: Sequence[ProbeRun]) -> Plot:
     shown = [probe for probe in probes if probe.generation in numbers]
     cohorts = _cohorts_of(shown)
     last = _last_recalls(shown)
-    lowest = min(min(recall_interval(recall)[0], recall.exact["R@10"]) for recall in last.values())
+    lowest = 1.0
+    for recall in last.values():
+        lowest = min(lowest, recall_interval(recall)[0], recall.exact["R@10"])
 
     def draw(canvas: Canvas) -> Figure:
         height_pt = 140 if canvas.wide else 120
@@ -321,7 +328,10 @@ def _draw_diamond(axes: Axes, x: float, y: float, *, size_pt: float, zorder: flo
 
 def _cohorts_of(probes: Sequence[ProbeRun]) -> list[str]:
     """Cohorts that at least one probe run asked for, youngest first."""
-    return [name for name in COHORTS if any(name in probe.result.cohorts for probe in probes)]
+    present: set[str] = set()
+    for probe in probes:
+        present.update(probe.result.cohorts)
+    return [name for name in COHORTS if name in present]
 
 
 def _axis_floor(lowest: float) -> float:

@@ -12,7 +12,7 @@ from datetime import datetime
 from model.retrieval.recall import wilson
 from schemas.job_results import (
     RECALL_CUTOFFS,
-    CodeHistogram,
+    CodeShares,
     CohortRecall,
     DriftReportResult,
     RecallProbeResult,
@@ -37,12 +37,14 @@ class ProbeRun:
 
     def to_dict(self) -> dict[str, object]:
         """The JSON shape."""
-        cohorts = self.result.cohorts.items()
+        cohorts = {}
+        for name, recall in self.result.cohorts.items():
+            cohorts[name] = recall_document(recall)
         return {
             "at": self.at.isoformat(),
             "generation": self.generation,
             "queries": self.result.queries,
-            "cohorts": {name: recall_document(recall) for name, recall in cohorts},
+            "cohorts": cohorts,
         }
 
 
@@ -129,7 +131,7 @@ def recall_document(recall: CohortRecall) -> dict[str, object]:
     }
 
 
-def histogram_document(histogram: CodeHistogram) -> dict[str, object]:
+def histogram_document(histogram: CodeShares) -> dict[str, object]:
     """The JSON shape of a code histogram."""
     return {
         **histogram.to_json(),
@@ -146,5 +148,9 @@ def perplexity(shares: Sequence[float]) -> float:
 
     `shares` add up to 1.
     """
-    entropy = -sum(share * math.log(share) for share in shares if share > 0)
+    entropy = 0.0
+    for share in shares:
+        # The limit of x log x at 0 is 0; the logarithm of 0 does not exist.
+        if share > 0:
+            entropy -= share * math.log(share)
     return math.exp(entropy)

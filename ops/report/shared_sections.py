@@ -87,6 +87,7 @@ def generation_card(timeline: Timeline) -> Card:
     if live is None:
         return Card("Generation", "none", "no generation is live", "bad")
     training = live.config.training
+    # Every mode of `TrainingMode` has words.
     made = _MODE_WORDS[training.mode_or_full]
     if training.parent is not None and training.mode_or_full != "full":
         made += f" from G{training.parent}"
@@ -182,6 +183,7 @@ def _gate(verdict: GateVerdict | None) -> Html:
     if verdict is None:
         return tag("span", "not asked", class_="about")
     outcome = mark("passed", "good") if verdict.passed else mark("refused", "bad")
+    # A candidate that passed has no reasons: its recalls are said instead.
     reasons = [one_line(reason, _MAX_REASON_LENGTH) for reason in verdict.reasons[:_MAX_REASONS]]
     said = reasons or _cohort_differences(verdict.cohorts)
     if not said:

@@ -29,6 +29,7 @@ def thumbnails(conn: Connection, store: ImageStore, image_ids: Iterable[str]) ->
     """
     uris: dict[str, str] = {}
     total_bytes = 0
+    # Sorted: the same images are left out each time the page is made.
     for image_id, image in sorted(images_by_id(conn, sorted(set(image_ids))).items()):
         if image.state != "indexed":
             continue

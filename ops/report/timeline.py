@@ -1,7 +1,7 @@
 """The timeline of a report: generations, switches between them, alarms, and runs of jobs."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -35,7 +35,7 @@ class JobSummary:
     """How the runs of one job went."""
 
     job: str
-    runs: dict[str, int]
+    runs: Mapping[str, int]
     """Number of runs by outcome."""
     last_done_at: datetime | None
     """When the newest successful run ended."""
@@ -81,7 +81,11 @@ class Timeline:
     @property
     def live(self) -> Generation | None:
         """The generation that answers queries."""
-        return next((item for item in self.generations if item.state == "live"), None)
+        # The database allows one live generation at most.
+        for generation in self.generations:
+            if generation.state == "live":
+                return generation
+        return None
 
     @property
     def open_alarms(self) -> tuple[Alarm, ...]:
@@ -97,6 +101,7 @@ class Timeline:
 
     def job_summaries(self) -> list[JobSummary]:
         """How each job went, in the order of the alphabet."""
+        # Runs of each job, oldest first as in `runs`.
         runs_of: dict[str, list[JobRun]] = {}
         for run in self.runs:
             runs_of.setdefault(run.job, []).append(run)
@@ -105,16 +110,18 @@ class Timeline:
     def to_dict(self) -> dict[str, object]:
         """The part of the JSON document that both reports share."""
         return {
-            "generations": [_generation_document(item) for item in self.generations],
-            "alarms": [_alarm_document(alarm) for alarm in self.alarms],
+            "generations": list(map(_generation_document, self.generations)),
+            "alarms": list(map(_alarm_document, self.alarms)),
             "jobs": [summary.to_dict() for summary in self.job_summaries()],
         }
 
 
 def read_timeline(conn: Connection, since: datetime, until: datetime) -> Timeline:
     """Read what happened between two times from the database."""
-    # An alarm raised in the time that is still open is in both lists.
-    alarms = {alarm.id: alarm for alarm in [*alarms_since(conn, since), *open_alarms(conn)]}
+    alarms: dict[int, Alarm] = {}
+    # An alarm that was raised in the time and is still open is in both lists.
+    for alarm in [*alarms_since(conn, since), *open_alarms(conn)]:
+        alarms[alarm.id] = alarm
     oldest_first = sorted(alarms.values(), key=lambda alarm: (alarm.raised_at, alarm.id))
     return Timeline(
         since=since,
@@ -138,10 +145,12 @@ def find_switches(
         seen: times of records, ascending, and the generation that was live.
         since: earlier switches are left out.
     """
-    switches = [
-        GenerationSwitch(item.live_at, item.id) for item in known if item.live_at is not None
-    ]
+    switches = []
+    for generation in known:
+        if generation.live_at is not None:
+            switches.append(GenerationSwitch(generation.live_at, generation.id))
     for (before, old), (after, new) in pairwise(seen):
+        # The records show only that the switch was between two of them: the later time is taken.
         if new != old and not _is_known(switches, new, before, after):
             switches.append(GenerationSwitch(after, new))
     recent = [switch for switch in switches if switch.at >= since]
@@ -151,18 +160,23 @@ def find_switches(
 def _is_known(
     switches: Sequence[GenerationSwitch], generation: int, before: datetime, after: datetime
 ) -> bool:
-    return any(
-        switch.generation == generation and before <= switch.at <= after for switch in switches
-    )
+    """Whether a switch to this generation is known between two times."""
+    for switch in switches:
+        if switch.generation == generation and before <= switch.at <= after:
+            return True
+    return False
 
 
 def _summary(job: str, runs: Sequence[JobRun]) -> JobSummary:
-    counts = {outcome: sum(run.outcome == outcome for run in runs) for outcome in _OUTCOMES}
-    failures = [run for run in runs if run.outcome == "failed"]
+    counts = dict.fromkeys(_OUTCOMES, 0)
     last_done_at = None
+    last_failure = None
     seconds = []
     for run in runs:
-        if run.outcome == "done" and run.ended_at is not None:
+        counts[run.outcome] += 1
+        if run.outcome == "failed":
+            last_failure = run
+        elif run.outcome == "done" and run.ended_at is not None:
             last_done_at = run.ended_at
             seconds.append((run.ended_at - run.started_at).total_seconds())
     return JobSummary(
@@ -170,23 +184,24 @@ def _summary(job: str, runs: Sequence[JobRun]) -> JobSummary:
         runs=counts,
         last_done_at=last_done_at,
         median_s=statistics.median(seconds) if seconds else None,
-        last_failure=failures[-1] if failures else None,
+        last_failure=last_failure,
     )
 
 
-def _generation_document(item: Generation) -> dict[str, object]:
-    training = item.config.training
-    gate = item.config.gate
+def _generation_document(generation: Generation) -> dict[str, object]:
+    training = generation.config.training
+    gate = generation.config.gate
     return {
-        "id": item.id,
-        "state": item.state,
+        "id": generation.id,
+        "state": generation.state,
         "mode": training.mode_or_full,
         "parent": training.parent,
+        # A float, as in every version of this document.
         "images": finite_number(training.images),
-        "codebook": item.codebook_version,
-        "created_at": item.created_at.isoformat(),
-        "live_at": _iso(item.live_at),
-        "ended_at": _iso(item.ended_at),
+        "codebook": generation.codebook_version,
+        "created_at": generation.created_at.isoformat(),
+        "live_at": _iso(generation.live_at),
+        "ended_at": _iso(generation.ended_at),
         "gate": None if gate is None else gate.to_json(),
     }
 

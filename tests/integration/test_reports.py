@@ -9,7 +9,7 @@ from ops.report.documents import drift_report, recall_report
 from ops.report.drift_page import drift_page
 from ops.report.generation_comparison import GenerationComparison
 from ops.report.recall_page import recall_page
-from ops.report.summary import drift_summary, recall_summary
+from ops.report.text_report import drift_summary, recall_summary
 from schemas.job_results import CohortRecall, DriftReportSkipped, JobResult, RecallProbeResult
 from tests.recorded import DAYS, EVERY, HOSTILE, MONITORS, SHAPE, record
 from workers.repository import job_runs

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.generation_config import GateVerdict
 from schemas.job_results import (
-    CodeHistogram,
+    CodeShares,
     CohortRecall,
     DriftCalibration,
     DriftReportResult,
@@ -41,7 +41,7 @@ DRIFT = DriftReportResult(
     monitors=(READING,),
     first_key=7,
     last_key=1900,
-    histograms={"id1": CodeHistogram((0.25, 0.75), (0.5, 0.5))},
+    histograms={"id1": CodeShares((0.25, 0.75), (0.5, 0.5))},
     leaf=LeafLoads(0.4, 31.0, 60),
     suffix_pressure=0.02,
     tickets=1,
@@ -187,14 +187,14 @@ def test_parts_that_cannot_be_understood_are_left_out() -> None:
     )
     assert drift is not None
     assert (drift.monitors, drift.images, drift.suffix_pressure) == ((READING,), 0, None)
-    assert drift.histograms == {"id1": CodeHistogram((0.25, 0.75), (0.5, 0.5))}
+    assert drift.histograms == {"id1": CodeShares((0.25, 0.75), (0.5, 0.5))}
     assert drift.leaf == LeafLoads(0.5)
     gate = GateResult.from_json({"judged": {"2": {"probes": {"hour": {}}}, "3": None, "new": {}}})
     assert gate == GateResult({}, promoted=None, fallback_caught_up=0)
 
 
 def test_shares_that_moved_and_effects_beside_their_limits() -> None:
-    assert CodeHistogram((0.25, 0.75), (0.5, 0.5)).moved == pytest.approx(0.25)
+    assert CodeShares((0.25, 0.75), (0.5, 0.5)).moved == pytest.approx(0.25)
     assert READING.ratio == pytest.approx(1.5)
     assert MonitorReading("m", 0.1, 0.0, None, None, alarm=False).ratio == math.inf
     assert MonitorReading("m", 0.0, 0.0, None, None, alarm=False).ratio == 0

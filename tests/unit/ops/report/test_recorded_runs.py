@@ -15,7 +15,7 @@ from ops.report.recorded_runs import (
     probe_runs,
     recall_interval,
 )
-from schemas.job_results import CodeHistogram, CohortRecall, LeafLoads
+from schemas.job_results import CodeShares, CohortRecall, LeafLoads
 from workers.repository.job_runs import JobRun
 
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
@@ -113,7 +113,7 @@ def test_a_drift_check_reads_numbers_and_leaves_out_everything_else() -> None:
         "leaf": {"gini": 0.5},
         "suffix_pressure": None,
     }
-    assert check.result.histograms == {"id1": CodeHistogram((0.25, 0.75), (0.5, 0.5))}
+    assert check.result.histograms == {"id1": CodeShares((0.25, 0.75), (0.5, 0.5))}
     assert (check.result.leaf, check.result.suffix_pressure) == (LeafLoads(gini=0.5), None)
     assert check.result.histograms["id1"].moved == pytest.approx(0.25)
 

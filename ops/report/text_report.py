@@ -1,4 +1,4 @@
-"""The summary: a report in a few lines for the terminal."""
+"""A report in a few lines of text for the terminal."""
 
 from collections.abc import Sequence
 
