@@ -38,7 +38,7 @@ from ops.jobs.drift_alarms import (
 from ops.jobs.known_items import known_items_of, search_ranks
 from schemas.errors import SigmaError
 from schemas.job_results import (
-    CodeHistogram,
+    CodeShares,
     DriftCalibration,
     DriftReportResult,
     DriftReportSkipped,
@@ -231,10 +231,10 @@ def _reading(result: MonitorResult) -> MonitorReading:
     )
 
 
-def _histograms(reference: DriftReference, window: ArrivalWindow) -> dict[str, CodeHistogram]:
+def _histograms(reference: DriftReference, window: ArrivalWindow) -> dict[str, CodeShares]:
     histograms = {}
     for level, shares in code_shares(reference, window).items():
-        histograms[level] = CodeHistogram(tuple(shares["then"]), tuple(shares["now"]))
+        histograms[level] = CodeShares(tuple(shares["then"]), tuple(shares["now"]))
     return histograms
 
 
