@@ -1,4 +1,4 @@
-"""Accepted images and stub generations for tests of what happens around the model."""
+"""Accepted images and stub generations, for tests of what happens around the model."""
 
 import io
 from collections.abc import Sequence
@@ -19,6 +19,9 @@ from workers.repository.images import accept_images
 from workers.repository.postings import append
 from workers.runtime.services import Services
 
+_SIDE = 8
+"""Pixels of a small image's side."""
+
 
 def services_at(database: str, home: Path, **settings: Any) -> Services:
     """Services on a test's database, with a home of their own."""
@@ -26,49 +29,48 @@ def services_at(database: str, home: Path, **settings: Any) -> Services:
 
 
 def accepted(store: ImageStore, names: Sequence[str]) -> list[ImageAccepted]:
-    """Events of small images that the store holds, each unlike the others."""
-    events = []
-    for name in names:
-        pixels = np.random.default_rng(list(name.encode())).integers(
-            0, 256, (8, 8, 3), dtype=np.uint8
-        )
-        data = io.BytesIO()
-        Image.fromarray(pixels).save(data, "PNG")
-        uri = store.put(data.getvalue())
-        events.append(
-            ImageAccepted(
-                name,
-                f"file:///{name}.png",
-                uri,
-                "0" * 64,
-                8,
-                8,
-                datetime.now(UTC),
-                captions=(f"picture {name}",),
-            )
-        )
-    return events
+    """Store a small image for each name, each unlike the others, and return their events."""
+    return [_accepted(store, name) for name in names]
 
 
 def leave_in(conn: Connection, generation: int, events: Sequence[ImageAccepted]) -> None:
-    """Accept images and post them in one generation only, as a worker does that has not loaded the others."""
-    found = generations.get(conn, generation)
-    stub = StubAssigner(found.shape, generation)
+    """Accept images and post them in one generation only.
+
+    That is what an index worker does that has not loaded the others.
+    """
+    stub = StubAssigner.of(generations.get(conn, generation))
     with transaction(conn):
         keys = [stored.image_key for stored in accept_images(conn, events)]
         inferred = stub.infer([np.full((2, 2, 3), key % 256, np.uint8) for key in keys])
-        append(
-            conn,
-            generation,
-            stub.shape,
-            [one.assignment(key) for one, key in zip(inferred, keys, strict=True)],
-        )
+        assignments = []
+        for inference, key in zip(inferred, keys, strict=True):
+            assignments.append(inference.assignment(key))
+        append(conn, generation, stub.shape, assignments)
 
 
 def held_by(conn: Connection, generation: int) -> set[str]:
     """Ids of the images that have a primary posting in a generation."""
-    found = conn.execute(
-        "SELECT image_id FROM posting JOIN image USING (image_key) WHERE generation = %s AND suffix IS NOT NULL",
+    primaries = conn.execute(
+        """SELECT image_id FROM posting JOIN image USING (image_key)
+           WHERE generation = %s AND suffix IS NOT NULL""",
         (generation,),
     )
-    return {image_id for (image_id,) in found}
+    return {image_id for (image_id,) in primaries}
+
+
+def _accepted(store: ImageStore, name: str) -> ImageAccepted:
+    # Seeded by the name: the same name always has the same pixels.
+    noise = np.random.default_rng(list(name.encode()))
+    pixels = noise.integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return ImageAccepted(
+        name,
+        f"file:///{name}.png",
+        store.put(data.getvalue()),
+        "0" * 64,
+        _SIDE,
+        _SIDE,
+        datetime.now(UTC),
+        captions=(f"picture {name}",),
+    )

@@ -71,6 +71,7 @@ class BatchInference:
         started_s = time.perf_counter()
         for part in slices(items, SLICE):
             self.inferred += self.assigner.infer([item.picture for item in part])
+        # Wall time: other threads of the process read pictures meanwhile.
         self.seconds += time.perf_counter() - started_s
 
 
@@ -121,6 +122,7 @@ def unfinished(
     kept = []
     for candidate in accepted:
         image = stored.get(candidate.image.image_id)
+        # An image without a row is new; its row is made when the batch commits.
         if image is None or not is_finished(candidate.image.version, image, posted_keys):
             kept.append(candidate)
     return kept
@@ -181,6 +183,7 @@ def outcome_messages(
                 "no-room", f"image {image_id} found no leaf with room in generation {generation}"
             )
             messages.append(message(note, image_id, cause=item.event))
+        # Only an image that this batch appended has them, so a replay announces nothing.
         if outcome.leaf is not None and outcome.suffix is not None:
             indexed = ImageIndexed(
                 image_id=image_id,

@@ -86,6 +86,7 @@ class Intake:
             commit(conn, events, judged)
             # Last, so that the row locks of the offsets are held briefly.
             store_offsets(events, conn, GROUP, batch)
+        # Counted after the commit: a batch that is rolled back comes again.
         self.metrics.batch.observe(len(batch))
         for judgement in judged:
             self.metrics.count_verdict(judgement.verdict)
@@ -280,7 +281,7 @@ def _poll(intake: Intake, events: EventLog, conn: Connection, stop: threading.Ev
 
 
 def _run_faust(services: Services, intake: Intake, stop: threading.Event) -> None:
-    # Imported here: without Kafka, faust's import time is saved.
+    # Imported here: faust is slow to import, and needed with Kafka only.
     from stream.log import faust_app
 
     kafka = services.settings.kafka

@@ -34,6 +34,7 @@ class StubAssigner:
 
     def __init__(self, shape: IdentifierShape, salt: int) -> None:
         self.shape = shape
+        # Another salt, other identifiers: an answer tells which generation gave it.
         self._salt = str(salt).encode()
 
     @classmethod
@@ -58,6 +59,7 @@ class StubAssigner:
 
 def noise_of(seed: bytes) -> np.random.Generator:
     """Return a generator whose numbers depend on all bytes of the seed."""
+    # `hash` of bytes differs between processes, and workers have to agree.
     digest = hashlib.sha256(seed).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint64))
 

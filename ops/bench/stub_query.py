@@ -92,5 +92,6 @@ def stub_searcher_loader(services: Services) -> LoadSearcher:
 
 def serve(services: Services, stop: threading.Event) -> None:
     """Run one query worker until stopped."""
+    # As `sigma worker` does by default: the other workers need the other cores.
     torch.set_num_threads(1)
     http.run(services, stop, stub_searcher_loader(services))

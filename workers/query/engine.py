@@ -156,6 +156,7 @@ class TrieEngine:
 
     def apply(self, changes: Changes) -> IntArray:
         """Bring trie and embeddings up to date; returns the keys that became searchable."""
+        # Deletions first: a key never comes back, and a new version has a key of its own.
         if len(changes.deleted):
             slots = self.gallery.slots(changes.deleted)
             self.trie.delete(slots[slots >= 0].tolist())
@@ -191,6 +192,7 @@ class TrieEngine:
             self.decoding.close()
 
     def _index(self) -> SearchIndex:
+        # Made for each search: the view of the embeddings changes when the gallery grows.
         return SearchIndex(self.decoding, self.encoder, self.trie, self.gallery.embeddings)
 
     def _ranked(self, results: Sequence[SearchResult]) -> list[RankedImages]:
@@ -235,6 +237,7 @@ class ModelEngine(TrieEngine):
         `engine` decodes queries, "torch" or "vllm"; vLLM reads an export of the checkpoint, which
         is made once.
         """
+        # vLLM shares the decoder too: it scores with it while vLLM is not running.
         decoder = Decoder(checkpoint.sigma)
         decoding: TextDecodingEngine[Any] = decoder
         if engine == "vllm":

@@ -64,6 +64,7 @@ class Gallery:
 
     def slots(self, keys: IntArray) -> IntArray:
         """Return the (N,) slots of image keys, -1 for unknown ones."""
+        # (S,) the keys of slots 0 to S-1, which ascend.
         ascending = self._keys[: self._sorted]
         positions = np.searchsorted(ascending, keys)
         inside = positions < len(ascending)
@@ -108,6 +109,7 @@ class Gallery:
             return
         capacity = max(_MIN_ROWS, rows, int(len(self._keys) * _GROWTH))
         self._file.truncate(capacity * width * _HALF_BYTES)
+        # Views of the old mapping stay valid: the file only grows, and they keep the mapping alive.
         self._rows = np.memmap(self._file, dtype=np.float16, mode="r+", shape=(capacity, width))
         added = np.zeros(capacity - len(self._keys), dtype=np.int64)
         self._keys = np.concatenate([self._keys, added])

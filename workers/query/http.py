@@ -95,6 +95,7 @@ def application(server: QueryServer, metrics: QueryMetrics) -> FastAPI:
         pending = PendingQuery(
             checked_query(request.query, request.k), request.k, request.mode, request.generation
         )
+        # From here on the decode thread may answer at any moment, in its own thread.
         server.submit(pending)
         try:
             answer = await asyncio.wait_for(asyncio.wrap_future(pending.answer), _ANSWER_S)
@@ -155,6 +156,7 @@ def run(
     thread.start()
     while not stop.wait(_POLL_S) and thread.is_alive():
         pass
+    # First no further requests; then those that wait are answered or refused.
     http.should_exit = True
     server.close()
     thread.join(_JOIN_S)

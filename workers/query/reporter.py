@@ -111,6 +111,8 @@ class Reporter:
         ):
             while not stop.is_set():
                 reports = take_waiting(self._reports, _BATCH, _POLL_S)
+                # Reports that could not be written are lost: they are measurements, and to retry
+                # them would hold up newer ones.
                 if reports:
                     self._write(conn, events, batch_of(reports))
 

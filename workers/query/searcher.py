@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from model.decoding.export import delete_stale_exports
@@ -132,6 +133,7 @@ class Searcher(Generic[E_co]):
     def _describe(
         self, texts: Sequence[str], ranked: Sequence[RankedImages], count: int
     ) -> list[AnsweredQuery]:
+        # Two queries for all answers of a batch, instead of two for each.
         unique_keys: set[int] = set()
         for images in ranked:
             unique_keys.update(images.image_keys.tolist())
@@ -241,7 +243,7 @@ def open_searcher(
     engine_name = engine or services.settings.engine
     if services.settings.engine == "vllm":
         with services.connect(f"exports {generation.id}") as conn:
-            _delete_unused_exports(conn, services, generation)
+            _delete_unused_exports(conn, services.cache / EXPORTS, generation)
     if checkpoint is None:
         checkpoint = load_generation_checkpoint(services.checkpoints, generation)
     model_engine = ModelEngine.open(generation.id, checkpoint, services.cache, engine=engine_name)
@@ -253,6 +255,8 @@ def follow(services: Services, generation: Generation, engine: E) -> Searcher[E]
 
     The searcher owns the engine; when this fails, the engine is closed.
     """
+    # Without this, a database that is unavailable for a while would leave an engine's memory and
+    # file behind at each try.
     with ExitStack() as undo:
         undo.callback(engine.close)
         conn = services.connect(f"search {generation.id}")
@@ -265,8 +269,9 @@ def follow(services: Services, generation: Generation, engine: E) -> Searcher[E]
     return Searcher(generation, engine, conn, follower, services.store, services.settings.retrieval)
 
 
-def _delete_unused_exports(conn: Connection, services: Services, generation: Generation) -> None:
+def _delete_unused_exports(conn: Connection, exports: Path, generation: Generation) -> None:
+    # Other query workers on this machine may read those of the other receiving generations.
     names = {export_name(generation.id)}
     for other in receiving(conn):
         names.add(export_name(other.id))
-    delete_stale_exports(services.cache / EXPORTS, names)
+    delete_stale_exports(exports, names)

@@ -85,6 +85,7 @@ class QueryServer:
     @property
     def problem(self) -> str:
         """Why this worker is not ready; empty when it is."""
+        # Read by HTTP's thread without a lock: the decode thread replaces `live` in one step.
         return self._residents.problem if self._served.live is None else ""
 
     def submit(self, query: PendingQuery) -> None:
@@ -110,6 +111,7 @@ class QueryServer:
         self._residents.leading = number
 
     def _send(self, update: EngineUpdate) -> None:
+        # In this order: the decode thread, once awake, has to find the update.
         self._updates.put(update)
         self._queries.put(None)
 
@@ -118,6 +120,7 @@ class QueryServer:
     def _decode(self) -> None:
         while not self._stop.is_set():
             queries = self._next_batch()
+            # Only those that are there now: a follower that sends on and on must not stop queries.
             for _ in range(self._updates.qsize()):
                 self._served.take(self._updates.get())
             self._answer(queries)

@@ -37,6 +37,7 @@ class ShadowQueue:
         self._share = share
         self._metrics = metrics
         self._report = report
+        # Not seeded: several workers should compare different queries.
         self._random = random.Random()
         self._comparisons: deque[Iterator[None]] = deque()
 
@@ -94,6 +95,7 @@ class ShadowQueue:
             (answers[number],) = searcher.engine.answer([text], DEPTH, live.settings)
             took_ms[number] = (time.perf_counter() - started_s) * 1000
             yield
+        # Each against its own exact search: the two generations may hold different images.
         recalls: list[float | None] = []
         for searcher in pair:
             recalls.append(_exact_recall(searcher.engine, text, answers[searcher.generation.id]))

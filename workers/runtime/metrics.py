@@ -87,6 +87,7 @@ def verdict_name(verdict: ImageAccepted | ImageRejected | ImageDeleted) -> str:
         return "accepted"
     if isinstance(verdict, ImageDeleted):
         return "deleted"
+    # Safe as a label: codes are a small fixed set.
     return verdict.code
 
 
@@ -139,72 +140,51 @@ class QueryMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.queries = Counter("sigma_queries", "Queries answered", registry=self.registry)
-        self.failures = Counter(
-            "sigma_query_failures", "Queries that failed", registry=self.registry
+        self.queries = self._counter("sigma_queries", "Queries answered")
+        self.failures = self._counter("sigma_query_failures", "Queries that failed")
+        self.dropped = self._counter(
+            "sigma_reports_dropped", "Reports dropped because the database was unavailable too long"
         )
-        self.dropped = Counter(
-            "sigma_reports_dropped",
-            "Reports dropped because the database was unavailable too long",
-            registry=self.registry,
+        self.latency = self._histogram(
+            "sigma_query_seconds", "Seconds from request to answer", _LATENCY_S
         )
-        self.latency = Histogram(
-            "sigma_query_seconds",
-            "Seconds from request to answer",
-            buckets=_LATENCY_S,
-            registry=self.registry,
+        self.batch = self._histogram(
+            "sigma_query_batch", "Queries decoded together", _QUERY_BATCH_SIZES
         )
-        self.batch = Histogram(
-            "sigma_query_batch",
-            "Queries decoded together",
-            buckets=_QUERY_BATCH_SIZES,
-            registry=self.registry,
+        self.candidates = self._histogram(
+            "sigma_query_candidates", "Images scored for one query", _CANDIDATES
         )
-        self.candidates = Histogram(
-            "sigma_query_candidates",
-            "Images scored for one query",
-            buckets=_CANDIDATES,
-            registry=self.registry,
+        self.freshness = self._histogram(
+            "sigma_searchable_seconds", "Seconds from appended to searchable", _AGE_S
         )
-        self.freshness = Histogram(
-            "sigma_searchable_seconds",
-            "Seconds from appended to searchable",
-            buckets=_AGE_S,
-            registry=self.registry,
+        self.images = self._gauge("sigma_trie_images", "Images that can be found")
+        self.leaves = self._gauge("sigma_trie_leaves", "Occupied leaves")
+        self.generation = self._gauge("sigma_generation", "Generation that answers")
+        self.resident = self._gauge(
+            "sigma_generations_held", "Generations in memory or on their way there"
         )
-        self.images = Gauge("sigma_trie_images", "Images that can be found", registry=self.registry)
-        self.leaves = Gauge("sigma_trie_leaves", "Occupied leaves", registry=self.registry)
-        self.generation = Gauge(
-            "sigma_generation", "Generation that answers", registry=self.registry
+        self.switches = self._counter(
+            "sigma_switches", "Times that another generation began to answer"
         )
-        self.resident = Gauge(
-            "sigma_generations_held",
-            "Generations in memory or on their way there",
-            registry=self.registry,
+        self.load_failures = self._counter(
+            "sigma_candidate_load_failures", "Generations that could not be loaded"
         )
-        self.switches = Counter(
-            "sigma_switches",
-            "Times that another generation began to answer",
-            registry=self.registry,
+        self.shadow_queries = self._counter(
+            "sigma_shadow_queries", "Live queries that a candidate answered too"
         )
-        self.load_failures = Counter(
-            "sigma_candidate_load_failures",
-            "Generations that could not be loaded",
-            registry=self.registry,
+        self.shadow_dropped = self._counter(
+            "sigma_shadow_dropped", "Comparisons dropped for want of an idle moment"
         )
-        self.shadow_queries = Counter(
-            "sigma_shadow_queries",
-            "Live queries that a candidate answered too",
-            registry=self.registry,
-        )
-        self.shadow_dropped = Counter(
-            "sigma_shadow_dropped",
-            "Comparisons dropped for want of an idle moment",
-            registry=self.registry,
-        )
-        self.shadow_failures = Counter(
-            "sigma_shadow_failures", "Comparisons that failed", registry=self.registry
-        )
+        self.shadow_failures = self._counter("sigma_shadow_failures", "Comparisons that failed")
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, text, buckets=buckets, registry=self.registry)
 
 
 @dataclass(frozen=True, slots=True)

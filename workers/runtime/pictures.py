@@ -19,6 +19,7 @@ def read_picture(store: ImageStore, uri: str) -> ByteArray:
     """
     data = store.get(uri)
     try:
+        # The store holds PNG only: no other decoder is given its bytes.
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.asarray(image.convert("RGB"), dtype=np.uint8)
     except (OSError, SyntaxError, ValueError) as error:

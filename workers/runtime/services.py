@@ -63,6 +63,8 @@ class Services:
             return KafkaLog(self.settings.kafka, self.database_url)
         return PostgresLog(self.database_url)
 
+    # Cached, so that each process has one pool of connections to S3 and to each host.
+
     @cached_property
     def s3(self) -> S3ImageStore | None:
         """The S3 store, if one is configured."""
