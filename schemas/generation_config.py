@@ -1,4 +1,4 @@
-"""A generation's configuration: how it was trained, what its gate said, why it failed. JSON in its row."""
+"""A generation's configuration, JSON in its row: its training, its gate's verdict, its failure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +65,7 @@ class CohortComparison:
 
 @dataclass(frozen=True, slots=True)
 class GateVerdict:
-    """Whether a candidate may go live, compared with the generation `against`, and what was measured.
+    """Whether a candidate may go live in place of the generation `against`, and what was measured.
 
     Figures that an earlier version did not record are None; `other` are keys of a later one.
     """

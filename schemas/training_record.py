@@ -1,4 +1,4 @@
-"""The training record: how a model was trained. In checkpoint.json and in its generation's configuration."""
+"""The training record: how a model was trained. Stored with its checkpoint and its generation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -62,8 +62,8 @@ class ReclusterRecord:
 class TrainingRecord:
     """What a training was asked for, and what it has done so far.
 
-    Versions before this one left keys out; their fields are None. `other` are keys that this version
-    does not know: they are written back, so that a resumed training loses nothing.
+    Versions before this one left keys out; their fields are None. `other` are keys that this
+    version does not know: they are written back, so that a resumed training loses nothing.
     """
 
     mode: TrainingMode | None = None

@@ -20,8 +20,9 @@ from schemas.events import ImageArrived
 from schemas.settings import KafkaSettings, Settings
 from stream.manifest import read_manifest
 from workers.repository.connection import Connection, migrate
+from workers.trainer.request import TrainRequest
 from workers.trainer.seeding import arrival
-from workers.trainer.trainer import TrainRequest, train
+from workers.trainer.trainer import train
 
 _TRAINED, _BURST, _PATIENCE_S = 240, 600, 120.0
 _ALLOWED_S = {50: 0.5, 95: 1.0, 99: 2.0}

@@ -36,8 +36,9 @@ from workers.repository.follower import TrieFollower
 from workers.repository.generations import Generation
 from workers.runtime.process import bind
 from workers.runtime.services import Services
+from workers.trainer.request import TrainRequest
 from workers.trainer.seeding import arrival
-from workers.trainer.trainer import TrainRequest, train
+from workers.trainer.trainer import train
 
 GOAL = 1.5
 """p99 while generations switch, beside the quiet one."""

@@ -1,17 +1,23 @@
-"""What `sigma train` does: checks what is asked for, and runs the trainer, or one rank of it under `torchrun`."""
+"""`sigma train`: check the options, and run the trainer, or one rank of it under `torchrun`."""
 
 import os
 import signal
 import threading
 from argparse import Namespace
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ops.cli.context import AddCommand, emit, entries_of, open_database
 from ops.embedded.database import open_services
 from schemas.errors import UsageError
 from schemas.settings import Settings
+from schemas.training_record import TrainingMode
+
+if TYPE_CHECKING:
+    # Both import PyTorch, which takes seconds that `sigma train --help` must not spend.
+    from workers.trainer.request import TrainRequest
+    from workers.trainer.trainer import TrainResult
 
 
 def add_commands(add: AddCommand) -> None:
@@ -71,18 +77,19 @@ def add_commands(add: AddCommand) -> None:
 def train(options: Namespace, settings: Settings) -> int:
     """`sigma train`"""
     check(options)
+    # Imported after the check: PyTorch takes seconds to load.
     from model.training.ranks import is_first_rank, join_ranks, leave_ranks
     from workers.runtime.services import Services
-    from workers.trainer.stage_runner import assist
+    from workers.trainer.stage_runner import assist_first_rank
 
     if options.stop_with_parent:
         _stop_with_parent()
     join_ranks()
     try:
         if is_first_rank():
-            return _first(options, settings)
-        # Only the first rank knows the database; pictures and checkpoints are read from where it reads them.
-        assist(Services(settings, settings.database_url or ""))
+            return _train_as_first_rank(options, settings)
+        # The other ranks need no database: checkpoints and pictures are files that all can read.
+        assist_first_rank(Services(settings, settings.database_url or "").store)
         return 0
     finally:
         leave_ranks()
@@ -90,39 +97,59 @@ def train(options: Namespace, settings: Settings) -> int:
 
 def check(options: Namespace) -> None:
     """`UsageError` when the options contradict each other, or name nothing to train on."""
-    parental = options.refresh or options.recluster
-    given = [
-        name
-        for name, there in (("--manifest", options.manifest), ("--from-store", options.from_store))
-        if there
-    ]
-    given += ["--refresh/--recluster"] if parental else []
-    if len(given) > 1:
+    from_parent = options.refresh or options.recluster
+    sources = []
+    if options.manifest:
+        sources.append("--manifest")
+    if options.from_store:
+        sources.append("--from-store")
+    if from_parent:
+        sources.append("--refresh/--recluster")
+    if len(sources) > 1:
         raise UsageError(
-            f"{' and '.join(given)} exclude each other: they name different things to train on; keep one"
+            f"{' and '.join(sources)} exclude each other: they name different things to train on; "
+            "keep one"
         )
-    if not given and not options.resume:
+    if not sources and not options.resume:
         raise UsageError(
-            "name what to train on: --manifest F, --from-store, --refresh or --recluster; or go on with --resume"
+            "name what to train on: --manifest F, --from-store, --refresh or --recluster; or go on "
+            "with --resume"
         )
-    if parental and (options.base or options.adapt != "auto"):
+    if from_parent and (options.base or options.adapt != "auto"):
         raise UsageError(
-            "--base and --adapt are for a training from base weights, not for one from the live generation; leave them out"
+            "--base and --adapt are for a training from base weights, not for one from the live "
+            "generation; leave them out"
         )
     if options.recluster and not options.refresh and options.stage != "all":
         raise UsageError("--recluster alone runs no stage; leave --stage out, or add --refresh")
 
 
-def _first(options: Namespace, settings: Settings) -> int:
+def _train_as_first_rank(options: Namespace, settings: Settings) -> int:
+    from ops.cli.progress_bar import bar
+    from workers.trainer import trainer
+
+    request = training_request(options)
+    entries = entries_of(options.manifest, None) if options.manifest else None
+    with open_services(settings) as services, open_database(services, "train") as conn:
+        result = trainer.train(services, entries, request, bar)
+        if options.promote and result.state == "shadow":
+            from ops.jobs.candidate_promotion import CandidatePromoter
+
+            CandidatePromoter.on_services(services, conn).promote(result.generation)
+            result = replace(result, state="live")
+    emit(result.to_json(), options.json, summary(result))
+    return 0
+
+
+def training_request(options: Namespace) -> "TrainRequest":
+    """The trainer's request for parsed options."""
     from model.network.base import SHIPPED
     from model.network.profiles import profile
-    from ops.cli.progress_bar import bar
-    from workers.trainer.trainer import TrainRequest
-    from workers.trainer.trainer import train as run
+    from workers.trainer.request import STAGES, TrainRequest
 
-    request = TrainRequest(
+    return TrainRequest(
         profile=profile(options.profile) if options.profile else None,
-        until="align" if options.stage == "all" else options.stage,
+        until=STAGES[-1] if options.stage == "all" else options.stage,
         resume=options.resume,
         seed=options.seed,
         base=options.base or SHIPPED,
@@ -130,19 +157,10 @@ def _first(options: Namespace, settings: Settings) -> int:
         mode=_mode(options),
         recluster=options.recluster and options.refresh,
     )
-    entries = entries_of(options.manifest, None) if options.manifest else None
-    with open_services(settings) as found, open_database(found, "train") as conn:
-        result = run(found, entries, request, bar)
-        if options.promote and result.state == "shadow":
-            from ops.jobs.candidate_promotion import CandidatePromoter
-
-            CandidatePromoter.on_services(found, conn).promote(result.generation)
-            result = replace(result, state="live")
-    emit(asdict(result), options.json, told(result))
-    return 0
 
 
-def _mode(options: Namespace) -> Any:
+def _mode(options: Namespace) -> TrainingMode | None:
+    """The mode that is asked for; None leaves it to the training that is resumed."""
     if options.refresh:
         return "refresh"
     if options.recluster:
@@ -150,26 +168,28 @@ def _mode(options: Namespace) -> Any:
     return "full" if options.manifest or options.from_store else None
 
 
-def told(result: Any) -> str:
-    """What a person reads of a `TrainResult`."""
-    hint = {
+def summary(result: "TrainResult") -> str:
+    """What a person reads of a result: what came out, what to do next, what was left out."""
+    next_steps = {
         "building": "go on with --resume",
         "shadow": f"make it live with: sigma generations promote {result.generation}",
     }
-    then = hint.get(result.state, "it answers queries")
-    if result.figures.get("mode") == "recluster":
-        moved = result.figures["recluster"]["moved"]
-        text = f"generation {result.generation} is {result.state}, {moved:,} of {result.images:,} images have moved; {then}"
+    next_step = next_steps.get(result.state, "it answers queries")
+    recluster = result.record.recluster
+    if result.record.mode == "recluster" and recluster is not None:
+        done = f"{recluster.moved:,} of {result.images:,} images have moved"
     else:
-        text = f"generation {result.generation} is {result.state}, trained on {result.images:,} images; {then}"
-    return text + "".join(f"\nleft out {one['path']}: {one['reason']}" for one in result.rejected)
+        done = f"trained on {result.images:,} images"
+    lines = [f"generation {result.generation} is {result.state}, {done}; {next_step}"]
+    lines += [f"left out {entry.path}: {entry.reason}" for entry in result.rejected]
+    return "\n".join(lines)
 
 
 def _stop_with_parent() -> None:
-    """End as by SIGTERM when standard input closes: whoever started this process holds the other end."""
+    """End as by SIGTERM when standard input closes: the process that started this one ended."""
 
     def wait() -> None:
-        # Not through `sys.stdin`: its lock, held here for good, would abort the interpreter when it shuts down.
+        # Not through `sys.stdin`: a thread that waits in its lock aborts the interpreter at exit.
         while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)

@@ -26,7 +26,8 @@ from stream.manifest import read_manifest
 from workers.query.searcher import live_generation, open_searcher
 from workers.repository.connection import migrate
 from workers.runtime.services import Services
-from workers.trainer.trainer import TrainRequest, train
+from workers.trainer.request import TrainRequest
+from workers.trainer.trainer import train
 
 MARK = "demo.json"
 """File that marks a folder as a demo's: only such a folder is ever removed."""
@@ -127,7 +128,7 @@ def _run(
     examples = ask(address, _held_out(unseen[:EXAMPLE_QUERIES]), EXAMPLE_RESULTS)
     down(services.settings)
     return {
-        "training": trained.figures,
+        "training": trained.figures(),
         "stream": streamed.to_json(),
         "evaluate": figures,
         "status": state,

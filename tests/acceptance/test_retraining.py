@@ -37,7 +37,13 @@ def test_a_job_resumes_what_was_left_makes_one_candidate_and_waits_for_its_gate(
     with open_services(settings) as found, found.connect("test") as conn:
         trainer = CandidateTrainer.on_services(found, conn)
         assert trainer.retrain(settings).to_json()["generation"] is None
-        seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:NEW], quiet)
+        seed_images(
+            conn,
+            found.store,
+            found.limits,
+            read_manifest(corpus / "stream" / "manifest.jsonl")[:NEW],
+            quiet,
+        )
         catch_up_first(found, conn)
         left = home.ok("train", "--refresh", "--stage", "codebook")
         assert (left["generation"], left["state"], left["images"]) == (
@@ -80,7 +86,13 @@ def test_a_job_whose_trainer_fails_says_why(home: Home, corpus: Path) -> None:
     with open_services(Settings(home=home.folder)) as found, found.connect("test") as conn:
         trainer = CandidateTrainer.on_services(found, conn)
         assert "trained on every image" in str(trainer.recluster().to_json()["why"])
-        seed_images(found, conn, read_manifest(corpus / "stream" / "manifest.jsonl")[:1], quiet)
+        seed_images(
+            conn,
+            found.store,
+            found.limits,
+            read_manifest(corpus / "stream" / "manifest.jsonl")[:1],
+            quiet,
+        )
         catch_up_first(found, conn)
         for file in (home.folder / "generations" / "g1").glob("*.safetensors"):
             file.write_bytes(b"damaged")

@@ -1,4 +1,4 @@
-"""A very small training for the tests: random pictures in the store, a model of the real class, one thread, seconds."""
+"""A training of seconds for the tests: random pictures, a small model of the real class."""
 
 import io
 import os
@@ -25,7 +25,8 @@ from tests.unit.model.conftest import TEXTS, pictures, small_base, small_profile
 from workers.repository.connection import Connection
 from workers.repository.images import accept_images
 from workers.runtime.services import Services
-from workers.trainer.trainer import TrainRequest, TrainResult, train
+from workers.trainer.request import TrainRequest
+from workers.trainer.trainer import TrainResult, train
 
 LENIENT = Gates(progress=-1.0, drop=1.0, rise=100.0)
 """Random pictures cannot be learnt in seconds; the gates' own tests are elsewhere."""
@@ -43,7 +44,7 @@ def profile_of_tests(vision: bool = False) -> Profile:
     """Three short stages, and shorter ones for a refresh; `vision` trains the vision tower too."""
     small = small_profile()
     short: tuple[Stage, ...] = tuple(replace(stage, epochs=1.0) for stage in small.stages)
-    # A checkpoint does not carry these two: what is loaded has the text limit of the profile of that name.
+    # A checkpoint does not carry these two: a loaded one has the text limit of its named profile.
     return replace(
         small.with_refresh(short),
         views=0 if vision else 1,
@@ -131,15 +132,15 @@ def states(folder: Path) -> dict[str, np.ndarray]:
 def rank_of_torchrun(home: Path, database: str) -> None:
     """What every process of a torchrun does; each leaves the weights that it ended with."""
     from model.training.ranks import is_first_rank, join_ranks, leave_ranks
-    from workers.trainer.stage_runner import Trainee, assist
+    from workers.trainer.stage_runner import StageOutcome, StageRunner, assist_first_rank
 
-    learn, ended = Trainee.learn, []
+    run, ended = StageRunner.run, []
 
-    def noted(self: Trainee, *given: Any) -> tuple[float, float]:
+    def noted(self: StageRunner, *given: Any) -> StageOutcome:
         ended.append(self.sigma)
-        return learn(self, *given)
+        return run(self, *given)
 
-    patch.object(Trainee, "learn", noted).start()
+    patch.object(StageRunner, "run", noted).start()
     join_ranks()
     torch.set_num_threads(1)
     rank = 0 if is_first_rank() else 1
@@ -147,7 +148,7 @@ def rank_of_torchrun(home: Path, database: str) -> None:
         services = tiny_services(home, database)
         train(services, None, request(services, profile=profile_of_tests(vision=True)), quiet)
     else:
-        assist(Services(Settings(home=home), ""))
+        assist_first_rank(Services(Settings(home=home), "").store)
     np.savez(
         home / f"rank{rank}.npz",
         **{name: value.numpy() for name, value in ended[-1].state_dict().items()},

@@ -161,6 +161,7 @@ def test_status_tells_which_candidates_wait_for_a_person(
     told = candidate_alarms(found, now_live)
     assert [line.split(":")[0] for line in told] == [
         f"generation {good} passed its gate and waits",
-        f"generation {bad} was refused by its gate, sigma generations list tells why; the next training replaces it, or",
+        f"generation {bad} was refused by its gate, sigma generations list tells why; "
+        "the next training replaces it, or",
     ]
     assert not any(f"generation {one} " in line for one in (fresh, outdated) for line in told)

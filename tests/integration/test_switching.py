@@ -1,4 +1,4 @@
-"""Switches and rollbacks lose nothing: whatever commits late, in whatever order, is in the generation that is live afterwards."""
+"""Switches and rollbacks lose nothing, however late and in whatever order images are committed."""
 
 import threading
 import time
@@ -78,7 +78,7 @@ def worker_of(
     conn: Connection,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Worker:
-    """A worker that has loaded what receives now; `meanwhile` happens while the first of them looks at a batch."""
+    """A worker that has loaded what receives now; `meanwhile` is called while the first infers."""
     first = generations.receiving(conn)[0].id
 
     def load(generation: Generation) -> StubAssigner:

@@ -1,4 +1,4 @@
-"""Training from the store: full, refresh and re-clustering, gates, resuming after a kill, one at a time, several processes."""
+"""Training from the store: all modes, gates, resuming after a kill, several processes."""
 
 import multiprocessing
 import os
@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from workers.repository.images import delete_images
 from workers.repository.postings import identifiers_of, postings_of
 from workers.repository.training_data import claim_trainer, embeddings_of, indexed_images
 from workers.runtime.services import Services
+from workers.trainer import reclustering
 from workers.trainer.trainer import train
 
 SEEN, LATER = 24, 8
@@ -83,7 +83,7 @@ def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(
 ) -> None:
     old = fill(services, conn, SEEN)
     first = train(services, None, request(services), quiet)
-    assert (first.state, first.images, first.figures["mode"]) == ("live", SEEN, "full")
+    assert (first.state, first.images, first.figures()["mode"]) == ("live", SEEN, "full")
     new = arrive(services, conn, first.generation, LATER)
     silent = fill(services, conn, 2, SEEN + LATER, captions=())
     catch_up(services, conn, first.generation)
@@ -141,16 +141,10 @@ def recluster_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(codes) == len(embeddings)
         return np.column_stack([codes[:, :3], np.ones(len(codes), np.int64)])
 
-    module = ModuleType("recluster")
-    vars(module).update(
-        ReclusterConfig=ReclusterConfig,
-        recluster_within_budget=recluster_within_budget,
-        keep_codes=keep_codes,
-    )
-    report = ModuleType("recluster_report")
-    vars(report).update(recluster_report=lambda *_: Report())
-    monkeypatch.setitem(sys.modules, "model.identifiers.recluster", module)
-    monkeypatch.setitem(sys.modules, "model.identifiers.recluster_report", report)
+    monkeypatch.setattr(reclustering, "ReclusterConfig", ReclusterConfig)
+    monkeypatch.setattr(reclustering, "recluster_within_budget", recluster_within_budget)
+    monkeypatch.setattr(reclustering, "keep_codes", keep_codes)
+    monkeypatch.setattr(reclustering, "recluster_report", lambda *_: Report())
 
 
 @pytest.mark.usefixtures("recluster_of_tests")
@@ -168,11 +162,13 @@ def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weight
     wanted = np.where(own[:, 3] == 0, pack_all(own, profile_of_tests().shape) + 1, before.leaves)
     moved = wanted != before.leaves
     assert 0 < moved.sum() < len(moved)
-    assert (done.state, done.images, done.figures["recluster"]["moved"]) == (
+    assert done.record.recluster is not None
+    assert (done.state, done.images, done.record.recluster.moved) == (
         "shadow",
         SEEN + LATER,
         moved.sum(),
     )
+    assert done.record.recluster.to_json()["kept"] == [1.0, 1.0, 1.0, 0.5]
     np.testing.assert_array_equal(after.image_keys, before.image_keys)
     np.testing.assert_array_equal(after.leaves[~moved], before.leaves[~moved])
     np.testing.assert_array_equal(after.suffixes[~moved], before.suffixes[~moved])

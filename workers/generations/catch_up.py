@@ -1,4 +1,4 @@
-"""Catching up: the images that a generation lacks are assigned by its model and appended to its trie."""
+"""Catching up: a generation's model assigns the images that its trie lacks."""
 
 from collections.abc import Collection, Sequence
 

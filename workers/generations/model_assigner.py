@@ -1,4 +1,4 @@
-"""The model assigner: a generation's own model and encoder, as the index worker and catching up use them."""
+"""The model assigner: a generation's trained model and encoder, as an `ImageAssigner`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +26,12 @@ class ModelAssigner:
 
     @classmethod
     def load(cls, checkpoints: Path, generation: Generation, postings: int) -> "ModelAssigner":
-        """Load a generation's model. `checkpoints` is the folder of all generations' checkpoints."""
+        """Load a generation's model from the folder of all generations' checkpoints."""
         checkpoint = load_generation_checkpoint(checkpoints, generation)
         return cls(checkpoint.sigma, checkpoint.encoder, postings)
 
     def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
-        """Leaves and (D,) float16 embedding of each picture, (H, W, 3) uint8, in the order given."""
+        """Leaves and (D,) float16 embedding of each picture, (H, W, 3) uint8, in their order."""
         if not pictures:
             return []
         leaves_of_pictures = self.beam_search.assign(pictures)
@@ -45,6 +45,6 @@ class ModelAssigner:
 def load_generation_checkpoint(checkpoints: Path, generation: Generation) -> Checkpoint:
     """Read a generation's checkpoint below the folder `checkpoints`.
 
-    `RefuseToStartError` when it cannot be read, or holds another codebook than the database records.
+    `RefuseToStartError` when it cannot be read, or its codebook is not the recorded one.
     """
     return load_checkpoint(checkpoints / generation.folder, generation.codebook_version)

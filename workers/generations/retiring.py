@@ -1,4 +1,4 @@
-"""Retiring: tables and folders of generations that are not needed any more are deleted; their rows stay."""
+"""Retiring: generations that are not needed any more lose tables and folder; their rows stay."""
 
 import shutil
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def drop(conn: Connection, checkpoints: Path, generation: int, *, force: bool = 
 
 
 def prune(conn: Connection, checkpoints: Path) -> list[int]:
-    """Delete what `prunable` names; returns the numbers. What another process reads stays for now."""
+    """Delete what `prunable` names, unless another process reads it; returns the numbers."""
     every = generations.generations(conn)
     deleted = []
     for generation in prunable(every, now()):
@@ -57,8 +57,8 @@ def prune(conn: Connection, checkpoints: Path) -> list[int]:
 def reason_to_keep(wanted: Generation, every: Sequence[Generation], *, force: bool) -> str | None:
     """Why a generation cannot be dropped, and what to do; None when it can.
 
-    It is needed while it is live, being trained, or the parent of a training under way, and, without
-    `force`, while it is the fallback. `every` are all generations.
+    It is needed while it is live, being trained, or the parent of a training under way, and,
+    without `force`, while it is the fallback. `every` are all generations.
     """
     if wanted.state == "live":
         return (

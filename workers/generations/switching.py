@@ -55,8 +55,8 @@ def promote(
 ) -> SwitchResult:
     """Make a shadow or retired generation live, after it has every image.
 
-    The generation that it replaces catches up first, for it becomes the fallback. `UsageError` for a
-    generation in another state, `WorkFailedError` when images arrive faster than they are assigned.
+    The generation that it replaces catches up first, for it becomes the fallback. `UsageError` for
+    another state, `WorkFailedError` when images arrive faster than they are assigned.
     """
     candidate = generations.get(conn, generation)
     if candidate.state == "live":
@@ -156,7 +156,7 @@ def _switch(conn: Connection, catch_up: CatchUp, make_live: MakeLive) -> SwitchR
 
 
 def _is_complete(catch_up: CatchUp, floor: int, *, last_attempt: bool) -> bool:
-    """Whether the generation has every image. The caller holds the lock, so that none can be added."""
+    """Whether the generation has every image. The caller holds the lock: none can be added."""
     missing = catch_up.missing(floor)
     if may_assign_under_lock(len(missing), last_attempt=last_attempt):
         catch_up.assign(missing)

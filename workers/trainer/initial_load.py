@@ -1,6 +1,7 @@
-"""The initial load: the postings that a new generation begins with, made part by part, so that memory and transactions stay small."""
+"""The initial load: the postings that a new generation begins with, in many small transactions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,120 +9,150 @@ from model.decoding.assign import BeamSearchAssigner, postings_with_primary
 from model.decoding.decoder import Decoder
 from model.network.sigma import SigmaModel
 from model.progress import Progress
-from schemas.records import BoolArray, FloatArray, HalfArray, Posting
+from schemas.records import BoolArray, ByteArray, FloatArray, HalfArray, Posting
+from stream.images.store import ImageStore
 from workers.repository.bulk_load import InitialLoad, bulk_append
 from workers.repository.connection import Connection
 from workers.repository.images import images_by_key
 from workers.repository.postings import postings_of, present_images
 from workers.repository.training_data import embeddings_of
 from workers.runtime.pictures import StoredPictures
-from workers.runtime.services import Services
-from workers.trainer.plan import Plan
+from workers.trainer.identifier_plan import IdentifierPlan
 
-_BATCH, _PART = 64, 2048
+_BATCH = 64
+"""Pictures that the model sees at a time."""
 
-Row = tuple[int, int, float, int]
-"""leaf, image key, weight, suffix (-1 for an alternate)"""
+_PART = 2048
+"""Images loaded in one transaction."""
+
+_NO_SUFFIX = -1
+"""Stands for the suffix of an alternate posting."""
+
+
+class PostingRow(NamedTuple):
+    """One posting of an image; an alternate has the suffix `_NO_SUFFIX`."""
+
+    leaf: int
+    image_key: int
+    weight: float
+    suffix: int
 
 
 class InitialLoader:
-    """Loads the plan of one generation. Embeddings are given, or copied from the `parent` generation, whose encoder is the same."""
+    """Loads one generation. What a killed loader left is found and kept."""
 
     def __init__(
-        self, services: Services, conn: Connection, generation: int, sigma: SigmaModel
+        self,
+        conn: Connection,
+        generation: int,
+        sigma: SigmaModel,
+        store: ImageStore,
+        postings: int,
     ) -> None:
-        self._services, self._conn, self._generation = services, conn, generation
-        self._shape = sigma.profile.shape
-        self._assigner = BeamSearchAssigner(Decoder(sigma), services.settings.retrieval.postings)
+        self._conn = conn
+        self._generation = generation
+        self._store = store
+        self._assigner = BeamSearchAssigner(Decoder(sigma), postings)
 
-    def load(self, plan: Plan, embeddings: HalfArray, progress: Progress) -> None:
-        """Postings of images with (M, D) embeddings in the plan's order."""
-        with progress("post images", len(plan.image_keys)) as bar:
-            for part in self._parts(plan):
-                rows, confidences = self._generated(plan.rows(part))
-                self._append(plan.rows(part), rows, embeddings[part], confidences)
-                bar.update(int(part.sum()))
-
-    def load_after(self, plan: Plan, parent: int, *, same_model: bool, progress: Progress) -> None:
-        """The same after a parent. With the same model, an image that did not move has the postings that it had."""
-        with progress("post images", len(plan.image_keys)) as bar:
-            for mask in self._parts(plan):
-                part = plan.rows(mask)
-                stored = embeddings_of(self._conn, parent, part.image_keys)
-                part = part.rows(stored.present)
-                embeddings = stored.embeddings[stored.present]
-                confidences = stored.confidences[stored.present]
-                kept = ~part.moved if same_model else np.zeros(len(part.image_keys), np.bool_)
-                rows, anew = self._generated(part.rows(~kept))
-                confidences[~kept] = anew
-                self._append(
-                    part, rows + self._copied(part.rows(kept), parent), embeddings, confidences
-                )
+    def load(self, plan: IdentifierPlan, embeddings: HalfArray, progress: Progress) -> None:
+        """Load planned images with their (M, D) embeddings, in the plan's order."""
+        with progress("post images", len(plan)) as bar:
+            for mask in self._parts_to_load(plan):
+                part = plan.select(mask)
+                rows, confidences = self._generated(part)
+                self._append(part, rows, embeddings[mask], confidences)
                 bar.update(int(mask.sum()))
 
-    def _parts(self, plan: Plan) -> Iterator[BoolArray]:
-        """Masks of the images of each part that are not loaded yet."""
-        for start in range(0, len(plan.image_keys), _PART):
+    def load_from_parent(
+        self, plan: IdentifierPlan, parent: int, *, same_model: bool, progress: Progress
+    ) -> None:
+        """Load planned images with the parent's embeddings of them: the encoder is the same.
+
+        With the same model, an image that did not move keeps its postings.
+        """
+        with progress("post images", len(plan)) as bar:
+            for mask in self._parts_to_load(plan):
+                part = plan.select(mask)
+                stored = embeddings_of(self._conn, parent, part.image_keys)
+                part = part.select(stored.present)
+                confidences = stored.confidences[stored.present]
+                unchanged = ~part.moved if same_model else np.zeros(len(part), np.bool_)
+                rows, generated_confidences = self._generated(part.select(~unchanged))
+                confidences[~unchanged] = generated_confidences
+                rows += self._copied(part.select(unchanged), parent)
+                self._append(part, rows, stored.embeddings[stored.present], confidences)
+                bar.update(int(mask.sum()))
+
+    def _parts_to_load(self, plan: IdentifierPlan) -> Iterator[BoolArray]:
+        """(M,) masks of the images of each part that are not loaded yet."""
+        for start in range(0, len(plan), _PART):
             keys = plan.image_keys[start : start + _PART]
             present = present_images(self._conn, self._generation, keys.tolist())
-            mask = np.zeros(len(plan.image_keys), np.bool_)
+            mask = np.zeros(len(plan), np.bool_)
             mask[start : start + _PART] = [key not in present for key in keys.tolist()]
             if mask.any():
                 yield mask
 
-    def _generated(self, part: Plan) -> tuple[list[Row], FloatArray]:
-        """Each identifier of a part with the model's best other leaves as alternates, and the model's confidences."""
-        rows: list[Row] = []
-        confidences = np.zeros(len(part.image_keys), dtype=np.float32)
-        for start in range(0, len(part.image_keys), _BATCH):
-            keys = part.image_keys[start : start + _BATCH].tolist()
-            stored = images_by_key(self._conn, keys)
-            there = [
-                at
-                for at, key in enumerate(keys, start)
-                if key in stored and stored[key].state != "deleted"
-            ]
-            pictures = StoredPictures(
-                self._services.store,
-                [stored[int(part.image_keys[at])].normalized_uri for at in there],
-            )[:]
+    def _generated(self, part: IdentifierPlan) -> tuple[list[PostingRow], FloatArray]:
+        """Postings of N images: the planned leaf, and the model's best other leaves as alternates.
+
+        Also the (N,) confidences of the model. Images deleted meanwhile have no postings.
+        """
+        rows: list[PostingRow] = []
+        confidences = np.zeros(len(part), dtype=np.float32)
+        for start in range(0, len(part), _BATCH):
+            positions, pictures = self._pictures(part, start)
             if not pictures:
                 continue
-            found, scores = self._assigner.search(pictures)
-            for row, at in enumerate(there):
-                confidences[at] = scores[row, 0]
-                own = postings_with_primary(
-                    int(part.leaves[at]), found[row], scores[row], self._assigner.postings
+            leaves, scores = self._assigner.search(pictures)
+            for row, position in enumerate(positions):
+                confidences[position] = scores[row, 0]
+                postings = postings_with_primary(
+                    int(part.leaves[position]), leaves[row], scores[row], self._assigner.postings
                 )
-                rows += _rows(own, int(part.image_keys[at]), int(part.suffixes[at]))
+                key = int(part.image_keys[position])
+                rows += posting_rows(postings, key, int(part.suffixes[position]))
         return rows, confidences
 
-    def _copied(self, part: Plan, parent: int) -> list[Row]:
-        held = postings_of(self._conn, parent, part.image_keys.tolist())
-        return [
-            (
-                posting.leaf,
-                key,
-                posting.weight,
-                -1 if posting.suffix is None else posting.suffix,
-            )
-            for key in part.image_keys.tolist()
-            for posting in held.get(key, ())
-        ]
+    def _pictures(self, part: IdentifierPlan, start: int) -> tuple[list[int], list[ByteArray]]:
+        """The pictures of a batch that are stored still, and their positions in the part."""
+        keys = part.image_keys[start : start + _BATCH].tolist()
+        stored = images_by_key(self._conn, keys)
+        positions = []
+        uris = []
+        for position, key in enumerate(keys, start):
+            if key in stored and stored[key].state != "deleted":
+                positions.append(position)
+                uris.append(stored[key].normalized_uri)
+        return positions, StoredPictures(self._store, uris)[:]
+
+    def _copied(self, part: IdentifierPlan, parent: int) -> list[PostingRow]:
+        """The postings that the parent has of these images."""
+        stored = postings_of(self._conn, parent, part.image_keys.tolist())
+        rows = []
+        for key in part.image_keys.tolist():
+            for posting in stored.get(key, ()):
+                suffix = _NO_SUFFIX if posting.suffix is None else posting.suffix
+                rows.append(PostingRow(posting.leaf, key, posting.weight, suffix))
+        return rows
 
     def _append(
-        self, part: Plan, rows: list[Row], embeddings: HalfArray, confidences: FloatArray
+        self,
+        part: IdentifierPlan,
+        rows: Sequence[PostingRow],
+        embeddings: HalfArray,
+        confidences: FloatArray,
     ) -> None:
         if not rows:
             return
-        leaves, keys, weights, suffixes = (np.array([row[at] for row in rows]) for at in range(4))
-        # An image that was deleted this very moment has no postings any more, and must not get an embedding.
-        posted = np.isin(part.image_keys, keys)
+        posted_keys = np.array([row.image_key for row in rows], np.int64)
+        # An image deleted just now has no postings any more, and must not get an embedding.
+        posted = np.isin(part.image_keys, posted_keys)
         load = InitialLoad(
-            leaves=leaves.astype(np.int64),
-            posted_keys=keys.astype(np.int64),
-            weights=weights.astype(np.float32),
-            suffixes=suffixes.astype(np.int64),
+            leaves=np.array([row.leaf for row in rows], np.int64),
+            posted_keys=posted_keys,
+            weights=np.array([row.weight for row in rows], np.float32),
+            suffixes=np.array([row.suffix for row in rows], np.int64),
             image_keys=part.image_keys[posted],
             embeddings=embeddings[posted],
             confidences=confidences[posted],
@@ -130,8 +161,10 @@ class InitialLoader:
         bulk_append(self._conn, self._generation, load, more=True)
 
 
-def _rows(postings: tuple[Posting, ...], key: int, suffix: int) -> list[Row]:
-    return [
-        (posting.leaf, key, posting.weight, -1 if rank else suffix)
-        for rank, posting in enumerate(postings)
-    ]
+def posting_rows(postings: Sequence[Posting], image_key: int, suffix: int) -> list[PostingRow]:
+    """The rows of an image's postings; the first one is the primary and has the suffix."""
+    rows = []
+    for rank, posting in enumerate(postings):
+        own_suffix = suffix if rank == 0 else _NO_SUFFIX
+        rows.append(PostingRow(posting.leaf, image_key, posting.weight, own_suffix))
+    return rows

@@ -1,4 +1,4 @@
-"""Seeding: training images pass the same checks as arrivals and stand in the same tables and store."""
+"""Seeding: training images pass the same checks as arrivals, and are stored in the same tables."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,29 +12,43 @@ from model.progress import Progress
 from schemas.errors import UsageError
 from schemas.events import ImageAccepted, ImageArrived, ImageRejected, now
 from schemas.records import IntArray, ManifestEntry
-from stream.images.decode_pool import DecodePool
+from stream.images.decode_pool import DecodeLimits, DecodePool
 from stream.images.sources import read_source
+from stream.images.store import ImageStore
 from stream.validation import accept
 from workers.repository.connection import Connection
-from workers.repository.images import accept_images, images_by_id
-from workers.runtime.services import Services
+from workers.repository.images import StoredImage, accept_images, images_by_id
 
 _BATCH = 256
+"""Images accepted in one transaction, which locks them."""
+
 _PROCESSES = 2
+"""Images decoded at the same time, each in a process of its own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seeded:
-    """Images that are stored: `rows` of the entries, their `image_keys` (N,) and normalised `uris`; `rejected` with reasons."""
+class RejectedEntry:
+    """An entry of a manifest that cannot be used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeededImages:
+    """N images of a manifest that are stored now."""
 
     rows: list[int]
+    """Their places among the entries, ascending."""
     image_keys: IntArray
+    """(N,)"""
     uris: list[str]
-    rejected: tuple[dict[str, str], ...]
+    """Addresses of their normalised pictures."""
+    rejected: tuple[RejectedEntry, ...]
 
 
 def arrival(entry: ManifestEntry, version: int = 1) -> ImageArrived:
-    """The event of a manifest's entry."""
+    """The event that a manifest's entry arrives with."""
     return ImageArrived(
         image_id=entry.image_id,
         uri=Path(entry.path).as_uri(),
@@ -47,43 +61,67 @@ def arrival(entry: ManifestEntry, version: int = 1) -> ImageArrived:
 
 
 def seed_images(
-    services: Services, conn: Connection, entries: Sequence[ManifestEntry], progress: Progress
-) -> Seeded:
-    """Validate, normalise and store the images of a training set. Bad ones are left out, with their reasons."""
-    store = services.store
-    source = partial(read_source, cap_bytes=services.settings.max_image_bytes)
+    conn: Connection,
+    store: ImageStore,
+    limits: DecodeLimits,
+    entries: Sequence[ManifestEntry],
+    progress: Progress,
+) -> SeededImages:
+    """Validate, normalise and store the images of a manifest. Bad ones are left out, with reasons.
+
+    `UsageError` when none can be used.
+    """
+    source = partial(read_source, cap_bytes=limits.max_bytes)
     rows: list[int] = []
-    keys: list[int] = []
-    uris: list[str] = []
-    rejected: list[dict[str, str]] = []
+    images: list[StoredImage] = []
+    rejected: list[RejectedEntry] = []
     with (
         progress("read images", len(entries)) as bar,
-        DecodePool(services.limits, processes=_PROCESSES) as pool,
+        DecodePool(limits, processes=_PROCESSES) as pool,
         ThreadPoolExecutor(_PROCESSES) as threads,
     ):
+
+        def validate(entry: ManifestEntry) -> ImageAccepted | ImageRejected:
+            return accept(arrival(entry), store, pool, source)
+
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
-            events = list(
-                threads.map(lambda entry: accept(arrival(entry), store, pool, source), batch)
-            )
-            good = [event for event in events if isinstance(event, ImageAccepted)]
-            bad = [
-                (entry.path, event.reason)
-                for entry, event in zip(batch, events, strict=True)
-                if isinstance(event, ImageRejected)
-            ]
-            rejected += [{"path": path, "reason": reason} for path, reason in bad]
-            accept_images(conn, good)
-            stored = images_by_id(conn, [event.image_id for event in good])
-            for offset, event in enumerate(events):
-                known = stored.get(event.image_id)
-                if known is not None and known.state != "deleted":
-                    rows.append(start + offset)
-                    keys.append(known.image_key)
-                    uris.append(known.normalized_uri)
+            events = list(threads.map(validate, batch))
+            rejected += _rejections(batch, events)
+            for offset, image in _store(conn, events):
+                rows.append(start + offset)
+                images.append(image)
             bar.update(len(batch))
     if not rows:
+        first = rejected[0].reason if rejected else "deleted"
         raise UsageError(
-            f"none of the {len(entries)} training images can be used; the first: {rejected[0]['reason'] if rejected else 'deleted'}"
+            f"none of the {len(entries)} training images can be used; the first: {first}"
         )
-    return Seeded(rows, np.array(keys, np.int64), uris, tuple(rejected))
+    keys = np.array([image.image_key for image in images], np.int64)
+    uris = [image.normalized_uri for image in images]
+    return SeededImages(rows, keys, uris, tuple(rejected))
+
+
+def _rejections(
+    batch: Sequence[ManifestEntry], events: Sequence[ImageAccepted | ImageRejected]
+) -> list[RejectedEntry]:
+    rejected = []
+    for entry, event in zip(batch, events, strict=True):
+        if isinstance(event, ImageRejected):
+            rejected.append(RejectedEntry(entry.path, event.reason))
+    return rejected
+
+
+def _store(
+    conn: Connection, events: Sequence[ImageAccepted | ImageRejected]
+) -> list[tuple[int, StoredImage]]:
+    """Accept a batch; what is stored now, with the place of its event, less deleted images."""
+    accepted = [event for event in events if isinstance(event, ImageAccepted)]
+    accept_images(conn, accepted)
+    stored = images_by_id(conn, [event.image_id for event in accepted])
+    images = []
+    for offset, event in enumerate(events):
+        image = stored.get(event.image_id)
+        if image is not None and image.state != "deleted":
+            images.append((offset, image))
+    return images

@@ -1,44 +1,77 @@
-"""The trainer: from a manifest or the store to a generation that answers. One at a time, in a process of its own."""
+"""The trainer: from a request to a generation that answers, or waits for its gate. One at a time.
 
-from collections.abc import Sequence
+docs/training-walkthrough.md follows `train` function by function.
+"""
+
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from model.identifiers.quality import identifier_quality
+from model.identifiers.quality import IdentifierQuality, identifier_quality
+from model.network.profiles import Stage
 from model.progress import Progress
 from model.training.stage_gates import StageProbe
 from model.training.training_set import TrainingSet
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from schemas.settings import RetrievalSettings
-from schemas.training_record import TrainingRecord
+from schemas.training_record import StageEvaluation, TrainingRecord
 from workers.generations.model_assigner import ModelAssigner
 from workers.generations.switching import publish
 from workers.repository import generations
 from workers.repository.connection import Connection
+from workers.repository.generations import Generation
 from workers.runtime.services import Services
 from workers.trainer.initial_load import InitialLoader
-from workers.trainer.run import Run, TrainRequest, begin, sole_trainer
-from workers.trainer.stage_runner import STAGES, Course, clocked, dismiss, run_course
-from workers.trainer.start import Start, start
+from workers.trainer.preparation import PreparedTraining, prepare
+from workers.trainer.request import TrainRequest
+from workers.trainer.seeding import RejectedEntry
+from workers.trainer.stage_runner import announce_end
+from workers.trainer.step_clock import StepClock
+from workers.trainer.training_plan import StagesResult, TrainingPlan, run_stages
+from workers.trainer.training_run import TrainingRun, begin_run, sole_trainer
 
-__all__ = ["TrainRequest", "TrainResult", "train"]
-
-_BATCH = 64
+_REPORTED = ("mode", "parent", "evaluations", "recluster", "seconds", "cpu_seconds")
+"""Keys of the training record among the figures of `sigma train`; null where not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What came out: the generation, its state, how many images it was trained on, and figures of each step."""
+    """A training that ended: its generation, in which state it is, and what was recorded."""
 
     generation: int
     state: str
-    images: int
-    rejected: tuple[dict[str, str], ...] = ()
-    figures: dict[str, Any] = field(default_factory=dict)
+    """`building` when further stages are to run, else `shadow` or `live`."""
+    record: TrainingRecord
+    rejected: tuple[RejectedEntry, ...] = ()
+    """Entries of the manifest that were left out."""
+    identifiers: IdentifierQuality | None = None
+    """How well the identifiers divide the training images; None when no image was trained on."""
+
+    @property
+    def images(self) -> int:
+        """How many images were trained on, or all images where only the codebook changed."""
+        return self.record.images or 0
+
+    def figures(self) -> dict[str, object]:
+        """What was recorded, as printed by `sigma train --json` and `sigma demo --json`."""
+        record = self.record.to_json()
+        figures: dict[str, object] = {name: record.get(name) for name in _REPORTED}
+        if self.identifiers is not None:
+            figures["identifiers"] = self.identifiers.to_dict()
+        return figures
+
+    def to_json(self) -> dict[str, object]:
+        """The document of `sigma train --json`."""
+        return {
+            "generation": self.generation,
+            "state": self.state,
+            "images": self.images,
+            "rejected": [asdict(entry) for entry in self.rejected],
+            "figures": self.figures(),
+        }
 
 
 def train(
@@ -47,135 +80,173 @@ def train(
     request: TrainRequest,
     progress: Progress,
 ) -> TrainResult:
-    """Run the stages that are still to do and, after the last one, load the trie and put the generation on its way.
+    """Run the stages that are to do; after the last one, load the trie and publish the generation.
 
-    `entries` None trains on what is in the store. The first generation goes live at once; later ones stay in shadow until
-    they are promoted. A stage that does not pass its gate makes the generation a failed one: `WorkFailedError`.
+    `entries` None trains on the images in the store. The first generation goes live at once, later
+    ones stay in shadow until they are promoted. `WorkFailedError` when a stage does not pass its
+    gate: the generation is failed then.
     """
     with services.connect("trainer") as conn, sole_trainer(conn):
-        run = begin(services, conn, entries, request)
-        begun = _started(services, conn, run, progress)
-        _tell(conn, run, begun)
-        if wrong := _learn(services.settings.retrieval, conn, run, begun, progress):
-            _fail(conn, run, wrong)
+        run = begin_run(conn, services.checkpoints, entries, request)
+        prepared = _prepare_or_fail(services, conn, run, progress)
+        _describe(conn, run, prepared, prepared.record)
+        trained = _train_stages(conn, run, prepared, services.settings.retrieval, progress)
+        if trained.failures:
+            raise _gate_failure(conn, run, trained)
+        record = trained.record
         state = "building"
-        if request.until == STAGES[-1] or run.mode == "recluster":
-            with clocked(run.about, "load"):
-                state = _publish(services, conn, run, begun, progress)
-        _tell(conn, run, begun)
+        if request.publishes or run.mode == "recluster":
+            clock = StepClock.start()
+            state = _load_and_publish(services, conn, run, prepared, progress)
+            record = clock.add_to(record, "load")
+        _describe(conn, run, prepared, record)
     return TrainResult(
-        run.generation, state, run.about["images"], begun.material.rejected, _figures(run, begun)
+        run.generation, state, record, prepared.images.rejected, _identifier_quality(prepared)
     )
 
 
-def _started(services: Services, conn: Connection, run: Run, progress: Progress) -> Start:
-    """The start; when images or checkpoints turn out to be of no use, no generation is left unfinished."""
+def _prepare_or_fail(
+    services: Services, conn: Connection, run: TrainingRun, progress: Progress
+) -> PreparedTraining:
+    """Prepare the run; a new generation whose images or base cannot be used is failed."""
     try:
-        return start(services, conn, run, progress)
+        return prepare(services, conn, run, progress)
     except (UsageError, RefuseToStartError) as error:
         if not run.has_codebook:
-            _end(conn, run, [str(error)])
+            _fail_generation(conn, run, [str(error)])
         raise
 
 
-def _learn(
-    retrieval: RetrievalSettings, conn: Connection, run: Run, begun: Start, progress: Progress
-) -> list[str]:
-    """All stages; why the last one did not pass its gate."""
-    material, shape = begun.material, begun.checkpoint.sigma.profile.shape
-    stages = {"full": run.profile.stages, "refresh": run.profile.refresh, "recluster": ()}[run.mode]
-    data = TrainingSet(
-        material.pictures, begun.plan.identifiers(material.image_keys, shape), material.captions
-    )
-    course = Course(
-        checkpoint=begun.checkpoint,
-        about=run.about,
+def _train_stages(
+    conn: Connection,
+    run: TrainingRun,
+    prepared: PreparedTraining,
+    retrieval: RetrievalSettings,
+    progress: Progress,
+) -> StagesResult:
+    plan = _training_plan(conn, run, prepared, retrieval)
+    result = run_stages(plan, prepared.record, run.request.until, progress)
+    announce_end()
+    return result
+
+
+def _training_plan(
+    conn: Connection,
+    run: TrainingRun,
+    prepared: PreparedTraining,
+    retrieval: RetrievalSettings,
+) -> TrainingPlan:
+    images = prepared.images
+    checkpoint = prepared.checkpoint
+    identifiers = prepared.plan.identifiers(images.image_keys, checkpoint.sigma.profile.shape)
+    data = TrainingSet(images.pictures, identifiers, images.captions)
+    probe = StageProbe(data, images.queries, prepared.embeddings, checkpoint.encoder, retrieval)
+
+    def report(record: TrainingRecord) -> None:
+        _describe(conn, run, prepared, record)
+
+    return TrainingPlan(
+        checkpoint=checkpoint,
         folder=run.folder,
-        stages=stages if len(material) else (),
-        material=material,
-        probe=StageProbe(
-            data, material.queries, begun.embeddings, begun.checkpoint.encoder, retrieval
-        ),
-        teacher=begun.teacher,
-        parent=_parent_evaluations(conn, run),
+        stages=stages_of(run) if len(images) else (),
+        images=images,
+        probe=probe,
+        teacher=prepared.teacher,
+        parent_evaluations=inherited_evaluations(run.parent, generations.generations(conn)),
         gates=run.request.gates,
         views=run.profile.views,
         seed=run.request.seed,
         resume=run.request.resume,
-        done=lambda: _tell(conn, run, begun),
+        report=report,
     )
-    wrong = run_course(course, run.request.until, progress)
-    dismiss()
-    return wrong
 
 
-def _publish(
-    services: Services, conn: Connection, run: Run, begun: Start, progress: Progress
+def stages_of(run: TrainingRun) -> tuple[Stage, ...]:
+    """The stages of a run's mode; a re-clustering trains nothing."""
+    if run.mode == "full":
+        return run.profile.stages
+    if run.mode == "refresh":
+        return run.profile.refresh
+    return ()
+
+
+def inherited_evaluations(
+    parent: Generation | None, every: Sequence[Generation]
+) -> Mapping[str, StageEvaluation]:
+    """What the parent's stages were measured at, or those of its nearest ancestor that has any.
+
+    A re-clustering evaluates no stage. `every` are all generations.
+    """
+    records = {generation.id: generation.config.training for generation in every}
+    ancestor = None if parent is None else parent.id
+    while ancestor is not None and ancestor in records:
+        record = records[ancestor]
+        if record.evaluations:
+            return record.evaluations
+        ancestor = record.parent
+    return {}
+
+
+def _load_and_publish(
+    services: Services,
+    conn: Connection,
+    run: TrainingRun,
+    prepared: PreparedTraining,
+    progress: Progress,
 ) -> str:
-    checkpoint = begun.checkpoint
-    loader = InitialLoader(services, conn, run.generation, checkpoint.sigma)
+    """Load the generation's postings and let it receive arrivals; returns its state."""
+    checkpoint = prepared.checkpoint
+    postings = services.settings.retrieval.postings
+    loader = InitialLoader(conn, run.generation, checkpoint.sigma, services.store, postings)
     if run.parent is None:
-        loader.load(begun.plan, begun.embeddings, progress)
+        loader.load(prepared.plan, prepared.embeddings, progress)
     else:
-        loader.load_after(
-            begun.plan, run.parent.id, same_model=run.mode == "recluster", progress=progress
+        same_model = run.mode == "recluster"
+        loader.load_from_parent(
+            prepared.plan, run.parent.id, same_model=same_model, progress=progress
         )
-    assigner = ModelAssigner(
-        checkpoint.sigma, checkpoint.encoder, services.settings.retrieval.postings
-    )
+    assigner = ModelAssigner(checkpoint.sigma, checkpoint.encoder, postings)
     return publish(conn, run.generation, services.store, assigner, progress)
 
 
-def _tell(conn: Connection, run: Run, begun: Start) -> None:
-    version = begun.checkpoint.codebook.version
+def _describe(
+    conn: Connection, run: TrainingRun, prepared: PreparedTraining, record: TrainingRecord
+) -> None:
+    """Copy to the generation's row what is recorded so far."""
     generations.update(
         conn,
         run.generation,
-        codebook_version=version,
+        codebook_version=prepared.checkpoint.codebook.version,
         checkpoint_path=run.folder.name,
-        training=TrainingRecord.from_json(run.about),
+        training=record,
     )
 
 
-def _fail(conn: Connection, run: Run, wrong: Sequence[str]) -> None:
-    _end(conn, run, wrong)
-    raise WorkFailedError(
-        f"generation {run.generation} did not pass a gate and is failed: {'; '.join(wrong)}; others are untouched, look at its images, "
+def _gate_failure(conn: Connection, run: TrainingRun, trained: StagesResult) -> WorkFailedError:
+    """Fail the generation; the error to raise."""
+    _fail_generation(conn, run, trained.failures)
+    return WorkFailedError(
+        f"generation {run.generation} did not pass a gate and is failed: "
+        f"{'; '.join(trained.failures)}; other generations are untouched, look at its images, "
         "captions and stage numbers before training again"
     )
 
 
-def _end(conn: Connection, run: Run, why: Sequence[str]) -> None:
-    """The generation is failed and its tables are freed; its row tells why."""
-    generations.update(conn, run.generation, failure=why)
+def _fail_generation(conn: Connection, run: TrainingRun, reasons: Sequence[str]) -> None:
+    """Record why a generation failed, and delete its tables."""
+    generations.update(conn, run.generation, failure=reasons)
     generations.set_state(conn, run.generation, "failed")
+    # While another process reads its tables they stay; `prune` deletes them later.
     with suppress(RetryLaterError):
-        # Somebody reads its tables: they are pruned later.
         generations.drop(conn, run.generation)
 
 
-def _parent_evaluations(conn: Connection, run: Run) -> dict[str, dict[str, float]]:
-    """The evaluations of the nearest generation before this one that has any: re-clustering alone evaluates no stage."""
-    known = {found.id: found.config.training for found in generations.generations(conn)}
-    at = None if run.parent is None else run.parent.id
-    while at is not None and at in known:
-        evaluations = known[at].evaluations
-        if evaluations:
-            return {stage: dict(evaluation.figures) for stage, evaluation in evaluations.items()}
-        at = known[at].parent
-    return {}
-
-
-def _figures(run: Run, begun: Start) -> dict[str, Any]:
-    figures: dict[str, Any] = {
-        name: run.about.get(name)
-        for name in ("mode", "parent", "evaluations", "recluster", "seconds", "cpu_seconds")
-    }
-    material, checkpoint = begun.material, begun.checkpoint
-    if len(material):
-        codes = begun.plan.identifiers(material.image_keys, checkpoint.sigma.profile.shape)[:, :4]
-        quality = identifier_quality(
-            codes, begun.embeddings.astype(np.float32), checkpoint.codebook
-        )
-        figures["identifiers"] = quality.to_dict()
-    return figures
+def _identifier_quality(prepared: PreparedTraining) -> IdentifierQuality | None:
+    images = prepared.images
+    if not len(images):
+        return None
+    checkpoint = prepared.checkpoint
+    shape = checkpoint.sigma.profile.shape
+    codes = prepared.plan.identifiers(images.image_keys, shape)[:, :4]
+    embeddings = prepared.embeddings.astype(np.float32)
+    return identifier_quality(codes, embeddings, checkpoint.codebook)

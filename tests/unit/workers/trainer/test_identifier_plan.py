@@ -6,13 +6,19 @@ import numpy as np
 
 from schemas.identifiers import IdentifierShape
 from workers.repository.training_data import IndexedImages
-from workers.trainer.plan import Plan, codes_of, plan_full, plan_recluster, plan_refresh
+from workers.trainer.identifier_plan import (
+    IdentifierPlan,
+    codes_of,
+    plan_full,
+    plan_recluster,
+    plan_refresh,
+)
 
 SHAPE = IdentifierShape(codes=(2, 3, 2, 2), suffixes=8)
 
 
-def held(count: int = 20, trained: int = 12) -> IndexedImages:
-    """`trained` images that the parent was trained on, then arrivals, every fourth of them without a caption."""
+def indexed(count: int = 20, trained: int = 12) -> IndexedImages:
+    """`trained` images of the parent, then arrivals, every fourth of them without a caption."""
     keys = np.arange(count) * 3 + 1
     leaves = np.arange(count) % 5
     number = np.arange(count)
@@ -28,10 +34,8 @@ def test_in_full_every_image_is_learnt_under_the_codebooks_leaf() -> None:
     assert plan.identifiers(np.array([2, 4, 9]), SHAPE)[:, 4].tolist() == [0, 0, 1]
 
 
-def test_a_refresh_learns_new_images_where_they_stand_and_leaves_those_without_captions_to_the_model() -> (
-    None
-):
-    before = held()
+def test_a_refresh_learns_new_images_where_they_are_and_leaves_others_to_the_model() -> None:
+    before = indexed()
     plan = plan_refresh(before, before.leaves, SHAPE, replay=0.5, limit=1000, seed=0)
     new = before.image_keys[~before.trained & before.captioned]
     assert set(plan.image_keys) == {*before.image_keys[before.trained], *new}
@@ -44,7 +48,7 @@ def test_a_refresh_learns_new_images_where_they_stand_and_leaves_those_without_c
 
 
 def test_an_image_that_moved_is_learnt_again() -> None:
-    before = held()
+    before = indexed()
     leaves = before.leaves.copy()
     leaves[0] = 11
     plan = plan_refresh(before, leaves, SHAPE, replay=0.0, limit=1000, seed=0)
@@ -58,7 +62,7 @@ def test_an_image_that_moved_is_learnt_again() -> None:
 
 
 def test_no_more_is_learnt_than_allowed_and_known_images_keep_their_place_all_the_same() -> None:
-    before = held(count=40, trained=10)
+    before = indexed(count=40, trained=10)
     plan = plan_refresh(before, before.leaves, SHAPE, replay=1.0, limit=8, seed=0)
     assert plan.learnt.sum() == 8
     assert set(plan.image_keys) > set(before.image_keys[before.trained])
@@ -66,15 +70,15 @@ def test_no_more_is_learnt_than_allowed_and_known_images_keep_their_place_all_th
 
 
 def test_a_plan_survives_its_file_and_loses_what_the_store_lost(tmp_path: Path) -> None:
-    before = held()
+    before = indexed()
     plan = plan_refresh(before, before.leaves, SHAPE, replay=1.0, limit=1000, seed=0)
     plan.save(tmp_path)
-    again = Plan.load(tmp_path)
+    again = IdentifierPlan.load(tmp_path)
     np.testing.assert_array_equal(again.image_keys, plan.image_keys)
     np.testing.assert_array_equal(again.learnt, plan.learnt)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.npz"]
     wanted = plan.image_keys[plan.learnt]
-    left = again.without_lost(wanted, wanted[1:])
+    left = again.without_missing(wanted, wanted[1:])
     assert set(plan.image_keys) - set(left.image_keys) == {wanted[0]}
 
 

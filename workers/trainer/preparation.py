@@ -1,0 +1,226 @@
+"""The preparation of a run: the images, model, codebook and plan that its stages begin with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
+from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from model.network.encoder import Encoder
+from model.network.profiles import Profile
+from model.network.resize import Pixels
+from model.network.teacher import Teacher
+from model.progress import Progress
+from schemas.errors import UsageError
+from schemas.records import FloatArray, HalfArray
+from schemas.training_record import CODEBOOK, TrainingRecord
+from workers.generations.model_assigner import load_generation_checkpoint
+from workers.repository.connection import Connection
+from workers.repository.generations import Generation
+from workers.repository.training_data import embeddings_of, indexed_images, trainable_keys
+from workers.runtime.services import Services
+from workers.trainer.identifier_plan import (
+    IdentifierPlan,
+    plan_full,
+    plan_recluster,
+    plan_refresh,
+)
+from workers.trainer.reclustering import recluster_generation
+from workers.trainer.run_base import BASE, copy_base, first_parts, teacher_of
+from workers.trainer.step_clock import StepClock
+from workers.trainer.training_images import TrainingImages, from_manifest, from_store
+from workers.trainer.training_run import TrainingRun
+
+_BATCH = 64
+"""Pictures embedded at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTraining:
+    """What the stages begin with."""
+
+    record: TrainingRecord
+    checkpoint: Checkpoint
+    images: TrainingImages
+    """N images to train on."""
+    plan: IdentifierPlan
+    """The identifiers of those and of all other images that the generation begins with."""
+    embeddings: HalfArray
+    """(N, D) of the images to train on. The parent has those of the others."""
+    teacher: Callable[[], Teacher]
+    """Loads the teacher, which only alignment needs."""
+
+
+def prepare(
+    services: Services, conn: Connection, run: TrainingRun, progress: Progress
+) -> PreparedTraining:
+    """Make what a run's stages begin with, or read it when the run is resumed.
+
+    Afterwards the codebook, the plan and a first checkpoint are in the run's folder. `UsageError`
+    or `RefuseToStartError` when images, base or parent cannot be used.
+    """
+    if run.parent is None:
+        return _prepare_full(services, conn, run, progress)
+    return _prepare_from_parent(services, conn, run, run.parent, progress)
+
+
+def _prepare_full(
+    services: Services, conn: Connection, run: TrainingRun, progress: Progress
+) -> PreparedTraining:
+    clock = StepClock.start()
+    images = _images_of_full_run(services, conn, run, progress)
+    first = first_parts(run, images, progress)
+    parts = first.parts
+    embeddings = embed(parts.encoder, images.pictures, progress)
+    if run.has_codebook:
+        codebook = Codebook.load(run.folder)
+        plan = IdentifierPlan.load(run.folder)
+        # Images may have been deleted since the run began, or have come after it.
+        planned = np.isin(images.image_keys, plan.image_keys)
+        images = images.select(planned)
+        embeddings = embeddings[planned]
+        plan = plan.without_missing(plan.image_keys, images.image_keys)
+    else:
+        codebook = _fit_codebook(embeddings, run, progress)
+        leaves = codebook.leaves(embeddings)
+        plan = plan_full(images.image_keys, leaves, run.profile.shape)
+        plan.save(run.folder)
+    record = run.record
+    if first.base_recall is not None:
+        record = replace(record, base_recall=first.base_recall)
+    record = replace(clock.add_to(record, "prepare"), images=len(images))
+    checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
+    record = _keep_codebook(run, checkpoint, record)
+    return PreparedTraining(
+        record, checkpoint, images, plan, embeddings.astype(np.float16), lambda: parts.teacher
+    )
+
+
+def _prepare_from_parent(
+    services: Services,
+    conn: Connection,
+    run: TrainingRun,
+    parent: Generation,
+    progress: Progress,
+) -> PreparedTraining:
+    clock = StepClock.start()
+    record = run.record
+    if run.has_codebook:
+        checkpoint = load_checkpoint(run.folder)
+        plan = IdentifierPlan.load(run.folder)
+    else:
+        before = load_generation_checkpoint(services.checkpoints, parent)
+        limit = services.settings.training_images
+        planned = _plan_from_parent(conn, run, parent, before.codebook, limit, progress)
+        record, plan = planned.record, planned.plan
+        plan.save(run.folder)
+        checkpoint = Checkpoint(before.sigma, planned.codebook, before.encoder)
+        copy_base(services.checkpoints / parent.folder / BASE, run.folder / BASE)
+    wanted = plan.image_keys[plan.learnt]
+    images = from_store(conn, services.store, wanted, checkpoint.sigma.profile)
+    stored = embeddings_of(conn, parent.id, images.image_keys)
+    images = images.select(stored.present)
+    plan = plan.without_missing(wanted, images.image_keys)
+    trained_on = len(images) if run.mode == "refresh" else len(plan)
+    record = replace(clock.add_to(record, "prepare"), images=trained_on)
+    return PreparedTraining(
+        record=_keep_codebook(run, checkpoint, record),
+        checkpoint=checkpoint,
+        images=images,
+        plan=plan,
+        embeddings=stored.embeddings[stored.present],
+        teacher=_teacher_loader(run.folder / BASE, checkpoint.sigma.profile, checkpoint.encoder),
+    )
+
+
+def _keep_codebook(
+    run: TrainingRun, checkpoint: Checkpoint, record: TrainingRecord
+) -> TrainingRecord:
+    """Save the first checkpoint of a new run; returns the record that names the codebook."""
+    if run.has_codebook:
+        return record
+    # The plan was saved before: a record that names the codebook promises both.
+    record = record.with_stage(CODEBOOK)
+    save_checkpoint(replace(checkpoint, record=record), run.folder)
+    return record
+
+
+def _images_of_full_run(
+    services: Services, conn: Connection, run: TrainingRun, progress: Progress
+) -> TrainingImages:
+    store = services.store
+    if run.entries is not None:
+        return from_manifest(conn, store, services.limits, run.entries, run.profile, progress)
+    if run.has_codebook:
+        keys = IdentifierPlan.load(run.folder).image_keys
+    else:
+        keys = trainable_keys(conn, services.settings.training_images, run.request.seed)
+    images = from_store(conn, store, keys, run.profile)
+    if not len(images):
+        raise UsageError(
+            "the store holds no image with a caption, and the model learns from captions; ingest "
+            "some first"
+        )
+    return images
+
+
+def _fit_codebook(embeddings: FloatArray, run: TrainingRun, progress: Progress) -> Codebook:
+    config = CodebookConfig(run.profile.shape, seed=run.request.seed)
+    # `fit_codebook` ticks once for each id1 cluster and once for the quantiser.
+    with progress("codebook", run.profile.shape.codes[0] + 1) as bar:
+        return fit_codebook(embeddings, config, tick=bar.update)
+
+
+@dataclass(frozen=True, slots=True)
+class _PlanFromParent:
+    record: TrainingRecord
+    codebook: Codebook
+    plan: IdentifierPlan
+
+
+def _plan_from_parent(
+    conn: Connection,
+    run: TrainingRun,
+    parent: Generation,
+    codebook: Codebook,
+    limit: int,
+    progress: Progress,
+) -> _PlanFromParent:
+    """The plan of a refresh or a re-clustering; `limit` is how many images a refresh may learn."""
+    indexed = indexed_images(conn, parent.id)
+    if not len(indexed.image_keys):
+        raise UsageError(
+            f"generation {parent.id} holds no image, so there is nothing to start a {run.mode} "
+            "with; ingest some first"
+        )
+    record = run.record
+    leaves = indexed.leaves
+    seed = run.request.seed
+    if run.mode == "recluster" or run.request.recluster:
+        reclustered = recluster_generation(conn, parent.id, indexed, codebook, seed, progress)
+        codebook = reclustered.codebook
+        leaves = reclustered.leaves
+        record = replace(record, recluster=reclustered.record)
+    if run.mode == "recluster":
+        plan = plan_recluster(indexed, leaves, parent.shape)
+    else:
+        plan = plan_refresh(
+            indexed, leaves, parent.shape, replay=run.profile.replay, limit=limit, seed=seed
+        )
+    return _PlanFromParent(record, codebook, plan)
+
+
+def _teacher_loader(base: Path, profile: Profile, encoder: Encoder) -> Callable[[], Teacher]:
+    return lambda: teacher_of(base, profile, encoder)
+
+
+def embed(encoder: Encoder, pictures: Pixels, progress: Progress) -> FloatArray:
+    """(N, D) float32 embeddings of N pictures."""
+    parts = []
+    with progress("embed images", len(pictures)) as bar:
+        for start in range(0, len(pictures), _BATCH):
+            parts.append(encoder.embed_images(pictures[start : start + _BATCH]))
+            bar.update(len(parts[-1]))
+    return np.concatenate(parts)

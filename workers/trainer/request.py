@@ -1,0 +1,55 @@
+"""The training request: what a person or a job asks the trainer for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from model.network.base import SHIPPED
+from model.network.profiles import Profile
+from model.training.stage_gates import Gates
+from schemas.errors import UsageError
+from schemas.training_record import TrainingMode
+
+LastStage = Literal["codebook", "memorize", "comprehend", "align"]
+"""The stage after which a training stops; after `align` the generation is published."""
+
+STAGES: tuple[str, ...] = get_args(LastStage)
+"""All stages in their order."""
+
+Adapt = Literal["auto", "always", "never"]
+"""Whether the base is trained further on the training images before a full training. `auto`: where
+its recall on them is too low."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What to train, from what, and how far. `UsageError` for an unknown stage or `adapt`."""
+
+    profile: Profile | None = None
+    """None: that of the parent, or of the training that is resumed."""
+    until: str = "align"
+    """The last stage to run, one of `STAGES`."""
+    resume: bool = False
+    """Go on with the newest unfinished generation, in its mode and with its seed."""
+    seed: int = 0
+    base: Path = SHIPPED
+    """Folder of the base weights for a full training."""
+    adapt: str = "auto"
+    """One of `Adapt`."""
+    mode: TrainingMode | None = None
+    """None: full, or that of the training that is resumed."""
+    recluster: bool = False
+    """Give a refresh a new codebook too."""
+    gates: Gates = Gates()
+
+    def __post_init__(self) -> None:
+        if self.until not in STAGES:
+            raise UsageError(f"the last stage must be one of {', '.join(STAGES)}, got {self.until}")
+        if self.adapt not in get_args(Adapt):
+            allowed = ", ".join(get_args(Adapt))
+            raise UsageError(f"adapt must be one of {allowed}, got {self.adapt}")
+
+    @property
+    def publishes(self) -> bool:
+        """Whether the generation is published after the last stage that is asked for."""
+        return self.until == STAGES[-1]

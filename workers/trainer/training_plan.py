@@ -1,0 +1,148 @@
+"""The training plan: the stages of a run, each of them trained, measured, gated and saved."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from model.network.checkpoint import Checkpoint, save_checkpoint
+from model.network.profiles import Stage, StageName
+from model.network.teacher import Teacher
+from model.progress import Progress
+from model.training.stage_gates import Gates, StageProbe, evaluate_stage, gate_failures
+from schemas.records import FloatArray
+from schemas.training_record import StageEvaluation, TrainingRecord
+from workers.trainer.request import STAGES
+from workers.trainer.stage_runner import StageJob, StageOutcome, StageRunner, announce
+from workers.trainer.step_clock import StepClock
+from workers.trainer.training_images import TrainingImages
+
+_BATCH = 64
+"""Images whose captions the teacher scores at a time."""
+
+_DIGITS = 4
+"""Decimals of a stored figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """A run whose stages are about to be trained."""
+
+    checkpoint: Checkpoint
+    """Its model is trained in place."""
+    folder: Path
+    """Where the checkpoint is saved after each stage."""
+    stages: Sequence[Stage]
+    """All stages of the run's mode, those that are finished among them."""
+    images: TrainingImages
+    probe: StageProbe
+    teacher: Callable[[], Teacher]
+    parent_evaluations: Mapping[str, StageEvaluation]
+    """What the parent's stages were measured at, by name; empty for a full training."""
+    gates: Gates
+    views: int
+    """See `StageJob.views`."""
+    seed: int
+    resume: bool
+    report: Callable[[TrainingRecord], None]
+    """Called when a stage was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagesResult:
+    """The record after the stages that were run, and why the last one did not pass its gate."""
+
+    record: TrainingRecord
+    failures: tuple[str, ...] = ()
+    """Empty when all stages passed."""
+
+
+def run_stages(
+    plan: TrainingPlan, record: TrainingRecord, until: str, progress: Progress
+) -> StagesResult:
+    """Train the stages up to `until` that are not finished, until one does not pass its gate."""
+    runner = StageRunner(plan.checkpoint.sigma, plan.images.pictures)
+    labels: list[FloatArray] | None = None
+    for stage in stages_to_run(plan.stages, record, until):
+        clock = StepClock.start()
+        if stage.name == "align" and stage.soft_label_weight > 0:
+            labels = soft_labels(plan.teacher(), plan.images, progress)
+        outcome = runner.run(announce(_job(plan, stage, labels)), progress)
+        record = _with_stage_time(clock.add_to(record, stage.name), stage.name, outcome)
+        result = _evaluate(plan, record, stage.name, outcome.loss)
+        if result.failures:
+            return result
+        record = result.record
+    return StagesResult(record)
+
+
+def stages_to_run(stages: Sequence[Stage], record: TrainingRecord, until: str) -> list[Stage]:
+    """The stages up to and including `until`, in their order, that the record does not name yet."""
+    wanted = STAGES[1 : STAGES.index(until) + 1]
+    return [stage for stage in stages if stage.name in wanted and stage.name not in record.stages]
+
+
+def soft_labels(teacher: Teacher, images: TrainingImages, progress: Progress) -> list[FloatArray]:
+    """The teacher's score of each image with each of its captions (paper, equation 7)."""
+    labels: list[FloatArray] = []
+    with progress("soft labels", len(images)) as bar:
+        for start in range(0, len(images), _BATCH):
+            captions = images.captions[start : start + _BATCH]
+            pictures = images.pictures[start : start + _BATCH]
+            pairs = [
+                (picture, caption)
+                for picture, own in zip(pictures, captions, strict=True)
+                for caption in own
+            ]
+            scores = teacher.score(
+                [picture for picture, _ in pairs], [caption for _, caption in pairs]
+            )
+            ends = np.cumsum([len(own) for own in captions])
+            labels += np.split(scores, ends[:-1])
+            bar.update(len(captions))
+    return labels
+
+
+def _job(plan: TrainingPlan, stage: Stage, labels: list[FloatArray] | None) -> StageJob:
+    return StageJob(
+        folder=plan.folder,
+        stage=stage,
+        uris=plan.images.uris,
+        captions=plan.images.captions,
+        identifiers=plan.probe.data.identifiers,
+        labels=labels,
+        views=plan.views,
+        seed=plan.seed,
+        resume=plan.resume,
+    )
+
+
+def _with_stage_time(
+    record: TrainingRecord, stage: StageName, outcome: StageOutcome
+) -> TrainingRecord:
+    # The clock counts the CPU time of this process only; the outcome has that of all ranks.
+    cpu = round(max(outcome.cpu_seconds, record.cpu_seconds[stage]), 2)
+    return replace(record, cpu_seconds={**record.cpu_seconds, stage: cpu})
+
+
+def _evaluate(
+    plan: TrainingPlan, record: TrainingRecord, stage: StageName, loss: float
+) -> StagesResult:
+    """Measure a stage that was just trained, and save the checkpoint if it passes its gate."""
+    if not isfinite(loss):
+        failure = f"stage {stage}: its loss is {loss}; lower the learning rate"
+        return StagesResult(record, (failure,))
+    clock = StepClock.start()
+    figures = evaluate_stage(stage, plan.checkpoint.sigma, plan.probe, plan.gates, plan.seed)
+    record = clock.add_to(record, "evaluate")
+    parent = plan.parent_evaluations.get(stage)
+    failures = gate_failures(stage, figures, None if parent is None else parent.figures, plan.gates)
+    rounded = {name: round(value, _DIGITS) for name, value in figures.items()}
+    record = record.with_evaluation(stage, StageEvaluation(rounded, round(loss, _DIGITS)))
+    if not failures:
+        record = record.with_stage(stage)
+        save_checkpoint(replace(plan.checkpoint, record=record), plan.folder)
+    plan.report(record)
+    return StagesResult(record, tuple(f"stage {stage}: {failure}" for failure in failures))
