@@ -1,4 +1,4 @@
-"""Drift monitors on synthetic streams: quiet without drift, awake with it, whatever the number of images."""
+"""Drift monitors on synthetic streams: quiet without drift, alarming with it, at any size."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,10 @@ WIDTH, SAMPLE, POOL = 12, 400, 1200
 def stream(
     rng: np.random.Generator, count: int, fresh: float = 0.0, *, queries: int = 300
 ) -> ArrivalWindow:
-    """Arrivals of six topics, a share of them of a seventh one that the model puts where it can, unsure of it."""
+    """Arrivals of six topics, a share `fresh` of them of a seventh.
+
+    The model assigns the seventh to a leaf of the sixth, with little confidence.
+    """
     topic = rng.choice(6, count, p=(0.3, 0.25, 0.2, 0.15, 0.06, 0.04))
     new = rng.random(count) < fresh
     topic[new] = 5
@@ -54,8 +57,8 @@ def stream(
     )
 
 
-def alarms(findings: tuple[MonitorResult, ...]) -> set[str]:
-    return {one.monitor for one in findings if one.alarm}
+def alarms(results: tuple[MonitorResult, ...]) -> set[str]:
+    return {result.monitor for result in results if result.alarm}
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +81,15 @@ def test_a_month_of_hours_without_drift_is_quiet_and_its_chances_are_what_they_s
             stream(rng, POOL), SHAPE, seed=seed, window=SAMPLE, expected_run=2000, replays=400
         )
         for _ in range(120):
-            found = examine(learned, stream(rng, SAMPLE))
-            raised += bool(alarms(found))
-            for one in found:
-                chances[one.monitor].append(one.p)
+            results = examine(learned, stream(rng, SAMPLE))
+            raised += bool(alarms(results))
+            for result in results:
+                chances[result.monitor].append(result.p)
     # 720 windows, 2000 expected between false alarms.
     assert raised <= 2
-    # A chance below 5% is about as frequent as that, with six references; no image came under pressure in any.
-    often = {name: float(np.mean(np.array(found) < 0.05)) for name, found in chances.items()}
+    # A p-value below 5% is about as frequent as that, with six references; no image came under
+    # pressure in any of them.
+    often = {name: float(np.mean(np.array(own) < 0.05)) for name, own in chances.items()}
     assert often.pop("suffix-pressure") == 0
     assert all(0.01 < share < 0.13 for share in often.values()), often
     assert float(np.mean(list(often.values()))) < 0.07
@@ -101,16 +105,16 @@ def test_a_tenth_of_something_new_is_noticed_in_one_window(reference: DriftRefer
 
 
 def test_each_monitor_can_alarm(reference: DriftReference) -> None:
-    found = examine(reference, stream(np.random.default_rng(5), SAMPLE, 0.9))
+    novel = examine(reference, stream(np.random.default_rng(5), SAMPLE, 0.9))
     other = stream(np.random.default_rng(6), SAMPLE)
     levels = examine(
         reference, replace(other, codes=other.codes // 2, query_scores=other.query_scores + 1)
     )
-    assert alarms(found) | alarms(levels) == set(EFFECT_LIMITS)
+    assert alarms(novel) | alarms(levels) == set(EFFECT_LIMITS)
     assert all(
-        one.effect >= one.effect_limit and one.p <= one.p_limit
-        for one in (*found, *levels)
-        if one.alarm
+        result.effect >= result.effect_limit and result.p <= result.p_limit
+        for result in (*novel, *levels)
+        if result.alarm
     )
 
 
@@ -120,9 +124,10 @@ def test_the_chance_of_a_false_alarm_does_not_depend_on_the_size_of_the_window(s
     small = looks = 0
     for seed in range(4):
         learned = fit_reference(stream(rng, 1200), SHAPE, seed=seed, window=size, replays=400)
-        found = [one for _ in range(50) for one in examine(learned, stream(rng, size))]
-        small += sum(one.p < 0.05 for one in found)
-        looks += len(found)
+        for _ in range(50):
+            results = examine(learned, stream(rng, size))
+            small += sum(result.p < 0.05 for result in results)
+            looks += len(results)
     assert small / looks < 0.07
 
 
@@ -143,7 +148,7 @@ def test_a_reference_survives_its_document_and_stays_small() -> None:
 def test_monitors_without_input_say_nothing(reference: DriftReference) -> None:
     window = stream(np.random.default_rng(3), SAMPLE)
     silent = replace(window, agreement=np.zeros(0, np.bool_), query_scores=np.zeros(0, np.float32))
-    assert {one.monitor for one in examine(reference, silent)} == set(EFFECT_LIMITS) - {
+    assert {result.monitor for result in examine(reference, silent)} == set(EFFECT_LIMITS) - {
         "agreement",
         "query-score",
     }
@@ -158,13 +163,13 @@ def test_a_pool_smaller_than_a_window_is_refused() -> None:
         fit_reference(stream(np.random.default_rng(0), 10), SHAPE, window=11)
 
 
-def test_histograms_then_and_now_are_shares(reference: DriftReference) -> None:
-    found = code_shares(reference, stream(np.random.default_rng(4), SAMPLE))
+def test_codes_then_and_now_are_shares(reference: DriftReference) -> None:
+    shares = code_shares(reference, stream(np.random.default_rng(4), SAMPLE))
     for level, count in enumerate(SHAPE.codes, start=1):
-        assert len(found[f"id{level}"]["now"]) == count
+        assert len(shares[f"id{level}"]["now"]) == count
         assert (
-            sum(found[f"id{level}"]["then"])
-            == pytest.approx(sum(found[f"id{level}"]["now"]))
+            sum(shares[f"id{level}"]["then"])
+            == pytest.approx(sum(shares[f"id{level}"]["now"]))
             == pytest.approx(1)
         )
 
@@ -174,7 +179,7 @@ CALM = MonitorResult("id1", 0.0, 0.1, 0.4, 1e-5, False)
 
 
 @pytest.mark.parametrize(
-    ("finding", "then", "now", "level"),
+    ("result", "then", "now", "level"),
     [
         (CALM, RecallCount(190, 200), RecallCount(20, 200), "none"),
         (ALARM, RecallCount(190, 200), RecallCount(189, 200), "ticket"),
@@ -187,9 +192,9 @@ CALM = MonitorResult("id1", 0.0, 0.1, 0.4, 1e-5, False)
     ],
 )
 def test_a_page_needs_recall_to_fall_by_three_points_and_not_by_chance(
-    finding: MonitorResult, then: RecallCount | None, now: RecallCount | None, level: str
+    result: MonitorResult, then: RecallCount | None, now: RecallCount | None, level: str
 ) -> None:
-    assert alarm_level([CALM, finding], then, now) == level
+    assert alarm_level([CALM, result], then, now) == level
 
 
 def test_effects_are_what_they_are_called() -> None:

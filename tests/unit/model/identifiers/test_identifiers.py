@@ -174,10 +174,10 @@ def test_suffixes_are_unique_inside_a_leaf_and_a_full_leaf_spills_to_its_nearest
         assign_suffixes(np.zeros(49, np.int64), shape)
 
 
-def test_relatives_come_nearest_first_and_never_repeat() -> None:
-    found = nearest_leaves(5, IdentifierShape(codes=(2, 2, 2, 2), suffixes=3), 16)
-    assert found[:3] == [4, 6, 7]
-    assert sorted([*found, 5]) == list(range(16))
+def test_nearest_leaves_come_nearest_first_and_never_repeat() -> None:
+    leaves = nearest_leaves(5, IdentifierShape(codes=(2, 2, 2, 2), suffixes=3), 16)
+    assert leaves[:3] == [4, 6, 7]
+    assert sorted([*leaves, 5]) == list(range(16))
 
 
 def test_perplexity_and_gini_have_their_textbook_values() -> None:

@@ -8,13 +8,13 @@ from model.retrieval.recall import recall_at, wilson
 from model.retrieval.trie import Reached
 
 
-def test_the_fused_score_is_the_formula_of_the_design() -> None:
+def test_the_fused_score_is_its_formula() -> None:
     embeddings = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float16)
     reached = Reached(
         np.array([0, 2, 2, 1]), np.array([0, 0, -1.0, -0.5], np.float32), np.array([0, 0, 1, 1])
     )
     leaf_scores = np.array([-0.1, -2.0], np.float32)
-    found = rank(
+    ranked = rank(
         np.array([0.6, 0.8], np.float32),
         reached,
         leaf_scores,
@@ -28,9 +28,9 @@ def test_the_fused_score_is_the_formula_of_the_design() -> None:
         1: 10 * 0.8 + 0.3 * -2.5,
         2: 10 * 1.0 + 0.3 * float(np.logaddexp(-0.1, -3.0)),
     }
-    assert found.slots.tolist() == sorted(wanted, key=lambda slot: -wanted[slot])
-    assert found.scores.tolist() == pytest.approx(sorted(wanted.values(), reverse=True), abs=0.01)
-    assert found.candidates == 3
+    assert ranked.slots.tolist() == sorted(wanted, key=lambda slot: -wanted[slot])
+    assert ranked.scores.tolist() == pytest.approx(sorted(wanted.values(), reverse=True), abs=0.01)
+    assert ranked.candidates == 3
 
 
 def test_ties_go_to_the_older_image_and_nothing_reached_gives_nothing() -> None:
@@ -43,8 +43,8 @@ def test_ties_go_to_the_older_image_and_nothing_reached_gives_nothing() -> None:
 
 
 def test_log_sum_exp_survives_very_small_probabilities() -> None:
-    found = log_sum_exp(np.array([-1000.0, -1000.0, 3.0]), np.array([0, 0, 1]), 2)
-    assert found.tolist() == pytest.approx([-1000 + np.log(2), 3.0], abs=1e-3)
+    sums = log_sum_exp(np.array([-1000.0, -1000.0, 3.0]), np.array([0, 0, 1]), 2)
+    assert sums.tolist() == pytest.approx([-1000 + np.log(2), 3.0], abs=1e-3)
 
 
 def test_recall_counts_images_found_within_k() -> None:

@@ -1,4 +1,4 @@
-"""Search against an exhaustive one: every leaf scored by hand, every member ranked with the formula, one at a time."""
+"""Search against an exhaustive one: every leaf scored and every member ranked, one at a time."""
 
 from collections.abc import Sequence
 from math import exp, log
@@ -41,7 +41,7 @@ class HashEncoder:
 
 
 class HashDecodingEngine:
-    """Scores tokens by what the text and the codes before them hash to, as a decoder conditions on its prefix."""
+    """Scores tokens by a hash of the text and of the codes before them."""
 
     def read_texts(self, texts: Sequence[str]) -> list[str]:
         return list(texts)
@@ -116,7 +116,7 @@ def index_of(entries: Sequence[Entry], images: int = 40) -> SearchIndex:
 def slow_search(
     index: SearchIndex, entries: Sequence[Entry], text: str, settings: RetrievalSettings
 ) -> list[tuple[int, float]]:
-    """(slot, fused score) of every candidate, best first, with plain loops over all occupied leaves."""
+    """(slot, fused score) of every candidate, best first, by plain loops over occupied leaves."""
     occupied = sorted({leaf for leaf, _, _, _ in entries})
     best_leaves = sorted(occupied, key=lambda leaf: -leaf_score(text, leaf))[: settings.beams]
     (query,) = index.encoder.embed_texts([text])

@@ -29,8 +29,8 @@ def check(trie: Trie, reference: set[Entry]) -> None:
             counts = np.bincount(
                 np.array(sorted(wanted), np.int64) // below, minlength=SHAPE.prefixes(level + 1)
             )
-            found = branches.children(level, torch.arange(SHAPE.prefixes(level))).flatten().numpy()
-            np.testing.assert_array_equal(found, counts)
+            children = branches.children(level, torch.arange(SHAPE.prefixes(level)))
+            np.testing.assert_array_equal(children.flatten().numpy(), counts)
     reached = trie.reached(np.arange(SHAPE.leaves))
     assert sorted(zip(reached.source.tolist(), reached.slots.tolist(), strict=True)) == sorted(
         (leaf, slot) for leaf, slot, _ in reference
@@ -38,7 +38,7 @@ def check(trie: Trie, reference: set[Entry]) -> None:
     assert trie.images == sum(suffix >= 0 for _, _, suffix in reference)
     for leaf in range(SHAPE.leaves):
         assert trie.suffixes(leaf) == {
-            suffix: slot for at, slot, suffix in reference if at == leaf and suffix >= 0
+            suffix: slot for own, slot, suffix in reference if own == leaf and suffix >= 0
         }
 
 
