@@ -8,7 +8,7 @@ import pytest
 
 import schemas.settings
 from schemas.errors import UsageError
-from schemas.settings import Settings, documented_settings
+from schemas.settings import RetrievalSettings, Settings, documented_settings
 
 SERVICES = {
     "SIGMA_KAFKA_BOOTSTRAP": "one:9092, two:9092",
@@ -45,6 +45,12 @@ def test_an_empty_environment_gives_the_embedded_defaults() -> None:
     assert settings == Settings()
     assert settings.embedded
     assert settings.http_host == "127.0.0.1"
+
+
+def test_one_value_says_how_images_are_posted_and_searched() -> None:
+    environ = {"SIGMA_BEAMS": "7", "SIGMA_POSTINGS": "2", "SIGMA_FUSION_WEIGHT": "0.5"}
+    retrieval = Settings.from_environment(environ).retrieval
+    assert retrieval == RetrievalSettings(beams=7, postings=2, fusion_weight=0.5)
 
 
 def test_an_empty_value_counts_as_unset() -> None:
