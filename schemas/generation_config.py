@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from schemas.json_values import finite_number, list_of, object_of, whole_number
 from schemas.training_record import TrainingRecord
 
 _LIVE_RECALL = "live_R@10"
@@ -52,14 +53,20 @@ class CohortComparison:
         return document
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "CohortComparison":
-        """Read what `to_json` wrote."""
+    def from_json(cls, document: object) -> "CohortComparison | None":
+        """Read what `to_json` wrote; None where the queries or a recall are missing."""
+        recorded = object_of(document)
+        queries = whole_number(recorded.get("queries"))
+        live_recall = finite_number(recorded.get(_LIVE_RECALL))
+        candidate_recall = finite_number(recorded.get(_CANDIDATE_RECALL))
+        if queries is None or live_recall is None or candidate_recall is None:
+            return None
         return cls(
-            queries=document["queries"],
-            live_recall=document[_LIVE_RECALL],
-            candidate_recall=document[_CANDIDATE_RECALL],
-            loss=document.get("loss"),
-            loss_limit=document.get("loss_limit"),
+            queries=queries,
+            live_recall=live_recall,
+            candidate_recall=candidate_recall,
+            loss=finite_number(recorded.get("loss")),
+            loss_limit=finite_number(recorded.get("loss_limit")),
         )
 
 
@@ -108,14 +115,21 @@ class GateVerdict:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "GateVerdict":
-        """Read what `to_json` of this version or of an earlier one wrote."""
+        """Read what `to_json` of this version or of an earlier one wrote.
+
+        A cohort that cannot be understood is left out: every list of generations reads verdicts.
+        """
         rest = dict(document)
-        probes = rest.pop("probes", None) or {}
+        cohorts = {}
+        for name, recorded in object_of(rest.pop("probes", None)).items():
+            cohort = CohortComparison.from_json(recorded)
+            if cohort is not None:
+                cohorts[name] = cohort
         return cls(
             passed=rest.pop("passed", None) is True,
-            reasons=tuple(rest.pop("reasons", None) or ()),
+            reasons=tuple(map(str, list_of(rest.pop("reasons", None)))),
             against=rest.pop("against", None),
-            cohorts={name: CohortComparison.from_json(found) for name, found in probes.items()},
+            cohorts=cohorts,
             latency_ratio=rest.pop("latency_ratio", None),
             **{name: rest.pop(name, None) for name in _OPTIONAL_OF_GATE},
             other=rest,
@@ -147,7 +161,7 @@ class GenerationConfig:
         failure = rest.pop("failure", None)
         dropped_at = rest.pop("dropped_at", None)
         return cls(
-            gate=GateVerdict.from_json(gate) if gate else None,
+            gate=GateVerdict.from_json(gate) if isinstance(gate, Mapping) and gate else None,
             failure=None if failure is None else tuple(failure),
             dropped_at=None if dropped_at is None else datetime.fromisoformat(dropped_at),
             training=TrainingRecord.from_json(rest),

@@ -159,12 +159,9 @@ class PruneResult:
 
 
 def _verdict(document: object) -> GateVerdict | None:
-    if not isinstance(document, Mapping):
+    if not isinstance(document, Mapping) or not isinstance(document.get("passed"), bool):
         return None
-    try:
-        return GateVerdict.from_json(document)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
+    return GateVerdict.from_json(document)
 
 
 def _candidate(figures: JsonObject) -> CandidateResult | None:

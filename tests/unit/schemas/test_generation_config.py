@@ -108,6 +108,25 @@ def test_a_verdict_of_an_early_version_is_read() -> None:
     assert GenerationConfig.from_json({"gate": {}}).gate is None
 
 
+@pytest.mark.parametrize("gate", [None, {}, [], "passed", 1])
+def test_a_verdict_that_is_none_is_left_out(gate: object) -> None:
+    assert GenerationConfig.from_json({"gate": gate}).gate is None
+
+
+def test_parts_of_a_verdict_that_cannot_be_understood_are_left_out() -> None:
+    good = {"queries": 4, "live_R@10": 0.5, "candidate_R@10": 0.75}
+    cohorts = {
+        "hour": good,
+        "day": {},
+        "week": None,
+        "older": good | {"queries": "4"},
+        "trained": good | {"live_R@10": float("nan")},
+    }
+    gate = GateVerdict.from_json({"passed": "yes", "reasons": "no", "probes": cohorts})
+    assert gate == GateVerdict(False, cohorts={"hour": CohortComparison(4, 0.5, 0.75)})
+    assert GateVerdict.from_json({"passed": True, "probes": []}) == GateVerdict(True)
+
+
 def test_changes_name_only_what_is_given() -> None:
     assert config_changes() == {}
     assert config_changes(failure=["a"]) == {"failure": ["a"]}
