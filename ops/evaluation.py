@@ -1,46 +1,157 @@
-"""Evaluation: recall per image of our search, the paper's mode, exact dense search and the two towers, seen and unseen."""
+"""Evaluation: recall per image of our search beside three others, for seen and unseen images.
 
-from collections.abc import Iterator, Sequence
+The others are the paper's own mode, exact dense search with the same encoder, and two towers:
+images embedded again in single precision. Seen images are those that the generation was trained on.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from model.progress import Progress, quiet
+from model.progress import Bar, Progress, quiet
 from model.retrieval.recall import CUTOFFS, recall_at, wilson
-from model.retrieval.trie import ALTERNATE, Trie
+from ops.evaluation_queries import (
+    DEPTH,
+    EvaluationQueries,
+    GalleryImage,
+    queries_by_split,
+    read_gallery,
+)
+from ops.jobs.known_items import Rank, rank_of
+from ops.posting_ablations import PostingAblations, ablate_postings
 from schemas.errors import UsageError
 from schemas.records import FloatArray, IntArray, ManifestEntry
 from schemas.settings import RetrievalSettings
 from workers.query.engine import ModelEngine, RankedImages
 from workers.query.searcher import Searcher
 from workers.repository.connection import Connection, fetch_rows
-from workers.repository.follower import PostingRows
 from workers.runtime.pictures import StoredPictures
 
-_BATCH = 16
-_DEPTH = max(CUTOFFS)
+_PICTURE_BATCH = 64
+"""Pictures embedded together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationGallery:
+    """What answers are checked against: the N images of a generation."""
+
+    image_keys: IntArray
+    """(N,)"""
+    towers: FloatArray
+    """(N, D) float32: every image embedded again, in single precision, from its stored picture."""
+    occupied_leaves: IntArray
+    """(L,) leaves that hold at least one image: any other is an invalid identifier."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Queries with the key of the image that each is about."""
+class SplitRecall:
+    """Recall of one split by the keys R@1, R@5, R@10 and R@20, as shares from 0 to 1."""
 
-    texts: list[str]
-    keys: list[int]
+    queries: int
+    ours: Mapping[str, float]
+    paper_mode: Mapping[str, float]
+    exact_dense: Mapping[str, float]
+    two_tower: Mapping[str, float]
+    mean_candidates: float
+    """Images that our search scored for one query."""
+    interval: tuple[float, float]
+    """95% Wilson interval of our R@10."""
 
-    def __len__(self) -> int:
-        return len(self.texts)
+    def to_json(self) -> dict[str, Any]:
+        """One value of `splits` in the document of `sigma evaluate`."""
+        return {
+            "queries": self.queries,
+            "ours": dict(self.ours),
+            "paper_mode": dict(self.paper_mode),
+            "exact_dense": dict(self.exact_dense),
+            "two_tower": dict(self.two_tower),
+            "mean_candidates": self.mean_candidates,
+            "ours_R@10_95%": list(self.interval),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "SplitRecall":
+        """Read what `to_json` wrote."""
+        low, high = document["ours_R@10_95%"]
+        return cls(
+            queries=document["queries"],
+            ours=document["ours"],
+            paper_mode=document["paper_mode"],
+            exact_dense=document["exact_dense"],
+            two_tower=document["two_tower"],
+            mean_candidates=document["mean_candidates"],
+            interval=(low, high),
+        )
+
+    def to_text(self, name: str) -> list[str]:
+        """The same for people, as lines of a table."""
+        searches = {
+            "ours": self.ours,
+            "paper mode": self.paper_mode,
+            "exact dense": self.exact_dense,
+            "two-tower": self.two_tower,
+        }
+        lines = [
+            f"{name}: {self.queries} queries, {self.mean_candidates:.0f} candidates scored a query"
+        ]
+        for label, recall in searches.items():
+            cells = [f"{100 * recall[f'R@{cutoff}']:>8.1f}" for cutoff in CUTOFFS]
+            lines.append(f"  {label:<20}{''.join(cells)}")
+        return lines
 
 
 @dataclass(frozen=True, slots=True)
-class GalleryRow:
-    """One image of the generation."""
+class Evaluation:
+    """An evaluation of one generation."""
 
-    image_key: int
-    image_id: str
-    uri: str
-    trained: bool
+    generation: int
+    gallery: int
+    """Images of the generation."""
+    settings: RetrievalSettings
+    invalid_identifiers: int
+    """Leaves without images, and images that are not in the generation, among the answers."""
+    splits: Mapping[str, SplitRecall]
+    """`seen` and `unseen`, those that have queries."""
+    ablations: PostingAblations | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `sigma evaluate`."""
+        document: dict[str, Any] = {
+            "generation": self.generation,
+            "gallery": self.gallery,
+            "beams": self.settings.beams,
+            "postings": self.settings.postings,
+            "invalid_identifiers": self.invalid_identifiers,
+            "splits": {name: split.to_json() for name, split in self.splits.items()},
+        }
+        if self.ablations is not None:
+            document["ablations"] = self.ablations.to_json()
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Evaluation":
+        """Read what `to_json` wrote, except the ablations."""
+        splits = document["splits"].items()
+        return cls(
+            generation=document["generation"],
+            gallery=document["gallery"],
+            settings=RetrievalSettings(document["beams"], document["postings"]),
+            invalid_identifiers=document["invalid_identifiers"],
+            splits={name: SplitRecall.from_json(split) for name, split in splits},
+        )
+
+    def to_text(self) -> str:
+        """The recall table for people."""
+        lines = [f"{'':<22}" + "".join(f"{f'R@{cutoff}':>8}" for cutoff in CUTOFFS)]
+        for name, split in self.splits.items():
+            lines += split.to_text(name)
+        lines.append(
+            f"gallery {self.gallery} images · {self.settings.beams} beams · "
+            f"invalid identifiers {self.invalid_identifiers}"
+        )
+        return "\n".join(lines)
 
 
 def evaluate(
@@ -51,226 +162,110 @@ def evaluate(
     seed: int,
     ablate: bool = False,
     progress: Progress = quiet,
-) -> dict[str, Any]:
-    """The JSON document of `sigma evaluate`. `limit` samples at most so many queries of each split (seeded)."""
-    gallery = list(_gallery(searcher.conn, searcher.generation.id))
-    splits = queries_of(entries, gallery, limit, seed)
-    if not any(len(asked) for asked in splits.values()):
+) -> Evaluation:
+    """Ask the captions of a manifest's images, at most `limit` of each split (a seeded sample).
+
+    With `ablate`, other ways to post the images are measured too. `UsageError` when no image of the
+    manifest has a caption and is indexed.
+    """
+    images = read_gallery(searcher.conn, searcher.generation.id)
+    splits = queries_by_split(entries, images, limit, seed)
+    if not splits:
         raise UsageError(
-            "none of the manifest's images with a caption is indexed in this generation; ingest them first"
+            "none of the manifest's images with a caption is indexed in this generation; "
+            "ingest them first"
         )
-    valid = np.array(
-        [
-            leaf
-            for (leaf,) in fetch_rows(
-                searcher.conn, "occupied_leaves", generation=searcher.generation.id
-            )
-        ],
-        np.int64,
+    gallery = EvaluationGallery(
+        image_keys=np.array([image.image_key for image in images]),
+        towers=_embed_again(searcher, images, progress),
+        occupied_leaves=_occupied_leaves(searcher.conn, searcher.generation.id),
     )
-    towers = _float_gallery(searcher, gallery, progress)
-    settings = searcher.settings
-    total = sum(len(asked) for asked in splits.values())
-    document: dict[str, Any] = {
-        "generation": searcher.generation.id,
-        "gallery": len(gallery),
-        "beams": settings.beams,
-        "postings": settings.postings,
-        "invalid_identifiers": 0,
-        "splits": {},
-    }
-    with progress("evaluate", total) as bar:
-        for split, asked in splits.items():
-            if len(asked):
-                figures, invalid = _split(
-                    searcher.engine, asked, settings, gallery, towers, valid, bar.update
-                )
-                document["splits"][split] = figures
-                document["invalid_identifiers"] += invalid
+    recalls = {}
+    invalid = 0
+    with progress("evaluate", sum(map(len, splits.values()))) as bar:
+        for name, queries in splits.items():
+            recalls[name], split_invalid = _evaluate_split(
+                searcher.engine, queries, searcher.settings, gallery, bar
+            )
+            invalid += split_invalid
+    ablations = None
     if ablate:
-        document["ablations"] = ablations(searcher, splits, settings, gallery)
-    return document
+        trained = [image.image_key for image in images if image.trained]
+        ablations = ablate_postings(searcher, splits, trained)
+    return Evaluation(
+        searcher.generation.id, len(images), searcher.settings, invalid, recalls, ablations
+    )
 
 
-def queries_of(
-    entries: Sequence[ManifestEntry], gallery: Sequence[GalleryRow], limit: int | None, seed: int
-) -> dict[str, Asked]:
-    """Queries of each split: `test_captions`, or `captions` for unseen images without any."""
-    known = {row.image_id: row for row in gallery}
-    splits = {"seen": Asked([], []), "unseen": Asked([], [])}
-    for entry in entries:
-        row = known.get(entry.image_id)
-        if row is None:
-            continue
-        asked = splits["seen" if row.trained else "unseen"]
-        for text in entry.test_captions if row.trained else entry.queries:
-            if text.strip():
-                asked.texts.append(text)
-                asked.keys.append(row.image_key)
-    rng = np.random.default_rng(seed)
-    for name, asked in splits.items():
-        if limit is not None and len(asked) > limit:
-            chosen = sorted(rng.permutation(len(asked))[:limit].tolist())
-            splits[name] = Asked(
-                [asked.texts[at] for at in chosen], [asked.keys[at] for at in chosen]
-            )
-    return splits
-
-
-def _split(
+def _evaluate_split(
     engine: ModelEngine,
-    asked: Asked,
+    queries: EvaluationQueries,
     settings: RetrievalSettings,
-    gallery: Sequence[GalleryRow],
-    towers: FloatArray,
-    valid: IntArray,
-    tick: Any,
-) -> tuple[dict[str, Any], int]:
-    ours, paper, exact, two = [], [], [], []
-    candidates, invalid = [], 0
-    keys = np.array([row.image_key for row in gallery])
-    present = set(keys.tolist())
-    for start in range(0, len(asked), _BATCH):
-        texts = asked.texts[start : start + _BATCH]
+    gallery: EvaluationGallery,
+    bar: Bar,
+) -> tuple[SplitRecall, int]:
+    """Recall of one split, and how many invalid identifiers its answers had."""
+    ours: list[Rank] = []
+    paper: list[Rank] = []
+    exact: list[Rank] = []
+    two_tower: list[Rank] = []
+    candidates: list[int] = []
+    invalid = 0
+    for batch in queries.batches():
+        texts = list(batch.texts)
         vectors = engine.encoder.embed_texts(texts)
-        fused, five = (
-            engine.answer(texts, _DEPTH, settings),
-            engine.answer_paper(texts, _DEPTH, settings),
-        )
-        dense = engine.answer_exact(vectors, _DEPTH)
-        for answer in (*fused, *five):
-            invalid += int((~np.isin(answer.leaves, valid)).sum()) + sum(
-                key not in present for key in answer.image_keys.tolist()
-            )
-        candidates += [answer.candidates for answer in fused]
-        for at, (text_vector, key) in enumerate(
-            zip(vectors, asked.keys[start : start + _BATCH], strict=True)
-        ):
-            ours.append(_rank(fused[at], key))
-            paper.append(_rank(five[at], key))
-            exact.append(_rank(dense[at], key))
-            best = keys[np.argsort(-(towers @ text_vector), kind="stable")[:_DEPTH]]
-            two.append(_position(best, key))
-        tick(len(texts))
-    hits = sum(rank is not None and rank <= 10 for rank in ours)
-    figures: dict[str, Any] = {
-        "queries": len(asked),
-        "ours": recall_at(ours),
-        "paper_mode": recall_at(paper),
-        "exact_dense": recall_at(exact),
-        "two_tower": recall_at(two),
-        "mean_candidates": float(np.mean(candidates)),
-        "ours_R@10_95%": list(wilson(hits, len(ours))),
-    }
-    return figures, invalid
-
-
-def ablations(
-    searcher: Searcher[ModelEngine],
-    splits: dict[str, Asked],
-    settings: RetrievalSettings,
-    gallery: Sequence[GalleryRow],
-) -> dict[str, Any]:
-    """Recall of other ways to post the same images: the model's first leaf only (m = 1), and the codebook's analytic leaf."""
-    engine = searcher.engine
-    held = searcher.follower.load().postings
-    primary = held.suffixes != ALTERNATE
-    trained = {row.image_key for row in gallery if row.trained}
-    slots = engine.gallery.slots(held.image_keys)
-    first = _subset(held, primary)
-    analytic_leaves = engine.checkpoint.codebook.leaves(
-        engine.gallery.embeddings.astype(np.float32)
+        our_answers = engine.answer(texts, DEPTH, settings)
+        paper_answers = engine.answer_paper(texts, DEPTH, settings)
+        exact_answers = engine.answer_exact(vectors, DEPTH)
+        for answer in (*our_answers, *paper_answers):
+            invalid += _invalid_identifiers(answer, gallery)
+        candidates += [answer.candidates for answer in our_answers]
+        for position, image_key in enumerate(batch.image_keys):
+            ours.append(rank_of(our_answers[position].image_keys, image_key))
+            paper.append(rank_of(paper_answers[position].image_keys, image_key))
+            exact.append(rank_of(exact_answers[position].image_keys, image_key))
+            nearest = _nearest_in_towers(vectors[position], gallery)
+            two_tower.append(rank_of(nearest, image_key))
+        bar.update(len(batch))
+    hits_at_10 = sum(rank is not None and rank <= 10 for rank in ours)
+    recall = SplitRecall(
+        queries=len(queries),
+        ours=recall_at(ours),
+        paper_mode=recall_at(paper),
+        exact_dense=recall_at(exact),
+        two_tower=recall_at(two_tower),
+        mean_candidates=float(np.mean(candidates)),
+        interval=wilson(hits_at_10, len(ours)),
     )
-    unseen = ~np.isin(held.image_keys, np.fromiter(trained, np.int64, len(trained)))
-    leaves = np.where(unseen, analytic_leaves[slots], held.leaves)
-    analytic = _subset(PostingRows(leaves, held.image_keys, held.weights, held.suffixes), primary)
-    agreement = (
-        float((analytic_leaves[slots[primary & unseen]] == held.leaves[primary & unseen]).mean())
-        if (primary & unseen).any()
-        else None
-    )
-    kept, found = engine.trie, {}
-    for name, postings in (("m=1", first), ("analytic", analytic)):
-        engine.trie = Trie(engine.shape, engine.decoder.device)
-        engine.trie.insert(
-            postings.leaves,
-            engine.gallery.slots(postings.image_keys),
-            postings.weights,
-            postings.suffixes,
-        )
-        found[name] = {
-            split: _fused(engine, asked, settings) for split, asked in splits.items() if len(asked)
-        }
-    engine.trie = kept
-    return {**found, "inductive_analytic_agreement": agreement}
+    return recall, invalid
 
 
-def _fused(engine: ModelEngine, asked: Asked, settings: RetrievalSettings) -> dict[str, float]:
-    ranks, candidates = [], []
-    for start in range(0, len(asked), _BATCH):
-        answers = engine.answer(asked.texts[start : start + _BATCH], _DEPTH, settings)
-        ranks += [
-            _rank(answer, key)
-            for answer, key in zip(answers, asked.keys[start : start + _BATCH], strict=True)
-        ]
-        candidates += [answer.candidates for answer in answers]
-    return recall_at(ranks) | {"mean_candidates": float(np.mean(candidates))}
+def _invalid_identifiers(answer: RankedImages, gallery: EvaluationGallery) -> int:
+    wrong_leaves = ~np.isin(answer.leaves, gallery.occupied_leaves)
+    wrong_images = ~np.isin(answer.image_keys, gallery.image_keys)
+    return int(wrong_leaves.sum()) + int(wrong_images.sum())
 
 
-def _subset(held: PostingRows, kept: Any) -> PostingRows:
-    return PostingRows(
-        held.leaves[kept], held.image_keys[kept], held.weights[kept], held.suffixes[kept]
-    )
+def _nearest_in_towers(query: FloatArray, gallery: EvaluationGallery) -> IntArray:
+    """(`DEPTH`,) keys of the images most similar to a query vector (D,), best first."""
+    order = np.argsort(-(gallery.towers @ query), kind="stable")
+    return gallery.image_keys[order[:DEPTH]]
 
 
-def _rank(answer: RankedImages, key: int) -> int | None:
-    return _position(answer.image_keys, key)
-
-
-def _position(keys: IntArray, key: int) -> int | None:
-    at = np.flatnonzero(keys == key)
-    return int(at[0]) + 1 if len(at) else None
-
-
-def _gallery(conn: Connection, generation: int) -> Iterator[GalleryRow]:
-    after = 0
-    while found := fetch_rows(conn, "image_page", generation=generation, after=after, amount=1000):
-        after = found[-1][0]
-        yield from (GalleryRow(*one) for one in found)
-
-
-def _float_gallery(
-    searcher: Searcher[ModelEngine], gallery: Sequence[GalleryRow], progress: Progress
+def _embed_again(
+    searcher: Searcher[ModelEngine], images: Sequence[GalleryImage], progress: Progress
 ) -> FloatArray:
-    """(N, D) float32: every image embedded again, in single precision, from its stored picture."""
-    pictures = StoredPictures(searcher.store, [row.uri for row in gallery])
+    """(N, D) float32; ranking embeddings are stored in half precision, which costs some recall."""
+    pictures = StoredPictures(searcher.store, [image.uri for image in images])
     parts = []
-    with progress("two towers", len(gallery)) as bar:
-        for start in range(0, len(pictures), 64):
-            parts.append(searcher.engine.encoder.embed_images(pictures[start : start + 64]))
-            bar.update(len(parts[-1]))
+    with progress("two towers", len(images)) as bar:
+        for start in range(0, len(pictures), _PICTURE_BATCH):
+            batch = pictures[start : start + _PICTURE_BATCH]
+            parts.append(searcher.engine.encoder.embed_images(batch))
+            bar.update(len(batch))
     return np.concatenate(parts)
 
 
-def table(document: dict[str, Any]) -> str:
-    """The recall table for people."""
-    lines = [f"{'':<22}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'R@20':>8}"]
-    names = {
-        "ours": "ours",
-        "paper_mode": "paper mode",
-        "exact_dense": "exact dense",
-        "two_tower": "two-tower",
-    }
-    for split, figures in document["splits"].items():
-        lines.append(
-            f"{split}: {figures['queries']} queries, {figures['mean_candidates']:.0f} candidates scored a query"
-        )
-        for name, label in names.items():
-            lines.append(
-                f"  {label:<20}"
-                + "".join(f"{100 * figures[name][f'R@{k}']:>8.1f}" for k in CUTOFFS)
-            )
-    lines.append(
-        f"gallery {document['gallery']} images · {document['beams']} beams · invalid identifiers {document['invalid_identifiers']}"
-    )
-    return "\n".join(lines)
+def _occupied_leaves(conn: Connection, generation: int) -> IntArray:
+    leaves = fetch_rows(conn, "occupied_leaves", generation=generation)
+    return np.array([leaf for (leaf,) in leaves], np.int64)

@@ -80,13 +80,12 @@ def evaluate(options: Namespace, settings: Settings) -> int:
     """`sigma evaluate`"""
     from ops.cli.progress_bar import bar
     from ops.evaluation import evaluate as run_evaluation
-    from ops.evaluation import table
     from workers.query.searcher import live_generation, open_searcher
 
     entries = entries_of(options.manifest, options.split)
     with open_services(settings) as services, open_database(services, "evaluate") as conn:
         searcher = open_searcher(services, live_generation(conn, options.generation))
-        document = run_evaluation(
+        evaluation = run_evaluation(
             searcher,
             entries,
             limit=options.queries,
@@ -95,7 +94,7 @@ def evaluate(options: Namespace, settings: Settings) -> int:
             progress=bar,
         )
         searcher.close()
-    emit(document, options.json, table(document))
+    emit(evaluation.to_json(), options.json, evaluation.to_text())
     return 0
 
 

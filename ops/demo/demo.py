@@ -147,7 +147,7 @@ def _evaluate(
     """Return the documents of `sigma evaluate` and `sigma status`."""
     with services.connect("demo") as conn:
         searcher = open_searcher(services, live_generation(conn))
-        figures = evaluate(
+        evaluation = evaluate(
             searcher,
             entries,
             limit=config.queries,
@@ -159,7 +159,7 @@ def _evaluate(
         log = services.open_log()
         state = read_status(conn, log).to_json()
         log.close()
-    return figures, state
+    return evaluation.to_json(), state
 
 
 def clear(settings: Settings) -> None:

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from ops.evaluation import table
+from ops.evaluation import Evaluation
 
 
 def story(document: dict[str, Any]) -> str:
     """Return the recall table, a few queries with their answers, and where to look next."""
     lines = [
         "",
-        table(document["evaluate"]),
+        Evaluation.from_json(document["evaluate"]).to_text(),
         "",
         *_stream_lines(document),
         "",

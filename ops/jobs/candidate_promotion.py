@@ -26,7 +26,6 @@ from schemas.errors import SigmaError, UsageError, WorkFailedError
 from schemas.events import now
 from schemas.generation_config import GateVerdict
 from schemas.maintenance_results import GateResult, GateSkipped
-from schemas.settings import RetrievalSettings
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.generations.switching import SwitchResult
@@ -39,6 +38,7 @@ from workers.repository.shadow_queries import shadow_summary
 from workers.runtime.services import Services
 
 if TYPE_CHECKING:
+    from ops.jobs.known_items import OpenSearcher
     from workers.query.engine import QueryEngine
     from workers.query.searcher import Searcher
 
@@ -56,10 +56,8 @@ class CandidatePromoter:
     """Judges candidates and makes them live, on one connection."""
 
     conn: Connection
-    open_searcher: "Callable[[Generation], Searcher[QueryEngine]]"
-    """Loads a generation for searching."""
-    retrieval: RetrievalSettings
-    """Of the query worker: a candidate is judged by the search that will serve it."""
+    open_searcher: "OpenSearcher"
+    """Loads a generation, so that it is judged by the search and the settings that will serve it."""
     catch_up: Callable[[Generation], int]
     """Assigns the images that a generation lacks; returns how many found a place."""
     switch: Callable[[int], SwitchResult]
@@ -85,7 +83,6 @@ class CandidatePromoter:
         return cls(
             conn,
             open_generation,
-            services.settings.retrieval,
             lambda generation: CatchUp(conn, generation, services.store, load).run(),
             lambda number: switch_generation(conn, number, services.store, load),
             queries,
@@ -180,7 +177,7 @@ class CandidatePromoter:
     def _ask(self, generation: Generation, queries: Sequence[KnownItemQuery]) -> KnownItemRanks:
         """Load, ask, free: two models at once may not fit into memory."""
         with closing(self.open_searcher(generation)) as searcher:
-            return search_ranks(searcher.engine, queries, self.retrieval)
+            return search_ranks(searcher, queries)
 
     def _missing_after_catch_up(self, candidate: Generation, live: Generation) -> int:
         """Images of the live generation for which the candidate has no place."""

@@ -45,15 +45,13 @@ from schemas.job_results import (
     LeafLoads,
     MonitorReading,
 )
-from schemas.settings import RetrievalSettings
 from workers.repository import monitoring
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, live
 from workers.repository.monitoring import Arrivals, StoredReference
 
 if TYPE_CHECKING:
-    from workers.query.engine import QueryEngine
-    from workers.query.searcher import Searcher
+    from ops.jobs.known_items import OpenSearcher
 
 JOB = "drift-report"
 """Name of the job, under which its runs are stored."""
@@ -74,9 +72,7 @@ def novel_recall(
     conn: Connection,
     generation: Generation,
     image_keys: Sequence[int],
-    *,
-    open_searcher: "Callable[[Generation], Searcher[QueryEngine]]",
-    settings: RetrievalSettings,
+    open_searcher: "OpenSearcher",
 ) -> RecallCount | None:
     """How many of the most novel images are among the ten best answers to their caption.
 
@@ -89,7 +85,7 @@ def novel_recall(
     if len(asked) < MIN_KNOWN_ITEMS:
         return None
     with closing(open_searcher(generation)) as searcher:
-        ranks = search_ranks(searcher.engine, asked, settings).ranks
+        ranks = search_ranks(searcher, asked).ranks
     hits = sum(rank is not None for rank in ranks)
     return RecallCount(hits, len(asked))
 

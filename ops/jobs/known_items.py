@@ -1,21 +1,27 @@
 """Known items: captions of stored images, asked as queries whose right answer is that image."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from schemas.records import IntArray
-from schemas.settings import RetrievalSettings
 from workers.repository.connection import Connection, fetch_row
+from workers.repository.generations import Generation
 from workers.repository.images import images_by_key
 
 if TYPE_CHECKING:
     # Its import loads PyTorch, which the processes that only look at jobs do without.
     from workers.query.engine import QueryEngine
+    from workers.query.searcher import Searcher
+
+    OpenSearcher = Callable[[Generation], Searcher[QueryEngine]]
+    """Loads a generation for searching, with the settings of the query worker."""
 
 Rank = int | None
-"""Place of the known image in an answer, from 1; None when it is not among the first `DEPTH`."""
+"""Place of the known image in an answer, from 1; None when it is not among the images looked at."""
 
 DEPTH = 10
 """Images of an answer that are looked at: known items are measured by R@10."""
@@ -82,31 +88,39 @@ def known_items_of(
 
 
 def search_ranks(
-    engine: "QueryEngine", queries: Sequence[KnownItemQuery], settings: RetrievalSettings
+    searcher: "Searcher[QueryEngine]", queries: Sequence[KnownItemQuery]
 ) -> KnownItemRanks:
-    """Ask by the search of the query worker, with its settings."""
+    """Ask by the search of the query worker, with its beams and fusion weight."""
     ranks: list[Rank] = []
     candidates = 0
     for batch in _batches(queries):
         texts = [query.text for query in batch]
-        answers = engine.answer(texts, DEPTH, settings)
+        answers = searcher.engine.answer(texts, DEPTH, searcher.settings)
         for query, answer in zip(batch, answers, strict=True):
-            ranks.append(_rank(answer.image_keys, query.image_key))
+            ranks.append(rank_of(answer.image_keys, query.image_key))
             candidates += answer.candidates
     return KnownItemRanks(tuple(ranks), candidates / max(1, len(queries)))
 
 
-def exact_ranks(engine: "QueryEngine", queries: Sequence[KnownItemQuery]) -> KnownItemRanks:
+def exact_ranks(
+    searcher: "Searcher[QueryEngine]", queries: Sequence[KnownItemQuery]
+) -> KnownItemRanks:
     """Ask by exact dense search with the same encoder: what the model's leaves cost in recall."""
     ranks: list[Rank] = []
     candidates = 0
     for batch in _batches(queries):
-        vectors = engine.encoder.embed_texts([query.text for query in batch])
-        answers = engine.answer_exact(vectors, DEPTH)
+        vectors = searcher.engine.encoder.embed_texts([query.text for query in batch])
+        answers = searcher.engine.answer_exact(vectors, DEPTH)
         for query, answer in zip(batch, answers, strict=True):
-            ranks.append(_rank(answer.image_keys, query.image_key))
+            ranks.append(rank_of(answer.image_keys, query.image_key))
             candidates += answer.candidates
     return KnownItemRanks(tuple(ranks), candidates / max(1, len(queries)))
+
+
+def rank_of(image_keys: IntArray, wanted: int) -> Rank:
+    """The place of an image among the (k,) keys of an answer, from 1; None when it is not there."""
+    places = np.flatnonzero(image_keys == wanted)
+    return int(places[0]) + 1 if len(places) else None
 
 
 def positions_by_cohort(queries: Sequence[KnownItemQuery]) -> Mapping[str, list[int]]:
@@ -127,8 +141,3 @@ def _age_cohort(age_s: float) -> str:
         if age_s < limit_s:
             return cohort
     return "older"
-
-
-def _rank(image_keys: IntArray, wanted: int) -> Rank:
-    keys: list[int] = image_keys.tolist()
-    return keys.index(wanted) + 1 if wanted in keys else None

@@ -1,6 +1,6 @@
 """The job `recall-probe`: how well the live generation finds what it holds, beside exact search."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,11 @@ from ops.jobs.known_items import (
     search_ranks,
 )
 from schemas.job_results import CohortRecall, RecallProbeResult, RecallProbeSkipped
-from schemas.settings import RetrievalSettings
 from workers.repository.connection import Connection
-from workers.repository.generations import Generation, live
+from workers.repository.generations import live
 
 if TYPE_CHECKING:
-    from workers.query.engine import QueryEngine
-    from workers.query.searcher import Searcher
+    from ops.jobs.known_items import OpenSearcher
 
 QUERIES = 200
 """Known-item queries of one run: they tell the R@10 of a cohort to about 5 points."""
@@ -30,9 +28,8 @@ _CUTOFFS = (1, 5, 10)
 
 def recall_probe(
     conn: Connection,
+    open_searcher: "OpenSearcher",
     *,
-    open_searcher: "Callable[[Generation], Searcher[QueryEngine]]",
-    settings: RetrievalSettings,
     count: int = QUERIES,
 ) -> RecallProbeResult | RecallProbeSkipped:
     """Ask the live generation known-item queries; recall by cohort, with 95% intervals."""
@@ -41,8 +38,8 @@ def recall_probe(
         return RecallProbeSkipped("no generation is live")
     queries = sample_known_items(conn, generation.id, count)
     with closing(open_searcher(generation)) as searcher:
-        ours = search_ranks(searcher.engine, queries, settings)
-        exact = exact_ranks(searcher.engine, queries)
+        ours = search_ranks(searcher, queries)
+        exact = exact_ranks(searcher, queries)
     cohorts = {}
     for cohort, positions in positions_by_cohort(queries).items():
         own_ranks = [ours.ranks[position] for position in positions]

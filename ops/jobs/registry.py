@@ -24,6 +24,7 @@ from workers.repository.shadow_queries import prune_shadow_queries
 from workers.runtime.services import Services
 
 if TYPE_CHECKING:
+    from ops.jobs.known_items import OpenSearcher
     from workers.query.engine import QueryEngine
     from workers.query.searcher import Searcher
 
@@ -92,20 +93,12 @@ def _record_failure(conn: Connection, number: int, error: str) -> None:
 
 
 def _probe_recall(services: Services, conn: Connection) -> JobResult:
-    return recall_probe(
-        conn, open_searcher=_searcher_opener(services), settings=services.settings.retrieval
-    )
+    return recall_probe(conn, _searcher_opener(services))
 
 
 def _report_drift(services: Services, conn: Connection) -> JobResult:
     def measure_recall(generation: Generation, image_keys: Sequence[int]) -> RecallCount | None:
-        return novel_recall(
-            conn,
-            generation,
-            image_keys,
-            open_searcher=_searcher_opener(services),
-            settings=services.settings.retrieval,
-        )
+        return novel_recall(conn, generation, image_keys, _searcher_opener(services))
 
     windows = ArrivalWindowReader(services.checkpoints, services.open_log)
     return DriftReporter(conn, windows, measure_recall).report()
@@ -148,7 +141,7 @@ def prune_events(conn: Connection) -> dict[str, int]:
     return deleted
 
 
-def _searcher_opener(services: Services) -> "Callable[[Generation], Searcher[QueryEngine]]":
+def _searcher_opener(services: Services) -> "OpenSearcher":
     """Loads a generation with the engine of the settings, as the query worker does."""
 
     def open_generation(generation: Generation) -> "Searcher[QueryEngine]":

@@ -6,7 +6,7 @@ from ops.embedded.database import open_services
 from ops.jobs.drift_report import novel_recall
 from schemas.settings import Settings
 from tests.acceptance.conftest import TRAINED, Home
-from workers.query.searcher import Searcher
+from workers.query.searcher import open_searcher
 from workers.repository.connection import fetch_rows
 from workers.repository.generations import live
 
@@ -21,11 +21,7 @@ def test_known_items_are_asked_of_the_live_generation(home: Home) -> None:
         page = fetch_rows(conn, "image_page", generation=generation.id, after=0, amount=TRAINED)
         keys = [key for key, *_ in page]
         recall = novel_recall(
-            conn,
-            generation,
-            keys,
-            open_searcher=lambda generation: Searcher(opened, generation),
-            settings=opened.settings.retrieval,
+            conn, generation, keys, lambda generation: open_searcher(opened, generation)
         )
     assert recall is not None
     # Held-out captions of images that the model was trained on.

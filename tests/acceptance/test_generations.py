@@ -1,4 +1,7 @@
-"""Generations end to end, with the real model: what the gate refuses, and how a bad one that was forced is undone."""
+"""Generations end to end, with the real model.
+
+What the gate refuses, and how a bad generation that was forced is rolled back.
+"""
 
 import time
 

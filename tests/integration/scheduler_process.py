@@ -1,4 +1,4 @@
-"""One scheduler process of the tests: a job every two seconds, and one that takes as long as that."""
+"""One scheduler process of the tests: a job every two seconds, and one that takes so long."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ def note(services: Services, conn: Connection) -> Figures:
 
 
 def dawdle(services: Services, conn: Connection) -> Figures:
-    """Take longer than the other job's period, which must not be held up; leaders are killed meanwhile."""
+    """Take as long as the other job's period; leaders are killed in the middle of it."""
     time.sleep(EVERY_S)
     return Figures({"process": os.getpid()})
 

@@ -1,4 +1,4 @@
-"""The drift report on a real database: its reference, its windows, its alarms, and who hears of them."""
+"""The drift report on a real database: its reference, its windows, its alarms, its metrics."""
 
 import time
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def services(database: str, tmp_path: Path) -> Services:
 
 @pytest.fixture
 def generation(conn: Connection, services: Services) -> int:
-    """A live generation with a codebook and no model: nothing of the report but the probes needs one."""
+    """A live generation with a codebook and no model: only measuring recall needs one."""
     rng = np.random.default_rng(0)
     rows = MIDDLES[rng.integers(0, 4, 200)] + 0.1 * rng.normal(size=(200, WIDTH)).astype(np.float32)
     book = fit_codebook(rows, CodebookConfig(SHAPE))
@@ -131,7 +131,7 @@ def notes(services: Services) -> list[OperationsEvent]:
     log = services.open_log()
     found = [decode(OPERATIONS, event.value) for event in log.read(OPERATIONS, 0)]
     log.close()
-    return [one for one in found if isinstance(one, OperationsEvent)]
+    return [event for event in found if isinstance(event, OperationsEvent)]
 
 
 def test_the_reference_is_the_first_arrivals_of_the_live_generation(
@@ -174,10 +174,10 @@ def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(
 
     accept(conn, generation, SAMPLE, rng, new=0.5)
     alarming = report(services, conn, RecallCount(88, 100)).figures
-    raised = {one["name"] for one in alarming["monitors"] if one["alarm"]}
+    raised = {monitor["name"] for monitor in alarming["monitors"] if monitor["alarm"]}
     assert {"embedding", "novelty"} <= raised
     assert (alarming["tickets"], alarming["pages"]) == (len(raised), 0)
-    assert {one.monitor for one in alarms.open_alarms(conn)} == raised
+    assert {alarm.monitor for alarm in alarms.open_alarms(conn)} == raised
     log = services.open_log()
     assert any("ticket: embedding of generation" in line for line in read_status(conn, log).alarms)
     log.close()
@@ -186,12 +186,12 @@ def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(
     accept(conn, generation, SAMPLE, rng, new=0.5)
     assert report(services, conn, RecallCount(88, 100)).figures["tickets"] == 0
     for window in range(CLEAR_AFTER_WINDOWS):
-        assert {one.monitor for one in alarms.open_alarms(conn)} == raised, window
+        assert {alarm.monitor for alarm in alarms.open_alarms(conn)} == raised, window
         accept(conn, generation, SAMPLE, rng)
         report(services, conn)
     assert alarms.open_alarms(conn) == []
     assert {
-        one.monitor for one in alarms.alarms_since(conn, datetime.now(UTC) - timedelta(hours=1))
+        alarm.monitor for alarm in alarms.alarms_since(conn, datetime.now(UTC) - timedelta(hours=1))
     } == raised
     assert {note.kind for note in notes(services)} == {"alarm", "alarm-cleared"}
 
@@ -208,7 +208,9 @@ def test_a_ticket_becomes_a_page_when_recall_falls(
     assert report(services, conn, RecallCount(120, 200)).figures["pages"] > 0
     # A monitor that alarmed before and not now stays what it was.
     assert {
-        one.level for one in alarms.open_alarms(conn) if one.monitor in ("embedding", "novelty")
+        alarm.level
+        for alarm in alarms.open_alarms(conn)
+        if alarm.monitor in ("embedding", "novelty")
     } == {"page"}
     assert alarms.open_alarms(conn)[0].detail == {
         "recall_then": {"hits": 180, "queries": 200},
@@ -279,7 +281,7 @@ def test_at_most_one_alarm_of_a_monitor_is_open(conn: Connection, generation: in
     assert up("page") == number
     assert up("page") is None
     assert up("ticket") is None
-    assert [one.level for one in alarms.open_alarms(conn)] == ["page"]
+    assert [alarm.level for alarm in alarms.open_alarms(conn)] == ["page"]
     assert number is not None
     assert alarms.clear_alarm(conn, number)
     assert not alarms.clear_alarm(conn, number)
@@ -309,7 +311,7 @@ def test_the_best_scores_of_served_queries_are_read_per_generation(
         QueryServed("q", generation + n % 2, 1.0, ("a", "b"), (float(n), 0.0)) for n in range(40)
     ]
     served.append(QueryServed("nothing found", generation, 1.0, (), ()))
-    log.publish(None, [message(one, one.query_id) for one in served])
+    log.publish(None, [message(query, query.query_id) for query in served])
     scores = served_scores(log, generation)
     log.close()
     assert sorted(scores.tolist()) == [float(n) for n in range(0, 40, 2)]
@@ -323,13 +325,7 @@ def test_recall_is_unknown_without_enough_captions(
     def open_searcher(generation: Generation) -> Searcher:
         raise AssertionError("no model is loaded for too few captions")
 
-    recall = novel_recall(
-        conn,
-        generations.get(conn, generation),
-        keys,
-        open_searcher=open_searcher,
-        settings=services.settings.retrieval,
-    )
+    recall = novel_recall(conn, generations.get(conn, generation), keys, open_searcher)
     assert recall is None
 
 

@@ -1,4 +1,7 @@
-"""Jobs: each window and each alarm has one run, nothing that was missed vanishes, and what is wrong is told."""
+"""Jobs: each run window and each alarm has one run.
+
+No window that was missed vanishes, and what is wrong is told.
+"""
 
 import json
 from argparse import Namespace
@@ -60,7 +63,7 @@ def test_a_window_is_begun_once_and_again_only_if_its_process_died(conn: Connect
     assert begin_next_run(conn, "j", TEN, now=NOW + 1) == first
     end_run(conn, first, "done", {"n": 1})
     assert begin_next_run(conn, "j", TEN, now=NOW + 4) is None
-    assert [(one.run_window, one.attempt, one.outcome) for one in job_runs(conn)] == [
+    assert [(run.run_window, run.attempt, run.outcome) for run in job_runs(conn)] == [
         (NOW // 10 * 10, 2, "done")
     ]
 
@@ -74,11 +77,11 @@ def test_missed_windows_are_made_up_for_in_order_and_older_ones_recorded_as_skip
         work_off(conn, schedule, NOW + step)
         before = len(job_runs(conn))
         made_up = work_off(conn, schedule, NOW + step * (MAX_BACKLOG + 6))
-        found = {one.run_window: one for one in job_runs(conn, limit=1000)}
+        found = {run.run_window: run for run in job_runs(conn, limit=1000)}
         assert sorted(found) == list(range(min(found), max(found) + 1, step))
         assert len(found) == before + MAX_BACKLOG + 5
         assert made_up == sorted(made_up)
-        skipped = sorted(window for window, one in found.items() if one.outcome == "skipped")
+        skipped = sorted(window for window, run in found.items() if run.outcome == "skipped")
         assert len(skipped) == 5
         assert max(skipped) < made_up[0]
         assert found[skipped[0]].figures == {
@@ -94,9 +97,9 @@ def test_another_schedule_skips_what_the_old_one_still_had_and_counts_from_now(
     daily = Schedule.parse("0 3 * * *")
     apply_schedule(conn, "j", daily, now=NOW + 30)
     runs = job_runs(conn)
-    assert [one.outcome for one in runs].count("skipped") == 3
+    assert [run.outcome for run in runs].count("skipped") == 3
     assert {"why": "its schedule was every 10 and became 0 3 * * *"} in [
-        one.figures for one in runs
+        run.figures for run in runs
     ]
     # A leader that does not know yet finds nothing by the schedule that no longer holds.
     assert begin_next_run(conn, "j", TEN, now=NOW + 100) is None
@@ -211,7 +214,7 @@ def test_the_list_shows_schedules_next_windows_and_results(conn: Connection, dat
     listing = list_jobs(conn, services.settings)
     document, text = listing.to_json(), listing.text()
     assert (document["runs"][0]["job"], document["runs"][0]["window"]) == ("prune", -1)
-    found = {one["name"]: one for one in document["jobs"]}
+    found = {job["name"]: job for job in document["jobs"]}
     assert set(found) == set(JOBS)
     assert (found["prune"]["schedule"], found["prune"]["last"]["outcome"]) == ("0 3 * * 0", "done")
     assert f"{datetime.fromisoformat(found['prune']['next']):%a %H:%M}" == "Sun 03:00"
@@ -249,11 +252,12 @@ def test_windows_of_an_older_schema_are_named_by_their_second(conn: Connection) 
     conn.execute("DROP INDEX job_run_newest")
     hour, day = NOW // 3600, NOW // 86_400
     conn.execute(
-        "INSERT INTO job_run (job, time_window, outcome) VALUES ('recall-probe', %s, 'done'), ('prune', %s, 'done')",
+        "INSERT INTO job_run (job, time_window, outcome)"
+        " VALUES ('recall-probe', %s, 'done'), ('prune', %s, 'done')",
         (hour, day),
     )
     conn.execute(next(step.sql for step in migrations() if step.version == 7))
-    assert {one.job: one.run_window for one in job_runs(conn)} == {
+    assert {run.job: run.run_window for run in job_runs(conn)} == {
         "recall-probe": hour * 3600,
         "prune": day * 86_400,
     }

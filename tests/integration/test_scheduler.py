@@ -1,4 +1,7 @@
-"""The scheduler: each window runs once, whoever leads and whoever dies; a long job holds up nobody, an alarm starts its job."""
+"""The scheduler: each run window runs once, whoever leads and whoever dies.
+
+A long job holds up no other job, and an alarm starts its job.
+"""
 
 import os
 import signal
@@ -43,7 +46,8 @@ def test_pruning_forgets_old_events_that_all_have_read(conn: Connection, databas
     result = JOBS["prune"].work(Services(Settings(), database), conn)
     assert isinstance(result, PruneResult)
     assert (result.shadow_queries, result.generations) == (0, ())
-    # Two were read and are old; the third is old and was not read. Nobody has to read what was indexed.
+    # Two were read and are old; the third is old and was not read. Of indexed images nobody has to
+    # read the events.
     assert (result.events[ARRIVED], result.events[INDEXED]) == (2, 3)
     assert [event.offset for event in log.read(*place)] == [2, 3]
     log.close()
@@ -63,7 +67,10 @@ def test_leaders_that_are_killed_leave_every_window_run_once(
                 stderr=log,
             )
 
-    processes = {one.pid: one for one in (start() for _ in range(3))}
+    processes = {}
+    for _ in range(3):
+        process = start()
+        processes[process.pid] = process
     gaps = []
     try:
         for _ in range(KILLS):
@@ -80,24 +87,24 @@ def test_leaders_that_are_killed_leave_every_window_run_once(
             gaps.append(time.monotonic() - killed)
         time.sleep(2 * EVERY_S)
     finally:
-        for one in processes.values():
-            one.send_signal(signal.SIGKILL)
-            one.wait(30)
+        for process in processes.values():
+            process.send_signal(signal.SIGKILL)
+            process.wait(30)
     print("takeovers", [f"{gap:.1f} s" for gap in gaps])
     runs = {name: job_runs(conn, name, limit=1000) for name in ("note", "dawdle")}
-    for name, found in runs.items():
-        windows = sorted(one.run_window for one in found)
+    for name, own in runs.items():
+        windows = sorted(run.run_window for run in own)
         assert windows == list(range(windows[0], windows[-1] + 1, PERIODS_S[name]))
-        # The last kill may have met a run in the middle; all others are done, and each left one row.
-        assert sum(one.outcome != "done" for one in found) <= 1
+        # The last kill may have met a run in the middle; all others are done, each with one row.
+        assert sum(run.outcome != "done" for run in own) <= 1
     # Leaders died in the middle of the long job; its runs were begun again.
-    assert any(one.attempt > 1 for one in runs["dawdle"])
+    assert any(run.attempt > 1 for run in runs["dawdle"])
     noted = conn.execute("SELECT count(*) FROM noted").fetchone()
     assert noted is not None
     assert (
-        sum(one.outcome == "done" for one in runs["note"])
+        sum(run.outcome == "done" for run in runs["note"])
         <= noted[0]
-        <= sum(one.attempt for one in runs["note"])
+        <= sum(run.attempt for run in runs["note"])
     )
 
 
@@ -202,7 +209,7 @@ def until(met: Callable[[], bool], timeout_s: float = 30) -> None:
 def _leader(
     conn: Connection, processes: "dict[int, subprocess.Popen[bytes]]", timeout_s: float = 60
 ) -> int:
-    """The process that ran the job last, once it is one that lives and ran after now."""
+    """The living process that ran the job last, after now."""
     before = conn.execute("SELECT coalesce(max(id), 0) FROM noted").fetchone()
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

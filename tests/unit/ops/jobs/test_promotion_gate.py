@@ -49,8 +49,8 @@ def test_an_equal_candidate_passes_and_a_better_one_too() -> None:
 
 
 def test_what_one_wins_and_the_other_loses_cancels_out_and_widens_what_chance_explains() -> None:
-    # Thirty lost, twenty-four won back: 1.645 √54 / 200 is 6 points, so chance explains the 3 points
-    # lost, but never more than the bound.
+    # Thirty lost, twenty-four won back: 1.645 √54 / 200 is 6 points, so chance explains the loss of
+    # 3 points, but never one beyond the bound.
     comparisons = compare_cohorts(queries(200), ranks(200, 24, first=100), ranks(200, 30))
     assert comparisons["day"].loss == pytest.approx(0.03)
     assert comparisons["day"].loss_limit == MAX_LOSS

@@ -1,0 +1,97 @@
+"""Evaluation: which captions are asked for, and what is said of the answers."""
+
+import json
+
+import numpy as np
+
+from ops.evaluation import Evaluation, SplitRecall
+from ops.evaluation_queries import EvaluationQueries, GalleryImage, queries_by_split
+from ops.jobs.known_items import rank_of
+from ops.posting_ablations import AblatedRecall, PostingAblations
+from schemas.records import ManifestEntry
+from schemas.settings import RetrievalSettings
+
+RECALL = {"R@1": 0.25, "R@5": 0.5, "R@10": 0.75, "R@20": 1.0}
+SPLIT = SplitRecall(4, RECALL, RECALL, RECALL, RECALL, 12.5, (0.3, 0.95))
+
+
+def entry(image_id: str, captions: tuple[str, ...], held_out: tuple[str, ...]) -> ManifestEntry:
+    return ManifestEntry(image_id, f"/{image_id}.png", captions, held_out)
+
+
+def image(key: int, *, trained: bool) -> GalleryImage:
+    return GalleryImage(key, f"i{key}", "file:///x.png", trained)
+
+
+def test_seen_images_are_asked_for_by_held_out_captions_only() -> None:
+    entries = [
+        entry("i1", ("read in training",), ("held out", " ")),
+        entry("i2", ("read in training",), ()),
+        entry("i3", ("a caption",), ()),
+        entry("i4", ("a caption",), ("held out",)),
+        entry("not indexed", ("a caption",), ("held out",)),
+    ]
+    images = [image(1, trained=True), image(2, trained=True)]
+    images += [image(3, trained=False), image(4, trained=False)]
+    assert queries_by_split(entries, images, None, 0) == {
+        "seen": EvaluationQueries(("held out",), (1,)),
+        "unseen": EvaluationQueries(("a caption", "held out"), (3, 4)),
+    }
+    assert queries_by_split(entries, images[:2], None, 0).keys() == {"seen"}
+    assert queries_by_split(entries, [], None, 0) == {}
+
+
+def test_a_sample_keeps_the_order_and_repeats_itself_with_its_seed() -> None:
+    entries = [entry(f"i{key}", (), (f"caption {key}",)) for key in range(40)]
+    images = [image(key, trained=key % 2 == 0) for key in range(40)]
+    splits = queries_by_split(entries, images, 6, seed=3)
+    assert [len(queries) for queries in splits.values()] == [6, 6]
+    assert splits == queries_by_split(entries, images, 6, seed=3)
+    assert splits != queries_by_split(entries, images, 6, seed=4)
+    for queries in splits.values():
+        assert list(queries.image_keys) == sorted(queries.image_keys)
+        assert list(queries.texts) == [f"caption {key}" for key in queries.image_keys]
+
+
+def test_batches_are_all_queries_in_order() -> None:
+    queries = EvaluationQueries(tuple(map(str, range(37))), tuple(range(37)))
+    batches = list(queries.batches())
+    assert [key for batch in batches for key in batch.image_keys] == list(range(37))
+    assert [text for batch in batches for text in batch.texts] == list(queries.texts)
+    assert max(map(len, batches)) <= 16
+
+
+def test_ranks_count_from_one() -> None:
+    keys = np.array([7, 3, 9])
+    assert [rank_of(keys, key) for key in (7, 9, 4)] == [1, 3, None]
+    assert rank_of(np.empty(0, np.int64), 7) is None
+
+
+def test_an_evaluation_is_read_as_it_was_written() -> None:
+    settings = RetrievalSettings(beams=10, postings=2)
+    evaluation = Evaluation(3, 240, settings, 0, {"seen": SPLIT, "unseen": SPLIT})
+    document = json.loads(json.dumps(evaluation.to_json()))
+    assert (document["beams"], document["postings"], document["gallery"]) == (10, 2, 240)
+    assert document["splits"]["seen"]["ours_R@10_95%"] == [0.3, 0.95]
+    assert "ablations" not in document
+    assert Evaluation.from_json(document) == evaluation
+
+
+def test_ablations_are_told_only_when_they_were_measured() -> None:
+    ablated = {"unseen": AblatedRecall(RECALL, 8.0)}
+    ablations = PostingAblations(ablated, ablated, 0.5)
+    evaluation = Evaluation(3, 240, RetrievalSettings(), 0, {"unseen": SPLIT}, ablations)
+    assert evaluation.to_json()["ablations"] == {
+        "m=1": {"unseen": RECALL | {"mean_candidates": 8.0}},
+        "analytic": {"unseen": RECALL | {"mean_candidates": 8.0}},
+        "inductive_analytic_agreement": 0.5,
+    }
+
+
+def test_the_table_has_a_line_for_each_search() -> None:
+    lines = Evaluation(3, 240, RetrievalSettings(), 1, {"seen": SPLIT}).to_text().splitlines()
+    assert lines[0].split() == ["R@1", "R@5", "R@10", "R@20"]
+    assert lines[1] == "seen: 4 queries, 12 candidates scored a query"
+    assert lines[2].split() == ["ours", "25.0", "50.0", "75.0", "100.0"]
+    assert [line[:22].strip() for line in lines[3:6]] == ["paper mode", "exact dense", "two-tower"]
+    assert lines[6] == "gallery 240 images · 20 beams · invalid identifiers 1"
