@@ -187,7 +187,7 @@ class CandidatePromoter:
         self.catch_up(candidate)
         # Images above the ceiling are being assigned in both generations: they do not count.
         counted = fetch_row(
-            self.conn, "lacking_images", candidate=candidate.id, live=live.id, ceiling=ceiling
+            self.conn, "count_lacking_images", candidate=candidate.id, live=live.id, ceiling=ceiling
         )
         return int(counted[0]) if counted else 0
 

@@ -7,7 +7,7 @@ VALUES (%(codebook_version)s, %(checkpoint_path)s, %(shape)s, %(config)s) RETURN
 -- Creates the generation's own tables.
 SELECT open_partitions(%(generation)s);
 
--- name: do_not_wait
+-- name: limit_lock_wait
 -- Dropping a partition locks the whole table, and all later queries wait behind it: give up soon
 -- instead.
 SELECT set_config('lock_timeout', '2s', true);
@@ -24,7 +24,7 @@ DELETE FROM leaf WHERE generation = %(generation)s;
 -- Deletes the counters of a generation.
 DELETE FROM counter WHERE generation = %(generation)s;
 
--- name: describe_generation
+-- name: update_generation
 -- Fills in what training produced; NULL keeps what is there.
 UPDATE generation SET
     codebook_version = coalesce(%(codebook_version)s, codebook_version),
@@ -59,7 +59,7 @@ UPDATE generation SET state = %(state)s::generation_state WHERE id = %(generatio
 -- Notifies the query workers of a switch.
 SELECT pg_notify('sigma_generation', %(generation)s::text);
 
--- name: lacking_images
+-- name: count_lacking_images
 -- Images up to a key that are in the live generation and not in a candidate.
 SELECT count(*) FROM image_embedding l
 WHERE l.generation = %(live)s AND l.image_key <= %(ceiling)s

@@ -1,16 +1,16 @@
--- name: job_lead
+-- name: claim_scheduler
 -- One scheduler at a time. A session lock: a leader that dies loses it at once.
 SELECT pg_try_advisory_lock(hashtextextended('sigma scheduler', 0));
 
--- name: job_lock
+-- name: claim_job
 -- One run of a job at a time, also across schedulers that both believe to lead.
 SELECT pg_try_advisory_lock(hashtextextended('sigma job ' || %(job)s, 0));
 
--- name: job_unlock
+-- name: release_job
 -- Unlocks the job.
 SELECT pg_advisory_unlock(hashtextextended('sigma job ' || %(job)s, 0));
 
--- name: job_held
+-- name: job_is_claimed
 -- Whether a job is running now: the scheduler that runs it holds its lock.
 SELECT EXISTS (
     SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
@@ -18,7 +18,7 @@ SELECT EXISTS (
        AND (classid::bigint << 32) | objid::bigint = hashtextextended('sigma job ' || %(job)s, 0)
 );
 
--- name: job_watchful
+-- name: notice_dead_peers
 -- A process whose machine vanished must lose its locks soon: the server probes the connection (no
 -- effect on a local socket).
 SELECT set_config('tcp_keepalives_idle', '4', false), set_config('tcp_keepalives_interval', '2', false),
@@ -28,30 +28,30 @@ SELECT set_config('tcp_keepalives_idle', '4', false), set_config('tcp_keepalives
 -- The schedule by which a job was run until now.
 SELECT schedule, after_window FROM job_schedule WHERE job = %(job)s;
 
--- name: job_reschedule
+-- name: store_schedule
 -- The schedule by which a job is run from now on.
 INSERT INTO job_schedule (job, schedule, after_window) VALUES (%(job)s, %(schedule)s, %(after)s)
 ON CONFLICT (job) DO UPDATE SET schedule = excluded.schedule, after_window = excluded.after_window, seen_at = clock_timestamp();
 
--- name: job_newest_window
+-- name: newest_window
 -- The newest run window of a job that has a row.
 SELECT max(time_window) FROM job_run WHERE job = %(job)s AND time_window >= 0;
 
--- name: job_open
+-- name: unfinished_run
 -- The oldest run that was begun and never ended. If no scheduler holds the job's lock, its process
 -- died.
 SELECT id, attempt, cause FROM job_run WHERE job = %(job)s AND outcome = 'running' ORDER BY id LIMIT 1;
 
--- name: job_again
+-- name: begin_run_again
 -- Begins once more a run whose process died.
 UPDATE job_run SET attempt = attempt + 1, started_at = clock_timestamp() WHERE id = %(id)s;
 
--- name: job_begin
+-- name: insert_run
 -- Begins the run of a run window. Returns no row when it was begun before.
 INSERT INTO job_run (job, time_window, cause) VALUES (%(job)s, %(time_window)s, %(cause)s)
 ON CONFLICT (job, time_window) DO NOTHING RETURNING id;
 
--- name: job_unanswered
+-- name: unanswered_alarms
 -- Of these alarms, those that no run of the job was begun for, once its newest run has been over
 -- for long enough.
 SELECT a FROM unnest(%(alarms)s::bigint[]) AS a
@@ -60,19 +60,19 @@ WHERE NOT EXISTS (SELECT FROM job_run WHERE job = %(job)s AND cause ? 'alarms' A
                      AND ended_at > clock_timestamp() - make_interval(secs => %(cooldown_s)s))
 ORDER BY a;
 
--- name: job_answered
+-- name: answer_to_repeat
 -- The newest run of a job, if it answered alarms and has been over for long enough. Any later run
 -- takes its place.
 SELECT id FROM (SELECT id, cause, outcome, ended_at FROM job_run WHERE job = %(job)s AND outcome <> 'skipped' ORDER BY id DESC LIMIT 1) newest
 WHERE outcome = 'done' AND cause ? 'alarms' AND ended_at <= clock_timestamp() - make_interval(secs => %(again_s)s);
 
--- name: job_skip
+-- name: skip_windows
 -- Records run windows that were skipped, so that they do not vanish.
 INSERT INTO job_run (job, time_window, outcome, figures, ended_at)
 SELECT %(job)s, w, 'skipped', %(figures)s, clock_timestamp() FROM unnest(%(windows)s::bigint[]) AS w
 ON CONFLICT DO NOTHING;
 
--- name: job_end
+-- name: end_run
 -- The outcome of a run.
 UPDATE job_run SET outcome = %(outcome)s, figures = %(figures)s, ended_at = clock_timestamp() WHERE id = %(id)s;
 
@@ -85,12 +85,12 @@ WHERE %(job)s::text IS NULL OR job = %(job)s ORDER BY started_at DESC LIMIT %(am
 -- One run.
 SELECT job, time_window, attempt, outcome, figures, started_at, ended_at, cause FROM job_run WHERE id = %(id)s;
 
--- name: job_newest_result
+-- name: newest_ended_run
 -- The newest run of a job that is done or failed.
 SELECT job, time_window, attempt, outcome, figures, started_at, ended_at, cause FROM job_run
 WHERE job = %(job)s AND outcome IN ('done', 'failed') ORDER BY started_at DESC LIMIT 1;
 
--- name: job_manual_window
+-- name: extra_window
 -- A run window, negative, for a run that a person or an alarm asked for.
 SELECT coalesce(min(time_window), 0) - 1 FROM job_run WHERE job = %(job)s AND time_window < 0;
 

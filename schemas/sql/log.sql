@@ -85,26 +85,26 @@ UPDATE consumer_offset SET next_offset = 0 WHERE consumer_group = %(group)s AND 
 -- Which of these images are still rejected.
 SELECT DISTINCT image_id FROM rejection WHERE image_id = ANY(%(image_ids)s);
 
--- name: outbox_add
+-- name: add_to_outbox
 -- Events to forward once this transaction has committed.
 INSERT INTO outbox (topic, key, value, headers)
 SELECT u.topic, u.key, u.value, u.headers::jsonb
 FROM unnest(%(topics)s::text[], %(keys)s::text[], %(values)s::bytea[], %(headers)s::text[]) AS u (topic, key, value, headers);
 
--- name: outbox_notify
+-- name: notify_outbox
 -- Wakes the relay when this transaction commits.
 SELECT pg_notify('sigma_outbox', '');
 
--- name: outbox_lead
+-- name: claim_relay
 -- One relay at a time, so that events of one image keep their order. A session lock: a relay that
 -- dies loses it at once.
 SELECT pg_try_advisory_lock(hashtextextended('sigma outbox', 0));
 
--- name: outbox_oldest
+-- name: oldest_in_outbox
 -- The next events to forward.
 SELECT id, topic, key, value, headers FROM outbox ORDER BY id LIMIT %(amount)s;
 
--- name: outbox_drop
+-- name: delete_from_outbox
 -- Events that were forwarded.
 DELETE FROM outbox WHERE id = ANY(%(ids)s);
 

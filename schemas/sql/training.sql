@@ -1,8 +1,8 @@
--- name: trainer_lock
+-- name: claim_trainer
 -- One trainer at a time. A session lock: a trainer that dies loses it at once.
 SELECT pg_try_advisory_lock(hashtextextended('sigma trainer', 0));
 
--- name: trainer_unlock
+-- name: release_trainer
 -- Unlocks, for the next trainer.
 SELECT pg_advisory_unlock(hashtextextended('sigma trainer', 0));
 

@@ -123,6 +123,7 @@ def rejection_of_event(origin: Event, error: RejectInputError, *, stage: str) ->
 def dead_letters(log: EventLog, *, limit: int = 1000) -> list[DeadLetter]:
     """Return the newest dead letters, newest first."""
     events: list[Event] = []
+    # From each partition the whole limit, because the newest may all be in one.
     for (topic, partition), end in log.end_offsets([REJECTED]).items():
         events += log.read(topic, partition, first=max(0, end - limit), limit=limit)
     events.sort(key=lambda event: (event.published_at, event.offset), reverse=True)
@@ -163,6 +164,7 @@ def replay(log: EventLog, conn: Connection) -> Replay:
             originals[origin.topic, origin.key, origin.value] = Message(
                 topic=origin.topic, key=origin.key, value=origin.value, headers=origin.headers
             )
+    # All at the end: an original is published once, however many dead letters report it.
     log.publish(None, list(originals.values()))
     return Replay(len(originals), lost)
 
@@ -174,6 +176,7 @@ def _all_letters(log: EventLog) -> Iterator[list[Event]]:
         while first < end:
             limit = min(_CHUNK_EVENTS, end - first)
             letters = log.read(topic, partition, first=first, limit=limit)
+            # Retention may have removed the rest meanwhile.
             if not letters:
                 break
             yield letters

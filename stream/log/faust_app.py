@@ -86,14 +86,20 @@ def build_app(
         broker_request_timeout=20.0,
         broker_commit_interval=1.0,
         consumer_auto_offset_reset="earliest",
+        # A rebalance or stop does not wait for a batch in work: it may come again, which the
+        # handler tolerates.
         stream_wait_empty=False,
+        # `_add_handler` acknowledges; unfinished work must not be acknowledged on its own.
         stream_ack_exceptions=False,
         stream_ack_cancelled_tasks=False,
+        # No leader topic: nothing here runs on a leader only.
         topic_disable_leader=True,
         topic_replication_factor=max(1, settings.replication),
+        # The counts are for display: they may start anew, so neither replicas nor a disk store.
         table_standby_replicas=0,
         store="memory://",
         datadir=str(folder),
+        # The metrics have their own port.
         web_enabled=False,
     )
     _add_handler(app, handler)
@@ -174,6 +180,7 @@ def _add_count(
 
 
 def _credentials(settings: KafkaSettings) -> Any:
+    # The default context verifies certificates and host names.
     context = ssl.create_default_context() if settings.tls else None
     if settings.username is not None:
         return faust.SASLCredentials(

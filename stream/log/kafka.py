@@ -93,6 +93,7 @@ class KafkaLog:
         if topic not in self._offset_scopes:
             with retry_later("describe topics"), self._admin() as admin:
                 for description in admin.describe_topics([topic.name for topic in TOPICS]):
+                    # A topic that does not exist is described without an id.
                     if description["topic_id"]:
                         name = description["name"]
                         self._offset_scopes[name] = f"{name}#{description['topic_id']}"
@@ -145,6 +146,7 @@ class KafkaLog:
 
     def _send(self, messages: Sequence[Message]) -> None:
         producer = self._open_producer()
+        # All are sent before the first is awaited, so that they share requests.
         pending = []
         for message in messages:
             headers = [(name, value.encode()) for name, value in message.headers.items()]
@@ -170,12 +172,14 @@ class KafkaLog:
             if self._producer is None:
                 self._producer = KafkaProducer(
                     **client_settings(self._settings),
+                    # An event must survive a broker, and a retry must not write it twice.
                     acks="all",
                     enable_idempotence=True,
                     linger_ms=_LINGER_MS,
                     max_block_ms=REQUEST_TIMEOUT_MS,
                     request_timeout_ms=REQUEST_TIMEOUT_MS,
                     delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
+                    # A topic created by accident would have the wrong partitions.
                     allow_auto_create_topics=False,
                 )
             return self._producer
@@ -211,9 +215,11 @@ def _require_declared(messages: Sequence[Message]) -> None:
 
 
 def _read(reader: KafkaConsumer, partition: TopicPartition, first: int, limit: int) -> list[Event]:
+    # Assigned, not subscribed: a reader without a group never waits for a rebalance.
     reader.assign([partition])
     begin = reader.beginning_offsets([partition])[partition]
     end = reader.end_offsets([partition])[partition]
+    # Retention may have removed the first ones.
     offset = max(first, begin)
     reader.seek(partition, offset)
     events: list[Event] = []

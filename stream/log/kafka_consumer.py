@@ -80,6 +80,7 @@ class KafkaGroupConsumer:
                 member = cls(log, _kafka_consumer(settings, group), conn, group, topics)
                 member._subscribe()
             except BaseException:
+                # Nobody else could close it: the caller gets no consumer.
                 conn.close()
                 raise
             return member
@@ -92,6 +93,7 @@ class KafkaGroupConsumer:
         """
         with retry_later("poll"):
             self._seek_to_committed(self._consumer.assignment())
+            # Before the poll: these offsets are committed, those of the poll are not yet.
             self._report_offsets()
             records = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_events)
             batch = self._batch(records)
@@ -162,6 +164,7 @@ class KafkaGroupConsumer:
         """The records as a batch without gaps, less those of partitions that were revoked."""
         delivered = []
         for partition, partition_records in records.items():
+            # Revoked in this very poll otherwise.
             if partition in self._next_offsets:
                 for record in partition_records:
                     delivered.append(event_of(record, record.timestamp / 1000))
@@ -202,7 +205,9 @@ def _kafka_consumer(settings: KafkaSettings, group: str) -> KafkaConsumer:
     return KafkaConsumer(
         **client_settings(settings),
         group_id=f"sigma-{group}",
+        # Committing by itself, it would report events whose transaction failed.
         enable_auto_commit=False,
+        # A new group starts at the oldest event; the default is the newest.
         auto_offset_reset="earliest",
         allow_auto_create_topics=False,
         partition_assignment_strategy=(CooperativeStickyAssignor,),

@@ -68,8 +68,10 @@ def contiguous_batch(
             continue
         end = max(by_offset) + 1
         if len(by_offset) < end - begin:
+            # Read anew as a whole: one read, however many gaps there are.
             limit = min(_MAX_REREAD_EVENTS, end - begin)
             reread = log.read(*partition, first=begin, limit=limit)
+            # Maybe cut by the limit: what was delivered beyond the cut is left for the next call.
             if len(reread) == limit:
                 end = min(end, reread[-1].offset + 1)
             by_offset |= {event.offset: event for event in reread}

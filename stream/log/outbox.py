@@ -34,8 +34,8 @@ def add_to_outbox(conn: Connection, messages: Sequence[Message]) -> None:
         "headers": [json.dumps(dict(message.headers)) for message in messages],
     }
     with join_transaction(conn):
-        conn.execute(queries()["outbox_add"], columns)
-        conn.execute(queries()["outbox_notify"])
+        conn.execute(queries()["add_to_outbox"], columns)
+        conn.execute(queries()["notify_outbox"])
 
 
 def relay(log: EventLog, conn: Connection, stop: threading.Event) -> None:
@@ -48,6 +48,7 @@ def relay(log: EventLog, conn: Connection, stop: threading.Event) -> None:
         conn.execute(f"LISTEN {CHANNEL}".encode())
         is_active = False
         while not stop.is_set():
+            # One active relay at a time keeps the order of events of one image.
             is_active = is_active or _claim_relay(conn)
             if not is_active:
                 stop.wait(_CHECK_INTERVAL_S)
@@ -64,13 +65,14 @@ def forward(log: EventLog, conn: Connection) -> int:
     ids: list[int] = []
     messages: list[Message] = []
     for number, topic, key, value, headers in conn.execute(
-        queries()["outbox_oldest"], {"amount": _CHUNK_EVENTS}
+        queries()["oldest_in_outbox"], {"amount": _CHUNK_EVENTS}
     ):
         ids.append(number)
         messages.append(Message(topic, key, value, headers))
+    # Published before deleted: a relay that dies between repeats events instead of losing them.
     log.publish(None, messages)
     if ids:
-        conn.execute(queries()["outbox_drop"], {"ids": ids})
+        conn.execute(queries()["delete_from_outbox"], {"ids": ids})
     return len(ids)
 
 
@@ -87,5 +89,5 @@ def _wait_for_events(conn: Connection) -> None:
 
 def _claim_relay(conn: Connection) -> bool:
     """Try to become the active relay. The claim ends with the connection."""
-    claimed = conn.execute(queries()["outbox_lead"]).fetchone()
+    claimed = conn.execute(queries()["claim_relay"]).fetchone()
     return bool(claimed and claimed[0])

@@ -60,6 +60,7 @@ class PostgresLog:
                     queries()["ensure_partitions"],
                     {"topic": topic.name, "partitions": topic.partitions},
                 )
+            # Read again when next needed: another process may have created some.
             self._partition_counts = {}
 
     def publish(self, conn: Connection | None, messages: Sequence[Message]) -> None:
@@ -122,6 +123,7 @@ class PostgresLog:
             conn.execute(queries()["notify_log"])
 
     def _partition_count(self, conn: Connection, topic: str) -> int:
+        # The count of a topic never changes, so it is read once.
         if topic not in self._partition_counts:
             rows = conn.execute(queries()["partition_counts"]).fetchall()
             self._partition_counts = dict(rows)
@@ -164,6 +166,7 @@ class PostgresConsumer:
         deadline = time.monotonic() + timeout_s
         try:
             while True:
+                # First, so that partitions whose events were committed go to waiting members.
                 self._unlock_partitions()
                 batch, contended = self._take(max_events)
                 remaining_s = deadline - time.monotonic()

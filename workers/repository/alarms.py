@@ -72,6 +72,7 @@ def raise_alarm(
     None when it is open already: it stays as it is, except that a ticket can become a page, which
     returns the id too.
     """
+    # One statement: two schedulers that raise at once meet the unique index, not each other.
     row = fetch_row(
         conn,
         "raise_alarm",

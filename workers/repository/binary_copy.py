@@ -56,6 +56,7 @@ def read_rows(
                 yield np.frombuffer(bytes(pending[skipped:end]), dtype=layout)
                 del pending[:end]
                 skipped = 0
+    # What is left are whole rows and the trailer.
     rest = bytes(pending[skipped : len(pending) - len(_TRAILER)])
     if rest:
         yield np.frombuffer(rest, dtype=layout)
@@ -73,6 +74,7 @@ def write_rows(conn: Connection, query: str, columns: Mapping[str, tuple[str, Co
         copy.write(_HEADER)
         for start in range(0, row_count, chunk_rows):
             chunk = np.zeros(min(chunk_rows, row_count - start), dtype=layout)
+            # Assigning a column converts it to big-endian.
             chunk["count"] = len(columns)
             for name, (kind, values) in columns.items():
                 chunk[_width_field(name)] = np.dtype(kind).itemsize

@@ -60,6 +60,7 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
                 f"generation {generation} has images already, the initial load needs an empty one; "
                 "create a new generation"
             )
+        # (N,) images and (P,) postings that are loaded.
         kept = np.isin(load.image_keys, np.fromiter(existing, np.int64, len(existing)))
         kept_keys = load.image_keys[kept]
         posted = np.isin(load.posted_keys, kept_keys)
@@ -67,6 +68,7 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
         _copy_primaries(conn, generation, load, primary)
         _copy_alternates(conn, generation, load, posted & (load.suffixes < 0))
         _copy_embeddings(conn, generation, load, kept)
+        # After the slow COPY, so that the leaves are locked briefly.
         opened = _record_suffixes(conn, generation, load.leaves[primary], load.suffixes[primary])
         _count_loaded(conn, generation, kept_keys.tolist(), opened)
         execute(conn, "mark_indexed", image_keys=kept_keys.tolist())

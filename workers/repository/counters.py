@@ -41,6 +41,7 @@ def count_up(conn: Connection, generation: int, amounts: Mapping[str, int]) -> N
     """Add to counters, in the running transaction."""
     changed = {name: amount for name, amount in amounts.items() if amount}
     if changed:
+        # The database adds to one of 64 shards by its backend, so that writers rarely wait.
         fetch_rows(
             conn,
             "count_up",
@@ -87,4 +88,5 @@ def _counters(conn: Connection, generation: int) -> dict[str, int]:
 
 
 def _checksum(total: int) -> str:
+    # Sums of signed hashes can be negative; the remainder is not.
     return f"{total % _CHECKSUM_MODULUS:016x}"

@@ -120,6 +120,7 @@ class TrieFollower:
                 embeddings=_joined_embeddings(chunks),
                 deleted=np.empty(0, np.int64),
             )
+        # Only now: after an error the next call loads again.
         self._snapshot = snapshot
         return changes
 
@@ -151,6 +152,7 @@ class TrieFollower:
         self._conn.close()
 
     def _embeddings(self, query: str, parameters: Mapping[str, object]) -> Iterator[EmbeddingRows]:
+        # Rows have one width inside a generation, but generations differ.
         width = fetch_row(self._conn, "embedding_width", generation=self.generation)
         if width is None:
             return

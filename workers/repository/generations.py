@@ -104,7 +104,7 @@ def update(
     changes = config_changes(training=training, gate=gate, failure=failure, dropped_at=dropped_at)
     updated = execute(
         conn,
-        "describe_generation",
+        "update_generation",
         generation=generation,
         codebook_version=codebook_version,
         checkpoint_path=checkpoint_path,
@@ -147,6 +147,7 @@ def receiving(conn: Connection) -> list[Generation]:
     These are shadow and live ones, and the fallback generation, so that a rollback loses nothing.
     """
     known = generations(conn)
+    # It goes on receiving, so that a rollback finds it complete.
     fallback = find_fallback(known)
     return [
         generation
@@ -210,8 +211,11 @@ def set_state(conn: Connection, generation: int, state: str) -> None:
                 raise _unknown(conn, generation)
             fetch_rows(conn, "notify_generation", generation=generation)
     except (
+        # The trigger refused the step.
         errors.CheckViolation,
+        # Another generation is live.
         errors.UniqueViolation,
+        # There is no such state.
         errors.InvalidTextRepresentation,
     ) as error:
         allowed = error.diag.message_hint or "one live generation"
@@ -243,7 +247,8 @@ def drop(conn: Connection, generation: int) -> None:
     tables for longer than arrivals, which queue behind the drop, may be delayed.
     """
     with transaction(conn):
-        fetch_rows(conn, "do_not_wait")
+        # Before the first lock, so that it bounds the wait for all of them.
+        fetch_rows(conn, "limit_lock_wait")
         # The state is read under the lock: someone may have promoted it meanwhile.
         lock_set(conn)
         state = get(conn, generation).state

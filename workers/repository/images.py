@@ -104,6 +104,8 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[Sto
     """
     newest = _newest_versions(images)
     with join_transaction(conn):
+        # Before anything is read: a generation that begins to receive arrivals after this
+        # transaction has looked would never get these images.
         share_set(conn)
         stored = _lock_images(conn, newest)
         accepted = [
@@ -112,6 +114,7 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[Sto
             if image_id not in stored or newest[image_id].version > stored[image_id].version
         ]
         replaced = [stored[image.image_id] for image in accepted if image.image_id in stored]
+        # Only indexed images have postings. Removed while their rows still have the old keys.
         remove(conn, [image.image_key for image in replaced if image.state == "indexed"])
         keys = {image_id: image.image_key for image_id, image in stored.items()}
         keys |= _upsert(conn, accepted, set(stored))
@@ -148,6 +151,7 @@ def rejections(
     conn: Connection, image_ids: Sequence[str] | None = None, *, limit: int = 1000
 ) -> list[Rejection]:
     """Return rejections, of these ids or of all, newest first."""
+    # NULL matches every image in the query.
     wanted = None if image_ids is None else list(image_ids)
     rows = fetch_rows(conn, "rejections", image_ids=wanted, amount=limit)
     return [Rejection(*columns) for columns in rows]
@@ -175,6 +179,7 @@ def delete_images(conn: Connection, deletions: Iterable[ImageDeleted | str]) -> 
         # Counters of the whole database come before generations in the lock order.
         count_up(conn, WHOLE_DATABASE, {"deleted": len(keys)})
         remove(conn, list(keys.values()))
+        # Last: the removal needs the rows as they were.
         execute(conn, "mark_deleted", image_keys=list(keys.values()))
     untouched = tuple(image_id for image_id in highest_version if image_id not in keys)
     return Deletion(deleted=tuple(keys), untouched=untouched)

@@ -98,8 +98,8 @@ def claim_scheduler(conn: Connection) -> bool:
 
     The claim lasts as long as the connection.
     """
-    fetch_rows(conn, "job_watchful")
-    row = fetch_row(conn, "job_lead")
+    fetch_rows(conn, "notice_dead_peers")
+    row = fetch_row(conn, "claim_scheduler")
     return bool(row and row[0])
 
 
@@ -108,20 +108,20 @@ def claim_job(conn: Connection, job: str) -> bool:
 
     No other process may until `release_job` or the end of the connection.
     """
-    fetch_rows(conn, "job_watchful")
-    row = fetch_row(conn, "job_lock", job=job)
+    fetch_rows(conn, "notice_dead_peers")
+    row = fetch_row(conn, "claim_job", job=job)
     return bool(row and row[0])
 
 
 def job_is_claimed(conn: Connection, job: str) -> bool:
     """Return whether any process has claimed the job."""
-    row = fetch_row(conn, "job_held", job=job)
+    row = fetch_row(conn, "job_is_claimed", job=job)
     return bool(row and row[0])
 
 
 def release_job(conn: Connection, job: str) -> None:
     """Give up the claim of a job."""
-    fetch_rows(conn, "job_unlock", job=job)
+    fetch_rows(conn, "release_job", job=job)
 
 
 def apply_schedule(
@@ -147,7 +147,7 @@ def apply_schedule(
         elif newest is not None:
             # It ran before schedules were stored.
             start = newest
-        execute(conn, "job_reschedule", job=job, schedule=schedule.text, after=start)
+        execute(conn, "store_schedule", job=job, schedule=schedule.text, after=start)
 
 
 def begin_next_run(
@@ -165,6 +165,7 @@ def begin_next_run(
     running has no process any more.
     """
     with transaction(conn):
+        # Before new windows, so that runs of one job keep their order.
         abandoned = _begin_abandoned(conn, job)
         if abandoned is not None:
             return abandoned
@@ -197,7 +198,7 @@ def run_is_pending(
     if job_is_claimed(conn, job):
         return False
     return bool(
-        fetch_row(conn, "job_open", job=job)
+        fetch_row(conn, "unfinished_run", job=job)
         or _due_windows(conn, job, schedule, _now(now))
         or _trigger_cause(conn, job, triggers)
     )
@@ -210,7 +211,7 @@ def end_run(conn: Connection, number: int, outcome: str, figures: Figures) -> No
     claims the job next begins it again.
     """
     with transaction(conn):
-        execute(conn, "job_end", id=number, outcome=outcome, figures=Jsonb(figures))
+        execute(conn, "end_run", id=number, outcome=outcome, figures=Jsonb(figures))
 
 
 def job_runs(conn: Connection, job: str | None = None, *, limit: int = 20) -> list[JobRun]:
@@ -227,9 +228,10 @@ def job_run(conn: Connection, number: int) -> JobRun:
 def job_state(conn: Connection, job: str) -> JobState:
     """Return how far a job has come."""
     schedule_text, start = fetch_row(conn, "job_schedule", job=job) or (None, None)
+    # A run that begins between these two looks abandoned for a moment; the next look corrects it.
     running = job_is_claimed(conn, job)
-    unfinished = fetch_row(conn, "job_open", job=job) is not None
-    last = fetch_row(conn, "job_newest_result", job=job)
+    unfinished = fetch_row(conn, "unfinished_run", job=job) is not None
+    last = fetch_row(conn, "newest_ended_run", job=job)
     return JobState(
         schedule=None if schedule_text is None else Schedule(schedule_text),
         handled_until=None if start is None else max(start, _newest_window(conn, job) or 0),
@@ -244,14 +246,14 @@ def _begin_abandoned(conn: Connection, job: str) -> int | None:
 
     One that a person asked for, or whose process died too often, is recorded as failed instead.
     """
-    while (row := fetch_row(conn, "job_open", job=job)) is not None:
+    while (row := fetch_row(conn, "unfinished_run", job=job)) is not None:
         number, attempt, cause = row
         if cause.get("by") != "hand" and attempt < MAX_ATTEMPTS:
-            execute(conn, "job_again", id=number)
+            execute(conn, "begin_run_again", id=number)
             return int(number)
         times = "" if attempt == 1 else f" {attempt} times"
         figures = {"error": f"its process died{times}"}
-        execute(conn, "job_end", id=number, outcome="failed", figures=Jsonb(figures))
+        execute(conn, "end_run", id=number, outcome="failed", figures=Jsonb(figures))
     return None
 
 
@@ -262,17 +264,18 @@ def _due_windows(conn: Connection, job: str, schedule: Schedule, now: int) -> li
         # A scheduler that lost its claim without noticing must not run windows of a schedule that
         # another one has replaced.
         return []
+    # Windows with a row are done, skipped or failed; those before the start never counted.
     return schedule.windows_between(max(row[1], _newest_window(conn, job) or 0), now)
 
 
 def _newest_window(conn: Connection, job: str) -> int | None:
-    row = fetch_row(conn, "job_newest_window", job=job)
+    row = fetch_row(conn, "newest_window", job=job)
     return None if row is None else row[0]
 
 
 def _skip(conn: Connection, job: str, windows: Sequence[int], why: str) -> None:
     if windows:
-        execute(conn, "job_skip", job=job, windows=list(windows), figures=Jsonb({"why": why}))
+        execute(conn, "skip_windows", job=job, windows=list(windows), figures=Jsonb({"why": why}))
 
 
 def _trigger_cause(conn: Connection, job: str, triggers: AlarmTriggers) -> RunCause:
@@ -281,7 +284,7 @@ def _trigger_cause(conn: Connection, job: str, triggers: AlarmTriggers) -> RunCa
     if unanswered:
         return RunCause(alarms=unanswered)
     if triggers.again_s is not None:
-        answer = fetch_row(conn, "job_answered", job=job, again_s=triggers.again_s)
+        answer = fetch_row(conn, "answer_to_repeat", job=job, again_s=triggers.again_s)
         if answer is not None:
             return RunCause(after=answer[0])
     return RunCause()
@@ -292,7 +295,7 @@ def _unanswered_alarms(conn: Connection, job: str, triggers: AlarmTriggers) -> l
         return []
     return fetch_column(
         conn,
-        "job_unanswered",
+        "unanswered_alarms",
         job=job,
         alarms=list(triggers.alarms),
         cooldown_s=triggers.cooldown_s,
@@ -301,12 +304,13 @@ def _unanswered_alarms(conn: Connection, job: str, triggers: AlarmTriggers) -> l
 
 def _extra_window(conn: Connection, job: str) -> int:
     """A negative number for a run outside the schedule, as run windows are unique per job."""
-    row = fetch_row(conn, "job_manual_window", job=job)
+    row = fetch_row(conn, "extra_window", job=job)
     return int(row[0]) if row else -1
 
 
 def _insert_run(conn: Connection, job: str, run_window: int, cause: RunCause) -> int:
-    (row,) = fetch_rows(conn, "job_begin", job=job, time_window=run_window, cause=Jsonb(cause))
+    # Fails if the window has a row: only a process without the claim could meet that.
+    (row,) = fetch_rows(conn, "insert_run", job=job, time_window=run_window, cause=Jsonb(cause))
     return int(row[0])
 
 

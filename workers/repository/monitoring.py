@@ -73,6 +73,7 @@ def first_key_since(conn: Connection, moment: datetime) -> int:
     high = newest_image(conn) + 1
     while low < high:
         middle = (low + high) // 2
+        # The first image at or above the middle, because keys have gaps.
         row = fetch_row(conn, "image_accepted_after", key=middle)
         if row is None or row[1] >= moment:
             high = middle
@@ -99,7 +100,9 @@ def sample_arrivals(conn: Connection, generation: int, after: int, count: int) -
     oldest = first_arrivals(conn, generation, after, draw_count)
     row = fetch_row(conn, "newest_arrival", generation=generation)
     last = int(row[0]) if row and row[0] is not None else after
+    # A string seed: Python hashes it the same way in every process.
     generator = random.Random(f"{generation} {after} {last}")
+    # Few enough to draw from all of them.
     if len(oldest) < draw_count:
         return sorted(generator.sample(oldest, min(count, len(oldest))))
     draws = [generator.randint(after + 1, last) for _ in range(draw_count)]

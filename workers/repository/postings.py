@@ -83,6 +83,7 @@ def append(
     assignment_of = {assignment.image_key: assignment for assignment in assignments}
     with join_transaction(conn):
         outcomes = _settled(conn, generation, list(assignment_of))
+        # Replays and deleted images take no suffix.
         work = [assignment for key, assignment in assignment_of.items() if key not in outcomes]
         allocation = allocate_suffixes(conn, generation, shape, work)
         for assignment in work:
@@ -127,6 +128,7 @@ def identifiers_of(
     identifiers = {}
     for key, postings in postings_of(conn, generation, image_keys).items():
         primary = postings[0]
+        # The primary comes first; without one the image is about to be deleted.
         if primary.suffix is not None:
             identifiers[key] = shape.identifier(primary.leaf, primary.suffix)
     return identifiers
@@ -149,6 +151,7 @@ def _settled(
 ) -> dict[int, AppendOutcome]:
     """Lock the images, and return the outcomes of those that need no work."""
     keys = sorted(image_keys)
+    # Until the commit no deletion can remove what is about to be written.
     existing = set(fetch_column(conn, "lock_images_by_key", image_keys=keys))
     # Beside other appends, but not beside an initial load, which assumes that it is alone.
     fetch_rows(conn, "share_generation", generation=generation)

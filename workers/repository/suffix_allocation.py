@@ -75,6 +75,7 @@ def allocate_suffixes(
     """
     if not assignments:
         return Allocation(slots={}, opened_leaves=0)
+    # Most images fit into their best leaf, so only those are locked at first.
     wanted = {assignment.postings[0].leaf for assignment in assignments}
     while True:
         try:
@@ -126,6 +127,7 @@ def _lock_leaves(
         conn, "lock_leaves", generation=generation, leaves=sorted(wanted)
     ):
         leaves[number] = _LockedLeaf(next_suffix=next_suffix, live=live, gaps=[])
+        # All suffixes were used, but some images are gone again.
         if next_suffix >= shape.suffixes > live:
             used_up.append(number)
     if used_up:
@@ -143,6 +145,7 @@ def _take_slot(
     candidates = candidate_leaves(assignment)
     for number in candidates:
         if number not in leaves:
+            # All candidates at once: another round for each full leaf would cost more.
             raise _MoreLeavesNeeded(set(candidates))
         suffix = leaves[number].take(suffixes)
         if suffix is not None:

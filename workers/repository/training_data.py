@@ -45,13 +45,13 @@ def claim_trainer(conn: Connection) -> bool:
 
     The claim lasts until `release_trainer` or the end of the connection.
     """
-    row = fetch_row(conn, "trainer_lock")
+    row = fetch_row(conn, "claim_trainer")
     return bool(row and row[0])
 
 
 def release_trainer(conn: Connection) -> None:
     """Give up the claim, so that another process may train."""
-    fetch_rows(conn, "trainer_unlock")
+    fetch_rows(conn, "release_trainer")
 
 
 def trainable_keys(conn: Connection, limit: int, seed: int) -> IntArray:
@@ -95,6 +95,7 @@ def embeddings_of(conn: Connection, generation: int, image_keys: IntArray) -> St
         for key, embedding, confidence in rows:
             vectors[key] = np.frombuffer(embedding, "<f2")
             confidence_of[key] = confidence
+    # All embeddings of a generation have the same width; 0 when none is stored.
     width = len(next(iter(vectors.values()), ()))
     embeddings = np.zeros((len(wanted), width), np.float16)
     confidences = np.zeros(len(wanted), np.float32)
@@ -112,6 +113,7 @@ def sampled(values: IntArray, limit: int, seed: int) -> IntArray:
     if len(values) <= limit:
         return values
     chosen = np.random.default_rng(seed).permutation(len(values))[:limit]
+    # Positions in order, so that the sample keeps the order of the values.
     return values[np.sort(chosen)]
 
 
