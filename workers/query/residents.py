@@ -195,7 +195,7 @@ class ResidentGenerations:
 
 
 class GenerationFollower:
-    """Loads one generation, and sends its updates until it is told to stop."""
+    """Loads one generation, and sends its updates until asked to stop."""
 
     def __init__(self, context: FollowerContext, generation: Generation) -> None:
         self._context = context
