@@ -1,5 +1,6 @@
-"""Inductive assignment: the model generates the identifier of an image that it was not trained on
-(paper, section 5).
+"""Inductive assignment: the model generates identifiers of images it was not trained on.
+
+Paper, section 5.
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,7 @@ MIN_BEAMS = 8
 
 
 class BeamSearchAssigner:
-    """Assigns id1..id4 to images by a beam search in which any leaf is allowed, unoccupied ones
-    too.
-    """
+    """Assigns id1..id4 to images by a beam search in which any leaf is allowed."""
 
     def __init__(self, decoder: Decoder, postings: int) -> None:
         """`postings`: the primary and the alternates that an image is posted under."""
@@ -27,9 +26,7 @@ class BeamSearchAssigner:
         self.postings = postings
 
     def assign(self, images: Pixels) -> list[Leaves]:
-        """Leaves of each image: the best beam is the primary, the next ones are alternates, the
-        rest is spill.
-        """
+        """Leaves of each image: the best beam is primary, the next are alternates, then spill."""
         leaves, scores = self.search(images)
         return [
             leaves_from_beams(leaves[row], scores[row], self.postings) for row in range(len(leaves))
@@ -66,8 +63,7 @@ def leaves_from_beams(
 def postings_with_primary(
     leaf: int, leaves: Sequence[int] | IntArray, scores: Sequence[float] | FloatArray, postings: int
 ) -> tuple[Posting, ...]:
-    """Postings of a training image: its own leaf is the primary, the model's best other leaves are
-    the alternates.
+    """Postings of a training image: its own leaf first, then the model's best other leaves.
 
     `leaves` and `scores` (W,) are the beams of the image, best first. Weights are relative to the
     primary's log-probability (to the lowest of the beams where the primary is not among them), and

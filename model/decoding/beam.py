@@ -1,5 +1,6 @@
-"""Constrained beam search over identifiers (paper, appendix B): at each level only children that
-the trie allows.
+"""Constrained beam search over identifiers: only children that the trie allows.
+
+Paper, appendix B.
 
 The search knows nothing of a neural network: a `DecodingEngine` scores the next codes, the trie's
 `Branches` mask them. Letters in shapes: B prompts, W beams of each prompt, K codes of the level at
@@ -76,8 +77,9 @@ class TextDecodingEngine(Protocol[TextPrompt]):
 
 @dataclass(frozen=True, slots=True)
 class Beams:
-    """Best leaves of B prompts, best first: `leaves` (B, W) int64, `scores` (B, W) float32
-    log-probabilities.
+    """Best leaves of B prompts, best first.
+
+    `leaves` (B, W) int64, `scores` (B, W) float32 log-probabilities.
 
     Beams that do not exist (fewer leaves than W) have the score `NEVER`.
     """
@@ -144,9 +146,7 @@ def _only_leaves(branches: Branches, level: int, prefixes: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ScoredIdentifier:
-    """One identifier of the paper's five-token mode: its leaf and suffix, the image's slot, the
-    log-probability.
-    """
+    """One identifier of the paper's five-token mode, the slot of its image, its log-probability."""
 
     leaf: int
     suffix: int
@@ -178,8 +178,9 @@ def search_identifiers(
 def _best_suffixes(
     trie: Trie, leaves: Sequence[int], scores: Sequence[float], gains: Tensor, beams: int
 ) -> list[ScoredIdentifier]:
-    """The best identifiers of one prompt: W leaves with their scores, (W, K) log-probabilities of
-    the suffixes.
+    """The best identifiers of one prompt.
+
+    `leaves` and `scores` are its W beams; `gains` (W, K) log-probabilities of their suffixes.
     """
     identifiers: list[ScoredIdentifier] = []
     for row, (leaf, leaf_score) in enumerate(zip(leaves, scores, strict=True)):

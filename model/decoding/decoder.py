@@ -1,5 +1,4 @@
-"""The torch decoder: the language half of Qwen2.5-VL run step by step, beams sharing the prompt's
-keys and values.
+"""The torch decoder: the language half of Qwen2.5-VL, run step by step for all beams at once.
 
 A prompt of T tokens is read once; its W beams attend to that single copy and to their own few
 tokens. The output layer is evaluated on the tokens of one identifier level only.
@@ -41,8 +40,9 @@ class PromptCache:
 
 @dataclass(frozen=True, slots=True)
 class BeamCache:
-    """What W beams of B prompts have generated so far: `keys` and `values` of each layer (B, W, G,
-    t, d).
+    """What W beams of B prompts have generated so far.
+
+    `keys` and `values` of each layer (B, W, G, t, d).
     """
 
     keys: tuple[Tensor, ...]
@@ -64,9 +64,7 @@ class BeamCache:
 
 
 class Decoder:
-    """A `TextDecodingEngine` on torch: reads prompts of texts and images, and decodes identifiers
-    behind them.
-    """
+    """A `TextDecodingEngine` on torch, which reads prompts of images too."""
 
     def __init__(self, sigma: SigmaModel) -> None:
         self.sigma = sigma.eval()
@@ -116,8 +114,9 @@ class Decoder:
     def step(
         self, prompt: PromptCache, cache: BeamCache | None, tokens: Tensor
     ) -> tuple[Tensor, BeamCache]:
-        """Feed one token to every beam: (B, W) int64 → hidden states (B, W, H) and the extended
-        cache.
+        """Feed one token to every beam.
+
+        `tokens` (B, W) int64. Returns hidden states (B, W, H) and the extended cache.
         """
         hidden = self.language_model.embed_tokens(tokens)
         generated = 0 if cache is None else cache.length
@@ -172,8 +171,9 @@ class TorchDecodingState:
 
     @torch.inference_mode()
     def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
-        """(B, W, K) float32 log-probabilities of id`level + 1`. Dead beams cost as much as live
-        ones.
+        """(B, W, K) float32 log-probabilities of id`level + 1`.
+
+        Dead beams cost as much as live ones: shapes stay static.
         """
         if parents is None:
             states = self._restart(level, prefixes)
@@ -184,9 +184,7 @@ class TorchDecodingState:
         return torch.log_softmax(self._decoder.logits(level, states), -1)
 
     def _restart(self, level: int, prefixes: Tensor) -> Tensor:
-        """Hidden states (B, W, H) behind whole (B, W) prefixes of `level` codes, read from the
-        prompts on.
-        """
+        """Hidden states (B, W, H) behind (B, W) prefixes of `level` codes, read anew."""
         self._cache = None
         states = self._prompt.state.unsqueeze(1).expand(-1, prefixes.shape[1], -1)
         for depth in range(level):
@@ -211,8 +209,7 @@ def _attend(
     index: int,
     past: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of one new token of each beam, (B, W, H), to the shared prompt and to the beam's
-    own tokens.
+    """Attention of one new token of each beam to the shared prompt and to the beam's own tokens.
 
     `index` is the layer, `past` its keys and values (B, W, G, t, d) of the beams. Returns the
     output (B, W, H) and the beams' keys and values with the new token, (B, W, G, t + 1, d).

@@ -1,5 +1,6 @@
-"""Explaining an identifier: the caption that the model associates with it (paper, equation 6,
-figures 3 and 7).
+"""Explaining an identifier: the caption that the model associates with it.
+
+Paper, equation 6 and figures 3 and 7.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,7 @@ MAX_CAPTION_TOKENS = 60
 
 @torch.inference_mode()
 def explain(decoder: Decoder, codes: Sequence[int]) -> str:
-    """Greedy caption of an identifier's first `len(codes)` levels, at most `MAX_CAPTION_TOKENS`
-    tokens.
-    """
+    """Greedy caption of the first `len(codes)` levels of an identifier."""
     sigma = decoder.sigma
     prompt = decoder.read_rows([sigma.prompts.explain_prompt(codes)])
     output_weight = sigma.backbone.lm_head.weight

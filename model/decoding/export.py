@@ -1,5 +1,4 @@
-"""Export: the text decoder of a model as a `Qwen2ForCausalLM` folder, which other decoding engines
-can read.
+"""Export: a model's text decoder as a `Qwen2ForCausalLM` folder, for other decoding engines.
 
 The vision tower is left out. In text alone the three position axes of Qwen2.5-VL are equal and its
 rotary embedding is the plain one, so its language half with the output layer is exactly a Qwen2.
@@ -14,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,8 +26,9 @@ WEIGHTS = "model.safetensors"
 """The file name that `transformers` and vLLM look for."""
 
 STALE_AFTER_S = 3600.0
-"""Age in seconds from which on an unused export is deleted; a younger one may be about to be read
-by another process.
+"""Age in seconds at which an unused export is deleted.
+
+A younger one may be about to be read by another process.
 """
 
 _DIGEST_LENGTH = 12
@@ -80,7 +81,7 @@ def export_text_decoder(sigma: SigmaModel, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
-def _plain_config(sigma: SigmaModel, *, tied: bool, dtype: Any) -> Qwen2Config:
+def _plain_config(sigma: SigmaModel, *, tied: bool, dtype: torch.dtype) -> Qwen2Config:
     text: Any = sigma.backbone.config.text_config
     rope = dict(text.rope_parameters)
     for name in _MULTIMODAL_ROPE_FIELDS:
@@ -144,8 +145,9 @@ def delete_stale_exports(
 
 
 def _export_name(folder: Path) -> str | None:
-    """The name that an export was made with: `NAME-DIGEST`, while it is written
-    `.NAME-DIGEST.RANDOM`; else None.
+    """The name that an export was made with; None where no export made the folder.
+
+    The folder is called `NAME-DIGEST`, and `.NAME-DIGEST.RANDOM` while it is written.
     """
     finished_name = folder.name.lstrip(".").partition(".")[0]
     name, _, digest = finished_name.rpartition("-")
@@ -153,8 +155,9 @@ def _export_name(folder: Path) -> str | None:
 
 
 def _digest(sigma: SigmaModel) -> str:
-    """A short digest of the text decoder's norms and biases: few numbers, all of which change in
-    every training.
+    """A short digest of the text decoder's norms and biases.
+
+    They are few numbers, and every training changes all of them.
     """
     digest = hashlib.sha256()
     for name, value in sorted(sigma.backbone.model.language_model.state_dict().items()):

@@ -1,5 +1,6 @@
-"""Leaves: where the model would put one image. Imports no torch, so that whoever works with another
-model starts fast.
+"""Leaves: where the model would put one image.
+
+Imports no torch, so that workers with another model start fast.
 """
 
 from dataclasses import dataclass

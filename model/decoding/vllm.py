@@ -48,14 +48,10 @@ KV_CACHE_BYTES = 256 << 20
 """Memory for keys and values, in bytes: thousands of prompts of the `tiny` profile."""
 
 KV_BLOCK_TOKENS = 32
-"""Tokens in one block of the prefix cache; only whole blocks of a prompt are shared between
-requests.
-"""
+"""Tokens in one block of the prefix cache; requests share only whole blocks of a prompt."""
 
 _SPARE_POSITIONS = 2
-"""Positions beyond prompt and identifier: the identifier mark, and the one token that a request
-generates.
-"""
+"""Positions beyond text and identifier: the identifier mark, and the generated token."""
 
 
 class VllmDecoder:
@@ -128,8 +124,9 @@ class VllmDecoder:
         return VllmDecodingState(self, prompt)
 
     def score_rows(self, level: int, rows: TokenRows) -> FloatArray | None:
-        """(R, K) float32 log-probabilities of the tokens of id`level + 1` behind R token rows; None
-        when vLLM is closed.
+        """(R, K) float32 log-probabilities of the tokens of id`level + 1` behind R token rows.
+
+        None when vLLM is closed.
         """
         requests = [{"prompt_token_ids": row} for row in rows]
         # Eager: vLLM would spend fifteen seconds compiling the ranks of the log-probabilities,
@@ -162,8 +159,9 @@ class VllmDecoder:
 
 
 class VllmDecodingState:
-    """A `model.decoding.beam.DecodingState` that keeps nothing but the prompts: each request
-    repeats its whole prefix.
+    """A `model.decoding.beam.DecodingState` that keeps the prompts only.
+
+    Each request repeats its whole prefix; vLLM's prefix cache makes that cheap.
     """
 
     def __init__(self, engine: VllmDecoder, prompt: TokenRows) -> None:
@@ -179,8 +177,9 @@ class VllmDecodingState:
         self._row_of = np.array([row_of[tuple(tokens)] for tokens in prompt], dtype=np.int64)
 
     def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
-        """(B, W, K) float32 log-probabilities of id`level + 1`. Each prefix of a prompt is sent
-        once, dead beams are not.
+        """(B, W, K) float32 log-probabilities of id`level + 1`.
+
+        Each prefix of a prompt is sent once; dead beams are not sent.
         """
         live = alive.cpu().numpy()
         codes = len(self._engine.levels[level])
@@ -200,9 +199,7 @@ class VllmDecodingState:
         return torch.from_numpy(scores).to(self.device)
 
     def _score_with_torch(self, level: int, prefixes: Tensor, alive: Tensor) -> Tensor:
-        """The same from the torch decoder, which reads the prompts again: vLLM was closed during
-        this search.
-        """
+        """The same from the torch decoder: vLLM was closed during this search."""
         decoder = self._engine.decoder
         state = decoder.begin(decoder.read_rows(self._prompt))
         return state.score(level, prefixes, None, alive)
@@ -218,18 +215,14 @@ class VllmDecodingState:
 
 
 def _code_table(level: Sequence[int]) -> IntArray:
-    """(largest token id + 1,) int64: the code of each token id of a level; only ids of the level
-    are looked up.
-    """
+    """Code of each token id of a level, (largest id + 1,) int64; other ids are never looked up."""
     table = np.zeros(max(level) + 1, dtype=np.int64)
     table[list(level)] = np.arange(len(level))
     return table
 
 
 def _sampling_of(vllm: Any, level: Sequence[int]) -> Any:
-    """Sampling parameters of a request for one token of a level, with the log-probabilities of all
-    of them.
-    """
+    """Sampling parameters of a request for one token of a level, with all log-probabilities."""
     return vllm.SamplingParams(
         max_tokens=1,
         temperature=0,
@@ -241,9 +234,7 @@ def _sampling_of(vllm: Any, level: Sequence[int]) -> Any:
 
 
 def _import_vllm() -> Any:
-    """Import vLLM, which is an optional dependency and takes seconds, in the environment that it
-    needs.
-    """
+    """Import vLLM in the environment that it needs; it is optional, and takes seconds."""
     for name, value in VLLM_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
@@ -261,8 +252,9 @@ def _import_vllm() -> Any:
 
 @contextmanager
 def _process_state_kept() -> Iterator[None]:
-    """Restore what starting vLLM changes in this process: environment variables, torch's threads
-    and how they are set.
+    """Restore what starting vLLM changes in this process.
+
+    These are environment variables, torch's number of threads, and the function that sets it.
     """
     variables = dict(os.environ)
     set_threads = torch.set_num_threads

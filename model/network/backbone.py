@@ -1,6 +1,4 @@
-"""The backbone: `Qwen2_5_VLForConditionalGeneration` of a profile, with random or pretrained
-weights.
-"""
+"""The backbone: a profile's `Qwen2_5_VLForConditionalGeneration`, with its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +16,13 @@ from model.network.tokenizer import END, IMAGE, PAD, VIDEO, VISION_END, VISION_S
 from schemas.errors import RefuseToStartError
 
 MERGE = 2
-"""Patches on each side of a block that the vision tower merges into one visual token; Qwen2.5-VL's
-own number.
-"""
+"""Patches on each side of a block that becomes one visual token, as in Qwen2.5-VL."""
 
 FRAMES = 2
-"""Frames that a patch spans in time; Qwen2.5-VL's own number. A still image is the same frame
-twice.
-"""
+"""Frames that a patch spans in time, as in Qwen2.5-VL; a still image is one frame twice."""
 
 MAX_POSITIONS = 1024
-"""Positions of the `tiny` configuration; its longest row, an image prompt with a caption, has fewer
-than 200 tokens.
-"""
+"""Positions of the `tiny` configuration; its longest rows have fewer than 200 tokens."""
 
 
 def tiny_config(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
@@ -90,8 +82,9 @@ def tiny_config(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_V
 
 @dataclass(frozen=True, slots=True)
 class BackboneInfo:
-    """Numbers of a backbone: `hidden` width, patches merged on each side (`merge`), the id of the
-    padding token (`pad`).
+    """Numbers of a backbone that its callers need.
+
+    `hidden`: width. `merge`: patches merged on each side. `pad`: id of the padding token.
     """
 
     hidden: int

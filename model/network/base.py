@@ -91,6 +91,7 @@ class Base:
         size = TinySize(**{field.name: document["size"][field.name] for field in fields(TinySize)})
         width = int(document["width"])
         tokenizer = load_tokenizer(folder)
+        # The parts draw random weights, which the file's replace below.
         base = cls(
             size=size,
             tokenizer=tokenizer,

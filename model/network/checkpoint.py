@@ -179,12 +179,14 @@ def load_checkpoint(folder: Path, codebook: str | None = None) -> Checkpoint:
     """
     description = _read_description(folder)
     book = Codebook.load(folder)
+    # Its own, in case a file was exchanged; and the caller's, in case the whole folder was.
     for expected in (description.codebook, codebook):
         if expected is not None and expected != book.version:
             raise RefuseToStartError(
                 f"the codebook of checkpoint {folder} must be {expected}, got {book.version}; "
                 "restore the folder or retrain"
             )
+    # The profile's numbers may have changed since; shape and sizes are those of the weights.
     own_profile = replace(
         profile(description.profile), shape=description.shape, tiny=description.size
     )

@@ -83,10 +83,10 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, 56, 56) pixels in -1..1 → grid (N, 49, C) and unit embedding (N, D)."""
-        features = self.stem(pixels)
+        features = self.stem(pixels)  # (N, C, 7, 7)
         features = features + self.mix(features)
         grid = features.flatten(2).transpose(1, 2) + self.position
-        grid = self.attention(grid)
+        grid = self.attention(grid)  # (N, 49, C)
         pooled = torch.cat([grid.mean(1), grid.amax(1)], dim=-1)
         return grid, F.normalize(self.project(pooled), dim=-1)
 
@@ -118,7 +118,7 @@ class TextTower(nn.Module):
         states = self.embed(tokens) + self.position[: tokens.shape[1]]
         for layer in self.layers:
             states = layer(states, src_key_padding_mask=~mask)
-        kept = mask.unsqueeze(-1)
+        kept = mask.unsqueeze(-1)  # (B, T, 1)
         mean = (states * kept).sum(1) / kept.sum(1).clamp(min=1)
         peak = states.masked_fill(~kept, _MASKED).amax(1)
         pooled = torch.cat([mean, peak], dim=-1)
@@ -144,7 +144,7 @@ class TwoTower(nn.Module):
         """Symmetric InfoNCE over the batch; row i of the images belongs to row i of the texts."""
         _, images = self.image(pixels)
         _, texts = self.text(tokens, mask)
-        logits = self.scale * images @ texts.T
+        logits = self.scale * images @ texts.T  # (B, B)
         target = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -162,6 +162,7 @@ def token_batch(
 
     An empty text becomes one end token, because a row needs one.
     """
+    # Split: a text that spells a control token stays text.
     encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
     end = int(tokenizer.eos_token_id)
     rows = [tokens[:limit] or [end] for tokens in encoded["input_ids"]]

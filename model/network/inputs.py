@@ -1,5 +1,4 @@
-"""The inputs of the backbone: images as patches and visual tokens, token rows as embeddings and
-positions.
+"""The inputs of the backbone: images as patches and visual tokens, and token rows.
 
 Letters in shapes: N images, P patches of all images together, p the side of a patch in pixels, B
 token rows padded to T tokens, H hidden width.
@@ -78,9 +77,7 @@ class ImagePreprocessor:
         return self.from_squares(np.stack([resize(image, self.side_px) for image in images]))
 
     def from_squares(self, squares: ByteArray) -> ImagePatches:
-        """(N, side, side, 3) uint8 → patches in the processor's order: the four of a merged block
-        follow each other.
-        """
+        """Patches of (N, side, side, 3) uint8 squares, in the order of the family's processor."""
         count, side = squares.shape[:2]
         patch = self.patch_px
         cells = side // patch
@@ -100,8 +97,9 @@ class ImagePreprocessor:
 
 @dataclass(frozen=True, slots=True)
 class VisualTokens:
-    """N images after the vision tower: `states` (visual tokens of all of them, H) and `grid` (N, 3)
-    int64.
+    """N images after the vision tower.
+
+    `states` (visual tokens of all images, H), `grid` (N, 3) int64 as in `ImagePatches`.
     """
 
     states: Tensor
@@ -145,7 +143,7 @@ def embed_rows(
     embeddings = backbone.get_input_embeddings()(tokens)
     grid: Tensor | None = None
     if visual is not None:
-        is_image = (tokens == image_token).unsqueeze(-1)
+        is_image = (tokens == image_token).unsqueeze(-1)  # (B, T, 1)
         embeddings = embeddings.masked_scatter(is_image, visual.states.to(embeddings))
         grid = visual.grid.to(backbone.device)
     merge = backbone_info(backbone).merge
@@ -167,8 +165,9 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
 def rope_positions(
     tokens: Tensor, mask: Tensor, grid: Tensor | None, image_token: int, merge: int
 ) -> Tensor:
-    """(3, B, T) int64 positions of right-padded rows that hold at most one image each, its tokens
-    contiguous.
+    """(3, B, T) int64 positions of rows that hold at most one image each.
+
+    Rows are padded on the right, and an image's tokens follow each other.
 
     `tokens` (B, T) int64, `mask` (B, T) bool, `grid` (N, 3) int64 of the images in row order.
 
@@ -188,8 +187,9 @@ def rope_positions(
     height = (grid[:, 1] // merge).unsqueeze(1)  # (N, 1), in tokens
     width = (grid[:, 2] // merge).unsqueeze(1)
     count = height * width
-    start = inside.float().argmax(1)
+    start = inside.float().argmax(1)  # (N,) column of the first image token
     offset = torch.arange(length, device=tokens.device).unsqueeze(0) - start.unsqueeze(1)
+    # Meaningful inside the image only; elsewhere it is masked below.
     row = offset // width
     column = offset % width
     first = counted[rows, start].unsqueeze(1)

@@ -17,7 +17,7 @@ from model.network.resize import Pixels
 from schemas.records import FloatArray
 
 BATCH = 16
-"""Images, texts or pairs at once: what fits beside a 7B model in the memory of one GPU."""
+"""Images, texts or pairs at once; both models are large, so a batch is small."""
 
 WIDTH = 2048
 """Width of jina-embeddings-v4; shorter prefixes of its vectors are embeddings too."""

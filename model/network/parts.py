@@ -53,6 +53,7 @@ def pretrained_parts(profile: Profile) -> ModelParts:
             f"profile {profile.name} names no pretrained weights; use one of the qwen profiles"
         )
     device = default_device()
+    # On a GPU in the precision that the weights were published in; on a CPU in full.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     tokenizer = load_tokenizer(profile.model)
     backbone = pretrained_backbone(profile.model, dtype)

@@ -22,8 +22,10 @@ class Stage:
     batch: int
     """Sequences, of all processes together."""
     replay: float = 0.0
-    """Sequences of memorisation mixed in, as a multiple of the training images. The paper replays
-    them in comprehension only (section 3.2.2)."""
+    """Sequences of memorisation mixed in, as a multiple of the training images.
+
+    The paper replays them in comprehension only (section 3.2.2).
+    """
     caption_replay: float = 0.0
     """Sequences of comprehension mixed in, as a multiple of the training images."""
     soft_label_weight: float = 0.0
@@ -74,8 +76,10 @@ class Profile:
     """Of a training from the weights of another generation."""
     embedding_width: int
     model: str | None
-    """Hub name or folder of the pretrained backbone; None where a base takes its place. The same
-    for encoder and teacher."""
+    """Hub name or folder of the pretrained backbone; None where a base takes its place.
+
+    The same for encoder and teacher.
+    """
     encoder: str | None
     teacher: str | None
     tiny: TinySize | None = None
@@ -84,8 +88,10 @@ class Profile:
     replay: float = 0.5
     """Images that the parent was trained on, which a refresh mixes in, as a multiple of the new."""
     views: int = 0
-    """Shifted views of each training image whose visual tokens are computed once, with the vision
-    tower frozen; 0 trains the vision tower."""
+    """Views of each training image whose visual tokens are computed once, shifted but the first.
+
+    The vision tower is frozen then; 0 trains it.
+    """
 
     def stage(self, name: StageName) -> Stage:
         """The stage of that name."""

@@ -66,6 +66,7 @@ class PromptBuilder:
 
     def text(self, text: str) -> list[int]:
         """At most `limit` tokens of plain text; what looks like a special token stays text."""
+        # A query must not be able to forge an image or an identifier.
         encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return [int(token) for token in encoded["input_ids"][: self.limit]]
 

@@ -1,5 +1,6 @@
-"""The SIGMA model: the Qwen2.5-VL backbone, its identifier tokens, and the soft-label head (paper,
-section 3.2).
+"""The SIGMA model: the Qwen2.5-VL backbone with identifier tokens, and the soft-label head.
+
+Paper, section 3.2.
 
 Letters in shapes: B token rows padded to T tokens, N images, H hidden width.
 """
@@ -27,14 +28,13 @@ from model.network.prompts import PromptBuilder, TrainingExample
 from model.network.tokenizer import add_identifier_tokens, level_token_ids
 
 NEW_TOKEN_SPREAD = 0.5
-"""Standard deviation of a new token's embedding around the mean of the known ones, as a share of
-their own.
-"""
+"""Spread of new token embeddings around the mean of the known ones, as a share of theirs."""
 
 
 class SoftLabelHead(nn.Module):
-    """Three-layer perceptron and sigmoid on the mean hidden state of the identifier tokens
-    (equations 8 and 9).
+    """Predicts a query's similarity from the states of the identifier tokens.
+
+    Three-layer perceptron and sigmoid on their mean (equations 8 and 9).
     """
 
     def __init__(self, hidden: int) -> None:
@@ -99,9 +99,7 @@ class SigmaModel(nn.Module):
         return encode_images(self.backbone, patches)
 
     def embed(self, rows: Sequence[Sequence[int]], visual: VisualTokens | None) -> EmbeddedRows:
-        """Embed B token rows; visual tokens, in row order, replace the embeddings of the image
-        tokens.
-        """
+        """Embed B token rows, with visual tokens, in row order, in the places of image tokens."""
         return embed_rows(self.backbone, rows, visual, image_token=self.prompts.image, pad=self.pad)
 
     def forward(
@@ -114,6 +112,7 @@ class SigmaModel(nn.Module):
         """
         visual = self.encode_images(images) if isinstance(images, ImagePatches) else images
         losses = self.losses(examples, visual)
+        # A plain tuple: the wrapper looks for tensors in what is returned.
         return losses.generation, losses.similarity, losses.counts
 
     def losses(self, examples: Sequence[TrainingExample], visual: VisualTokens | None) -> Losses:
@@ -126,6 +125,7 @@ class SigmaModel(nn.Module):
             use_cache=False,
         ).last_hidden_state
         predicted = continuation_mask(inputs.tokens, inputs.mask, examples)
+        # The state of each token predicts the next one; (predicted tokens, vocabulary).
         logits = self.backbone.lm_head(hidden[:, :-1][predicted])
         generation = F.cross_entropy(logits.float(), inputs.tokens[:, 1:][predicted])
         similarity, labels = self._similarity_loss(examples, hidden)
@@ -141,7 +141,7 @@ class SigmaModel(nn.Module):
         for row, example in enumerate(examples):
             if example.identifier_span is not None and example.soft_label is not None:
                 start, stop = example.identifier_span
-                states.append(hidden[row, start:stop].mean(0))
+                states.append(hidden[row, start:stop].mean(0))  # equation 8
                 labels.append(example.soft_label)
         if not labels:
             return hidden.new_zeros(()), 0
@@ -149,8 +149,9 @@ class SigmaModel(nn.Module):
 
 
 def continuation_mask(tokens: Tensor, mask: Tensor, examples: Sequence[TrainingExample]) -> Tensor:
-    """(B, T - 1) bool: which of the tokens from the second on the model learns to predict, those
-    behind the prompts.
+    """(B, T - 1) bool: which tokens, from the second on, the model learns to predict.
+
+    They are those behind the prompts.
     """
     prompt_lengths = torch.tensor(
         [example.prompt_length for example in examples], device=tokens.device
@@ -179,6 +180,7 @@ def extend_vocabulary(
     backbone.resize_token_embeddings(max(len(tokenizer), rows), mean_resizing=False)
     resized: Any = backbone.get_input_embeddings()
     output_weight: Tensor = backbone.lm_head.weight
+    # A tied output layer is the same table, and must be drawn once.
     tables: list[Tensor] = [resized.weight]
     if output_weight is not resized.weight:
         tables.append(output_weight)

@@ -51,9 +51,10 @@ class CrossHead(nn.Module):
         `grid` (P, 49, C) and `image` (P, D) come from the image tower, `states` (P, T, C) and
         `text` (P, D) from the text tower, with the caption's `mask` (P, T) bool.
         """
+        # Which part of the image speaks for each token of the caption, (P, T, C).
         attended, _ = self.cross(states, grid, grid, need_weights=False)
         joint = self.norm(states + attended)
-        kept = mask.unsqueeze(-1)
+        kept = mask.unsqueeze(-1)  # (P, T, 1)
         mean = (joint * kept).sum(1) / kept.sum(1).clamp(min=1)
         # The minimum over tokens lets one word that does not fit the image lower the score.
         lowest = joint.masked_fill(~kept, _MASKED).amin(1)

@@ -84,6 +84,7 @@ def add_identifier_tokens(
     Returns their ids: five lists in code order.
     """
     names = chain.from_iterable(identifier_tokens(shape))
+    # Special tokens are never split, and are left out of decoded text.
     tokenizer.add_tokens([IDENTIFIER, CAPTION, *names], special_tokens=True)
     return level_token_ids(tokenizer, shape)
 

@@ -21,6 +21,7 @@ def deduplicated_state(module: nn.Module) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
+    # `keep_vars`: without it each name has a new tensor object, and sharing does not show.
     for name, value in module.state_dict(keep_vars=True).items():
         if id(value) not in seen:
             seen.add(id(value))

@@ -1,6 +1,4 @@
-"""Adapting the base: stage 0 continued on a corpus that looks unlike the one the base was made
-from.
-"""
+"""Adapting the base: stage 0 continued on a corpus that looks unlike the base's own."""
 
 from dataclasses import dataclass, replace
 
@@ -26,9 +24,7 @@ SUFFICIENT_RECALL = 0.8
 """
 
 _PROBE_IMAGES = 1000
-"""Images of a probe: enough to tell a base that knows this kind of picture from one that does not,
-in seconds.
-"""
+"""Images of a probe: enough to see within seconds whether the base knows such pictures."""
 
 _PROBE_DEPTH = 10
 """A caption finds its image when fewer than this many others are more similar."""
@@ -40,9 +36,7 @@ _LEARNING_RATE = 8e-4
 """About half of what the base was made with: it is trained further, not anew."""
 
 _TEACHER_SHARE = 5
-"""The teacher, a small head on frozen towers, is trained for one epoch where the towers are for
-this many.
-"""
+"""Epochs of the towers for each one of the teacher, a small head on frozen towers."""
 
 _EMBED_IMAGES = 2048
 """Images embedded at once, which bounds memory."""
@@ -105,11 +99,13 @@ def adapt(base: Base, data: CaptionedImages, config: AdaptConfig, progress: Prog
 def pretrain_base(
     base: Base, data: CaptionedImages, config: PretrainConfig, progress: Progress
 ) -> float:
-    """Teach the base's backbone to see and to read from its own encoder; returns the last epoch's
-    mean loss.
+    """Teach the base's backbone to see and to read from the base's own encoder.
+
+    Returns the mean loss of the last epoch.
     """
     encoder = base.encoder
     images = _embed_in_parts(base, data)
+    # The heads draw their first weights.
     torch.manual_seed(config.seed)
     heads = DistillHeads(base.size.hidden, encoder.width).to(base.backbone.device)
     # The base has no identifier tokens yet.

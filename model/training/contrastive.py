@@ -22,9 +22,7 @@ CLIP = 1.0
 """Bound of the gradient's norm while the towers are trained."""
 
 NOT_THE_NEGATIVE = -2.0
-"""Similarity that takes a pair's own caption out of the search for its hard negative: below any
-cosine.
-"""
+"""Below any cosine: takes a pair's own caption out of the search for its hard negative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,9 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImages:
-    """Training data in memory: `pixels` (N, side, side, 3) uint8, and at least one caption for each
-    image.
+    """Training data in memory.
+
+    `pixels` (N, side, side, 3) uint8; each image has at least one caption.
     """
 
     pixels: ByteArray
@@ -65,8 +64,9 @@ def train_two_tower(
     config: ContrastiveConfig,
     progress: Progress = quiet,
 ) -> float:
-    """Train the towers in place with the symmetric InfoNCE loss; returns the mean loss of the last
-    epoch.
+    """Train the towers in place with the symmetric InfoNCE loss.
+
+    Returns the mean loss of the last epoch.
     """
     rng = np.random.default_rng(config.seed)
     batch = min(config.batch, len(data))
@@ -84,6 +84,7 @@ def train_two_tower(
     losses: list[float] = []
     with progress("contrastive encoder", steps) as bar:
         for _ in range(config.epochs):
+            # Only the last epoch's losses are reported.
             losses.clear()
             for rows in shuffled_batches(len(data), batch, rng):
                 captions = pick_captions(data, rows, rng)
@@ -105,8 +106,9 @@ def train_teacher(
     config: ContrastiveConfig,
     progress: Progress = quiet,
 ) -> float:
-    """Train the cross-encoder head in place on matching pairs and hard negatives; the towers stay
-    frozen.
+    """Train the cross-encoder head in place; the towers stay frozen.
+
+    It learns to tell matching pairs from hard negatives.
 
     Returns the mean accuracy of the last epoch.
     """
@@ -151,6 +153,7 @@ def _pair_logits(
     learns what the two towers alone confuse.
     """
     device = towers.log_scale.device
+    # The towers are frozen: only the head needs a gradient.
     with torch.no_grad():
         grid, image = towers.image(pixels.to(device))
         tokens = tokens.to(device)
@@ -171,8 +174,9 @@ def batches_per_epoch(images: int, batch: int) -> int:
 
 
 def shuffled_batches(images: int, batch: int, rng: np.random.Generator) -> Iterator[IntArray]:
-    """The rows of one epoch's batches in random order, (B,) int64; rows that fill no whole batch
-    are left out.
+    """The rows of one epoch's batches in random order, (B,) int64 each.
+
+    Rows that fill no whole batch are left out.
     """
     order = rng.permutation(images)
     for start in range(0, images - batch + 1, batch):

@@ -12,8 +12,9 @@ from model.progress import Progress, quiet
 from schemas.records import ByteArray
 
 SHIFT_PX = 3
-"""Largest shift of a view in pixels, about half a patch of the `tiny` profile: the tokens change,
-the content does not.
+"""Largest shift of a view in pixels, about half a patch of the `tiny` profile.
+
+The visual tokens change, the content does not.
 """
 
 VIEW_BATCH = 128
@@ -44,9 +45,7 @@ def visual_tokens(
 
 
 def shifted(squares: ByteArray, rng: np.random.Generator) -> ByteArray:
-    """Each of (N, side, side, 3) uint8 images moved by up to `SHIFT_PX` pixels, its border
-    repeated.
-    """
+    """Each of (N, side, side, 3) uint8 images moved by up to `SHIFT_PX`, its border repeated."""
     side = squares.shape[1]
     border = (SHIFT_PX, SHIFT_PX)
     padded = np.pad(squares, ((0, 0), border, border, (0, 0)), mode="edge")

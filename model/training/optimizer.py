@@ -53,6 +53,7 @@ def cosine_schedule(
 
     def factor(step: int) -> float:
         if step < warmup_steps:
+            # Steps count from 0; the first one must not be lost to a rate of zero.
             return (step + 1) / warmup_steps
         share = np.pi * (step - warmup_steps) / max(1, steps - warmup_steps)
         return 0.5 * (1 + float(np.cos(share)))

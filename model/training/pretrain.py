@@ -57,8 +57,9 @@ class PretrainConfig:
 
 
 class DistillHeads(nn.Module):
-    """Projections into the encoder's space, for stage 0 only: of the vision tower and of the
-    prompt's state.
+    """Projections of the vision tower and of the prompt's state into the encoder's space.
+
+    Stage 0 only.
     """
 
     def __init__(self, hidden: int, width: int) -> None:
@@ -112,6 +113,7 @@ class Pretrainer:
         """
         patches = self.preprocessor.from_squares(squares).to(self.backbone.device)
         visual = encode_images(self.backbone, patches)
+        # All squares have one size, so every image has the same number of tokens.
         tokens_each = patches.token_counts(self._info.merge)[0]
         mean_tokens = visual.states.view(len(squares), tokens_each, -1).mean(1)
         loss = distill_loss(self.heads.vision(mean_tokens), images, self.config.temperature)
@@ -146,6 +148,7 @@ class Pretrainer:
         """(B, D) projections of the states of the last prompt tokens."""
         inputs, hidden = self._hidden(rows, visual)
         batch = torch.arange(len(rows), device=hidden.device)
+        # Rows are padded on the right.
         last = inputs.mask.sum(1) - 1
         projected: Tensor = self.heads.state(hidden[batch, last])
         return projected

@@ -12,19 +12,22 @@ from torch import Tensor, distributed
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(days=2)
-"""How long the other ranks wait while the first alone reads, embeds and clusters. PyTorch's default
-ends the run after ten minutes.
+"""How long the other ranks wait while the first alone reads, embeds and clusters.
+
+PyTorch's default ends the run after ten minutes.
 """
 
 
 def join_ranks() -> None:
-    """Meet the other ranks, if `torchrun` started this process; each takes its own GPU where there
-    are some.
+    """Meet the other ranks, if `torchrun` started this process.
+
+    Each takes its own GPU where there are some.
     """
     if not distributed.is_torchelastic_launched() or distributed.is_initialized():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(distributed.get_node_local_rank())
+        # Gradients are on GPUs, times and announcements on the CPU: each needs its own backend.
         distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=_TIMEOUT)
     else:
         distributed.init_process_group("gloo", timeout=_TIMEOUT)
@@ -68,6 +71,7 @@ def from_first_rank(value: T | None) -> T:
     """
     if world_size() == 1:
         return cast(T, value)
+    # Filled in place on every rank but the first.
     box = [value]
     distributed.broadcast_object_list(box, src=0)
     return cast(T, box[0])

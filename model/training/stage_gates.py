@@ -1,6 +1,4 @@
-"""Stage gates: what a training stage has learnt, measured on a few hundred samples, and the bounds
-that it must meet.
-"""
+"""Stage gates: what a training stage has learnt, and the bounds that it must meet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,9 +34,7 @@ _MIN_SAMPLES = 32
 """Fewer say nothing about a share."""
 
 _SAMPLED_SHARE = 10
-"""At most one in this many images is a sample: a measurement takes a few per cent of the stage's
-time.
-"""
+"""At most one in this many images is a sample, so that measuring takes little time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +79,7 @@ def evaluate_stage(
     """The figures of a stage that was just trained, on the same samples for the same seed."""
     images = len(probe.data)
     count = min(gates.sample, max(_MIN_SAMPLES, images // _SAMPLED_SHARE), images)
+    # A stream of random numbers apart from those that choose what is replayed.
     order = np.random.default_rng((seed, 2)).permutation(images)
     rows = np.sort(order[:count])
     sigma.eval()
@@ -143,8 +140,9 @@ def _share_failures(
 
 
 def _measure_memorized(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
-    """How often the model gives an image its id1 and its leaf. Chance is always to name the most
-    frequent id1.
+    """How often the model gives an image its id1 and its leaf.
+
+    Chance is always to name the most frequent id1.
     """
     shape = sigma.profile.shape
     assigner = BeamSearchAssigner(Decoder(sigma), postings=1)
@@ -166,8 +164,9 @@ def _measure_memorized(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> 
 
 @torch.inference_mode()
 def _measure_comprehended(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
-    """Nats a token of captions behind their identifiers. Chance is to know nothing, not even which
-    words are frequent.
+    """Nats a token of captions behind their identifiers.
+
+    Chance is to know nothing, not even which words are frequent.
     """
     total = 0.0
     tokens = 0.0
@@ -177,6 +176,7 @@ def _measure_comprehended(sigma: SigmaModel, probe: StageProbe, rows: IntArray) 
             caption = probe.data.captions[row][0]
             examples.append(sigma.prompts.comprehend(probe.data.identifiers[row], caption))
         losses = sigma.losses(examples, None)
+        # Batches have different numbers of tokens: their means are weighted by them.
         predicted = float(losses.counts[0])
         total += float(losses.generation) * predicted
         tokens += predicted
@@ -184,8 +184,9 @@ def _measure_comprehended(sigma: SigmaModel, probe: StageProbe, rows: IntArray) 
 
 
 def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
-    """Known-item recall among the training images, searched as a query worker does, with one
-    posting for each image.
+    """Known-item recall among the training images, each with one posting.
+
+    They are searched as a query worker does.
     """
     decoder = Decoder(sigma)
     trie = Trie(sigma.profile.shape, decoder.device)

@@ -1,5 +1,4 @@
-"""The stage trainer: the `transformers` Trainer with this project's batches, losses and
-checkpoints.
+"""The stage trainer: the `transformers` Trainer with this project's batches and losses.
 
 The same class serves all three stages of the paper: they differ in their sequences and in λ_ssp of
 equation 12.
@@ -43,9 +42,7 @@ Batch = dict[str, Any]
 
 
 class LengthBuckets(Sampler[int]):
-    """A seeded shuffle that keeps sequences of similar length in one batch, in a new order each
-    epoch.
-    """
+    """A seeded shuffle that batches sequences of similar length, anew in each epoch."""
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
         self.lengths = np.asarray(lengths)
@@ -143,9 +140,7 @@ class StageTrainer(Trainer):
         return loss
 
     def _images(self, rows: list[int]) -> ImagePatches | VisualTokens | None:
-        """The images of a batch: visual tokens where they were computed before, else patches for
-        the vision tower.
-        """
+        """The images of a batch: visual tokens computed before, else patches."""
         if not rows:
             return None
         if self.data.visual is None:
@@ -183,9 +178,7 @@ def _collate(examples: list[TrainingExample]) -> Batch:
 
 
 def batch_per_process(stage: Stage) -> int:
-    """Sequences of a batch that each process takes, so that together they have the stage's batch
-    (rounded up).
-    """
+    """Sequences of a batch that each process takes (rounded up)."""
     return -(-stage.batch // world_size())
 
 
@@ -203,6 +196,7 @@ def training_arguments(
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch_per_process(stage),
+        # Not epochs: a stage may be a fraction of one.
         max_steps=steps,
         learning_rate=stage.learning_rate,
         weight_decay=stage.weight_decay,
@@ -215,10 +209,13 @@ def training_arguments(
         use_cpu=not torch.cuda.is_available(),
         save_strategy="steps" if checkpoints else "no",
         save_steps=max(1, steps // checkpoints) if checkpoints else steps + 1,
+        # Only the newest checkpoint is resumed from.
         save_total_limit=1,
+        # The loss is on our progress bar; nothing is printed or sent anywhere.
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        # Examples are records without columns.
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         # The vision tower, or the soft-label head, has no part in some batches.

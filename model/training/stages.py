@@ -61,8 +61,9 @@ def run_stage(
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of the Trainer; one whose saving was cut short lacks its state,
-    written last.
+    """The newest whole checkpoint of the Trainer.
+
+    One whose saving was cut short lacks its state, which is written last.
     """
     checkpoints = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
     for checkpoint in checkpoints:

@@ -1,5 +1,4 @@
-"""The training set: images, identifiers and captions, and the sequences that each stage learns from
-them.
+"""The training set, and the sequences that each stage learns from it.
 
 Letters in shapes: N images, V views of each image, T visual tokens of an image, H hidden width.
 """
@@ -70,6 +69,7 @@ def stage_examples(
         examples = [_align(model, data, place) for place in captions]
     replayed = round(stage.replay * len(data))
     examples += _sampled(memorize, replayed, np.random.default_rng(seed))
+    # Two generators: how many images are replayed does not change which captions are.
     replayed_captions = round(stage.caption_replay * len(data))
     for place in _sampled(captions, replayed_captions, np.random.default_rng((seed, 1))):
         examples.append(_comprehend(model, data, place))
@@ -92,6 +92,7 @@ def _image_token_counts(model: SigmaModel, data: TrainingSet) -> list[int]:
     """How many visual tokens each image has."""
     if not len(data):
         return []
+    # Looking at one image is enough where all become squares of one size.
     if model.preprocessor.fixed_size:
         return model.preprocessor(data.images[:1]).token_counts(model.merge) * len(data)
     counts: list[int] = []

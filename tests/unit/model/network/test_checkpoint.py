@@ -1,6 +1,4 @@
-"""Checkpoints: read back as they were, and refused when files are damaged or do not belong
-together.
-"""
+"""Checkpoints are read back as they were; damaged or mismatched ones are refused."""
 
 import json
 from pathlib import Path
