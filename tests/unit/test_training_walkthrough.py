@@ -40,8 +40,7 @@ def test_every_file_of_the_walkthrough_exists() -> None:
     assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
-def test_the_walkthrough_follows_all_steps_that_the_trainer_calls() -> None:
-    """The functions that `train` and its helpers call from other modules of the trainer."""
+def test_the_walkthrough_names_the_steps_in_the_order_in_which_they_run() -> None:
     page = PAGE.read_text(encoding="utf-8")
     steps = ("begin_run", "prepare", "run_stages", "InitialLoader.load_from_parent", "publish")
     positions = [page.index(f"`{step}`") for step in steps]

@@ -130,6 +130,7 @@ def refused_by_gate(candidate: Generation, live: Generation | None) -> bool:
 
 
 def _delete(conn: Connection, checkpoints: Path, generation: Generation) -> None:
+    # Tables first: a folder without tables is removed by the next `prune`.
     if not generation.dropped:
         generations.drop(conn, generation.id)
     if not folder_is_shared(generation, generations.generations(conn)):

@@ -134,6 +134,7 @@ def _switch(conn: Connection, catch_up: CatchUp, make_live: MakeLive) -> SwitchR
     with transaction(conn):
         generations.lock_set(conn)
         ceiling = newest_image(conn)
+    # The first sweep covers all keys; each further one only those accepted during the one before.
     floor = 0
     for attempt in range(MAX_SWEEPS):
         catch_up.run(after=floor, until=ceiling)

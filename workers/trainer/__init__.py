@@ -1,4 +1,4 @@
 """How does a training run from a request to a candidate generation?
 
-Start, plan, stages, initial load.
+Run, preparation, stages, initial load.
 """

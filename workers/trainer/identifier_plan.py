@@ -54,12 +54,14 @@ class IdentifierPlan:
 
     def identifiers(self, image_keys: IntArray, shape: IdentifierShape) -> IntArray:
         """(N, 5) identifiers of (N,) planned images, in the order of the keys."""
+        # Plans are not sorted by key: that of a manifest has the order of its entries.
         order = np.argsort(self.image_keys)
         rows = order[np.searchsorted(self.image_keys, image_keys, sorter=order)]
         return np.column_stack([codes_of(self.leaves[rows], shape), self.suffixes[rows]])
 
     def save(self, folder: Path) -> None:
         """Write `plan.npz`, whole or not at all."""
+        # Renamed last: a process killed here leaves no half plan to resume with.
         unfinished = folder / f".{PLAN}"
         with unfinished.open("wb") as file:
             np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
@@ -113,6 +115,7 @@ def plan_recluster(
     identifier.
     """
     moved = leaves != parent.leaves
+    # -1 asks for a new suffix; the others keep theirs.
     suffixed = keep_suffixes(leaves, np.where(moved, -1, parent.suffixes), shape)
     return IdentifierPlan(
         image_keys=parent.image_keys,
@@ -144,10 +147,12 @@ def plan_refresh(
     moved = leaves != parent.leaves
     known = parent.trained & ~moved
     unknown = np.flatnonzero(parent.captioned & ~known)
+    # New images and the replay that goes with them stay within the limit together.
     new = sampled(unknown, max(1, int(limit / (1 + replay))), seed)
     planned = known.copy()
     planned[new] = True
     rows = np.flatnonzero(planned)
+    # An image whose captions were removed keeps its identifier but cannot be learnt again.
     captioned_rows = rows[parent.captioned[rows]]
     learnt = np.zeros(len(planned), np.bool_)
     learnt[captioned_rows[refresh_rows(known[captioned_rows], replay, seed)]] = True
@@ -157,6 +162,7 @@ def plan_refresh(
         leaves=suffixed.leaves,
         suffixes=suffixed.suffixes,
         learnt=learnt[rows],
+        # Known ones were taught by the parent, new ones are taught now.
         trained=np.ones(len(rows), np.bool_),
         moved=moved[rows],
     )

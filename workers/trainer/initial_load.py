@@ -78,6 +78,7 @@ class InitialLoader:
                 confidences = stored.confidences[stored.present]
                 unchanged = ~part.moved if same_model else np.zeros(len(part), np.bool_)
                 rows, generated_confidences = self._generated(part.select(~unchanged))
+                # Unchanged images keep the confidence that the same model had before.
                 confidences[~unchanged] = generated_confidences
                 rows += self._copied(part.select(unchanged), parent)
                 self._append(part, rows, stored.embeddings[stored.present], confidences)
@@ -87,6 +88,7 @@ class InitialLoader:
         """(M,) masks of the images of each part that are not loaded yet."""
         for start in range(0, len(plan), _PART):
             keys = plan.image_keys[start : start + _PART]
+            # A killed loader left whole parts: each part is one transaction.
             present = present_images(self._conn, self._generation, keys.tolist())
             mask = np.zeros(len(plan), np.bool_)
             mask[start : start + _PART] = [key not in present for key in keys.tolist()]
@@ -104,8 +106,11 @@ class InitialLoader:
             positions, pictures = self._pictures(part, start)
             if not pictures:
                 continue
+            # (B, W) leaves and log-probabilities, the best beam first.
             leaves, scores = self._assigner.search(pictures)
             for row, position in enumerate(positions):
+                # The best beam may be another leaf than the planned one; the confidence is the
+                # model's own all the same, as for arrivals.
                 confidences[position] = scores[row, 0]
                 postings = postings_with_primary(
                     int(part.leaves[position]), leaves[row], scores[row], self._assigner.postings

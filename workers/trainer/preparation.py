@@ -113,11 +113,13 @@ def _prepare_from_parent(
     else:
         before = load_generation_checkpoint(services.checkpoints, parent)
         limit = services.settings.training_images
+        # Weights and encoder are the parent's; only the codebook may be a new one.
         planned = _plan_from_parent(conn, run, parent, before.codebook, limit, progress)
         record, plan = planned.record, planned.plan
         plan.save(run.folder)
         checkpoint = Checkpoint(before.sigma, planned.codebook, before.encoder)
         copy_base(services.checkpoints / parent.folder / BASE, run.folder / BASE)
+    # Images may be deleted at any moment: keep those that both store and parent still have.
     wanted = plan.image_keys[plan.learnt]
     images = from_store(conn, services.store, wanted, checkpoint.sigma.profile)
     stored = embeddings_of(conn, parent.id, images.image_keys)
@@ -154,6 +156,7 @@ def _images_of_full_run(
     if run.entries is not None:
         return from_manifest(conn, store, services.limits, run.entries, run.profile, progress)
     if run.has_codebook:
+        # The images of the plan, not a new sample: more may have come since.
         keys = IdentifierPlan.load(run.folder).image_keys
     else:
         keys = trainable_keys(conn, services.settings.training_images, run.request.seed)

@@ -87,6 +87,7 @@ def seed_images(
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
             events = list(threads.map(validate, batch))
+            # Threads keep the decoding processes busy; the database sees one batch at a time.
             rejected += _rejections(batch, events)
             for offset, image in _store(conn, events):
                 rows.append(start + offset)

@@ -73,6 +73,7 @@ class StageRunner:
         """Train one stage in place, together with the other ranks."""
         cpu_before = time.process_time()
         if job.views and self._visual is None:
+            # (N, side, side, 3): frozen vision needs pictures of one size, those of `tiny`.
             squares = np.stack(self.pictures[:])
             self._visual = visual_tokens(self.sigma, squares, job.views, job.seed, progress)
         data = TrainingSet(self.pictures, job.identifiers, job.captions, job.labels, self._visual)
@@ -85,6 +86,7 @@ class StageRunner:
             resume=job.resume,
             progress=progress,
         )
+        # A tensor because the ranks sum it; float64 keeps hundredths of days-long trainings.
         spent = torch.tensor([time.process_time() - cpu_before], dtype=torch.float64)
         return StageOutcome(loss, float(sum_over_ranks(spent)[0]))
 
@@ -107,6 +109,7 @@ def assist_first_rank(store: ImageStore) -> None:
         job = from_first_rank(_NO_MORE_STAGES)
         if job is None:
             return
+        # Weights of later stages need no reading: every rank makes the same steps.
         if runner is None:
             sigma = load_checkpoint(job.folder).sigma
             runner = StageRunner(sigma, training_pictures(store, job.uris, sigma.profile))

@@ -18,6 +18,7 @@ from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, Work
 from schemas.records import ManifestEntry
 from schemas.settings import RetrievalSettings
 from schemas.training_record import StageEvaluation, TrainingRecord
+from stream.images.store import ImageStore
 from workers.generations.model_assigner import ModelAssigner
 from workers.generations.switching import publish
 from workers.repository import generations
@@ -86,18 +87,21 @@ def train(
     ones stay in shadow until they are promoted. `WorkFailedError` when a stage does not pass its
     gate: the generation is failed then.
     """
+    retrieval = services.settings.retrieval
     with services.connect("trainer") as conn, sole_trainer(conn):
         run = begin_run(conn, services.checkpoints, entries, request)
         prepared = _prepare_or_fail(services, conn, run, progress)
         _describe(conn, run, prepared, prepared.record)
-        trained = _train_stages(conn, run, prepared, services.settings.retrieval, progress)
+        trained = _train_stages(conn, run, prepared, retrieval, progress)
         if trained.failures:
             raise _gate_failure(conn, run, trained)
         record = trained.record
         state = "building"
         if request.publishes or run.mode == "recluster":
             clock = StepClock.start()
-            state = _load_and_publish(services, conn, run, prepared, progress)
+            state = _load_and_publish(
+                conn, services.store, run, prepared, retrieval.postings, progress
+            )
             record = clock.add_to(record, "load")
         _describe(conn, run, prepared, record)
     return TrainResult(
@@ -112,6 +116,7 @@ def _prepare_or_fail(
     try:
         return prepare(services, conn, run, progress)
     except (UsageError, RefuseToStartError) as error:
+        # One that has its codebook can still be resumed, say with the images restored.
         if not run.has_codebook:
             _fail_generation(conn, run, [str(error)])
         raise
@@ -126,6 +131,7 @@ def _train_stages(
 ) -> StagesResult:
     plan = _training_plan(conn, run, prepared, retrieval)
     result = run_stages(plan, prepared.record, run.request.until, progress)
+    # Before the load, which the other ranks take no part in.
     announce_end()
     return result
 
@@ -148,6 +154,7 @@ def _training_plan(
     return TrainingPlan(
         checkpoint=checkpoint,
         folder=run.folder,
+        # Every image of a plan may have been deleted meanwhile.
         stages=stages_of(run) if len(images) else (),
         images=images,
         probe=probe,
@@ -188,25 +195,29 @@ def inherited_evaluations(
 
 
 def _load_and_publish(
-    services: Services,
     conn: Connection,
+    store: ImageStore,
     run: TrainingRun,
     prepared: PreparedTraining,
+    postings: int,
     progress: Progress,
 ) -> str:
-    """Load the generation's postings and let it receive arrivals; returns its state."""
+    """Load the generation's postings, `postings` for an image, and let it receive arrivals.
+
+    Returns its state.
+    """
     checkpoint = prepared.checkpoint
-    postings = services.settings.retrieval.postings
-    loader = InitialLoader(conn, run.generation, checkpoint.sigma, services.store, postings)
+    loader = InitialLoader(conn, run.generation, checkpoint.sigma, store, postings)
     if run.parent is None:
         loader.load(prepared.plan, prepared.embeddings, progress)
     else:
+        # A refresh changed the weights, so every posting is generated anew.
         same_model = run.mode == "recluster"
         loader.load_from_parent(
             prepared.plan, run.parent.id, same_model=same_model, progress=progress
         )
     assigner = ModelAssigner(checkpoint.sigma, checkpoint.encoder, postings)
-    return publish(conn, run.generation, services.store, assigner, progress)
+    return publish(conn, run.generation, store, assigner, progress)
 
 
 def _describe(

@@ -67,6 +67,7 @@ def run_stages(
     labels: list[FloatArray] | None = None
     for stage in stages_to_run(plan.stages, record, until):
         clock = StepClock.start()
+        # Before the stage is announced: the teacher runs on the first rank only.
         if stage.name == "align" and stage.soft_label_weight > 0:
             labels = soft_labels(plan.teacher(), plan.images, progress)
         outcome = runner.run(announce(_job(plan, stage, labels)), progress)
@@ -80,6 +81,7 @@ def run_stages(
 
 def stages_to_run(stages: Sequence[Stage], record: TrainingRecord, until: str) -> list[Stage]:
     """The stages up to and including `until`, in their order, that the record does not name yet."""
+    # The first of `STAGES` is the codebook, which is no stage of the optimiser.
     wanted = STAGES[1 : STAGES.index(until) + 1]
     return [stage for stage in stages if stage.name in wanted and stage.name not in record.stages]
 
@@ -131,6 +133,7 @@ def _evaluate(
     plan: TrainingPlan, record: TrainingRecord, stage: StageName, loss: float
 ) -> StagesResult:
     """Measure a stage that was just trained, and save the checkpoint if it passes its gate."""
+    # A model that diverged has no figures worth the time to measure.
     if not isfinite(loss):
         failure = f"stage {stage}: its loss is {loss}; lower the learning rate"
         return StagesResult(record, (failure,))
@@ -142,6 +145,7 @@ def _evaluate(
     rounded = {name: round(value, _DIGITS) for name, value in figures.items()}
     record = record.with_evaluation(stage, StageEvaluation(rounded, round(loss, _DIGITS)))
     if not failures:
+        # Saved only when it passes, so that a resumed run trains a failed stage again.
         record = record.with_stage(stage)
         save_checkpoint(replace(plan.checkpoint, record=record), plan.folder)
     plan.report(record)

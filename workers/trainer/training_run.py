@@ -95,6 +95,7 @@ def _new_run(
     record = first_record(request, parent, chosen, entries)
     config = GenerationConfig(training=record)
     generation = generations.create_generation(conn, chosen.shape, config=config)
+    # The row comes first: it gives the number that names the folder.
     folder = _open_folder(checkpoints, generation)
     return TrainingRun(generation, folder, record, mode, chosen, parent, request, entries)
 
@@ -119,6 +120,7 @@ def _resume_run(
             "since; start anew without --resume"
         )
     folder = _open_folder(checkpoints, unfinished.id)
+    # A save that was cut short is finished before its record is read.
     recover_checkpoint(folder)
     has_checkpoint = (folder / ABOUT).is_file()
     resumed = resumed_request(request, begun)
@@ -162,6 +164,7 @@ def require_same_training(
             f"generation {unfinished.id} is unfinished in mode {begun.mode_or_full}, not {mode}; "
             "resume it with --resume alone, or start anew"
         )
+    # Versions that recorded no corpus trained from manifests only.
     from_store = begun.corpus == "store"
     if from_store and entries is not None:
         raise UsageError(

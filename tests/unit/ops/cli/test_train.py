@@ -2,9 +2,13 @@
 
 import pytest
 
+from model.network.base import SHIPPED
 from ops.cli.main import parser
-from ops.cli.train import check
+from ops.cli.train import check, summary, training_request
 from schemas.errors import UsageError
+from schemas.training_record import ReclusterRecord, TrainingRecord
+from workers.trainer.seeding import RejectedEntry
+from workers.trainer.trainer import TrainResult
 
 
 @pytest.mark.parametrize(
@@ -37,3 +41,62 @@ def test_contradictions_are_refused_in_one_line(arguments: list[str], found: str
 )
 def test_what_belongs_together_is_accepted(arguments: list[str]) -> None:
     check(parser().parse_args(["train", *arguments]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mode", "recluster", "until"),
+    [
+        (["--manifest", "m"], "full", False, "align"),
+        (["--from-store", "--stage", "memorize"], "full", False, "memorize"),
+        (["--refresh"], "refresh", False, "align"),
+        (["--refresh", "--recluster"], "refresh", True, "align"),
+        (["--recluster"], "recluster", False, "align"),
+        (["--resume"], None, False, "align"),
+    ],
+)
+def test_options_name_the_mode_of_the_request(
+    arguments: list[str], mode: str | None, recluster: bool, until: str
+) -> None:
+    request = training_request(parser().parse_args(["train", *arguments]))
+    assert (request.mode, request.recluster, request.until) == (mode, recluster, until)
+    assert request.base == SHIPPED
+
+
+@pytest.mark.parametrize(
+    ("state", "next_step"),
+    [
+        ("building", "go on with --resume"),
+        ("shadow", "sigma generations promote 4"),
+        ("live", "it answers queries"),
+    ],
+)
+def test_the_summary_names_the_next_step(state: str, next_step: str) -> None:
+    result = TrainResult(4, state, TrainingRecord(mode="refresh", images=1200))
+    assert summary(result).startswith(f"generation 4 is {state}, trained on 1,200 images; ")
+    assert summary(result).endswith(next_step)
+
+
+def test_the_summary_of_a_re_clustering_counts_moves_and_lists_what_was_left_out() -> None:
+    record = TrainingRecord(mode="recluster", images=40, recluster=ReclusterRecord(40, 3))
+    rejected = (RejectedEntry("a.png", "too small"),)
+    lines = summary(TrainResult(2, "shadow", record, rejected)).splitlines()
+    assert "3 of 40 images have moved" in lines[0]
+    assert lines[1:] == ["left out a.png: too small"]
+
+
+def test_the_document_of_a_training_has_its_keys_even_where_nothing_is_recorded() -> None:
+    document = TrainResult(1, "live", TrainingRecord(mode="full", images=3)).to_json()
+    assert document == {
+        "generation": 1,
+        "state": "live",
+        "images": 3,
+        "rejected": [],
+        "figures": {
+            "mode": "full",
+            "parent": None,
+            "evaluations": None,
+            "recluster": None,
+            "seconds": None,
+            "cpu_seconds": None,
+        },
+    }
