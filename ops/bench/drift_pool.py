@@ -15,8 +15,11 @@ from model.network.base import SHIPPED, Base
 from model.network.parts import parts_from_base
 from model.network.profiles import profile
 from model.network.resize import resize
+from ops.scenes.captions import captions
 from ops.scenes.corpus import IMAGE_SIDE_PX
-from ops.scenes.scenes import COLOURS, GROUNDS, SHAPES, Scene, captions, draw_scene, render
+from ops.scenes.drawing import render
+from ops.scenes.scene import Scene, draw_scene
+from ops.scenes.vocabulary import COLOURS, GROUNDS, SHAPES
 from ops.study.index import Corpus, Index, corpus_of, view_tokens
 from ops.study.learning import train_fully
 from ops.study.streams import Stream, StreamConfig
@@ -145,9 +148,9 @@ def scene(rng: Random, new: tuple[str, ...]) -> Scene:
         drawn = draw_scene(rng, "corpus")
         things = tuple(
             replace(t, shape=word("shapes", SHAPES), colour=word("colours", tuple(COLOURS)))
-            for t in drawn.things
+            for t in drawn.objects
         )
-        changed = replace(drawn, ground=word("grounds", tuple(GROUNDS)), things=things)
+        changed = replace(drawn, ground=word("grounds", tuple(GROUNDS)), objects=things)
         # The shipped base has never seen this world.
         if changed.world == "corpus":
             return changed

@@ -24,7 +24,7 @@ from model.network.profiles import profile
 from ops.bench.rows import Row, document
 from ops.cli.progress_bar import bar
 from ops.scenes.corpus import CorpusConfig, Sample, samples
-from ops.scenes.scenes import Scene
+from ops.scenes.scene import Scene
 from schemas.records import FloatArray, IntArray
 
 LATER = frozenset({"star", "ring", "pink", "brown", "lavender"})
@@ -216,11 +216,11 @@ def _stores(base: Base, images: int, seed: int) -> dict[str, FloatArray]:
 
 
 def _words(scene: Scene) -> set[str]:
-    return {scene.ground}.union(*({thing.shape, thing.colour} for thing in scene.things))
+    return {scene.ground}.union(*({thing.shape, thing.colour} for thing in scene.objects))
 
 
 def _strange(scene: Scene) -> bool:
     """On a ground that only later scenes have, or showing nothing but things of a later shape or colour."""
     return scene.ground in LATER or all(
-        {thing.shape, thing.colour} & LATER for thing in scene.things
+        {thing.shape, thing.colour} & LATER for thing in scene.objects
     )

@@ -1,5 +1,6 @@
-"""The corpus generator: rendered scenes as image files with a manifest, seeded and deterministic."""
+"""The corpus generator: rendered scenes as image files with a manifest, by seed."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -13,7 +14,9 @@ from PIL import Image
 
 from model.network.resize import resize
 from model.progress import Progress
-from ops.scenes.scenes import Scene, captions, draw_scene, render
+from ops.scenes.captions import captions
+from ops.scenes.drawing import render
+from ops.scenes.scene import Scene, draw_scene
 from schemas.errors import UsageError
 from schemas.records import ByteArray, ManifestEntry
 from stream.manifest import write_manifest
@@ -21,34 +24,43 @@ from stream.manifest import write_manifest
 IMAGE_SIDE_PX = 112
 """Side of a generated image: twice what the `tiny` profile looks at."""
 
+LEAST_SIDE_PX = 16
+"""Smaller images cannot show a texture."""
+
+MOST_SIDE_PX = 2048
+
+MOST_IMAGES_A_PART = 500
+"""Images that one drawing process makes at a time: bounds what travels between processes."""
+
 
 @dataclass(frozen=True, slots=True)
 class CorpusConfig:
-    """How a corpus is generated. The same values give the same bytes on every machine.
-
-    `images` are numbered from `start`, so that two runs with disjoint ranges continue one stream; each image gets
-    `captions` captions for training and `test_captions` that are held out.
-    """
+    """How a corpus is generated. The same values give the same bytes on every machine."""
 
     images: int
     seed: int = 0
     start: int = 0
+    """Number of the first image: runs with disjoint ranges continue one stream."""
     captions: int = 4
+    """Captions of an image to train on."""
     test_captions: int = 1
+    """Captions of an image that are held out."""
     side_px: int = IMAGE_SIDE_PX
     world: str = "corpus"
+    """`base` for scenes that the shipped base may be trained on, `corpus` for the others."""
 
     def __post_init__(self) -> None:
-        if (
-            self.images < 1
-            or self.captions < 0
-            or self.test_captions < 0
-            or not 16 <= self.side_px <= 2048
-        ):
-            raise UsageError(
-                f"a corpus of {self.images} images with {self.captions}+{self.test_captions} captions at {self.side_px} px: "
-                "images must be at least 1, caption counts at least 0, the side 16..2048 px"
-            )
+        _require("images", self.images, 1, None)
+        _require("captions", self.captions, 0, None)
+        _require("test_captions", self.test_captions, 0, None)
+        _require("side_px", self.side_px, LEAST_SIDE_PX, MOST_SIDE_PX)
+
+
+def _require(name: str, value: int, least: int, most: int | None) -> None:
+    if value >= least and (most is None or value <= most):
+        return
+    allowed = f"at least {least}" if most is None else f"between {least} and {most}"
+    raise UsageError(f"{name} of a corpus must be {allowed}, got {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +74,15 @@ class Sample:
     rng: Random
 
     def pixels(self, side_px: int) -> ByteArray:
-        """(side, side, 3) uint8; call once, it advances the sample's random stream."""
+        """Draw the image, (side, side, 3) uint8. Call once: it advances the random stream."""
         return np.asarray(render(self.rng, self.scene, side_px), dtype=np.uint8)
 
 
 def samples(config: CorpusConfig) -> Iterator[Sample]:
-    """The images of the corpus, each from its own random stream: any range can be generated alone."""
+    """Yield the images of the corpus, each from its own random stream.
+
+    So any range can be generated alone.
+    """
     for number in range(config.start, config.start + config.images):
         rng = Random(f"{config.world}/{config.seed}/{number}")
         scene = draw_scene(rng, config.world)
@@ -82,47 +97,61 @@ def samples(config: CorpusConfig) -> Iterator[Sample]:
 
 
 def fingerprints(config: CorpusConfig) -> set[str]:
-    """Attribute hashes of a corpus without drawing it: proves that two corpora share no scene."""
+    """Return the attribute hashes of a corpus without drawing it.
+
+    They prove that two corpora share no scene.
+    """
     return {sample.scene.fingerprint for sample in samples(config)}
 
 
 def drawn(
     corpus: CorpusConfig, side_px: int, progress: Progress
 ) -> tuple[ByteArray, list[tuple[str, ...]]]:
-    """A generated corpus in memory, drawn by all cores: (N, side, side, 3) uint8 and each image's texts."""
+    """Draw a corpus in memory with all cores.
+
+    Returns (N, side, side, 3) uint8, and the texts of each image.
+    """
     workers = os.cpu_count() or 1
-    step = max(1, min(500, -(-corpus.images // workers)))
-    parts = [
-        replace(corpus, start=corpus.start + begin, images=min(step, corpus.images - begin))
-        for begin in range(0, corpus.images, step)
-    ]
+    parts = _parts(corpus, math.ceil(corpus.images / workers))
     pixels: list[ByteArray] = []
     texts: list[tuple[str, ...]] = []
     with (
         progress("draw scenes", corpus.images) as bar,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
-        for part, names in pool.map(_draw, parts, [side_px] * len(parts)):
-            pixels.append(part)
-            texts += names
-            bar.update(len(part))
+        for part_pixels, part_texts in pool.map(_draw, parts, [side_px] * len(parts)):
+            pixels.append(part_pixels)
+            texts += part_texts
+            bar.update(len(part_pixels))
     return np.concatenate(pixels), texts
 
 
+def _parts(corpus: CorpusConfig, images_a_worker: int) -> list[CorpusConfig]:
+    """Cut a corpus into ranges of images."""
+    step = min(MOST_IMAGES_A_PART, images_a_worker)
+    parts = []
+    for begin in range(0, corpus.images, step):
+        images = min(step, corpus.images - begin)
+        parts.append(replace(corpus, start=corpus.start + begin, images=images))
+    return parts
+
+
 def _draw(corpus: CorpusConfig, side_px: int) -> tuple[ByteArray, list[tuple[str, ...]]]:
-    found = [
-        (resize(sample.pixels(corpus.side_px), side_px), sample.captions + sample.test_captions)
-        for sample in samples(corpus)
-    ]
-    return np.stack([pixels for pixels, _ in found]), [texts for _, texts in found]
+    pixels = []
+    texts = []
+    for sample in samples(corpus):
+        pixels.append(resize(sample.pixels(corpus.side_px), side_px))
+        texts.append(sample.captions + sample.test_captions)
+    return np.stack(pixels), texts
 
 
 def generate(
     config: CorpusConfig, folder: Path, split: str | None, tick: Callable[[int], None]
 ) -> Path:
-    """Write `images/*.png` and `manifest.jsonl` below `folder`; returns the manifest. `tick(1)` after each image.
+    """Write `images/*.png` and `manifest.jsonl` below `folder`; return the manifest.
 
-    Files get their final name when they are complete, the manifest comes last: an interrupted run leaves no manifest.
+    `tick(1)` is called after each image. Files get their final name when they are complete, and the
+    manifest comes last: an interrupted run leaves no manifest.
     """
     images = folder.absolute() / "images"
     images.mkdir(parents=True, exist_ok=True)

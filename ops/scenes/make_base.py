@@ -1,4 +1,4 @@
-"""Stage 0 as a command: makes the base of the `tiny` profile from generated scenes that no corpus contains."""
+"""Stage 0 as a command: makes the base of the `tiny` profile, from scenes that no corpus has."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from model.network.backbone import fresh_backbone
 from model.network.base import ABOUT, Base
 from model.network.encoder import TwoTower
-from model.network.profiles import profile
+from model.network.profiles import Profile, TinySize, profile
 from model.network.teacher import CrossHead
 from model.network.tokenizer import train_tokenizer
 from model.progress import Progress
@@ -28,6 +29,14 @@ from model.training.pretrain import PretrainConfig
 from ops.scenes.corpus import CorpusConfig, drawn
 from schemas.errors import UsageError
 
+LEAST_IMAGES = 1000
+"""Fewer images teach the encoder nothing that holds on other images."""
+
+TEACHER_LEARNING_RATE = 1e-3
+"""The teacher's head is small and starts from trained towers."""
+
+CUTOFFS = (1, 5, 10)
+
 
 @dataclass(frozen=True, slots=True)
 class BaseConfig:
@@ -40,15 +49,19 @@ class BaseConfig:
     teacher_epochs: int = 2
     pretrain_epochs: int = 4
     probe: int = 3_500
+    """Scenes that the base never saw, to measure its encoder with."""
 
 
 def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str, object]:
-    """Make a base in `folder`; returns what `base.json` says. An interrupted run goes on from its first half."""
+    """Make a base in `folder` and return its description, `base.json`.
+
+    An interrupted run of the same settings continues after its first half.
+    """
     tiny = profile("tiny")
     size = tiny.tiny
-    if size is None or config.images < 1000:
+    if size is None or config.images < LEAST_IMAGES:
         raise UsageError(
-            f"a base learns from at least 1000 images, found {config.images}; raise --images"
+            f"--images must be at least {LEAST_IMAGES} for a base, got {config.images}"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
@@ -56,79 +69,90 @@ def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str
         config.images, seed=config.seed, captions=config.captions, test_captions=0, world="base"
     )
     data = CaptionedImages(*drawn(corpus, size.image_px, progress))
-    tokenizer = train_tokenizer(
-        (text for texts in data.captions for text in texts), size.vocabulary
-    )
-    contrastive = ContrastiveConfig(
-        epochs=config.contrastive_epochs, limit=tiny.max_text_tokens, seed=config.seed
-    )
-    about: dict[str, Any] = {
+    description: dict[str, Any] = {
         "config": asdict(config),
         "corpus": asdict(corpus),
         "device": device.type,
     }
     half = folder / "contrastive"
     with single_precision_matrix_units():
-        if not _holds(half, about):
-            towers, cross = (
-                TwoTower(len(tokenizer), tiny.embedding_width).to(device),
-                CrossHead(width=tiny.embedding_width).to(device),
-            )
-            train_two_tower(towers, tokenizer, data, contrastive, progress)
-            short = replace(contrastive, epochs=config.teacher_epochs, learning_rate=1e-3)
-            about["teacher_accuracy"] = round(
-                train_teacher(cross, towers, tokenizer, data, short, progress), 4
-            )
-            Base(
-                size,
-                tokenizer,
-                towers,
-                cross,
-                fresh_backbone(size, tokenizer, config.seed),
-                tiny.max_text_tokens,
-                about,
-            ).save(half)
+        if not _holds(half, description):
+            _train_encoder(config, tiny, size, data, description, device, progress).save(half)
         base = Base.load(half)
-        modules: tuple[Any, ...] = (base.towers, base.cross, base.backbone)
-        for part in modules:
-            part.to(device)
+        modules: tuple[nn.Module, ...] = (base.towers, base.cross, base.backbone)
+        for module in modules:
+            module.to(device)
         pretrain_base(
             base, data, PretrainConfig(epochs=config.pretrain_epochs, seed=config.seed), progress
         )
-    recall = probe_recall(
-        base, CorpusConfig(config.probe, seed=config.seed, captions=0, test_captions=1), progress
-    )
-    done = {
-        **base.about,
-        "exact_recall_in_unseen_scenes": recall,
-        "command": command(config),
-    }
-    replace(base, about=done).save(folder)
+    probe = CorpusConfig(config.probe, seed=config.seed, captions=0, test_captions=1)
+    recall = probe_recall(base, probe, progress)
+    complete: dict[str, object] = {**base.about}
+    complete["exact_recall_in_unseen_scenes"] = recall
+    complete["command"] = command(config)
+    replace(base, about=complete).save(folder)
     shutil.rmtree(half)
-    return done
+    return complete
+
+
+def _train_encoder(
+    config: BaseConfig,
+    tiny: Profile,
+    size: TinySize,
+    data: CaptionedImages,
+    description: dict[str, Any],
+    device: torch.device,
+    progress: Progress,
+) -> Base:
+    """Run the first half of stage 0: encoder and teacher. The backbone is fresh."""
+    texts = (text for captions in data.captions for text in captions)
+    tokenizer = train_tokenizer(texts, size.vocabulary)
+    contrastive = ContrastiveConfig(
+        epochs=config.contrastive_epochs, limit=tiny.max_text_tokens, seed=config.seed
+    )
+    towers = TwoTower(len(tokenizer), tiny.embedding_width).to(device)
+    cross = CrossHead(width=tiny.embedding_width).to(device)
+    train_two_tower(towers, tokenizer, data, contrastive, progress)
+    short = replace(contrastive, epochs=config.teacher_epochs, learning_rate=TEACHER_LEARNING_RATE)
+    accuracy = train_teacher(cross, towers, tokenizer, data, short, progress)
+    return Base(
+        size,
+        tokenizer,
+        towers,
+        cross,
+        fresh_backbone(size, tokenizer, config.seed),
+        tiny.max_text_tokens,
+        description | {"teacher_accuracy": round(accuracy, 4)},
+    )
 
 
 def command(config: BaseConfig) -> str:
-    """The command line that repeats a run."""
-    return "sigma base " + " ".join(
-        f"--{name.replace('_', '-')} {value}" for name, value in asdict(config).items()
-    )
+    """Return the command line that repeats a run."""
+    options = []
+    for name, value in asdict(config).items():
+        options.append(f"--{name.replace('_', '-')} {value}")
+    return f"sigma base {' '.join(options)}"
 
 
-def _holds(folder: Path, about: dict[str, Any]) -> bool:
-    """Whether an interrupted run of the same settings left its first half here."""
-    return (folder / ABOUT).is_file() and about.items() <= Base.load(folder).about.items()
+def _holds(folder: Path, description: dict[str, Any]) -> bool:
+    """Tell whether an interrupted run of the same settings left its first half here."""
+    if not (folder / ABOUT).is_file():
+        return False
+    return description.items() <= Base.load(folder).about.items()
 
 
 def probe_recall(base: Base, corpus: CorpusConfig, progress: Progress) -> dict[str, float]:
-    """R@1/5/10 of exact search with the base's encoder over scenes that it never saw, one caption each."""
+    """Return R@1/5/10 of exact search with the base's encoder, one caption for each scene."""
     pixels, captions = drawn(corpus, base.size.image_px, progress)
     encoder = base.encoder
-    scores = (
-        encoder.embed_texts([texts[0] for texts in captions]) @ encoder.embed_images(list(pixels)).T
-    )
-    rank = (scores > np.diag(scores)[:, None]).sum(1)
-    return {f"R@{k}": round(float((rank < k).mean()), 4) for k in (1, 5, 10)}
+    queries = encoder.embed_texts([texts[0] for texts in captions])
+    scores = queries @ encoder.embed_images(list(pixels)).T
+    own_scores = np.diag(scores)[:, None]
+    ranks = (scores > own_scores).sum(1)
+    recall = {}
+    for cutoff in CUTOFFS:
+        recall[f"R@{cutoff}"] = round(float((ranks < cutoff).mean()), 4)
+    return recall
 
 
 @contextmanager

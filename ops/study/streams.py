@@ -11,7 +11,10 @@ from model.network.profiles import profile
 from model.network.resize import resize
 from model.progress import Progress
 from model.training.contrastive import CaptionedImages
-from ops.scenes.scenes import FIRST, LATER, captions, draw_scene, render
+from ops.scenes.captions import captions
+from ops.scenes.drawing import render
+from ops.scenes.scene import draw_scene
+from ops.scenes.vocabulary import FIRST, LATER
 from schemas.errors import UsageError
 from schemas.records import BoolArray, ByteArray, IntArray
 

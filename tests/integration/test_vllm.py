@@ -20,7 +20,8 @@ from model.network.checkpoint import Checkpoint
 from model.network.parts import parts_from_base
 from model.network.profiles import profile
 from model.retrieval.trie import ALTERNATE, Trie
-from ops.scenes.scenes import caption, draw_scene
+from ops.scenes.captions import caption
+from ops.scenes.scene import draw_scene
 from schemas.errors import RefuseToStartError
 from schemas.records import FloatArray
 from schemas.settings import RetrievalSettings

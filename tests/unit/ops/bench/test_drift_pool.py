@@ -13,8 +13,8 @@ def test_a_scene_shows_new_things_in_the_chosen_respects_only(new: tuple[str, ..
         drawn = scene(Random(number), new)
         shown = {
             "grounds": {drawn.ground},
-            "colours": {thing.colour for thing in drawn.things},
-            "shapes": {thing.shape for thing in drawn.things},
+            "colours": {thing.colour for thing in drawn.objects},
+            "shapes": {thing.shape for thing in drawn.objects},
         }
         for kind, words in shown.items():
             assert (words <= set(NEW[kind])) if kind in new else not (words & set(NEW[kind]))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from model.progress import quiet
 from ops.scenes.corpus import CorpusConfig, drawn, fingerprints, generate, samples
-from ops.scenes.scenes import SYNONYMS
+from ops.scenes.vocabulary import SYNONYMS
 from schemas.errors import UsageError
 from stream.manifest import read_manifest
 
@@ -55,7 +55,7 @@ def test_captions_mention_only_what_the_scene_shows() -> None:
         for word in SYNONYMS.get(shape, (shape,))
     }
     for sample in samples(CorpusConfig(200, seed=2)):
-        shown = {thing.shape for thing in sample.scene.things}
+        shown = {thing.shape for thing in sample.scene.objects}
         for text in sample.captions:
             assert {shape for word, shape in shapes.items() if f" {word}" in text} <= shown
             assert sample.scene.ground in text

@@ -5,7 +5,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from ops.scenes.scenes import COLOURS, FIRST, LATER, LATER_COLOURS, SHAPES, captions, draw_scene
+from ops.scenes.captions import captions
+from ops.scenes.scene import draw_scene
+from ops.scenes.vocabulary import COLOURS, FIRST, LATER, LATER_COLOURS, SHAPES
 from ops.study.longrun import StudyConfig
 from ops.study.streams import Kind, StreamConfig, draw_stream, later_share
 from ops.study.summary import summary, table
@@ -18,7 +20,7 @@ def test_later_scenes_share_no_shape_with_the_first_ones_and_are_described_by_th
     None
 ):
     scene = draw_scene(Random(1), "corpus", LATER)
-    assert not {thing.shape for thing in scene.things} & set(SHAPES)
+    assert not {thing.shape for thing in scene.objects} & set(SHAPES)
     assert not set(LATER_COLOURS) & set(COLOURS)
     assert scene.ground in captions(Random(1), scene, 1)[0]
 
