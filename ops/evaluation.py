@@ -217,6 +217,7 @@ def _evaluate_split(
         our_answers = engine.answer(texts, DEPTH, settings)
         paper_answers = engine.answer_paper(texts, DEPTH, settings)
         exact_answers = engine.answer_exact(vectors, DEPTH)
+        # Exact search has no leaves, and no constraint that could fail.
         for answer in (*our_answers, *paper_answers):
             invalid += _invalid_identifiers(answer, gallery)
         candidates += [answer.candidates for answer in our_answers]
@@ -248,6 +249,7 @@ def _invalid_identifiers(answer: RankedImages, gallery: EvaluationGallery) -> in
 
 def _nearest_in_towers(query: FloatArray, gallery: EvaluationGallery) -> IntArray:
     """(`DEPTH`,) keys of the images most similar to a query vector (D,), best first."""
+    # Stable, so that ties are broken by key in every run.
     order = np.argsort(-(gallery.towers @ query), kind="stable")
     return gallery.image_keys[order[:DEPTH]]
 

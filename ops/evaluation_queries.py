@@ -63,6 +63,7 @@ def queries_by_split(
         if image is None:
             continue
         split = "seen" if image.trained else "unseen"
+        # What training has read would be recalled, not found.
         for text in entry.test_captions if image.trained else entry.queries:
             if text.strip():
                 texts[split].append(text)
@@ -72,6 +73,7 @@ def queries_by_split(
     for split, own_texts in texts.items():
         chosen = list(range(len(own_texts)))
         if limit is not None and len(chosen) > limit:
+            # In the manifest's order, so that a sample decodes in the same batches in every run.
             chosen = sorted(rng.permutation(len(own_texts))[:limit].tolist())
         if chosen:
             splits[split] = EvaluationQueries(

@@ -64,6 +64,7 @@ def ablate_postings(
     embeddings = engine.gallery.embeddings.astype(np.float32)
     analytic_leaves = engine.checkpoint.codebook.leaves(embeddings)[own_slots]
 
+    # Trained images have their leaf from the plan of their training, not from the model's decoding.
     counted = is_primary & is_unseen
     agreement = None
     if counted.any():
@@ -102,6 +103,7 @@ def _recall_with(
 @contextmanager
 def _posted(engine: ModelEngine, postings: PostingRows) -> Iterator[None]:
     """Let the engine search a trie of these postings for as long as the block runs."""
+    # The engine is this command's own: no query worker searches it meanwhile.
     kept = engine.trie
     engine.trie = Trie(engine.shape, engine.decoder.device)
     slots = engine.gallery.slots(postings.image_keys)

@@ -96,6 +96,8 @@ def read_status(conn: Connection, log: EventLog) -> InstallationStatus:
     live = generations.live(conn)
     every = generations.generations(conn)
     indexed = totals(conn, live.id) if live else Totals()
+    # An image may be counted twice while it moves from one to the next: the log and the database
+    # are not read at the same moment.
     pending = PendingImages(
         intake=lag(log, conn, "intake", [ARRIVED]),
         outbox=outbox_size(conn),

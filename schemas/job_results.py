@@ -126,6 +126,7 @@ class RecallProbeResult:
         generation = whole_number(figures.get("generation"))
         recorded = object_of(figures.get("cohorts"))
         cohorts = {}
+        # In this order: the database does not keep the order of keys.
         for name in COHORTS:
             cohort = CohortRecall.from_json(recorded.get(name))
             if cohort is not None:
@@ -377,6 +378,7 @@ def _recalls(document: object) -> dict[str, float] | None:
         recall = finite_number(recorded.get(cutoff))
         if recall is None:
             return None
+        # A share outside 0 to 1 would break every interval and plot that is made of it.
         recalls[cutoff] = min(1.0, max(0.0, recall))
     return recalls
 
@@ -416,6 +418,7 @@ def _histograms(value: object) -> dict[str, CodeShares]:
 
 def _shares(value: object) -> tuple[float, ...]:
     """Counts or shares as shares; empty where nothing is counted."""
+    # A histogram with a hole keeps its other codes at their places.
     counts = [finite_number(count) or 0.0 for count in list_of(value)]
     total = sum(counts)
     if total <= 0:

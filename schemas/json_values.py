@@ -13,6 +13,7 @@ JsonObject = Mapping[str, object]
 
 def finite_number(value: object) -> float | None:
     """A finite number as a float; None for anything else, booleans included."""
+    # PostgreSQL stores no NaN in JSON, but Python writes and reads it.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
@@ -20,6 +21,7 @@ def finite_number(value: object) -> float | None:
 
 def whole_number(value: object) -> int | None:
     """A whole number from 0 on; None for anything else, booleans included."""
+    # In Python a boolean is an integer too.
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         return None
     return value

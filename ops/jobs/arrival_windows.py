@@ -70,6 +70,7 @@ def served_scores(events: EventLog, generation: int) -> FloatArray:
     for query in _newest_served(events):
         if query.generation == generation and query.scores:
             served.append(query)
+    # By time, because offsets of different partitions do not compare.
     served.sort(key=lambda query: query.served_at)
     return np.array([query.scores[0] for query in served[-MAX_QUERIES:]], np.float32)
 
@@ -78,6 +79,7 @@ def _newest_served(events: EventLog) -> list[QueryServed]:
     """The newest `MAX_QUERIES` of each partition."""
     served = []
     for (topic, partition), end in events.end_offsets([SERVED]).items():
+        # As many of each partition as in all: the newest ones may be in a single partition.
         first = max(0, end - MAX_QUERIES)
         for event in events.read(topic, partition, first=first, limit=MAX_QUERIES):
             try:

@@ -57,7 +57,7 @@ class CandidatePromoter:
 
     conn: Connection
     open_searcher: "OpenSearcher"
-    """Loads a generation, so that it is judged by the search and the settings that will serve it."""
+    """Loads a generation, which is judged by the search and the settings that will serve it."""
     catch_up: Callable[[Generation], int]
     """Assigns the images that a generation lacks; returns how many found a place."""
     switch: Callable[[int], SwitchResult]
@@ -113,10 +113,13 @@ class CandidatePromoter:
 
     def judge(self, candidate: Generation, live: Generation) -> GateVerdict:
         """Measure a candidate, judge it by the gate, and record the verdict in its row."""
+        # Before anything is asked: a candidate must not lose for images that it would get anyway.
         missing = self._missing_after_catch_up(candidate, live)
+        # Both are asked the same queries, so that only differing answers count, not a lucky sample.
         queries = sample_known_items(self.conn, live.id, self.queries)
         live_ranks = self._ask(live, queries)
         candidate_ranks = self._ask(candidate, queries)
+        # Latency comes from live traffic: here both load cold, one after the other.
         shadow = shadow_summary(self.conn, candidate.id, live.id)
         is_timed = shadow.queries >= MIN_LATENCY_QUERIES
         measured = GateMeasurements(
@@ -142,6 +145,7 @@ class CandidatePromoter:
             },
             checked_at=now().isoformat(),
         )
+        # Recorded before a switch is tried, so that the measurements survive its failure.
         generations.update(self.conn, candidate.id, gate=verdict)
         log.info(
             "candidate judged",
@@ -170,6 +174,7 @@ class CandidatePromoter:
                 continue
             verdict = self.judge(candidate, live)
             judged[candidate.id] = verdict
+            # Later candidates were judged beside a generation that is not live any more.
             if verdict.passed and auto_promote and promoted is None:
                 promoted = self.switch(candidate.id).generation
         return GateResult(judged, promoted, caught_up)
@@ -182,6 +187,7 @@ class CandidatePromoter:
     def _missing_after_catch_up(self, candidate: Generation, live: Generation) -> int:
         """Images of the live generation for which the candidate has no place."""
         with transaction(self.conn):
+            # Under the lock no image is being accepted, so all up to the newest key are visible.
             generations.lock_set(self.conn)
             ceiling = newest_image(self.conn)
         self.catch_up(candidate)

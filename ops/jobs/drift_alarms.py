@@ -53,11 +53,13 @@ def update_alarms(
     before this one. Returns how many alarms were raised, or became a page.
     """
     alarming = {result.monitor for result in results if result.alarm}
+    # One transaction, so that no alarm stays without its event, and no event without its alarm.
     with transaction(conn), closing(open_log()) as events:
         raised = set()
         for result in results:
             if result.alarm:
                 number = _raise(conn, generation, result, level, recall)
+                # None for an alarm that was open before: it is announced once for each level.
                 if number is not None:
                     raised.add(number)
         still_open = open_alarms(conn)

@@ -127,6 +127,7 @@ class DriftReporter:
         reference = fit_reference(
             self.windows.read(generation, arrivals),
             generation.shape,
+            # Fixed, so that a calibration that is done again gives the same reference.
             seed=generation.id,
             window=self.window_images,
         )
@@ -145,6 +146,7 @@ class DriftReporter:
         self, generation: Generation, stored: StoredReference
     ) -> DriftReportResult | DriftReportSkipped:
         earlier = self._earlier_windows(generation)
+        # Windows must not overlap: an image that was examined twice would count twice.
         after = stored.last_key
         for examined in earlier:
             after = max(after, examined.last_key or 0)
@@ -156,6 +158,7 @@ class DriftReporter:
         window = self.windows.read(generation, arrivals)
         reference = DriftReference.from_dict(stored.document)
         results = examine(reference, window)
+        # Measured for alarms only: it loads a model, which takes longer than all monitors together.
         recall = RecallChange()
         if any(result.alarm for result in results):
             then = RecallCount(*stored.recall) if stored.recall else None
@@ -178,6 +181,7 @@ class DriftReporter:
             self.conn, JOB, generation.id, limit=CLEAR_AFTER_WINDOWS - 1
         )
         windows = map(DriftReportResult.from_json, recorded)
+        # A row that cannot be read is no window: it neither clears an alarm nor keeps one open.
         return [window for window in windows if window is not None]
 
     def _recall(

@@ -47,6 +47,7 @@ class DriftWatcher:
     def _session(self, stop: threading.Event) -> None:
         with self._connect("drift metrics") as conn:
             while not stop.is_set():
+                # Replaced as a whole, because Prometheus's thread reads it meanwhile.
                 self._metrics.snapshot = monitoring_snapshot(conn)
                 stop.wait(_INTERVAL_S)
 
@@ -77,6 +78,7 @@ def _effects(conn: Connection, generation: Generation | None) -> dict[str, tuple
 def _recalls(conn: Connection) -> dict[str, tuple[float, float]]:
     """R@10 of (our search, exact search) by cohort, of the newest probe."""
     probe = RecallProbeResult.from_json(monitoring.newest_figures(conn, RECALL_JOB))
+    # No live generation, no captions, or a row of a version that recorded something else.
     if probe is None:
         return {}
     recalls = {}

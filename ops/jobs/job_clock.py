@@ -62,6 +62,7 @@ class JobClock:
         `RetryLaterError` when the database does not answer.
         """
         try:
+            # Paused until the store holds these schedules: an older version's must not fire.
             self._scheduler.start(paused=True)
             self._store(schedules)
             self._scheduler.resume()
@@ -74,6 +75,7 @@ class JobClock:
         self._scheduler.add_job(
             _stored_function,
             args=[name],
+            # One id for each job, so that calls before its thread starts make one run.
             id=f"{name} now",
             jobstore=_AT_ONCE,
             replace_existing=True,
@@ -124,6 +126,7 @@ class _JobThreads(BaseExecutor):
     # APScheduler's types are not published: a job is one of its own.
     def _do_submit_job(self, job: Any, run_times: list[datetime]) -> None:
         thread = threading.Thread(target=self._run, args=(job,), name=f"job {job.id}", daemon=True)
+        # Ended threads are dropped here, or a process that leads for months would keep them all.
         self._threads = [known for known in self._threads if known.is_alive()]
         self._threads.append(thread)
         thread.start()
@@ -133,6 +136,8 @@ class _JobThreads(BaseExecutor):
         try:
             self._run_job(name)
         except BaseException:
+            # Whatever it was, APScheduler must hear of it: it starts no job that it takes for
+            # running.
             self._run_job_error(job.id, *sys.exc_info()[1:])
         else:
             self._run_job_success(job.id, [])

@@ -62,12 +62,15 @@ def sample_known_items(conn: Connection, generation: int, count: int) -> list[Kn
     chance = random.Random(f"{generation} {low} {high}")
     queries: dict[int, KnownItemQuery] = {}
     for _ in range(count):
+        # The next captioned image after a random key: no scan, though images after a gap in the
+        # keys are drawn more often. An image that is drawn twice counts once.
         after = chance.randint(low, high)
         sampled = fetch_row(conn, "probe_sample", generation=generation, after=after)
         if sampled is None:
             continue
         key, captions, test_captions, trained, age_s = sampled
         cohort = "trained" if trained else _age_cohort(age_s)
+        # Held-out captions first: the model has read the others of trained images.
         text = (test_captions or captions)[0]
         queries[key] = KnownItemQuery(text, key, cohort)
     return list(queries.values())

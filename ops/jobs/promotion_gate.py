@@ -102,6 +102,7 @@ def judged_cohorts(cohorts: Mapping[str, CohortComparison]) -> dict[str, CohortC
     """
     judged = {}
     for cohort, comparison in cohorts.items():
+        # One cohort may not pay for another: users of new images feel what the average hides.
         if cohort != ALL_COHORTS and comparison.queries >= MIN_COHORT_QUERIES:
             judged[cohort] = comparison
     is_only_cohort = len(judged) == 1 and len(cohorts) <= 2
@@ -133,6 +134,7 @@ def _compare_hits(live: Sequence[bool], candidate: Sequence[bool]) -> CohortComp
 
 def _loses_too_much(comparison: CohortComparison) -> bool:
     if comparison.loss is None or comparison.loss_limit is None:
+        # Read from a row of a version that did not record them.
         return False
     return comparison.loss > comparison.loss_limit
 

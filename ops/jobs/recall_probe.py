@@ -50,6 +50,7 @@ def recall_probe(
 
 def cohort_recall(ours: Sequence[Rank], exact: Sequence[Rank]) -> CohortRecall:
     """Recall of one cohort from the ranks of the same queries in both searches."""
+    # Ranks end at the tenth image (`known_items.DEPTH`), so every rank is a hit of R@10.
     hits = sum(rank is not None for rank in ours)
     return CohortRecall(
         queries=len(ours),

@@ -73,6 +73,7 @@ def run_job(services: Services, conn: Connection, job: Job, number: int) -> job_
         _record_failure(conn, number, str(error))
         raise
     except Exception as error:
+        # A defect in one job must leave its reason in the row, and must not stop the scheduler.
         reason = f"{type(error).__name__}: {error}"[:MAX_ERROR_LETTERS]
         _record_failure(conn, number, reason)
         raise WorkFailedError(f"job {job.name} failed: {reason}") from error
@@ -176,7 +177,8 @@ _ALL_JOBS = (
         "retrain",
         "a candidate with fresher weights",
         _retrain,
-        # Sundays at 3: few queries, and the machine is free until the morning.
+        # Weekly, when few queries are expected: it takes the processors for hours, if at low
+        # priority.
         Schedule("0 3 * * 0"),
         on_alarm=frozenset({"page"}),
         again_s=_DAY_S,
@@ -185,6 +187,7 @@ _ALL_JOBS = (
         "recluster",
         "a candidate with a codebook fitted to what is in the store now",
         _recluster,
+        # Two hours after a retraining on the same day: there is one candidate at a time.
         Schedule("0 5 1 * *"),
     ),
     Job(

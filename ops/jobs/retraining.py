@@ -51,6 +51,7 @@ class TrainerProcess:
         Its output is appended to the file `log`. It ends when this process does: it watches its
         standard input, whose other end this process holds.
         """
+        # Appended to, not replaced: the log of a run that failed is still wanted after the next.
         log.parent.mkdir(parents=True, exist_ok=True)
         installation = {
             "SIGMA_HOME": str(self.home),
@@ -117,6 +118,7 @@ class CandidateTrainer:
         self, job: str, arguments: Sequence[str]
     ) -> CandidateResult | CandidateSkipped:
         """Train, or finish the training that a run which died has left."""
+        # First, because the trainer of a run that died may be about to finish its candidate.
         wait_for_trainer(self.conn)
         waiting = self._waiting_candidates()
         if waiting:
@@ -147,6 +149,7 @@ class CandidateTrainer:
         for generation in generations.generations(self.conn):
             if generation.state != "shadow":
                 continue
+            # A refused one would be assigned every arrival for ever, and nobody waits for it.
             if refused_by_gate(generation, live):
                 self.drop_generation(generation.id)
             else:

@@ -80,6 +80,8 @@ class Scheduler:
         """Do all runs that a job has pending, unless another process is running the job."""
         try:
             with self._services.connect(f"job {name}") as conn:
+                # The lock of the job, not the lead, makes its runs exclusive: a process that lost
+                # the lead may still be running one, and so may a person.
                 if job_runs.claim_job(conn, name):
                     self._run_claimed(conn, self._schedules[name])
                 else:
@@ -106,6 +108,8 @@ class Scheduler:
         try:
             done = run_job(self._services, conn, job, number)
         except RetryLaterError:
+            # Without its connection the run keeps its row and loses its lock: it is begun again.
+            # With the connection, only something that the job itself needs is unavailable.
             if conn.closed:
                 raise
             log.exception("job failed", job=job.name)
@@ -127,9 +131,12 @@ class Scheduler:
                 if stop.wait(_LEAD_CHECK_S):
                     return
             log.info("scheduler leads")
+            # Windows of a schedule that no longer applies are recorded as skipped, by the leader
+            # only.
             for name, scheduled in self._schedules.items():
                 job_runs.apply_schedule(conn, name, scheduled.schedule)
             clock = JobClock(self._services.database_url, self.run_pending)
+            # Before the clock starts: a job that is due at once must find it set.
             self._leading.set()
             try:
                 clock.start(self._clock_schedules())

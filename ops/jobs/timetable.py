@@ -34,6 +34,7 @@ class JobSchedule:
         for alarm in open_alarms:
             if alarm.level in self.on_alarm or alarm.monitor in self.on_alarm:
                 ours.append(alarm.id)
+        # Answers given before alarms were switched off get no second run.
         again_s = self.job.again_s if self.on_alarm else None
         return AlarmTriggers(ours, self.job.cooldown_s, again_s)
 
@@ -100,6 +101,7 @@ def timetable(conn: Connection, settings: Settings) -> list[TimetableEntry]:
 
 def timetable_entry(wanted: JobSchedule, state: JobState, now: int) -> TimetableEntry:
     """The entry of one job at the second `now`."""
+    # The leader may have been started with other settings; runs follow the leader's.
     schedule = state.schedule or wanted.schedule
     handled_until = now if state.handled_until is None else state.handled_until
     window = schedule.next_window(handled_until)
@@ -145,6 +147,7 @@ def alarms_of_job(name: str, state: JobState, now: int) -> list[str]:
             f"job {name} was left unfinished by a process that died: see that a scheduler runs "
             "(sigma up)"
         )
+    # An abandoned run is why later windows wait: one alarm says it all.
     elif due is not None and not state.running and now - due > OVERDUE_S:
         alarms.append(
             f"job {name} is due since {_spoken(_utc(due))} and no process runs it: see that a "
