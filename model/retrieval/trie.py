@@ -268,7 +268,7 @@ class Trie:
         alive = ~self._dead[slots]
         settled = Reached(slots[alive], base.weights[rows][alive], source[alive])
         late = self._reached_late(leaves)
-        if not len(late.slots):
+        if late is None:
             return settled
         return Reached(
             slots=np.concatenate([settled.slots, late.slots]),
@@ -294,8 +294,8 @@ class Trie:
         slot_of.pop(ALTERNATE, None)
         return slot_of
 
-    def _reached_late(self, leaves: IntArray) -> Reached:
-        """Postings of the delta under the (L,) leaves."""
+    def _reached_late(self, leaves: IntArray) -> Reached | None:
+        """Postings of the delta under the (L,) leaves, None without any."""
         slots: list[int] = []
         weights: list[float] = []
         source: list[int] = []
@@ -304,6 +304,8 @@ class Trie:
                 slots.append(posting.slot)
                 weights.append(posting.weight)
                 source.append(place)
+        if not slots:
+            return None
         return Reached(
             np.array(slots, np.int64),
             np.array(weights, np.float32),
