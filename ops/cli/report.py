@@ -36,9 +36,11 @@ def report(options: Namespace, settings: Settings) -> int:
         _check_writable(options.out)
     # matplotlib warns about font caches that it builds or cannot keep; a report is unaffected.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    write_report = _report_drift if options.what == "drift" else _report_recall
     with open_services(settings) as opened, open_database(opened, "report") as conn:
-        write_report(options, opened, conn)
+        if options.what == "drift":
+            _report_drift(options, conn)
+        else:
+            _report_recall(options, opened, conn)
     return 0
 
 
@@ -67,7 +69,7 @@ def _report_recall(options: Namespace, opened: Services, conn: Connection) -> No
     emit(document.to_dict(), options.json, text)
 
 
-def _report_drift(options: Namespace, _opened: Services, conn: Connection) -> None:
+def _report_drift(options: Namespace, conn: Connection) -> None:
     from ops.report.documents import drift_report
     from ops.report.text_report import drift_summary
 
