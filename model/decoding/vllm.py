@@ -68,33 +68,43 @@ class VllmDecoder:
     _newest: "VllmDecoder | None" = None
     """The decoder that owns the process's vLLM engine."""
 
-    def __init__(
-        self,
+    def __init__(self, decoder: Decoder, llm: Any, sampling: Sequence[Any]) -> None:
+        """`llm` is a `vllm.LLM` on an export of the decoder's model, `sampling` for each level.
+
+        Use `start`, which makes both.
+        """
+        self.decoder = decoder
+        self.levels = decoder.sigma.levels
+        self._prompts = decoder.sigma.prompts
+        self._codes = [_code_table(level) for level in self.levels]
+        self._sampling = sampling
+        # One request at a time: vLLM's offline engine is not thread-safe, and `_llm` may be
+        # released meanwhile.
+        self._llm_lock = threading.Lock()
+        self._llm = llm
+
+    @classmethod
+    def start(
+        cls,
         decoder: Decoder,
         folder: Path,
         *,
         dtype: str = "float32",
         kv_bytes: int = KV_CACHE_BYTES,
         block_tokens: int = KV_BLOCK_TOKENS,
-    ) -> None:
+    ) -> "VllmDecoder":
         """Start vLLM on `folder`, which `model.decoding.export` wrote for the decoder's model.
 
-        `RefuseToStartError` when vLLM is not installed.
+        Takes the process's engine over. `RefuseToStartError` when vLLM is not installed.
         """
-        self.decoder = decoder
-        self.levels = decoder.sigma.levels
-        self._prompts = decoder.sigma.prompts
-        self._codes = [_code_table(level) for level in self.levels]
-        # One request at a time: vLLM's offline engine is not thread-safe, and `_llm` may be
-        # released meanwhile.
-        self._llm_lock = threading.Lock()
         vllm = _import_vllm()
-        self._sampling = [_sampling_of(vllm, level) for level in self.levels]
+        levels = decoder.sigma.levels
+        sampling = [_sampling_of(vllm, level) for level in levels]
         with VllmDecoder._start_lock:
             if VllmDecoder._newest is not None:
                 VllmDecoder._newest._release()
             with _process_state_kept(), torch.compiler.set_stance("force_eager"):
-                self._llm: Any = vllm.LLM(
+                llm = vllm.LLM(
                     model=str(folder),
                     skip_tokenizer_init=True,
                     dtype=dtype,
@@ -102,13 +112,14 @@ class VllmDecoder:
                     enable_prefix_caching=True,
                     block_size=block_tokens,
                     logprobs_mode="processed_logprobs",
-                    max_logprobs=max(len(level) for level in self.levels),
-                    max_model_len=self._prompts.limit + LEVELS + _SPARE_POSITIONS,
+                    max_logprobs=max(len(level) for level in levels),
+                    max_model_len=decoder.sigma.prompts.limit + LEVELS + _SPARE_POSITIONS,
                     kv_cache_memory_bytes=kv_bytes,
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
                 )
-            VllmDecoder._newest = self
+            VllmDecoder._newest = cls(decoder, llm, sampling)
+            return VllmDecoder._newest
 
     @property
     def running(self) -> bool:

@@ -238,7 +238,7 @@ def _preprocessor_of(profile: Profile) -> ImagePreprocessor:
 
 def _load_encoder(folder: Path, description: _Description, profile: Profile) -> Encoder:
     if description.jina_source is not None:
-        return JinaEncoder(description.jina_source, width=profile.embedding_width)
+        return JinaEncoder.load(description.jina_source, width=profile.embedding_width)
     if description.towers_width is None or profile.tiny is None:
         raise RefuseToStartError(
             f"checkpoint {folder} has a small encoder but no size; restore the folder or retrain"

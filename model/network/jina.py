@@ -32,11 +32,16 @@ _SMALLEST_NORM = 1e-12
 class JinaEncoder:
     """The `Encoder` of the `qwen-*` profiles: text and images in one space."""
 
-    def __init__(self, source: str | Path, *, width: int = WIDTH, scale: float = SCALE) -> None:
-        """Load the model; `width` cuts its vectors."""
+    def __init__(self, model: Any, *, width: int = WIDTH, scale: float = SCALE) -> None:
+        """`width` cuts the model's vectors."""
         self.width = width
         self.scale = scale
-        self.model: Any = _load(source)
+        self.model = model
+
+    @classmethod
+    def load(cls, source: str | Path, *, width: int = WIDTH) -> "JinaEncoder":
+        """Read the model from a hub name or a folder."""
+        return cls(_load_model(source), width=width)
 
     def embed_images(self, images: Pixels) -> FloatArray:
         """(N, D) float32 unit vectors of N images."""
@@ -60,8 +65,13 @@ class JinaEncoder:
 class JinaTeacher:
     """The `Teacher` of the `qwen-*` profiles: scores (image, caption) pairs jointly."""
 
-    def __init__(self, source: str | Path) -> None:
-        self.model: Any = _load(source)
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @classmethod
+    def load(cls, source: str | Path) -> "JinaTeacher":
+        """Read the model from a hub name or a folder."""
+        return cls(_load_model(source))
 
     def score(self, images: Pixels, captions: Sequence[str]) -> FloatArray:
         """(P,) float32 in 0..1: similarity of image p and caption p."""
@@ -78,7 +88,7 @@ class JinaTeacher:
         return np.concatenate(scores)
 
 
-def _load(source: str | Path) -> Any:
+def _load_model(source: str | Path) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model: Any = AutoModel.from_pretrained(str(source), trust_remote_code=True, dtype=dtype)

@@ -62,6 +62,6 @@ def pretrained_parts(profile: Profile) -> ModelParts:
     sigma = SigmaModel(backbone, tokenizer, preprocessor, profile)
     return ModelParts(
         sigma.to(device),
-        JinaEncoder(profile.encoder, width=profile.embedding_width),
-        JinaTeacher(profile.teacher),
+        JinaEncoder.load(profile.encoder, width=profile.embedding_width),
+        JinaTeacher.load(profile.teacher),
     )

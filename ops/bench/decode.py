@@ -113,7 +113,7 @@ def _asker(kind: str, seed: int, folder: Path) -> Ask:
             decoder, decoder.read_texts(part), shape, _BEAMS, trie.branches
         )
     export_text_decoder(sigma, folder)
-    scorer = VllmDecoder(decoder, folder)
+    scorer = VllmDecoder.start(decoder, folder)
     return lambda part: search_leaves(scorer, scorer.read_texts(part), shape, _BEAMS, trie.branches)
 
 

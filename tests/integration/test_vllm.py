@@ -87,7 +87,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     decoder = Decoder(parts.sigma)
     folder = ensure_export(parts.sigma, tmp_path_factory.mktemp("exports"), "base")
     try:
-        vllm = VllmDecoder(decoder, folder)
+        vllm = VllmDecoder.start(decoder, folder)
     except RefuseToStartError as error:
         if os.environ.get("CI"):
             raise

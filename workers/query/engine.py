@@ -242,5 +242,5 @@ class ModelEngine(TrieEngine):
         decoding: TextDecodingEngine[Any] = decoder
         if engine == "vllm":
             export = ensure_export(decoder.sigma, folder / EXPORTS, export_name(generation))
-            decoding = VllmDecoder(decoder, export)
+            decoding = VllmDecoder.start(decoder, export)
         return cls(generation, checkpoint, decoder, decoding, Gallery.open(folder))

@@ -116,7 +116,7 @@ def teacher_of(base: Path, profile: Profile, encoder: Encoder) -> Teacher:
             raise RefuseToStartError(
                 f"profile {profile.name} names no teacher; use one of the qwen profiles"
             )
-        return JinaTeacher(profile.teacher)
+        return JinaTeacher.load(profile.teacher)
     own = Base.load(base if base.is_dir() else SHIPPED)
     if own.encoder.width != encoder.width:
         raise RefuseToStartError(

@@ -94,7 +94,7 @@ def test_without_vllm_its_engine_refuses_and_says_how_to_install_it(
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(RefuseToStartError, match=r"constraints-vllm\.txt"):
-        VllmDecoder(Decoder(parts.sigma), tmp_path)
+        VllmDecoder.start(Decoder(parts.sigma), tmp_path)
 
 
 def test_stale_exports_are_deleted_unless_they_are_young(parts: ModelParts, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_encoder_gives_unit_rows_of_the_width_asked_for(folder: Path) -> None:
-    encoder = JinaEncoder(folder, width=6)
+    encoder = JinaEncoder.load(folder, width=6)
     images = encoder.embed_images(pictures(20))
     texts = encoder.embed_texts(["a", "longer text"])
     assert images.shape == (20, 6)
@@ -76,7 +76,7 @@ def test_the_encoder_gives_unit_rows_of_the_width_asked_for(folder: Path) -> Non
 
 # 17 is a batch of 16 and one pair, whose score comes as a plain number.
 def test_the_teacher_scores_pairs_in_order_one_or_many(folder: Path) -> None:
-    teacher = JinaTeacher(folder)
+    teacher = JinaTeacher.load(folder)
     captions = ["x" * length for length in range(1, 18)]
     expected = [length / 100 for length in range(1, 18)]
     np.testing.assert_allclose(teacher.score(pictures(17), captions), expected, atol=1e-6)
