@@ -160,17 +160,17 @@ def test_the_reference_is_the_first_arrivals_of_the_live_generation(
     )
 
 
-def test_an_alarm_is_raised_once_shown_and_cleared_after_calm_windows(
+def test_an_alarm_is_raised_once_shown_and_cleared_after_quiet_windows(
     conn: Connection, services: Services, generation: int
 ) -> None:
     rng = np.random.default_rng(2)
     accept(conn, generation, REFERENCE, rng)
     report(services, conn, RecallCount(90, 100))
     accept(conn, generation, SAMPLE, rng)
-    calm = report(services, conn).figures
-    assert (calm["images"], calm["tickets"], calm["pages"]) == (SAMPLE, 0, 0)
-    assert len(calm["histograms"]["id1"]["now"]) == 4
-    assert calm["leaf"]["max"] >= calm["leaf"]["p99"] > 0
+    quiet = report(services, conn).figures
+    assert (quiet["images"], quiet["tickets"], quiet["pages"]) == (SAMPLE, 0, 0)
+    assert len(quiet["histograms"]["id1"]["now"]) == 4
+    assert quiet["leaf"]["max"] >= quiet["leaf"]["p99"] > 0
 
     accept(conn, generation, SAMPLE, rng, new=0.5)
     alarming = report(services, conn, RecallCount(88, 100)).figures

@@ -14,6 +14,7 @@ from ops.cli.jobs import list_jobs, run_by_hand
 from ops.jobs.registry import JOBS, Job, job_named, run_job
 from ops.jobs.timetable import OVERDUE_S, job_alarms
 from schemas.errors import RetryLaterError, UsageError, WorkFailedError
+from schemas.job_results import skip_reason
 from schemas.schedules import Schedule
 from schemas.settings import Settings
 from tests.integration.scheduler_process import Figures
@@ -222,6 +223,15 @@ def test_the_list_shows_schedules_next_windows_and_results(conn: Connection, dat
     assert datetime.fromisoformat(found["recall-probe"]["next"]) <= datetime.now(UTC)
     assert "0 3 * * 0" in text
     json.dumps(document)
+
+
+@pytest.mark.parametrize("name", ["recall-probe", "drift-report", "gate", "retrain", "recluster"])
+def test_jobs_without_a_live_generation_say_that_they_had_nothing_to_do(
+    conn: Connection, database: str, name: str
+) -> None:
+    run = run_by_hand(Services(Settings(), database), conn, name)
+    assert run.outcome == "done"
+    assert (skip_reason(run.figures) or "").startswith("no generation is live")
 
 
 def test_a_job_that_runs_elsewhere_is_not_run_by_hand(conn: Connection, database: str) -> None:

@@ -11,7 +11,7 @@ from schemas.records import require_aware
 from workers.repository.connection import Connection, execute, fetch_row, fetch_rows
 
 Detail = Mapping[str, Any]
-"""A JSON document with what a monitor saw; `ops/jobs/drift_report.py` writes it."""
+"""A JSON document with what a monitor saw; `ops/jobs/drift_alarms.py` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
