@@ -41,7 +41,7 @@ class Browser:
     """One browser with one tab."""
 
     def __init__(self, folder: Path, timeout_s: float = 60) -> None:
-        """Start a browser with its profile in `folder`; `ToolMissingError` when none is installed."""
+        """Start a browser with its profile in `folder`; `ToolMissingError` when there is none."""
         program = _installed()
         self.timeout_s = timeout_s
         self.complaints: list[str] = []
