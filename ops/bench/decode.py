@@ -1,6 +1,7 @@
-"""`sigma bench decode`: both decoding engines beside vLLM's own beam search, each in a process of its own.
+"""`sigma bench decode`: both decoding engines beside vLLM's own beam search.
 
-`python -m ops.bench.decode torch|vllm|own SEED` measures one of them and prints it as JSON.
+`python -m ops.bench.decode torch|vllm|peer SEED` measures one of them and prints it as JSON. Each
+is measured in a process of its own, because vLLM keeps state that two engines cannot share.
 """
 
 import json
@@ -10,118 +11,163 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model.decoding.beam import search_leaves
+from model.decoding.beam import TextDecodingEngine, search_leaves
 from model.decoding.decoder import Decoder
 from model.decoding.export import export_text_decoder
-from model.decoding.vllm import VLLM_ENVIRONMENT, VllmDecoder
+from model.decoding.vllm import KV_BLOCK_TOKENS, KV_CACHE_BYTES, VLLM_ENVIRONMENT, VllmDecoder
 from model.network.base import SHIPPED, Base
 from model.network.parts import parts_from_base
 from model.network.profiles import profile
+from model.network.sigma import SigmaModel
 from model.retrieval.trie import Trie
-from ops.bench.query import texts
-from ops.bench.rows import Row
+from ops.bench.comparison import Comparison
+from ops.bench.query_texts import query_texts
+from ops.embedded.isolation import ISOLATED_ENVIRONMENT, python_module
 from schemas.errors import WorkFailedError
+from schemas.identifiers import LEVELS, IdentifierShape
 
-_BEAMS, _IMAGES, _WARM = 20, 3000, 2
+ENGINES = {"torch": "torch engine", "vllm": "vLLM engine"}
+"""Ours, by what `main` calls them, and their names for people."""
+
+PEER = "peer"
+"""vLLM's own beam search."""
+
+_BEAMS = 20
+"""As the settings have it by default."""
+
+_IMAGES = 3000
+"""Images of the trie: enough that a beam has several children at every level."""
+
 _ROUNDS = {1: 40, 16: 8}
-_NAMES = {"torch": "torch engine", "vllm": "vLLM engine"}
+"""Queries at once → calls that are timed: a single query, and the largest batch."""
 
-Ask = Callable[[Sequence[str]], Any]
+_WARM_UP_CALLS = 2
+"""Calls before the timed ones: the first ones compile and allocate."""
+
+_PEER_MAX_LOGPROBS = 64
+"""Beam search asks vLLM for 2 × beams log-probabilities of each token; vLLM's default is 20."""
+
+_PEER_MAX_TOKENS = 128
+"""Positions of a prompt and its identifier; texts of the `tiny` profile have at most 96 tokens."""
+
+AnswerBatch = Callable[[Sequence[str]], object]
+"""Decodes a batch of queries."""
 
 
-def decode(seed: int) -> list[Row]:
-    """Queries a second and the median of seconds a call, for one query and sixteen at once."""
-    found = {kind: _alone(kind, seed) for kind in ("torch", "vllm", "own")}
-    rows = []
+@dataclass(frozen=True, slots=True)
+class DecodeSpeed:
+    """How fast one engine decodes batches of one size."""
+
+    rate: float
+    """Queries a second."""
+    p50_ms: float
+    """Median of milliseconds a call."""
+
+
+def decode(seed: int) -> list[Comparison]:
+    """Compare queries a second and milliseconds a call, for one query and for sixteen at once."""
+    speeds = {}
+    for engine in (*ENGINES, PEER):
+        speeds[engine] = _measure_in_process(engine, seed)
+    comparisons = []
     for batch, rounds in _ROUNDS.items():
-        for kind, name in _NAMES.items():
-            ours, own = found[kind][str(batch)], found["own"][str(batch)]
-            label, n = f"{name}, {_BEAMS} beams, {batch} at once", rounds * batch
-            rows.append(Row(label, ours["rate"], own["rate"], "vLLM's beam_search", "queries/s", n))
-            rows.append(
-                Row(f"{label}, p50", ours["p50_ms"], own["p50_ms"], "vLLM's beam_search", "ms", n)
-            )
-    return rows
+        for engine, engine_name in ENGINES.items():
+            name = f"{engine_name}, {_BEAMS} beams, {batch} at once"
+            ours = speeds[engine][batch]
+            peer = speeds[PEER][batch]
+            comparisons += _compare(name, ours, peer, n=rounds * batch)
+    return comparisons
 
 
-def _alone(kind: str, seed: int) -> dict[str, dict[str, float]]:
-    """One engine, measured in a process of its own: vLLM keeps state that two engines cannot share."""
-    command = [sys.executable, "-m", "ops.bench.decode", kind, str(seed)]
-    done = subprocess.run(
-        command,
+def _compare(name: str, ours: DecodeSpeed, peer: DecodeSpeed, n: int) -> list[Comparison]:
+    peer_name = "vLLM's beam_search"
+    return [
+        Comparison(name, ours.rate, peer.rate, peer_name, "queries/s", n),
+        Comparison(f"{name}, p50", ours.p50_ms, peer.p50_ms, peer_name, "ms", n),
+    ]
+
+
+def _measure_in_process(engine: str, seed: int) -> dict[int, DecodeSpeed]:
+    """Speeds of one engine by batch size."""
+    completed = subprocess.run(
+        python_module("ops.bench.decode", engine, str(seed)),
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | ISOLATED_ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
     )
-    if done.returncode != 0:
+    if completed.returncode != 0:
+        last_line = completed.stderr.strip().splitlines()[-1:]
         raise WorkFailedError(
-            f"the {kind} engine cannot be measured: {done.stderr.strip().splitlines()[-1:]}"
+            f"the {engine} engine could not be measured: {last_line}; install vLLM with: make vllm"
         )
-    measured: dict[str, dict[str, float]] = json.loads(done.stdout.strip().splitlines()[-1])
-    return measured
+    # vLLM may print before it.
+    document = json.loads(completed.stdout.strip().splitlines()[-1])
+    return {int(batch): DecodeSpeed(**speed) for batch, speed in document.items()}
 
 
-def main(kind: str, seed: int) -> None:
-    """Measure one engine."""
+def main(engine: str, seed: int) -> None:
+    """Measure one engine and print its speeds by batch size as JSON."""
+    document: dict[str, Mapping[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        ask = _asker(kind, seed, Path(folder))
-        print(
-            json.dumps(
-                {
-                    str(batch): _measured(ask, batch, rounds, seed)
-                    for batch, rounds in _ROUNDS.items()
-                }
-            ),
-            flush=True,
-        )
+        answer = _open_engine(engine, seed, Path(folder))
+        for batch, rounds in _ROUNDS.items():
+            document[str(batch)] = asdict(_measure(answer, batch, rounds, seed))
+        print(json.dumps(document), flush=True)
 
 
-def _measured(ask: Ask, batch: int, rounds: int, seed: int) -> dict[str, float]:
-    asked = texts((rounds + _WARM) * batch, seed + batch)
+def _measure(answer: AnswerBatch, batch: int, rounds: int, seed: int) -> DecodeSpeed:
+    texts = query_texts((rounds + _WARM_UP_CALLS) * batch, seed + batch)
     seconds = []
-    for begin in range(0, len(asked), batch):
+    for start in range(0, len(texts), batch):
         began = time.perf_counter()
-        ask(asked[begin : begin + batch])
+        answer(texts[start : start + batch])
         seconds.append(time.perf_counter() - began)
-    kept = seconds[_WARM:]
-    return {"rate": batch * rounds / sum(kept), "p50_ms": statistics.median(kept) * 1e3}
+    timed = seconds[_WARM_UP_CALLS:]
+    return DecodeSpeed(rate=batch * rounds / sum(timed), p50_ms=statistics.median(timed) * 1e3)
 
 
-def _asker(kind: str, seed: int, folder: Path) -> Ask:
-    """The shipped base's model with untrained identifier tokens, and a trie of images at random places."""
+def _open_engine(engine: str, seed: int, folder: Path) -> AnswerBatch:
+    """The shipped base's model with untrained identifier tokens, on one engine."""
     sigma = parts_from_base(Base.load(SHIPPED), profile("tiny")).sigma
-    decoder, shape = Decoder(sigma), sigma.profile.shape
-    if kind == "own":
-        return _own(sigma, folder)
-    trie = Trie(shape)
+    if engine == PEER:
+        return _open_peer(sigma, folder)
+    decoder = Decoder(sigma)
+    decoding: TextDecodingEngine[Any] = decoder
+    if engine == "vllm":
+        export_text_decoder(sigma, folder)
+        decoding = VllmDecoder.start(decoder, folder)
+    shape = sigma.profile.shape
+    branches = _random_trie(shape, seed).branches
+
+    def answer(batch: Sequence[str]) -> object:
+        return search_leaves(decoding, decoding.read_texts(batch), shape, _BEAMS, branches)
+
+    return answer
+
+
+def _random_trie(shape: IdentifierShape, seed: int) -> Trie:
+    """A trie of images in random leaves."""
     leaves = np.random.default_rng(seed).integers(0, shape.leaves, _IMAGES)
-    trie.insert(
-        leaves,
-        np.arange(_IMAGES),
-        np.zeros(_IMAGES, np.float32),
-        np.arange(_IMAGES) % shape.suffixes,
-    )
-    if kind == "torch":
-        return lambda part: search_leaves(
-            decoder, decoder.read_texts(part), shape, _BEAMS, trie.branches
-        )
-    export_text_decoder(sigma, folder)
-    scorer = VllmDecoder.start(decoder, folder)
-    return lambda part: search_leaves(scorer, scorer.read_texts(part), shape, _BEAMS, trie.branches)
+    slots = np.arange(_IMAGES)
+    trie = Trie(shape)
+    trie.insert(leaves, slots, np.zeros(_IMAGES, np.float32), slots % shape.suffixes)
+    return trie
 
 
-def _own(sigma: Any, folder: Path) -> Ask:
+def _open_peer(sigma: SigmaModel, folder: Path) -> AnswerBatch:
     """vLLM's own beam search over four tokens, which no trie constrains."""
     os.environ.update(VLLM_ENVIRONMENT)
     export_text_decoder(sigma, folder)
     sigma.tokenizer.save_pretrained(str(folder))
+    # Imported here: vLLM reads the environment when it is imported.
     from vllm import LLM
     from vllm.sampling_params import BeamSearchParams
 
@@ -129,18 +175,21 @@ def _own(sigma: Any, folder: Path) -> Ask:
         model=str(folder),
         dtype="float32",
         enforce_eager=True,
-        block_size=32,
-        max_logprobs=64,
-        max_model_len=128,
-        kv_cache_memory_bytes=256 << 20,
+        block_size=KV_BLOCK_TOKENS,
+        max_logprobs=_PEER_MAX_LOGPROBS,
+        max_model_len=_PEER_MAX_TOKENS,
+        kv_cache_memory_bytes=KV_CACHE_BYTES,
         use_tqdm_on_load=False,
     )
-    how = BeamSearchParams(beam_width=_BEAMS, max_tokens=4, ignore_eos=True)
-    return lambda part: llm.beam_search(
-        [{"prompt_token_ids": sigma.prompts.query_prompt(text)} for text in part],
-        how,
-        use_tqdm=False,
-    )
+    parameters = BeamSearchParams(beam_width=_BEAMS, max_tokens=LEVELS, ignore_eos=True)
+
+    def answer(batch: Sequence[str]) -> object:
+        prompts = []
+        for text in batch:
+            prompts.append({"prompt_token_ids": sigma.prompts.query_prompt(text)})
+        return llm.beam_search(prompts, parameters, use_tqdm=False)
+
+    return answer
 
 
 if __name__ == "__main__":

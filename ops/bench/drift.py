@@ -1,278 +1,227 @@
-"""Drift: how often the monitors cry wolf, how soon they notice something new, and what Evidently says of the same windows."""
+"""`sigma bench drift`: the monitors' false-alarm rate, and how soon they notice something new.
 
-import json
-import subprocess
-import tempfile
+Beside them, what Evidently says of the same windows.
+"""
+
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model.drift.monitors import (
-    REFERENCE_IMAGES,
-    WINDOW_IMAGES,
-    DriftReference,
-    RecallCount,
-    alarm_level,
-    examine,
-    fit_reference,
+from model.drift.monitors import REFERENCE_IMAGES, WINDOW_IMAGES
+from ops.bench.comparison import Comparison, document, table
+from ops.bench.drift_pool import DriftPool, make_pool
+from ops.bench.drift_scenes import TOPICS
+from ops.bench.drift_streams import (
+    DAYS,
+    MONTH_WINDOWS,
+    NEW_SHARE,
+    Split,
+    TopicSummary,
+    drift_free_levels,
+    mixed_window,
+    significant_share,
+    summarise_topic,
 )
-from model.network.profiles import profile
-from ops.bench.drift_pool import TOPICS, Images, Pool, pool
-from ops.bench.rows import Row, document, table
-from schemas.errors import WorkFailedError
+from ops.bench.peer_process import PeerProcess, PeerShares
 
 PEER = Path(".venv-peers/bin/python")
 """Where `make peers` puts Evidently."""
 
-DAYS, HOURS = 30, 24
-_SHARE, _WITHIN = 0.1, 2000
-_WINDOWS, _NEVER = 3, 10**9
-_STREAMED, _TOPICAL = 4000, 300
-_EMBEDDED, _CATEGORIES = 16, 5
+FEW_PER_HOUR = 1_000
+"""Images an hour of a small installation: every image is in a window."""
+
+MANY_PER_HOUR = 100_000
+"""Images an hour of a large one."""
+
+PEER_LIMITS = {"half of the columns": 0.5, "any column": 1e-9}
+"""Share of drifted columns from which the peer alarms. Evidently calls a data set drifted when half
+of its columns are; a person may also look at every column."""
+
+_STREAM_IMAGES = 4000
+"""Ordinary images that streams are drawn from."""
+
+_TOPIC_IMAGES = 300
+"""Images of each new topic."""
+
+_MAIN_TOPIC = next(iter(TOPICS))
+"""The topic that is compared with the peer: a subject never seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class DriftConfig:
-    """`seeds` streams with a new topic, `months` drift-free ones. `peer` is a Python that has Evidently, or None."""
+    """How many streams."""
 
     seed: int = 0
     seeds: int = 20
+    """Streams with a new topic."""
     months: int = 10
+    """Drift-free months."""
     peer: Path | None = PEER
+    """A Python that has Evidently; None to measure without the peer."""
     quiet: int = 30
     """Drift-free windows that the peer scores; it needs seconds for each."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Split:
-    """One draw of the pool: a reference made of one part, and streams that are drawn from the other."""
+class DriftResult:
+    """All that was measured."""
 
-    reference: DriftReference
-    recall: RecallCount
-    pool: Images
-    stream: Images
+    config: DriftConfig
+    pool: DriftPool
+    splits: Sequence[Split]
+    months: Sequence[Counter[str]]
+    """Windows of each drift-free month by alarm level."""
+    significant: Mapping[int, float]
+    """Images an hour → share of drift-free windows with a significant monitor."""
+    topics: Mapping[str, TopicSummary]
+    peer: PeerShares | None
+    pool_s: float
+    """Seconds to make the pool."""
+    whole_s: float
+    """Seconds of the whole benchmark."""
 
 
 def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
-    """The document of `sigma bench drift`, and the same for people."""
+    """Run it; return the JSON document of `sigma bench drift`, and the same for people."""
+    result = _measure(config)
+    comparisons = _comparisons(result)
+    text = "\n".join([table(comparisons), *_lines(result)])
+    return document(comparisons, **_details(result)), text
+
+
+def _measure(config: DriftConfig) -> DriftResult:
     began = time.perf_counter()
-    found = pool(config.seed, REFERENCE_IMAGES + _STREAMED, _TOPICAL)
-    made = time.perf_counter() - began
-    splits = [_split(found.ordinary, config.seed + at) for at in range(config.seeds)]
-    peer = (
-        _start(config, splits[0], found)
-        if config.peer is not None and config.peer.is_file()
-        else None
-    )
-    months = [_month(split, at) for at, split in enumerate(splits[: config.months])]
-    rates = {hour: _rate(splits[: config.months // 2], hour) for hour in (1_000, 100_000)}
-    topics = {name: _noticed(splits, window) for name, window in found.topics.items()}
-    rows = _rows(config, months, topics, rates, None if peer is None else _finish(peer))
-    seconds = {"pool": round(made, 1), "whole": round(time.perf_counter() - began, 1)}
-    more: dict[str, Any] = {
-        "months": [dict(month) for month in months],
-        "reference_recall": [split.recall.hits / split.recall.queries for split in splits],
-        "recall": {
-            name: float(images.found.mean())
-            for name, images in (("ordinary", found.ordinary), *found.topics.items())
-        },
-        "topics": topics,
-        "significant_windows_by_hour": {str(hour): rate for hour, rate in rates.items()},
-        "watched": list(splits[0].reference.monitors),
-        "seconds": seconds,
-    }
-    lines = [f"drift-free months, windows by what they raise: {more['months']}"]
-    for name, one in topics.items():
-        shown = ", ".join(
-            f"{what} {one[what]['within']}/{one['seeds']} after {one[what]['images']} images"
-            for what in ("alarm", "page")
-        )
-        lines.append(f"{name:<24} {shown}; first by {one['by']}; R@10 {more['recall'][name]:.3f}")
-    if peer is None:
-        lines.append(
-            f"Evidently is not there ({config.peer}), so nothing stands beside our alarms: make peers"
-        )
-    return document(rows, **more), "\n".join([table(rows), *lines])
-
-
-def _split(ordinary: Images, seed: int) -> _Split:
-    order = np.random.default_rng(seed).permutation(len(ordinary))
-    part = ordinary.taken(order[:REFERENCE_IMAGES])
-    learned = fit_reference(part.window, profile("tiny").shape, seed=seed)
-    return _Split(learned, part.recall(learned), part, ordinary.taken(order[REFERENCE_IMAGES:]))
-
-
-def _level(split: _Split, images: Images) -> tuple[str, list[str]]:
-    """How loudly the hourly job would speak of a window, and which monitors alarm."""
-    findings = examine(split.reference, images.window)
-    return alarm_level(findings, split.recall, images.recall(split.reference)), [
-        one.monitor for one in findings if one.alarm
-    ]
-
-
-def _hours(split: _Split, seed: int, images: int) -> Iterator[Images]:
-    """A drift-free month of hourly windows: each hour brings so many images, of which the job samples its window."""
-    rng = np.random.default_rng((seed, images))
-    for _ in range(DAYS * HOURS):
-        hour = rng.integers(0, len(split.stream), images)
-        yield split.stream.taken(hour[rng.choice(images, WINDOW_IMAGES, replace=False)])
-
-
-def _month(split: _Split, seed: int) -> Counter[str]:
-    """Windows of a drift-free month by how loudly the job would speak of them."""
-    return Counter(_level(split, window)[0] for window in _hours(split, seed, WINDOW_IMAGES))
-
-
-def _rate(splits: Sequence[_Split], images: int) -> float:
-    """Share of drift-free windows in which some chance is too small for a false alarm in four: often enough to be compared."""
-    found = [
-        any(
-            one.p <= one.p_limit
-            for one in examine(replace(split.reference, expected_run=4.0), window.window)
-        )
-        for at, split in enumerate(splits)
-        for window in _hours(split, 100 + at, images)
-    ]
-    return sum(found) / len(found)
-
-
-def _noticed(splits: Sequence[_Split], topic: Images) -> dict[str, Any]:
-    """Streams in which a tenth is new from some image on: how many images later there is an alarm, and how many later a page."""
-    alarmed: list[int] = []
-    paged: list[int] = []
-    by: Counter[str] = Counter()
-    for at, split in enumerate(splits):
-        rng = np.random.default_rng((at, 7))
-        onset = int(rng.integers(0, WINDOW_IMAGES))
-        for number in range(_WINDOWS):
-            new = int(rng.binomial(WINDOW_IMAGES - (0 if number else onset), _SHARE))
-            level, monitors = _level(split, _mixed(rng, split, topic, new))
-            delay = (number + 1) * WINDOW_IMAGES - onset
-            if level != "none" and len(alarmed) <= at:
-                by.update(monitors)
-                alarmed.append(delay)
-            if level == "page":
-                paged.append(delay)
-                break
-        # What never came came too late.
-        alarmed += [_NEVER] * (at + 1 - len(alarmed))
-        paged += [_NEVER] * (at + 1 - len(paged))
-    return {"seeds": len(splits), "by": dict(by), "alarm": _delays(alarmed), "page": _delays(paged)}
-
-
-def _delays(found: Sequence[int]) -> dict[str, Any]:
-    """How many were in time; least, median and most images until then."""
-    within = [delay for delay in found if delay <= _WITHIN]
-    return {
-        "within": len(within),
-        "images": [min(within), int(np.median(within)), max(within)] if within else [],
-    }
-
-
-def _mixed(rng: np.random.Generator, split: _Split, topic: Images, new: int) -> Images:
-    ordinary = split.stream.taken(rng.integers(0, len(split.stream), WINDOW_IMAGES - new))
-    return ordinary.joined(topic.taken(rng.integers(0, len(topic), new)))
-
-
-def _columns(images: Images) -> Any:
-    """(n, C): the codes and the agreement as categories, then confidence and the embedding's first components."""
-    window = images.window
-    return np.column_stack(
-        [window.codes, window.agreement, window.confidences, window.embeddings[:, :_EMBEDDED]]
+    pool = make_pool(config.seed, REFERENCE_IMAGES + _STREAM_IMAGES, _TOPIC_IMAGES)
+    pool_s = time.perf_counter() - began
+    splits = []
+    for number in range(config.seeds):
+        splits.append(Split.draw(pool.ordinary, config.seed + number))
+    # It works beside us.
+    peer = _start_peer(config, splits[0], pool)
+    months = []
+    for number, split in enumerate(splits[: config.months]):
+        months.append(drift_free_levels(split, number))
+    significant = {}
+    for images_per_hour in (FEW_PER_HOUR, MANY_PER_HOUR):
+        share = significant_share(splits[: config.months // 2], images_per_hour)
+        significant[images_per_hour] = share
+    topics = {}
+    for name, images in pool.topics.items():
+        topics[name] = summarise_topic(splits, images)
+    return DriftResult(
+        config=config,
+        pool=pool,
+        splits=splits,
+        months=months,
+        significant=significant,
+        topics=topics,
+        peer=None if peer is None else peer.finish(),
+        pool_s=pool_s,
+        whole_s=time.perf_counter() - began,
     )
 
 
-def _start(
-    config: DriftConfig, split: _Split, found: Pool
-) -> "tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str], int]":
-    """The peer at work beside us, on drift-free windows and on as many with a new topic as there are seeds."""
+def _start_peer(config: DriftConfig, split: Split, pool: DriftPool) -> PeerProcess | None:
+    """Start the peer on drift-free windows, and on as many with a new topic as there are seeds."""
+    if config.peer is None or not config.peer.is_file():
+        return None
     rng = np.random.default_rng(config.seed)
-    topic = found.topics[next(iter(TOPICS))]
-    windows = [
-        _mixed(rng, split, topic, 0 if at < config.quiet else round(_SHARE * WINDOW_IMAGES))
-        for at in range(config.quiet + config.seeds)
-    ]
-    folder = tempfile.TemporaryDirectory()
-    path = Path(folder.name) / "windows.npz"
-    np.savez(
-        path,
-        reference=_columns(split.pool),
-        windows=np.stack([_columns(one) for one in windows]),
-        categories=_CATEGORIES,
-    )
-    script = Path(__file__).with_name("evidently_peer.py")
-    process = subprocess.Popen(
-        [str(config.peer), str(script), str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    return process, folder, config.quiet
+    topic = pool.topics[_MAIN_TOPIC]
+    new = round(NEW_SHARE * WINDOW_IMAGES)
+    drift_free = [mixed_window(rng, split, topic, 0) for _ in range(config.quiet)]
+    new_topic = [mixed_window(rng, split, topic, new) for _ in range(config.seeds)]
+    return PeerProcess.start(config.peer, split.pool, drift_free, new_topic)
 
 
-def _finish(
-    peer: "tuple[subprocess.Popen[str], tempfile.TemporaryDirectory[str], int]",
-) -> tuple[list[float], list[float]]:
-    """Shares of drifted columns in the drift-free windows, and in those with a new topic."""
-    process, folder, quiet = peer
-    out, problem = process.communicate()
-    folder.cleanup()
-    if process.returncode:
-        raise WorkFailedError(
-            f"the peer failed ({problem.strip()[-300:]}); make its environment again with: make peers"
-        )
-    shares = json.loads(out.strip().splitlines()[-1])
-    return shares[:quiet], shares[quiet:]
-
-
-def _rows(
-    config: DriftConfig,
-    months: Sequence[Counter[str]],
-    topics: dict[str, dict[str, Any]],
-    rates: dict[int, float],
-    peer: tuple[list[float], list[float]] | None,
-) -> list[Row]:
-    alarms = sum(month["ticket"] + month["page"] for month in months) / len(months)
-    few, many = rates.values()
-    rows = [
-        Row(
-            "significant windows, 100k images an hour (peer: 1k)",
-            many,
-            few,
-            "ours at 1k",
-            "share",
-            len(months) // 2 * DAYS * HOURS,
+def _comparisons(result: DriftResult) -> list[Comparison]:
+    comparisons = [
+        Comparison(
+            name="significant windows, 100k images an hour (peer: 1k)",
+            ours=result.significant[MANY_PER_HOUR],
+            peer=result.significant[FEW_PER_HOUR],
+            peer_name="ours at 1k",
+            unit="share",
+            n=result.config.months // 2 * MONTH_WINDOWS,
         )
     ]
-    if peer is None:
-        return rows
-    noticed = topics[next(iter(TOPICS))]["alarm"]["within"] / config.seeds
-    # Evidently calls a data set drifted when half of its columns are; a person may also be told of every column.
-    for name, least in (("half of the columns", 0.5), ("any column", 1e-9)):
-        false, true = (sum(share >= least for share in shares) / len(shares) for shares in peer)
-        rows.append(
-            Row(
-                f"alarms in {DAYS} drift-free days, {name}",
-                alarms,
-                false * DAYS * HOURS,
-                "Evidently",
-                "windows",
-                config.quiet,
-            )
+    if result.peer is not None:
+        for label, limit in PEER_LIMITS.items():
+            comparisons += _compare_with_peer(result, result.peer, label, limit)
+    return comparisons
+
+
+def _compare_with_peer(
+    result: DriftResult, peer: PeerShares, label: str, limit: float
+) -> list[Comparison]:
+    config = result.config
+    alarms = sum(month["ticket"] + month["page"] for month in result.months)
+    noticed = result.topics[_MAIN_TOPIC].alarm.within
+    return [
+        Comparison(
+            name=f"alarms in {DAYS} drift-free days, {label}",
+            ours=alarms / len(result.months),
+            peer=_share_from(peer.drift_free, limit) * MONTH_WINDOWS,
+            peer_name="Evidently",
+            unit="windows",
+            n=config.quiet,
+        ),
+        Comparison(
+            name=f"a tenth of a new topic noticed, {label}",
+            ours=noticed / config.seeds,
+            peer=_share_from(peer.new_topic, limit),
+            peer_name="Evidently",
+            unit="share",
+            n=config.seeds,
+        ),
+    ]
+
+
+def _share_from(values: Sequence[float], least: float) -> float:
+    """Share of the values that are at least `least`."""
+    return sum(value >= least for value in values) / len(values)
+
+
+def _details(result: DriftResult) -> dict[str, Any]:
+    """The keys of the JSON document beside the comparisons."""
+    significant = {}
+    for images_per_hour, share in result.significant.items():
+        significant[str(images_per_hour)] = share
+    return {
+        "months": [dict(month) for month in result.months],
+        "reference_recall": [split.recall.recall for split in result.splits],
+        "recall": _recall(result.pool),
+        "topics": {name: topic.to_json() for name, topic in result.topics.items()},
+        "significant_windows_by_hour": significant,
+        "watched": list(result.splits[0].reference.monitors),
+        "seconds": {"pool": round(result.pool_s, 1), "whole": round(result.whole_s, 1)},
+    }
+
+
+def _recall(pool: DriftPool) -> dict[str, float]:
+    """Recall at 10 of the ordinary images and of each topic."""
+    recall = {"ordinary": float(pool.ordinary.found.mean())}
+    for name, images in pool.topics.items():
+        recall[name] = float(images.found.mean())
+    return recall
+
+
+def _lines(result: DriftResult) -> list[str]:
+    """What people read below the table."""
+    months = [dict(month) for month in result.months]
+    lines = [f"drift-free months, windows by alarm level: {months}"]
+    recall = _recall(result.pool)
+    for name, topic in result.topics.items():
+        alarm = f"alarm {topic.alarm.within}/{topic.seeds} after {topic.alarm.images} images"
+        page = f"page {topic.page.within}/{topic.seeds} after {topic.page.images} images"
+        lines.append(f"{name:<24} {alarm}, {page}; first by {topic.by}; R@10 {recall[name]:.3f}")
+    if result.peer is None:
+        lines.append(
+            f"measured without the peer: there is no Python with Evidently at {result.config.peer};"
+            " make one with: make peers"
         )
-        rows.append(
-            Row(
-                f"a tenth of a new topic noticed, {name}",
-                noticed,
-                true,
-                "Evidently",
-                "share",
-                config.seeds,
-            )
-        )
-    return rows
+    return lines

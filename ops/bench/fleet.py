@@ -1,44 +1,45 @@
-"""The fleet: worker processes of a benchmark on services of its own, which live in a temporary folder and end with it."""
+"""The fleet: worker processes on services of their own.
+
+The services live in a temporary folder and end with the benchmark.
+"""
 
 import os
-import random
 import signal
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from kafka import KafkaAdminClient
-from PIL import Image
 
 from ops.bench.stub import stub_generation
 from ops.embedded.database import server
-from schemas.errors import RetryLaterError, WorkFailedError
-from schemas.events import ACCEPTED, ARRIVED, ImageArrived
+from ops.embedded.isolation import ISOLATED_ENVIRONMENT, python_module
 from schemas.settings import KafkaSettings, S3Settings, Settings
-from stream.log.event_log import EventLog, Message, message
 from stream.log.kafka_client import client_settings
-from stream.log.offsets import lag
-from stream.log.outbox import outbox_size
 from stream.log.topics import TOPICS
-from workers.repository.connection import Connection, migrate
-from workers.repository.counters import totals
+from workers.repository.connection import migrate
 from workers.runtime.services import Services
 
 ROLES = ("intake", "index")
-_TRIES = 60
+"""The workers that every benchmark of the stream needs."""
+
+_DELETE_TIMEOUT_S = 30.0
+"""Longest wait for a broker to delete topics, which it does in the background."""
+
+_DELETE_POLL_S = 0.05
+
+_LOG_TAIL = 500
+"""Characters of a worker's log that an error message quotes."""
 
 
-@dataclass(slots=True)
-class Member:
-    """One worker process."""
+@dataclass(frozen=True, slots=True)
+class WorkerProcess:
+    """One worker."""
 
     role: str
     process: "subprocess.Popen[bytes]"
@@ -46,94 +47,110 @@ class Member:
 
 @dataclass(slots=True)
 class Fleet:
-    """Workers on one set of services, with the stub model or their own."""
+    """Workers on one set of services, with the stub model or with a trained one."""
 
     services: Services
-    generation: int
     folder: Path
+    """Of everything that the benchmark writes, logs of the workers included."""
     database: Any
-    """The embedded server's handle."""
+    """The handle of the embedded PostgreSQL."""
+    generation: int = 0
+    """The live generation; 0 until one was trained."""
     stub: bool = True
-    members: list[Member] = field(default_factory=list)
-    _leaving: list[Member] = field(default_factory=list)
+    workers: list[WorkerProcess] = field(default_factory=list)
+    _leaving: list[WorkerProcess] = field(default_factory=list)
+    """Workers that were asked to stop and may still run."""
 
-    def start(self, role: str, **extra: str) -> Member:
-        """One more worker; `extra` are further settings."""
-        settings = self.services.settings
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SIGMA_")}
-        environment = kept | {
-            "SIGMA_HOME": str(settings.home),
-            "SIGMA_DATABASE_URL": self.services.database_url,
-            "SIGMA_SOURCE_ROOTS": str(self.folder),
-            "SIGMA_LOG_LEVEL": "warning",
-            "OMP_NUM_THREADS": "1",
-        }
-        if settings.kafka is not None:
-            environment["SIGMA_KAFKA_BOOTSTRAP"] = ",".join(settings.kafka.bootstrap)
-        if settings.s3 is not None:
-            environment |= {
-                "SIGMA_S3_ENDPOINT": f"{'https' if settings.s3.secure else 'http'}://{settings.s3.endpoint}",
-                "SIGMA_S3_ACCESS_KEY": settings.s3.access_key,
-                "SIGMA_S3_SECRET_KEY": settings.s3.secret_key,
-                "SIGMA_S3_BUCKET": settings.s3.bucket,
-            }
+    def start(self, role: str, **settings: str) -> None:
+        """Start one more worker; `settings` are environment variables for it alone."""
+        arguments: tuple[str, ...] = ("ops.cli", "worker", role)
+        # The intake worker needs no model.
+        if self.stub and role != "intake":
+            arguments = ("ops.bench.stub_worker", role)
         with (self.folder / f"{role}.log").open("ab") as log:
-            command = (
-                ["ops.bench.stub_worker", role]
-                if self.stub and role != "intake"
-                else ["ops.cli", "worker", role]
-            )
             process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                env=environment | extra,
+                python_module(*arguments),
+                env=self._environment() | settings,
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
-        self.members.append(Member(role, process))
-        return self.members[-1]
+        self.workers.append(WorkerProcess(role, process))
 
-    def end(self, member: Member, number: int) -> None:
-        """Send a signal. A process that was killed is gone afterwards, any other one may take its time."""
-        member.process.send_signal(number)
-        self.members.remove(member)
-        if number == signal.SIGKILL:
-            member.process.wait()
-        else:
-            self._leaving.append(member)
+    def kill(self, worker: WorkerProcess) -> None:
+        """Kill a worker; it has ended afterwards."""
+        worker.process.kill()
+        worker.process.wait()
+        self.workers.remove(worker)
 
-    def revive(self) -> None:
-        """Start workers again whose process ended, as `sigma up` and a container's restart policy do."""
-        for member in [member for member in self.members if member.process.poll() is not None]:
-            self.members.remove(member)
-            self.start(member.role)
+    def stop(self, worker: WorkerProcess) -> None:
+        """Ask a worker to stop; it may take its time."""
+        worker.process.send_signal(signal.SIGTERM)
+        self.workers.remove(worker)
+        self._leaving.append(worker)
 
-    def close(self) -> None:
-        """Kill all."""
-        for member in [*self.members, *self._leaving]:
-            member.process.kill()
-            member.process.wait()
-        self.members, self._leaving = [], []
+    def ended(self) -> list[WorkerProcess]:
+        """Workers that ended by themselves."""
+        return [worker for worker in self.workers if worker.process.poll() is not None]
 
-    def restart_database(self, away_s: float) -> None:
+    def restart_ended(self) -> None:
+        """Start workers that ended again, as `sigma up` and a container's restart policy do."""
+        for worker in self.ended():
+            self.workers.remove(worker)
+            self.start(worker.role)
+
+    def restart_database(self, outage_s: float) -> None:
         """Stop PostgreSQL as a crash would, and start it again after some seconds."""
         self.database.stop()
-        time.sleep(away_s)
+        time.sleep(outage_s)
         self.database.start()
 
-    def left(self, log: EventLog, conn: Connection) -> int:
-        """Events on their way."""
-        return (
-            lag(log, conn, "intake", [ARRIVED])
-            + outbox_size(conn)
-            + lag(log, conn, "index", [ACCEPTED])
-        )
+    def log_tails(self) -> dict[str, str]:
+        """The end of each role's log, for an error message."""
+        tails = {}
+        for file in sorted(self.folder.glob("*.log")):
+            tails[file.stem] = file.read_text(errors="replace")[-_LOG_TAIL:]
+        return tails
+
+    def close(self) -> None:
+        """Kill all workers and stop the database."""
+        for worker in [*self.workers, *self._leaving]:
+            worker.process.kill()
+            worker.process.wait()
+        self.workers.clear()
+        self._leaving.clear()
+        self.database.cleanup()
+
+    def _environment(self) -> dict[str, str]:
+        """The environment of all workers: only these settings, whatever the user's own are."""
+        settings = self.services.settings
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("SIGMA_")
+        }
+        environment |= ISOLATED_ENVIRONMENT
+        environment["SIGMA_HOME"] = str(settings.home)
+        environment["SIGMA_DATABASE_URL"] = self.services.database_url
+        environment["SIGMA_SOURCE_ROOTS"] = str(self.folder)
+        environment["SIGMA_LOG_LEVEL"] = "warning"
+        # Threads of several workers would wait for each other's cores.
+        environment["OMP_NUM_THREADS"] = "1"
+        if settings.kafka is not None:
+            environment["SIGMA_KAFKA_BOOTSTRAP"] = ",".join(settings.kafka.bootstrap)
+        if settings.s3 is not None:
+            environment |= _s3_environment(settings.s3)
+        return environment
 
 
 @contextmanager
-def fleet(kafka: str | None, s3: S3Settings | None = None, *, stub: bool = True) -> Iterator[Fleet]:
-    """Services of a benchmark: PostgreSQL in a temporary folder, the event log there or at `kafka`, whose topics are made anew,
-    images in the same folder or in S3. With `stub`, a generation of the stub is live."""
+def open_fleet(
+    kafka: str | None, s3: S3Settings | None = None, *, stub: bool = True
+) -> Iterator[Fleet]:
+    """Open services without workers; everything ends with the block.
+
+    PostgreSQL is in a temporary folder, the event log in it or at the broker `kafka` (HOST:PORT),
+    whose topics of this project are deleted first, images in the folder or in S3. With `stub`, a
+    generation of the stub is live.
+    """
     with tempfile.TemporaryDirectory(prefix="sigma-bench-") as name:
         folder = Path(name)
         settings = Settings(
@@ -142,130 +159,54 @@ def fleet(kafka: str | None, s3: S3Settings | None = None, *, stub: bool = True)
             kafka=KafkaSettings((kafka,)) if kafka else None,
             s3=s3,
         )
+        # Its handle is kept until the end: the server stops with its last user.
         database = server(replace(settings, kafka=None), keep=False)
         services = Services(settings, database.get_uri())
-        if services.s3 is not None:
-            services.s3.create_bucket()
-        if settings.kafka is not None:
-            empty_topics(settings.kafka)
-        log = services.open_log()
-        with services.connect("bench") as conn:
-            migrate(conn)
-            log.ensure_topics()
-            made = Fleet(services, stub_generation(conn) if stub else 0, folder, database, stub)
-        log.close()
+        generation = _prepare(services, stub=stub)
+        fleet = Fleet(services, folder, database, generation, stub)
         try:
-            yield made
+            yield fleet
         finally:
-            made.close()
-            made.database.cleanup()
+            fleet.close()
 
 
-def empty_topics(settings: KafkaSettings) -> None:
-    """Delete the project's topics of a broker that is there for tests."""
+def _prepare(services: Services, *, stub: bool) -> int:
+    """Create bucket, topics and tables; return the stub's generation, 0 without the stub."""
+    if services.s3 is not None:
+        services.s3.create_bucket()
+    if services.settings.kafka is not None:
+        delete_topics(services.settings.kafka)
+    log = services.open_log()
+    with services.connect("bench") as conn:
+        migrate(conn)
+        log.ensure_topics()
+        generation = stub_generation(conn) if stub else 0
+    log.close()
+    return generation
+
+
+def delete_topics(settings: KafkaSettings) -> None:
+    """Delete the project's topics of a broker that is there for tests; wait until they are gone."""
     admin = KafkaAdminClient(**client_settings(settings))
     names = {topic.name for topic in TOPICS}
-    doomed = [
-        name for name in admin.list_topics() if name in names or name.startswith("sigma-intake-")
-    ]
-    if doomed:
-        admin.delete_topics(doomed)
-    deadline = time.monotonic() + 30
+    existing = []
+    for name in admin.list_topics():
+        # faust adds topics of its own, named after the intake worker's application.
+        if name in names or name.startswith("sigma-intake-"):
+            existing.append(name)
+    if existing:
+        admin.delete_topics(existing)
+    deadline = time.monotonic() + _DELETE_TIMEOUT_S
     while set(admin.list_topics()) & names and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(_DELETE_POLL_S)
     admin.close()
 
 
-def pictures(folder: Path, count: int, seed: int) -> list[ImageArrived]:
-    """Small images of noise, each unlike all others, as arrivals."""
-    noise = np.random.default_rng(seed)
-    (folder / "images").mkdir(exist_ok=True)
-    events = []
-    for number in range(count):
-        path = folder / "images" / f"{number}.png"
-        Image.fromarray(noise.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(
-            path, compress_level=1
-        )
-        events.append(ImageArrived(f"image-{number:06}", path.as_uri()))
-    return events
-
-
-class Publisher(threading.Thread):
-    """Publishes events evenly over some seconds, and again what a log that was away did not take."""
-
-    def __init__(self, log: EventLog, events: Sequence[ImageArrived], seconds: float) -> None:
-        super().__init__(daemon=True)
-        self._log, self._events, self._seconds = log, events, seconds
-        self.failed = 0
-
-    def run(self) -> None:
-        """Publish all, in slices of a tenth of a second."""
-        slices = max(1, int(self._seconds * 10))
-        began = time.monotonic()
-        for number in range(slices):
-            part = self._events[
-                number * len(self._events) // slices : (number + 1) * len(self._events) // slices
-            ]
-            self._publish([message(event, event.image_id) for event in part])
-            time.sleep(
-                max(0.0, began + (number + 1) / 10 - time.monotonic()) if self._seconds else 0.0
-            )
-
-    def _publish(self, messages: Sequence[Message]) -> None:
-        for _ in range(_TRIES):
-            try:
-                self._log.publish(None, messages)
-                return
-            except RetryLaterError:
-                time.sleep(0.5)
-        self.failed += len(messages)
-
-
-class Gap:
-    """The longest time that the number of indexed images stood still while there was work."""
-
-    def __init__(self) -> None:
-        self.longest_s = 0.0
-        self._count = -1
-        self._moved = time.monotonic()
-
-    def look(self, indexed: int, busy: bool) -> None:
-        """Take a reading."""
-        if indexed != self._count or not busy:
-            self._count, self._moved = indexed, time.monotonic()
-        self.longest_s = max(self.longest_s, time.monotonic() - self._moved)
-
-
-def warm_up(made: Fleet, log: EventLog, conn: Connection, events: Sequence[ImageArrived]) -> None:
-    """Let some events through, so that everybody has started before anything is measured."""
-    log.publish(None, [message(event, event.image_id) for event in events])
-    if not settle(made, log, conn, len(events), 120):
-        raise WorkFailedError(
-            f"the workers did not start; their logs: {[f.read_text()[-500:] for f in made.folder.glob('*.log')]}"
-        )
-
-
-def settle(
-    made: Fleet,
-    log: EventLog,
-    conn: Connection,
-    count: int,
-    timeout_s: float,
-    gap: Gap | None = None,
-) -> bool:
-    """Wait until that many images are indexed and nothing is on its way; `gap` watches how steadily."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        indexed, left = totals(conn, made.generation).images, made.left(log, conn)
-        if indexed >= count and left == 0:
-            return True
-        made.revive()
-        if gap is not None:
-            gap.look(indexed, left > 0)
-        time.sleep(0.05)
-    return False
-
-
-def chooser(seed: int) -> random.Random:
-    """Seeded chance."""
-    return random.Random(seed)
+def _s3_environment(settings: S3Settings) -> dict[str, str]:
+    scheme = "https" if settings.secure else "http"
+    return {
+        "SIGMA_S3_ENDPOINT": f"{scheme}://{settings.endpoint}",
+        "SIGMA_S3_ACCESS_KEY": settings.access_key,
+        "SIGMA_S3_SECRET_KEY": settings.secret_key,
+        "SIGMA_S3_BUCKET": settings.bucket,
+    }

@@ -1,4 +1,7 @@
-"""`sigma bench ingest`: events a second from arrival to appended, and how much of a worker's time is not the model's."""
+"""`sigma bench ingest`: events a second from arrival to index, beside the log alone.
+
+And the share of an index worker's time that does not go to the model.
+"""
 
 import threading
 import time
@@ -7,15 +10,18 @@ from collections.abc import Sequence
 from model.network.base import SHIPPED, Base
 from model.network.parts import parts_from_base
 from model.network.profiles import profile
-from ops.bench.fleet import ROLES, Fleet, fleet, pictures, settle, warm_up
-from ops.bench.rows import Row
+from ops.bench.comparison import Comparison
+from ops.bench.fleet import ROLES, Fleet, open_fleet
+from ops.bench.publisher import arrival_messages, noise_arrivals
+from ops.bench.settling import events_under_way, settle, warm_up
 from ops.scenes.corpus import CorpusConfig, generate
 from schemas.errors import WorkFailedError
 from schemas.events import ARRIVED, ImageArrived
-from stream.log.event_log import EventLog, message
+from stream.log.event_log import EventLog
 from stream.log.offsets import lag, store_offsets
 from stream.log.outbox import outbox_size
 from stream.manifest import read_manifest
+from workers.generations.image_assigner import LoadAssigner
 from workers.generations.model_assigner import ModelAssigner
 from workers.index import IndexWorker
 from workers.repository.connection import Connection, transaction
@@ -25,106 +31,157 @@ from workers.trainer.seeding import arrival
 GOAL = 0.10
 """Share of an index worker's time that may pass outside the model's forward."""
 
-_WARM, _PATIENCE_S = 64, 300.0
+_WARM_UP_EVENTS = 64
+
+_TIMEOUT_S = 300.0
+"""Longest wait for a measurement."""
+
+_JOIN_TIMEOUT_S = 5.0
+"""Longest wait for a new consumer's partitions."""
+
+_BATCH_EVENTS = 32
+"""Events that are polled at a time, as by the index worker."""
+
+_SCENES = 480
+"""Images of the tiny model's measurement: some fifteen full batches."""
+
+_POLL_S = 0.1
+
+_STOP_TIMEOUT_S = 30.0
+"""Longest wait for an index worker to finish its batch."""
 
 
-def ingest(events: int, kafka: str | None) -> list[Row]:
-    """Rows for the log in Postgres and, with a broker, for Kafka."""
-    rows = []
-    for name, address in [("embedded log", None), *([("Kafka", kafka)] if kafka else [])]:
-        with fleet(address) as made:
-            arrivals = pictures(made.folder, events + _WARM, 0)
-            log = made.services.open_log()
-            with made.services.connect("bench") as conn:
-                alone = _log_alone(log, conn, arrivals)
-                rate = _through(made, log, conn, arrivals)
-                rows.append(
-                    Row(
-                        f"arrival to appended, {name}, stub model",
-                        rate,
-                        alone,
-                        "the log alone",
-                        "events/s",
-                        events,
-                    )
-                )
-                share, count = _share(made, log, conn)
-                rows.append(
-                    Row(
-                        f"time outside the model, {name}, tiny",
-                        share,
-                        GOAL,
-                        "goal",
-                        "share of the worker's time",
-                        count,
-                    )
-                )
-            log.close()
-    return rows
+def ingest(events: int, kafka: str | None) -> list[Comparison]:
+    """Compare on the log in PostgreSQL and, with a broker HOST:PORT, on Kafka."""
+    comparisons = _compare("embedded log", None, events)
+    if kafka:
+        comparisons += _compare("Kafka", kafka, events)
+    return comparisons
 
 
-def _through(
-    made: Fleet, log: EventLog, conn: Connection, arrivals: Sequence[ImageArrived]
+def _compare(log_name: str, kafka: str | None, events: int) -> list[Comparison]:
+    with open_fleet(kafka) as fleet:
+        arrivals = noise_arrivals(fleet.folder, events + _WARM_UP_EVENTS, 0)
+        log = fleet.services.open_log()
+        with fleet.services.connect("bench") as conn:
+            log_rate = _log_events_per_second(log, conn, arrivals)
+            rate = _events_per_second(fleet, log, conn, arrivals)
+            share = _share_outside_model(fleet, log, conn)
+        log.close()
+    return [
+        Comparison(
+            name=f"arrival to appended, {log_name}, stub model",
+            ours=rate,
+            peer=log_rate,
+            peer_name="the log alone",
+            unit="events/s",
+            n=events,
+        ),
+        Comparison(
+            name=f"time outside the model, {log_name}, tiny",
+            ours=share,
+            peer=GOAL,
+            peer_name="goal",
+            unit="share of the worker's time",
+            n=_SCENES,
+        ),
+    ]
+
+
+def _log_events_per_second(
+    log: EventLog, conn: Connection, arrivals: Sequence[ImageArrived]
 ) -> float:
-    """Events a second through one intake and one index worker."""
+    """Publish, poll and commit events without doing anything about them."""
+    messages = arrival_messages(arrivals)
+    with log.open_consumer("alone", [ARRIVED]) as consumer:
+        consumer.poll(timeout_s=_JOIN_TIMEOUT_S)
+        began = time.monotonic()
+        polled = 0
+        log.publish(None, messages)
+        while polled < len(messages) and time.monotonic() - began < _TIMEOUT_S:
+            batch = consumer.poll(max_events=_BATCH_EVENTS, timeout_s=1)
+            with transaction(conn):
+                store_offsets(log, conn, "alone", batch)
+            polled += len(batch)
+    return polled / (time.monotonic() - began)
+
+
+def _events_per_second(
+    fleet: Fleet, log: EventLog, conn: Connection, arrivals: Sequence[ImageArrived]
+) -> float:
+    """Pass events through one intake and one index worker."""
     for role in ROLES:
-        made.start(role)
-    warm_up(made, log, conn, arrivals[:_WARM])
-    rest = arrivals[_WARM:]
+        fleet.start(role)
+    warm_up(fleet, log, conn, arrivals[:_WARM_UP_EVENTS])
+    rest = arrivals[_WARM_UP_EVENTS:]
     began = time.monotonic()
-    log.publish(None, [message(event, event.image_id) for event in rest])
-    if not settle(made, log, conn, len(arrivals), _PATIENCE_S):
+    log.publish(None, arrival_messages(rest))
+    if not settle(fleet, log, conn, len(arrivals), _TIMEOUT_S):
         raise WorkFailedError(
-            f"{len(rest)} events did not get through within {_PATIENCE_S:g} seconds"
+            f"{len(rest)} events must be indexed within {_TIMEOUT_S:g} seconds and are not;"
+            f" the workers' logs: {fleet.log_tails()}"
         )
     return len(rest) / (time.monotonic() - began)
 
 
-def _log_alone(log: EventLog, conn: Connection, arrivals: Sequence[ImageArrived]) -> float:
-    """Events a second published, polled and committed, with nothing done about them."""
-    made = [message(event, event.image_id) for event in arrivals]
-    with log.open_consumer("alone", [ARRIVED]) as consumer:
-        consumer.poll(timeout_s=5)
-        began, count = time.monotonic(), 0
-        log.publish(None, made)
-        while count < len(made) and time.monotonic() - began < _PATIENCE_S:
-            batch = consumer.poll(max_events=32, timeout_s=1)
-            with transaction(conn):
-                store_offsets(log, conn, "alone", batch)
-            count += len(batch)
-    return count / (time.monotonic() - began)
+def _share_outside_model(fleet: Fleet, log: EventLog, conn: Connection) -> float:
+    """Share of an index worker's time outside the tiny model's forward passes, over scenes.
 
-
-def _share(made: Fleet, log: EventLog, conn: Connection) -> tuple[float, int]:
-    """Share of an index worker's time outside the forward passes of the tiny model, over rendered scenes, and how many."""
-    count = 480
+    The worker runs in this process, where its metrics can be read.
+    """
     parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
-    manifest = generate(
-        CorpusConfig(count, seed=7), made.folder / "scenes", "stream", lambda _: None
-    )
-    for member in [member for member in made.members if member.role == "index"]:
-        made.end(member, 9)
-    log.publish(
-        None, [message(event, event.image_id) for event in map(arrival, read_manifest(manifest))]
-    )
-    deadline = time.monotonic() + _PATIENCE_S
-    while (
-        lag(log, conn, "intake", [ARRIVED]) or outbox_size(conn)
-    ) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    metrics, stop = IndexMetrics(), threading.Event()
-    worker = IndexWorker(
-        made.services.store, lambda _: ModelAssigner(parts.sigma, parts.encoder, 3), metrics
-    )
+    assigner = ModelAssigner(parts.sigma, parts.encoder, fleet.services.settings.retrieval.postings)
+    _stop_index_workers(fleet)
+    log.publish(None, arrival_messages(_scene_arrivals(fleet)))
+    deadline = time.monotonic() + _TIMEOUT_S
+    _wait_for_intake(log, conn, deadline)
+    metrics = IndexMetrics()
+    _index_everything(fleet, log, conn, lambda _: assigner, metrics, deadline)
+    inside = _sample(metrics, "sigma_index_model_seconds_total")
+    outside = _sample(metrics, "sigma_index_other_seconds_total")
+    return outside / (inside + outside)
+
+
+def _scene_arrivals(fleet: Fleet) -> list[ImageArrived]:
+    corpus = CorpusConfig(_SCENES, seed=7)
+    manifest = generate(corpus, fleet.folder / "scenes", "stream", lambda _: None)
+    return [arrival(entry) for entry in read_manifest(manifest)]
+
+
+def _stop_index_workers(fleet: Fleet) -> None:
+    for worker in list(fleet.workers):
+        if worker.role == "index":
+            fleet.kill(worker)
+
+
+def _wait_for_intake(log: EventLog, conn: Connection, deadline: float) -> None:
+    """Wait until all arrivals are accepted, so that the index worker never waits for work."""
+    while lag(log, conn, "intake", [ARRIVED]) or outbox_size(conn):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_POLL_S)
+
+
+def _index_everything(
+    fleet: Fleet,
+    log: EventLog,
+    conn: Connection,
+    load: LoadAssigner,
+    metrics: IndexMetrics,
+    deadline: float,
+) -> None:
+    """Run an index worker in a thread until no event is under way."""
+    stop = threading.Event()
+    worker = IndexWorker(fleet.services.store, load, metrics)
     thread = threading.Thread(
-        target=worker.run, args=(made.services.connect, made.services.open_log, stop)
+        target=worker.run, args=(fleet.services.connect, fleet.services.open_log, stop)
     )
     thread.start()
-    while made.left(log, conn) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while events_under_way(log, conn) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
     stop.set()
-    thread.join(30)
-    inside, outside = (
-        counter._value.get() for counter in (metrics.model_seconds, metrics.other_seconds)
-    )
-    return outside / (inside + outside), count
+    thread.join(_STOP_TIMEOUT_S)
+
+
+def _sample(metrics: IndexMetrics, name: str) -> float:
+    return metrics.registry.get_sample_value(name) or 0.0

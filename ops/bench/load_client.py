@@ -1,4 +1,7 @@
-"""Asking: a client at a steady rate, in a process of its own, so that what the benchmark does meanwhile does not count as waiting."""
+"""The load client: it sends queries at a steady rate and times the answers.
+
+It runs in a process of its own, so that what the benchmark does meanwhile does not slow it down.
+"""
 
 import gc
 import threading
@@ -8,74 +11,109 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import httpx
 
-_ASKERS, _PATIENCE_S = 16, 60.0
+_CLIENT_THREADS = 16
+"""Queries that may wait for their answers at once: nearly a second's worth at 20 a second."""
+
+_QUERY_TIMEOUT_S = 30.0
+"""Longest wait for one answer; a query that waits longer counts as failed."""
+
+_END_TIMEOUT_S = 60.0
+"""Longest wait for the end of the client's process, which waits for its last answers first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One query: when it was due (seconds of the machine's monotonic clock), how long its answer took from then, and what it was."""
+class AnsweredImage:
+    """One image of an answer."""
 
-    due: float
+    image_id: str
+    identifier: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryTiming:
+    """One query: when it was due, how long its answer took, and what it was."""
+
+    due_s: float
+    """On the machine's monotonic clock, which all processes share."""
     took_ms: float
+    """From `due_s`, so a query that was sent late counts the delay as waiting."""
     generation: int | None
-    found: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """The generation that answered; None for a failure."""
+    images: tuple[AnsweredImage, ...] = ()
     error: str = ""
+    """Why the query failed; empty for an answer."""
 
 
-class Asker:
-    """Asks `rate` times a second from now on, whether or not earlier answers have come; a late start counts as waiting."""
+class LoadClient:
+    """Sends `rate` queries a second, whether or not earlier answers have come."""
 
-    def __init__(self, url: str, texts: Sequence[str], rate: float) -> None:
+    def __init__(self, process: BaseProcess, line: Connection) -> None:
+        """Use `start`."""
+        self._process = process
+        self._line = line
+
+    @classmethod
+    def start(cls, url: str, texts: Sequence[str], rate: float) -> "LoadClient":
+        """Start a client of the query worker at `url`; it repeats the texts in their order."""
         context = get_context("spawn")
-        self._line, there = context.Pipe()
-        self._process = context.Process(
-            target=_ask_until_told, args=(there, url, list(texts), rate), daemon=True
+        line, client_line = context.Pipe()
+        process = context.Process(
+            target=_run_client, args=(client_line, url, list(texts), rate), daemon=True
         )
-        self._process.start()
-        there.close()
-        # It has started; imports take a while.
-        self._line.recv()
+        process.start()
+        # Its copy is open in the client; with ours closed, `recv` notices when the client dies.
+        client_line.close()
+        # The client's imports take a while; it sends one message when it begins.
+        line.recv()
+        return cls(process, line)
 
-    def stop(self) -> list[Asked]:
-        """End; returns everything that was asked. `EOFError` when the client died."""
+    def stop(self) -> list[QueryTiming]:
+        """End the client; return all its queries. `EOFError` when its process died."""
         self._line.send(None)
-        asked: list[Asked] = self._line.recv()
-        self._process.join(_PATIENCE_S)
-        return asked
+        timings: list[QueryTiming] = self._line.recv()
+        self._process.join(_END_TIMEOUT_S)
+        return timings
 
 
-def _ask_until_told(line: Connection, url: str, texts: Sequence[str], rate: float) -> None:
-    # Half a second of its own garbage collection would look like a slow answer.
+def _run_client(line: Connection, url: str, texts: Sequence[str], rate: float) -> None:
+    # A garbage collection of half a second would look like a slow answer.
     gc.disable()
-    asked: list[Asked] = []
-    guard = threading.Lock()
+    timings: list[QueryTiming] = []
+    timings_lock = threading.Lock()
 
-    def ask(text: str, due: float) -> None:
-        one = _ask(client, url, text, due)
-        with guard:
-            asked.append(one)
+    def send(text: str, due_s: float) -> None:
+        timing = _time_query(client, url, text, due_s)
+        with timings_lock:
+            timings.append(timing)
 
-    with httpx.Client(timeout=30, limits=httpx.Limits(max_connections=_ASKERS)) as client:
+    limits = httpx.Limits(max_connections=_CLIENT_THREADS)
+    with httpx.Client(timeout=_QUERY_TIMEOUT_S, limits=limits) as client:
         line.send(None)
-        began, number = time.monotonic(), 0
-        with ThreadPoolExecutor(_ASKERS) as hands:
-            while not line.poll(max(0.0, began + number / rate - time.monotonic())):
-                hands.submit(ask, texts[number % len(texts)], began + number / rate)
+        began_s = time.monotonic()
+        number = 0
+        due_s = began_s
+        with ThreadPoolExecutor(_CLIENT_THREADS) as threads:
+            while not line.poll(max(0.0, due_s - time.monotonic())):
+                threads.submit(send, texts[number % len(texts)], due_s)
                 number += 1
-    line.send(asked)
+                due_s = began_s + number / rate
+    line.send(timings)
 
 
-def _ask(client: httpx.Client, url: str, text: str, due: float) -> Asked:
+def _time_query(client: httpx.Client, url: str, text: str, due_s: float) -> QueryTiming:
     try:
-        answer = client.post(f"{url}/v1/query", json={"query": text})
-        document = answer.json()
+        response = client.post(f"{url}/v1/query", json={"query": text})
+        answer = response.json()
     except (httpx.HTTPError, ValueError) as error:
-        return Asked(due, 0.0, None, error=repr(error))
-    took_ms = (time.monotonic() - due) * 1000
-    if answer.status_code != 200:
-        return Asked(due, took_ms, None, error=str(document))
-    found = tuple((one["image_id"], tuple(one["identifier"])) for one in document["results"])
-    return Asked(due, took_ms, document["generation"], found)
+        return QueryTiming(due_s, took_ms=0.0, generation=None, error=repr(error))
+    took_ms = (time.monotonic() - due_s) * 1000
+    if response.status_code != 200:
+        return QueryTiming(due_s, took_ms, generation=None, error=str(answer))
+    images = []
+    for result in answer["results"]:
+        images.append(AnsweredImage(result["image_id"], tuple(result["identifier"])))
+    return QueryTiming(due_s, took_ms, answer["generation"], tuple(images))

@@ -1,113 +1,134 @@
-"""`sigma bench query`: our answers a second beside exact dense search over the same images, in one process."""
+"""`sigma bench query`: queries a second, beside exact dense search over the same images."""
 
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from model.identifiers.codebook import CodebookConfig, fit_codebook
+from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.network.base import SHIPPED, Base
 from model.network.checkpoint import Checkpoint
 from model.network.parts import parts_from_base
 from model.network.profiles import profile
-from ops.bench.rows import Row
+from ops.bench.comparison import Comparison
+from ops.bench.query_texts import query_texts
+from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
 from schemas.settings import RetrievalSettings
 from workers.query.engine import ModelEngine
 from workers.repository.follower import EmbeddingRows
 
-_WORDS = (
-    "a",
-    "small",
-    "large",
-    "red",
-    "blue",
-    "circle",
-    "square",
-    "on",
-    "navy",
-    "grey",
-    "dotted",
-    "striped",
-    "left",
-    "right",
-    "star",
-)
-_QUERIES, _BATCH = 128, 16
+SIZES = (10_000, 100_000)
+"""Images of the index."""
+
+_QUERIES = 128
+"""Queries that are timed."""
+
+_BATCH = 16
+"""Queries at once: the largest batch of a query worker."""
+
+_RESULTS = 10
+"""Images of each answer."""
+
+_CODEBOOK_SAMPLE = 2000
+"""Random embeddings that the codebook is fitted to; its quality does not matter here."""
+
+_CHUNK_IMAGES = 10_000
+"""Embeddings that are made at a time, which bounds memory."""
+
+_POSTINGS = 3
+"""Leaves of an image, as the settings have it by default."""
+
+Answer = Callable[[Sequence[str]], object]
+"""Answers a batch of queries."""
 
 
-def texts(count: int, seed: int) -> list[str]:
-    """Made-up queries, each unlike the others."""
-    noise = np.random.default_rng(seed)
-    return [f"{' '.join(noise.choice(_WORDS, 7).tolist())} {number}" for number in range(count)]
+def query(seed: int) -> list[Comparison]:
+    """Compare the engine with exact search at each of `SIZES`."""
+    return [_compare(images, seed) for images in SIZES]
 
 
-def engine(images: int, seed: int, folder: Path, kind: str = "torch") -> ModelEngine:
-    """An engine with the shipped base's model, identifier tokens untrained, and images at random places."""
-    noise = np.random.default_rng(seed)
+def _compare(images: int, seed: int) -> Comparison:
+    texts = query_texts(_QUERIES, seed)
+    settings = RetrievalSettings()
+    with tempfile.TemporaryDirectory() as folder:
+        engine = _open_engine(images, seed, Path(folder))
+
+        def answer(batch: Sequence[str]) -> object:
+            return engine.answer(batch, _RESULTS, settings)
+
+        def answer_exact(batch: Sequence[str]) -> object:
+            return engine.answer_exact(engine.encoder.embed_texts(batch), _RESULTS)
+
+        comparison = Comparison(
+            name=f"queries, {images:,} images, 20 beams",
+            ours=_queries_per_second(answer, texts),
+            peer=_queries_per_second(answer_exact, texts),
+            peer_name="exact dense search",
+            unit="queries/s",
+            n=_QUERIES,
+        )
+        engine.close()
+    return comparison
+
+
+def _queries_per_second(answer: Answer, texts: Sequence[str]) -> float:
+    # One batch to warm up: the first call allocates buffers.
+    answer(texts[:_BATCH])
+    began = time.perf_counter()
+    for start in range(0, len(texts), _BATCH):
+        answer(texts[start : start + _BATCH])
+    return len(texts) / (time.perf_counter() - began)
+
+
+def _open_engine(images: int, seed: int, folder: Path) -> ModelEngine:
+    """An engine with the shipped base's model, identifier tokens untrained, and random images.
+
+    Speed depends on neither: the beam search reads as many tokens either way.
+    """
+    rng = np.random.default_rng(seed)
     parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
     shape = parts.sigma.profile.shape
     width = parts.encoder.embed_texts(["width"]).shape[1]
-    sample = noise.standard_normal((2000, width)).astype(np.float32)
-    made = ModelEngine.open(
-        0,
-        Checkpoint(parts.sigma, fit_codebook(sample, CodebookConfig(shape)), parts.encoder),
-        folder,
-        engine=kind,
-    )
-    keys = np.arange(1, images + 1)
-    for begin in range(0, images, 10_000):
-        part = keys[begin : begin + 10_000]
-        vectors = noise.standard_normal((len(part), width)).astype(np.float32)
-        made.add_embeddings(_embeddings(part, vectors))
-    for rank in range(3):
-        suffixes = np.zeros(images, np.int64) if rank == 0 else np.full(images, -1)
-        leaves = noise.integers(0, shape.leaves, images)
-        made.trie.insert(
-            leaves, made.gallery.slots(keys), np.full(images, -float(rank), np.float32), suffixes
-        )
-    return made
+    codebook = _random_codebook(rng, shape, width)
+    engine = ModelEngine.open(0, Checkpoint(parts.sigma, codebook, parts.encoder), folder)
+    _add_embeddings(engine, images, width, rng)
+    _add_postings(engine, images, rng)
+    return engine
 
 
-def _embeddings(keys: IntArray, vectors: FloatArray) -> EmbeddingRows:
+def _random_codebook(rng: np.random.Generator, shape: IdentifierShape, width: int) -> Codebook:
+    sample = rng.standard_normal((_CODEBOOK_SAMPLE, width)).astype(np.float32)
+    return fit_codebook(sample, CodebookConfig(shape))
+
+
+def _add_embeddings(engine: ModelEngine, images: int, width: int, rng: np.random.Generator) -> None:
+    keys = _image_keys(images)
+    for start in range(0, images, _CHUNK_IMAGES):
+        chunk = keys[start : start + _CHUNK_IMAGES]
+        vectors = rng.standard_normal((len(chunk), width)).astype(np.float32)
+        engine.add_embeddings(_embedding_rows(chunk, vectors))
+
+
+def _embedding_rows(keys: IntArray, vectors: FloatArray) -> EmbeddingRows:
     unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-    return EmbeddingRows(keys, unit, np.zeros(len(keys), np.float32), np.zeros(len(keys), np.bool_))
+    confidences = np.zeros(len(keys), np.float32)
+    trained = np.zeros(len(keys), np.bool_)
+    return EmbeddingRows(keys, unit, confidences, trained)
 
 
-def query(seed: int) -> list[Row]:
-    """Rows at growing numbers of images."""
-    rows = []
-    for images in (10_000, 100_000):
-        with tempfile.TemporaryDirectory() as folder:
-            made = engine(images, seed, Path(folder))
-            asked = texts(_QUERIES, seed)
-            ours = rate(partial(made.answer, count=10, settings=RetrievalSettings()), asked, _BATCH)
-            exact = rate(partial(_exact, made), asked, _BATCH)
-            rows.append(
-                Row(
-                    f"queries, {images:,} images, 20 beams",
-                    ours,
-                    exact,
-                    "exact dense search",
-                    "queries/s",
-                    _QUERIES,
-                )
-            )
-            made.close()
-    return rows
+def _add_postings(engine: ModelEngine, images: int, rng: np.random.Generator) -> None:
+    """A primary posting and two alternates of every image, in random leaves."""
+    slots = engine.gallery.slots(_image_keys(images))
+    for rank in range(_POSTINGS):
+        is_primary = rank == 0
+        suffixes = np.zeros(images, np.int64) if is_primary else np.full(images, -1)
+        leaves = rng.integers(0, engine.shape.leaves, images)
+        weights = np.full(images, -float(rank), np.float32)
+        engine.trie.insert(leaves, slots, weights, suffixes)
 
 
-def _exact(made: ModelEngine, part: Sequence[str]) -> object:
-    return made.answer_exact(made.encoder.embed_texts(part), 10)
-
-
-def rate(answer: Callable[[Sequence[str]], object], asked: Sequence[str], batch: int) -> float:
-    """Queries a second, after one batch to warm up."""
-    answer(asked[:batch])
-    began = time.perf_counter()
-    for begin in range(0, len(asked), batch):
-        answer(asked[begin : begin + batch])
-    return len(asked) / (time.perf_counter() - began)
+def _image_keys(images: int) -> IntArray:
+    return np.arange(1, images + 1)

@@ -1,14 +1,14 @@
-"""`sigma bench recluster`: how many identifiers a re-clustering keeps and what it gains, beside the naive ways to refit.
+"""`sigma bench recluster`: what a re-clustering keeps and gains, beside the naive ways to refit.
 
-The store holds images of a small world (some shapes, colours and grounds never occur) that an old codebook was fitted on,
-and as many later ones: of the same world (*stationary*), or half of them full of what the old codebook has never seen
-(*shifted*). Embeddings are the shipped base's.
+A store holds the images of a small world, in which some shapes, colours and grounds never occur,
+that an old codebook was fitted to, and as many later ones: of the same world (*stationary*), or
+half of them full of what the old codebook has never seen (*shifted*). Embeddings are those of the
+shipped base.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -17,210 +17,239 @@ import numpy as np
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.identifiers.quality import quantisation_error
 from model.identifiers.recluster import ReclusterConfig, keep_codes, recluster_within_budget
-from model.identifiers.recluster_report import gain_share, recluster_report
+from model.identifiers.recluster_report import ReclusterReport, gain_share, recluster_report
 from model.identifiers.sticky_kmeans import matching
 from model.network.base import SHIPPED, Base
 from model.network.profiles import profile
-from ops.bench.rows import Row, document
+from ops.bench.comparison import Comparison, document, table
+from ops.bench.recluster_stores import CORPORA, embedded_stores
 from ops.cli.progress_bar import bar
-from ops.scenes.corpus import CorpusConfig, Sample, samples
-from ops.scenes.scene import Scene
-from schemas.records import FloatArray, IntArray
+from schemas.identifiers import LEVELS
+from schemas.records import BoolArray, FloatArray, IntArray
 
-LATER = frozenset({"star", "ring", "pink", "brown", "lavender"})
-"""Words of scenes that only later images show, in the shifted corpus."""
-_SIDE_PX, _FRESH, _MANY = 56, 3, 1 << 40
+_FRESH_FITS = 3
+"""Fresh fits of a run. The error of one depends on its seed by as much as a stationary corpus can
+gain, so their mean is the yardstick."""
+
+_SEEDS_APART = 1000
+"""Between the seeds of two fresh fits of a run; runs are one apart."""
 
 
 @dataclass(frozen=True, slots=True)
-class ReclusterBench:
-    """`images` the old codebook was fitted on, and as many again; each of `runs` corpora has its own seed."""
+class ReclusterBenchConfig:
+    """How many images and runs."""
 
     images: int = 2000
+    """That the old codebook was fitted to; as many come later."""
     runs: int = 3
+    """Each has its own seed, and a store of both kinds."""
     seed: int = 0
 
 
-def bench_recluster(options: ReclusterBench) -> tuple[dict[str, Any], list[Row]]:
-    """Every run in detail, and the rows of their means."""
+@dataclass(frozen=True, slots=True)
+class KeptShares:
+    """Shares of images that keep their codes."""
+
+    levels: tuple[float, ...]
+    """Each level for itself."""
+    whole: float
+    """All four codes."""
+
+    @classmethod
+    def of(cls, was: IntArray, now: IntArray) -> "KeptShares":
+        """Compare (N, 4) codes before and after."""
+        same = was == now
+        return cls(tuple(same.mean(axis=0).tolist()), float(same.all(axis=1).mean()))
+
+    def to_json(self) -> list[float]:
+        """id1 to id4, then all four together."""
+        return [*self.levels, self.whole]
+
+
+@dataclass(frozen=True, slots=True)
+class ReclusterRun:
+    """One store, re-clustered and refitted."""
+
+    seed: int
+    corpus: str
+    report: ReclusterReport
+    """Of the re-clustering, beside the first fresh fit."""
+    kept_early: float
+    """Share of whole identifiers kept among the images that the old codebook was fitted to."""
+    kept_late: float
+    """The same among the later ones."""
+    errors_fresh: list[float]
+    """Of each fresh fit."""
+    distance: float
+    """The tolerance that the re-clustering ended up with."""
+    cpu_s: float
+    kept_naive: KeptShares
+    """By the first fresh fit."""
+    kept_matched: KeptShares
+    """By the first fresh fit, renumbered like the old codebook."""
+
+    @property
+    def error_fresh(self) -> float:
+        """Mean of the fresh fits."""
+        return fmean(self.errors_fresh)
+
+    def to_json(self) -> dict[str, Any]:
+        """One of the `runs` of the JSON document."""
+        before = self.report.error_old
+        after = self.report.error_new
+        return {
+            "seed": self.seed,
+            "corpus": self.corpus,
+            **self.report.to_dict(),
+            "kept_early": self.kept_early,
+            "kept_late": self.kept_late,
+            "errors_fresh": self.errors_fresh,
+            "error_fresh": self.error_fresh,
+            "gain_share": gain_share(before, after, self.error_fresh),
+            "gain_share_of_best": gain_share(before, after, min(self.errors_fresh)),
+            "to_fresh": after / self.error_fresh,
+            "distance": self.distance,
+            "cpu_s": self.cpu_s,
+            "kept_naive": self.kept_naive.to_json(),
+            "kept_matched": self.kept_matched.to_json(),
+        }
+
+
+def recluster(config: ReclusterBenchConfig) -> tuple[dict[str, Any], str]:
+    """Run all; return the JSON document with every run, and the table of their means."""
+    runs = _run_all(config)
+    comparisons = []
+    for corpus in CORPORA:
+        same_corpus = [run for run in runs if run.corpus == corpus]
+        comparisons += _compare(corpus, same_corpus)
+    report = document(
+        comparisons,
+        config=asdict(ReclusterConfig()),
+        images=config.images,
+        runs=[run.to_json() for run in runs],
+    )
+    return report, table(comparisons)
+
+
+def _run_all(config: ReclusterBenchConfig) -> list[ReclusterRun]:
     base = Base.load(SHIPPED)
     runs = []
-    with bar("re-cluster", 2 * options.runs) as progress:
-        for seed in range(options.seed, options.seed + options.runs):
-            stores = _stores(base, options.images, seed)
-            old = fit_codebook(
-                stores["stationary"][: options.images],
-                CodebookConfig(profile("tiny").shape, seed=seed),
-            )
-            for name, rows in stores.items():
-                runs.append(
-                    {"seed": seed, "corpus": name, **compare(old, rows, options.images, seed)}
-                )
+    with bar("re-cluster", len(CORPORA) * config.runs) as progress:
+        for seed in range(config.seed, config.seed + config.runs):
+            stores = embedded_stores(base, config.images, seed)
+            early = stores["stationary"][: config.images]
+            old = fit_codebook(early, CodebookConfig(profile("tiny").shape, seed=seed))
+            for corpus, embeddings in stores.items():
+                runs.append(_run(corpus, old, embeddings, config.images, seed))
                 progress.update(1)
-    found = [
-        row
-        for name in ("stationary", "shifted")
-        for row in _rows(name, [run for run in runs if run["corpus"] == name])
-    ]
-    return document(
-        found, config=asdict(ReclusterConfig()), images=options.images, runs=runs
-    ), found
+    return runs
 
 
-def compare(old: Codebook, rows: FloatArray, early: int, seed: int) -> dict[str, Any]:
-    """Ours and the naive ways on the (N, D) embeddings of a store whose first `early` rows the old codebook was fitted on.
+def _run(corpus: str, old: Codebook, embeddings: FloatArray, early: int, seed: int) -> ReclusterRun:
+    """Re-cluster and refit the (N, D) embeddings of a store.
 
-    A fresh fit depends on its seed by as much as a stationary corpus can gain, so the yardstick is the mean of several.
+    The old codebook was fitted to the first `early` rows.
     """
-    codes = old.encode(rows)
+    was = old.encode(embeddings)
     began = time.process_time()
-    new, config = recluster_within_budget(old, rows, ReclusterConfig(seed=seed))
-    now = keep_codes(codes, rows, new, config)
-    took = time.process_time() - began
-    fits = [
-        fit_codebook(rows, replace(old.config, seed=seed + 1000 * turn)) for turn in range(_FRESH)
-    ]
-    fresh = [quantisation_error(fit, fit.encode(rows), rows) for fit in fits]
-    report = recluster_report(codes, now, rows, old, new, fits[0])
-    same = (now == codes).all(axis=1)
-    return {
-        **report.to_dict(),
-        "kept_early": float(same[:early].mean()),
-        "kept_late": float(same[early:].mean()),
-        "errors_fresh": fresh,
-        "error_fresh": fmean(fresh),
-        "gain_share": gain_share(report.error_old, report.error_new, fmean(fresh)),
-        "gain_share_of_best": gain_share(report.error_old, report.error_new, min(fresh)),
-        "to_fresh": report.error_new / fmean(fresh),
-        "distance": config.distance,
-        "cpu_s": took,
-        "kept_naive": _kept(codes, fits[0].encode(rows)),
-        "kept_matched": _kept(codes, matched(codes, fits[0].encode(rows), old)),
-    }
+    new, config = recluster_within_budget(old, embeddings, ReclusterConfig(seed=seed))
+    now = keep_codes(was, embeddings, new, config)
+    cpu_s = time.process_time() - began
+    fresh_fits = _fresh_fits(old, embeddings, seed)
+    fresh_codes = fresh_fits[0].encode(embeddings)
+    whole = (now == was).all(axis=1)
+    return ReclusterRun(
+        seed=seed,
+        corpus=corpus,
+        report=recluster_report(was, now, embeddings, old, new, fresh_fits[0]),
+        kept_early=float(whole[:early].mean()),
+        kept_late=float(whole[early:].mean()),
+        errors_fresh=[_error(fit, embeddings) for fit in fresh_fits],
+        distance=config.distance,
+        cpu_s=cpu_s,
+        kept_naive=KeptShares.of(was, fresh_codes),
+        kept_matched=KeptShares.of(was, matched(was, fresh_codes, old)),
+    )
+
+
+def _fresh_fits(old: Codebook, embeddings: FloatArray, seed: int) -> list[Codebook]:
+    fits = []
+    for number in range(_FRESH_FITS):
+        config = replace(old.config, seed=seed + _SEEDS_APART * number)
+        fits.append(fit_codebook(embeddings, config))
+    return fits
+
+
+def _error(codebook: Codebook, embeddings: FloatArray) -> float:
+    return quantisation_error(codebook, codebook.encode(embeddings), embeddings)
 
 
 def matched(was: IntArray, now: IntArray, old: Codebook) -> IntArray:
-    """The peer: (N, 4) codes of a fresh fit renumbered by a Hungarian matching at each level, id2 and id3 inside id1."""
-    found, shape = now.copy(), old.config.shape.codes
-    found[:, 0] = _renumbered(was[:, 0], now[:, 0], shape[0])
-    for cluster in np.unique(found[:, 0]):
-        at = np.flatnonzero(found[:, 0] == cluster)
-        same = was[at, 0] == cluster
+    """Renumber the (N, 4) codes of a fresh fit by a Hungarian matching at each level.
+
+    id2 and id3 are matched inside each id1, as they mean something only there. This is the peer.
+    """
+    renumbered = now.copy()
+    counts = old.config.shape.codes
+    every_row = np.ones(len(was), dtype=np.bool_)
+    renumbered[:, 0] = _renumber(was[:, 0], now[:, 0], counts[0], every_row)
+    for cluster in np.unique(renumbered[:, 0]):
+        members = np.flatnonzero(renumbered[:, 0] == cluster)
+        stayed = was[members, 0] == cluster
         for level in (1, 2):
-            found[at, level] = _renumbered(was[at, level], now[at, level], shape[level], same)
-    found[:, 3] = _renumbered(was[:, 3], now[:, 3], shape[3])
-    return found
+            renumbered[members, level] = _renumber(
+                was[members, level], now[members, level], counts[level], stayed
+            )
+    renumbered[:, 3] = _renumber(was[:, 3], now[:, 3], counts[3], every_row)
+    return renumbered
 
 
-def _renumbered(was: IntArray, now: IntArray, count: int, counted: Any = slice(None)) -> IntArray:
-    """Codes `now` under the numbers of the old ones they share most rows with; only `counted` rows vote."""
-    return np.argsort(matching(was[counted], now[counted], count))[now]
+def _renumber(was: IntArray, now: IntArray, count: int, voters: BoolArray) -> IntArray:
+    """(n,) codes `now` under the numbers of the old ones with which they share most `voters`."""
+    order = matching(was[voters], now[voters], count)
+    return np.argsort(order)[now]
 
 
-def _kept(was: IntArray, now: IntArray) -> list[float]:
-    """Share of equal codes at each level, then of all four together."""
-    return [
-        *(float(share) for share in (was == now).mean(axis=0)),
-        float((was == now).all(axis=1).mean()),
-    ]
+def _compare(corpus: str, runs: Sequence[ReclusterRun]) -> list[Comparison]:
+    """The means of the runs on one kind of store."""
+    images = sum(run.report.images for run in runs)
+    comparisons = []
+
+    def add(figure: str, ours: float, peer: float, peer_name: str, unit: str) -> None:
+        name = f"{corpus}: {figure}"
+        comparisons.append(Comparison(name, ours, peer, peer_name, unit, images))
+
+    for level in range(LEVELS):
+        kept, kept_matched = _mean_kept(runs, level)
+        add(f"id{level + 1} kept", kept, kept_matched, "fresh fit, matched", "share")
+    whole = _mean(runs, lambda run: run.report.kept_whole)
+    matched_whole = _mean(runs, lambda run: run.kept_matched.whole)
+    naive_whole = _mean(runs, lambda run: run.kept_naive.whole)
+    worst_whole = min(run.report.kept_whole for run in runs)
+    add("id1..id4 kept", whole, matched_whole, "fresh fit, matched", "share")
+    add("id1..id4 kept", whole, naive_whole, "fresh fit", "share")
+    add("id1..id4 kept, worst run", worst_whole, whole, "mean of the runs", "share")
+    old = _mean(runs, lambda run: run.report.error_old)
+    new = _mean(runs, lambda run: run.report.error_new)
+    fresh = _mean(runs, lambda run: run.error_fresh)
+    add("reconstruction error", new, fresh, "fresh fit", "of variance")
+    add("reconstruction error", new, old, "old codebook", "of variance")
+    add("error gained", old - new, old - fresh, "fresh fit", "of variance")
+    gini_old = _mean(runs, lambda run: run.report.leaf_gini_old)
+    gini_new = _mean(runs, lambda run: run.report.leaf_gini_new)
+    add("leaf Gini", gini_new, gini_old, "before", "")
+    p99_old = _mean(runs, lambda run: run.report.leaf_p99_old)
+    p99_new = _mean(runs, lambda run: run.report.leaf_p99_new)
+    add("leaf p99", p99_new, p99_old, "before", "images")
+    return comparisons
 
 
-def _rows(name: str, runs: list[dict[str, Any]]) -> list[Row]:
-    def mean(key: str) -> float:
-        return fmean(run[key] for run in runs)
-
-    count = sum(run["images"] for run in runs)
-    rows = [
-        Row(
-            f"{name}: id{level + 1} kept",
-            fmean(r["kept"][level] for r in runs),
-            fmean(r["kept_matched"][level] for r in runs),
-            "fresh fit, matched",
-            "share",
-            count,
-        )
-        for level in range(4)
-    ]
-    whole, least = mean("kept_whole"), min(run["kept_whole"] for run in runs)
-    rows += [
-        Row(
-            f"{name}: id1..id4 kept",
-            whole,
-            fmean(r["kept_matched"][4] for r in runs),
-            "fresh fit, matched",
-            "share",
-            count,
-        ),
-        Row(
-            f"{name}: id1..id4 kept",
-            whole,
-            fmean(r["kept_naive"][4] for r in runs),
-            "fresh fit",
-            "share",
-            count,
-        ),
-        Row(f"{name}: id1..id4 kept, worst run", least, whole, "mean of the runs", "share", count),
-        Row(
-            f"{name}: reconstruction error",
-            mean("error_new"),
-            mean("error_fresh"),
-            "fresh fit",
-            "of variance",
-            count,
-        ),
-        Row(
-            f"{name}: reconstruction error",
-            mean("error_new"),
-            mean("error_old"),
-            "old codebook",
-            "of variance",
-            count,
-        ),
-        Row(
-            f"{name}: error gained",
-            mean("error_old") - mean("error_new"),
-            mean("error_old") - mean("error_fresh"),
-            "fresh fit",
-            "of variance",
-            count,
-        ),
-        Row(
-            f"{name}: leaf Gini", mean("leaf_gini_new"), mean("leaf_gini_old"), "before", "", count
-        ),
-        Row(
-            f"{name}: leaf p99",
-            mean("leaf_p99_new"),
-            mean("leaf_p99_old"),
-            "before",
-            "images",
-            count,
-        ),
-    ]
-    return rows
+def _mean_kept(runs: Sequence[ReclusterRun], level: int) -> tuple[float, float]:
+    """Shares of codes of a level that the re-clustering and the matched fresh fit keep."""
+    ours = _mean(runs, lambda run: run.report.kept[level])
+    peer = _mean(runs, lambda run: run.kept_matched.levels[level])
+    return ours, peer
 
 
-def _stores(base: Base, images: int, seed: int) -> dict[str, FloatArray]:
-    """Embeddings of both stores: the first `images` and the first half of the later ones are the same images in both."""
-    encoder, stream = (
-        base.encoder,
-        CorpusConfig(images=_MANY, seed=seed, captions=0, test_captions=0),
-    )
-    half = images // 2
-
-    def embedded(scenes: Iterator[Sample], count: int) -> FloatArray:
-        return encoder.embed_images([sample.pixels(_SIDE_PX) for sample in islice(scenes, count)])
-
-    usual = embedded((s for s in samples(stream) if not _words(s.scene) & LATER), 2 * images)
-    strange = embedded((s for s in samples(stream) if _strange(s.scene)), images - half)
-    return {"stationary": usual, "shifted": np.concatenate([usual[: images + half], strange])}
-
-
-def _words(scene: Scene) -> set[str]:
-    return {scene.ground}.union(*({thing.shape, thing.colour} for thing in scene.objects))
-
-
-def _strange(scene: Scene) -> bool:
-    """On a ground that only later scenes have, or showing nothing but things of a later shape or colour."""
-    return scene.ground in LATER or all(
-        {thing.shape, thing.colour} & LATER for thing in scene.objects
-    )
+def _mean(runs: Sequence[ReclusterRun], figure: Callable[[ReclusterRun], float]) -> float:
+    return fmean(figure(run) for run in runs)

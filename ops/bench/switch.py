@@ -1,24 +1,32 @@
-"""`sigma bench switch`: generations are switched and rolled back while queries and images flow. What does anybody notice?
+"""`sigma bench switch`: generations are switched and rolled back while queries and images flow.
 
-Every candidate is new: the postings of the live generation with other suffixes, so that an answer's identifiers tell which
-generation gave them. Its model is a copy's, or the stub.
+Every candidate is a copy of the live generation with other suffixes (`ops.bench.generation_copy`).
+Its model is the live one's, or the stub.
 """
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import httpx
-import numpy as np
 import torch
 
-from model.network.profiles import profile
-from ops.bench.fleet import Fleet, Publisher, fleet, pictures, settle
-from ops.bench.load_client import Asked, Asker
-from ops.bench.query import texts
+from model.network.profiles import Profile, profile
+from ops.bench.fleet import Fleet, open_fleet
+from ops.bench.generation_copy import copy_generation
+from ops.bench.load_client import LoadClient
+from ops.bench.publisher import Publisher, noise_arrivals
+from ops.bench.query_texts import query_texts
+from ops.bench.settling import events_under_way, settle
 from ops.bench.stub import StubAssigner
+from ops.bench.switch_result import (
+    Move,
+    MoveKind,
+    QueryLatency,
+    SwitchBenchResult,
+    audit_answers,
+)
 from ops.cli.progress_bar import bar
 from ops.scenes.corpus import CorpusConfig, generate
 from schemas.errors import WorkFailedError
@@ -30,171 +38,149 @@ from workers.generations.image_assigner import ImageAssigner, LoadAssigner
 from workers.generations.model_assigner import ModelAssigner
 from workers.generations.switching import promote, rollback
 from workers.repository import generations
-from workers.repository.bulk_load import InitialLoad, bulk_append
 from workers.repository.connection import Connection
-from workers.repository.follower import TrieFollower
 from workers.repository.generations import Generation
 from workers.runtime.process import bind
-from workers.runtime.services import Services
 from workers.trainer.request import TrainRequest
 from workers.trainer.seeding import arrival
 from workers.trainer.trainer import train
 
-GOAL = 1.5
-"""p99 while generations switch, beside the quiet one."""
+ROLES = ("intake", "index", "query")
 
-_TRAINED, _WARM, _PATIENCE_S = 240, 40, 240.0
-_LOOK_S = 0.1
+_TRAINING_IMAGES = 240
+"""Scenes to train on: what is measured is time, so a bad model serves."""
+
+_TRAINING_SHARE = 0.25
+"""Epochs of each stage, as a share of the profile's, for the same reason."""
+
+_WARM_UP_EVENTS = 40
+"""Arrivals before the first query, so that there is something to find."""
+
+_QUERY_TEXTS = 500
+"""Different queries; they are repeated."""
+
+_CORPUS_SEED = 3
+
+_TIMEOUT_S = 240.0
+"""Longest wait for workers to start, or for a generation to answer: a model has to be loaded."""
+
+_QUERY_TIMEOUT_S = 30.0
+
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchConfig:
-    """Rates a second. A quiet phase of `seconds` comes before one of the same length with all switches."""
+    """How long, how often and under which load."""
 
     seconds: float = 60.0
+    """Of the quiet phase, and of the one with all moves."""
     switches: int = 10
     rollbacks: int = 3
     queries: float = 20.0
+    """A second."""
     images: float = 20.0
+    """A second."""
     stub: bool = False
+    """With the stub model instead of the tiny one."""
     seed: int = 0
 
     @property
-    def events(self) -> list[str]:
-        """What happens, in order: rollbacks are spread between the switches."""
-        after = {
-            round((turn + 1) * self.switches / (self.rollbacks + 1))
-            for turn in range(self.rollbacks)
-        }
-        return [
-            what
-            for turn in range(1, self.switches + 1)
-            for what in (["switch", "rollback"] if turn in after else ["switch"])
-        ]
+    def moves(self) -> list[MoveKind]:
+        """Switches and rollbacks in order: rollbacks are spread between the switches."""
+        followed_by_rollback = set()
+        for number in range(1, self.rollbacks + 1):
+            followed_by_rollback.add(round(number * self.switches / (self.rollbacks + 1)))
+        moves: list[MoveKind] = []
+        for number in range(1, self.switches + 1):
+            moves.append("switch")
+            if number in followed_by_rollback:
+                moves.append("rollback")
+        return moves
 
 
-@dataclass(slots=True)
-class _Moved:
-    """A switch or rollback: how long the command took, and from its begin until queries were answered by the new generation."""
-
-    what: str
-    took_s: float
-    until_served_s: float
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Stage:
-    """Everything that runs."""
+    """Everything that runs, and how to reach it."""
 
-    made: Fleet
+    fleet: Fleet
     log: EventLog
     conn: Connection
     load: LoadAssigner
+    """Loads the model of any generation: they all share one."""
     url: str
-    moved: list[_Moved] = field(default_factory=list)
-
-    @property
-    def services(self) -> Services:
-        return self.made.services
+    """Address of the query worker."""
 
 
-def switch(config: SwitchConfig) -> dict[str, Any]:
-    """Run it; the document says what failed, was mixed or is missing, and how long queries took."""
-    with _stage(config) as stage:
-        count = int(2 * config.seconds * config.images)
-        arrivals = _arrivals(stage, config, _WARM + count)
-        _warm_up(stage, arrivals[:_WARM])
-        publisher = Publisher(stage.log, arrivals[_WARM:], 2 * config.seconds)
-        asker = Asker(stage.url, texts(500, config.seed), config.queries)
-        began = time.monotonic()
-        publisher.start()
-        with bar("quiet", 1):
-            time.sleep(config.seconds)
-        quiet_until = time.monotonic()
-        _move_all(stage, config, quiet_until)
-        publisher.join(_PATIENCE_S)
-        ended = time.monotonic()
-        asked = asker.stop()
-        settled = settle(stage.made, stage.log, stage.conn, 0, _PATIENCE_S)
-        document = {
-            "model": "stub" if config.stub else "tiny",
-            "settled": settled,
-            "images": len(arrivals),
-            **_findings(stage, asked, [event.image_id for event in arrivals]),
-            **_timings(stage, asked, began, quiet_until, ended),
-        }
-    if not settled or document["failed"] or document["mixed"] or any(document["missing"].values()):
-        raise WorkFailedError(f"a switch was noticed: {document}")
-    return document
+def switch(config: SwitchConfig) -> SwitchBenchResult:
+    """Run both phases; `WorkFailedError` when a user would have noticed a move."""
+    with _open_stage(config) as stage:
+        arrivals = _make_arrivals(stage.fleet, config)
+        _warm_up(stage, arrivals[:_WARM_UP_EVENTS])
+        result = _measure(stage, config, arrivals)
+    if not result.passed:
+        raise WorkFailedError(f"a switch was noticed: {result.to_json()}")
+    return result
 
 
-def copied(
-    services: Services, conn: Connection, source: Generation, order: Sequence[int] | None = None
-) -> int:
-    """A new generation, still building, with the postings of another under other suffixes; its checkpoint is the same folder.
-
-    With an `order`, each image is posted where the one at that place of the order was: a codebook gone wrong.
-    """
-    number = generations.create_generation(
-        conn,
-        source.shape,
-        codebook_version=source.codebook_version,
-        checkpoint_path=source.checkpoint_path,
+def _measure(
+    stage: _Stage, config: SwitchConfig, arrivals: Sequence[ImageArrived]
+) -> SwitchBenchResult:
+    publisher = Publisher(stage.log, arrivals[_WARM_UP_EVENTS:], 2 * config.seconds)
+    texts = query_texts(_QUERY_TEXTS, config.seed)
+    client = LoadClient.start(stage.url, texts, config.queries)
+    began_s = time.monotonic()
+    publisher.start()
+    with bar("quiet", 1):
+        time.sleep(config.seconds)
+    quiet_until_s = time.monotonic()
+    moves = _make_moves(stage, config, quiet_until_s)
+    publisher.join(_TIMEOUT_S)
+    ended_s = time.monotonic()
+    timings = client.stop()
+    # No number of images to wait for: those that arrived are counted by the audit.
+    settled = settle(stage.fleet, stage.log, stage.conn, 0, _TIMEOUT_S)
+    image_ids = [event.image_id for event in arrivals]
+    return SwitchBenchResult(
+        model="stub" if config.stub else "tiny",
+        settled=settled,
+        images=len(arrivals),
+        answers=audit_answers(stage.conn, timings, image_ids),
+        quiet=QueryLatency.between(timings, began_s, quiet_until_s),
+        switching=QueryLatency.between(timings, quiet_until_s, ended_s),
+        moves=moves,
     )
-    with services.connect("copy") as own:
-        held = TrieFollower.open(own, source.id).load()
-    keys = held.embeddings.image_keys
-    posted = (
-        held.postings.image_keys
-        if order is None
-        else keys[np.asarray(order)][np.searchsorted(keys, held.postings.image_keys)]
-    )
-    primary = held.postings.suffixes >= 0
-    load = InitialLoad(
-        leaves=held.postings.leaves,
-        posted_keys=posted,
-        weights=held.postings.weights,
-        # Few enough generations, and leaves full enough of room, that no suffix leaves its range.
-        suffixes=np.where(primary, (held.postings.suffixes + number) % source.shape.suffixes, -1),
-        image_keys=keys,
-        embeddings=held.embeddings.embeddings,
-        confidences=held.embeddings.confidences,
-    )
-    bulk_append(conn, number, load)
-    return number
 
 
 @contextmanager
-def _stage(config: SwitchConfig) -> Iterator[_Stage]:
+def _open_stage(config: SwitchConfig) -> Iterator[_Stage]:
     """Services and workers of the benchmark, with one live generation."""
-    with fleet(None, stub=config.stub) as made:
-        log = made.services.open_log()
-        with made.services.connect("bench") as conn:
-            load = StubAssigner.of if config.stub else _trained(made, conn)
-            with bind("127.0.0.1", 0) as free:
-                port = int(free.getsockname()[1])
-            for role in ("intake", "index", "query"):
-                made.start(role, SIGMA_HTTP_PORT=str(port))
-            yield _Stage(made, log, conn, load, f"http://127.0.0.1:{port}")
+    with open_fleet(None, stub=config.stub) as fleet:
+        log = fleet.services.open_log()
+        with fleet.services.connect("bench") as conn:
+            load = StubAssigner.of if config.stub else _train(fleet, conn)
+            with bind("127.0.0.1", 0) as listener:
+                port = int(listener.getsockname()[1])
+            for role in ROLES:
+                fleet.start(role, SIGMA_HTTP_PORT=str(port))
+            yield _Stage(fleet, log, conn, load, f"http://127.0.0.1:{port}")
         log.close()
 
 
-def _trained(made: Fleet, conn: Connection) -> LoadAssigner:
-    """Train the tiny model for a moment, on a few scenes; all candidates share its weights."""
-    tiny = profile("tiny")
-    short = tiny.with_stages(
-        tuple(replace(stage, epochs=stage.epochs / 4) for stage in tiny.stages)
-    )
-    seen = read_manifest(
-        generate(CorpusConfig(_TRAINED, seed=3), made.folder / "seen", "train", lambda _: None)
-    )
-    done = train(made.services, seen, TrainRequest(short, adapt="never"), bar)
-    made.generation = done.generation
-    postings = made.services.settings.retrieval.postings
+def _train(fleet: Fleet, conn: Connection) -> LoadAssigner:
+    """Train the tiny model for a moment; all candidates share its weights."""
+    corpus = CorpusConfig(_TRAINING_IMAGES, seed=_CORPUS_SEED)
+    manifest = generate(corpus, fleet.folder / "seen", "train", lambda _: None)
+    request = TrainRequest(_short_profile(), adapt="never")
+    result = train(fleet.services, read_manifest(manifest), request, bar)
+    fleet.generation = result.generation
+    services = fleet.services
     trained = ModelAssigner.load(
-        made.services.checkpoints, generations.get(conn, done.generation), postings
+        services.checkpoints,
+        generations.get(conn, result.generation),
+        services.settings.retrieval.postings,
     )
-    # As the command that promotes does: by default torch would take every core.
+    # As the command that promotes does: by default torch takes every core.
     torch.set_num_threads(1)
 
     def load(_: Generation) -> ImageAssigner:
@@ -203,138 +189,119 @@ def _trained(made: Fleet, conn: Connection) -> LoadAssigner:
     return load
 
 
-def _arrivals(stage: _Stage, config: SwitchConfig, count: int) -> list[ImageArrived]:
+def _short_profile() -> Profile:
+    tiny = profile("tiny")
+    stages = []
+    for stage in tiny.stages:
+        stages.append(replace(stage, epochs=stage.epochs * _TRAINING_SHARE))
+    return tiny.with_stages(tuple(stages))
+
+
+def _make_arrivals(fleet: Fleet, config: SwitchConfig) -> list[ImageArrived]:
+    """Arrivals of the warm-up and of both phases."""
+    count = _WARM_UP_EVENTS + int(2 * config.seconds * config.images)
     if config.stub:
-        return pictures(stage.made.folder, count, config.seed)
-    manifest = generate(
-        CorpusConfig(count, seed=3, start=_TRAINED),
-        stage.made.folder / "flow",
-        "stream",
-        lambda _: None,
-    )
+        return noise_arrivals(fleet.folder, count, config.seed)
+    corpus = CorpusConfig(count, seed=_CORPUS_SEED, start=_TRAINING_IMAGES)
+    manifest = generate(corpus, fleet.folder / "flow", "stream", lambda _: None)
     return [arrival(entry) for entry in read_manifest(manifest)]
 
 
 def _warm_up(stage: _Stage, arrivals: Sequence[ImageArrived]) -> None:
-    """Everybody has started, and some images are there to be found."""
+    """Let some images through, until all workers have started and queries are answered."""
+    fleet = stage.fleet
     Publisher(stage.log, arrivals, 0).run()
-    deadline = time.monotonic() + _PATIENCE_S
-    while not (
-        _answers(stage, stage.made.generation, named=False)
-        and stage.made.left(stage.log, stage.conn) == 0
-    ):
-        if time.monotonic() > deadline:
-            logs = [file.read_text()[-500:] for file in stage.made.folder.glob("*.log")]
-            raise WorkFailedError(f"the workers did not start; their logs: {logs}")
-        time.sleep(_LOOK_S)
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline:
+        if _is_live(stage, fleet.generation) and not events_under_way(stage.log, stage.conn):
+            return
+        time.sleep(_POLL_S)
+    raise WorkFailedError(
+        f"the workers did not start within {_TIMEOUT_S:g} seconds; their logs: {fleet.log_tails()}"
+    )
 
 
-def _move_all(stage: _Stage, config: SwitchConfig, began: float) -> None:
-    """Switches and rollbacks, evenly over the second phase; on a slow machine later, for each generation has to answer for a while."""
-    span = config.seconds / len(config.events)
-    with bar("switches", len(config.events)) as progress:
-        for number, what in enumerate(config.events):
-            time.sleep(max(span / 2, began + (number + 0.5) * span - time.monotonic()))
-            candidate = _candidate(stage) if what == "switch" else 0
-            started = time.monotonic()
-            if what == "switch":
-                done = promote(stage.conn, candidate, stage.services.store, stage.load)
-            else:
-                done = rollback(stage.conn, stage.services.store, stage.load)
-            took_s = time.monotonic() - started
-            _until(stage, done.generation, named=False)
-            stage.moved.append(_Moved(what, took_s, time.monotonic() - started))
+def _make_moves(stage: _Stage, config: SwitchConfig, began_s: float) -> list[Move]:
+    """Make all moves, evenly over the second phase.
+
+    On a slow machine they come later, for each generation has to answer for a while.
+    """
+    kinds = config.moves
+    span_s = config.seconds / len(kinds)
+    moves = []
+    with bar("switches", len(kinds)) as progress:
+        for number, kind in enumerate(kinds):
+            due_s = began_s + (number + 0.5) * span_s
+            time.sleep(max(span_s / 2, due_s - time.monotonic()))
+            moves.append(_switch_once(stage) if kind == "switch" else _roll_back_once(stage))
             progress.update(1)
-    time.sleep(span / 2)
+    time.sleep(span_s / 2)
+    return moves
 
 
-def _candidate(stage: _Stage) -> int:
-    """A new shadow generation that the query worker holds, as one that passed the gate would be."""
+def _switch_once(stage: _Stage) -> Move:
+    candidate = _make_candidate(stage)
+    started_s = time.monotonic()
+    promote(stage.conn, candidate, stage.fleet.services.store, stage.load)
+    return _await_move(stage, "switch", candidate, started_s)
+
+
+def _roll_back_once(stage: _Stage) -> Move:
+    started_s = time.monotonic()
+    done = rollback(stage.conn, stage.fleet.services.store, stage.load)
+    return _await_move(stage, "rollback", done.generation, started_s)
+
+
+def _await_move(stage: _Stage, kind: MoveKind, generation: int, started_s: float) -> Move:
+    """Wait until the new live generation answers; the command has just ended."""
+    command_s = time.monotonic() - started_s
+    _wait_for_answer(stage, generation, by_number=False)
+    return Move(kind, command_s, time.monotonic() - started_s)
+
+
+def _make_candidate(stage: _Stage) -> int:
+    """A new shadow generation, loaded by the query worker, as one that passed the gate would be."""
+    services = stage.fleet.services
     live = generations.live(stage.conn)
     assert live is not None
-    number = copied(stage.services, stage.conn, live)
+    number = copy_generation(services.connect, stage.conn, live)
     generations.set_state(stage.conn, number, "shadow")
     shadow = generations.get(stage.conn, number)
-    CatchUp(stage.conn, shadow, stage.services.store, stage.load).run()
-    _until(stage, number, named=True)
+    CatchUp(stage.conn, shadow, services.store, stage.load).run()
+    _wait_for_answer(stage, number, by_number=True)
     return number
 
 
-def _until(stage: _Stage, generation: int, *, named: bool) -> None:
-    """Wait until the query worker answers from a generation: when it is asked for, or by itself."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while not _answers(stage, generation, named=named):
-        if time.monotonic() > deadline:
-            raise WorkFailedError(
-                f"the query worker does not answer from generation {generation} after {_PATIENCE_S:g} seconds"
-            )
-        time.sleep(_LOOK_S)
-
-
-def _answers(stage: _Stage, generation: int, *, named: bool) -> bool:
-    asked = {"query": "which generation is it", "k": 1} | (
-        {"generation": generation} if named else {}
+def _wait_for_answer(stage: _Stage, generation: int, *, by_number: bool) -> None:
+    """Wait until a generation answers: queries that name it, or those that name none."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline:
+        if by_number and _answering(stage, generation) == generation:
+            return
+        if not by_number and _is_live(stage, generation):
+            return
+        time.sleep(_POLL_S)
+    raise WorkFailedError(
+        f"the query worker did not answer from generation {generation} within {_TIMEOUT_S:g}"
+        f" seconds; the workers' logs: {stage.fleet.log_tails()}"
     )
+
+
+def _is_live(stage: _Stage, generation: int) -> bool:
+    """Whether a generation answers queries that name none."""
+    return _answering(stage, None) == generation
+
+
+def _answering(stage: _Stage, named: int | None) -> int | None:
+    """The generation that answers a query, which may name one; None when none answers."""
+    query: dict[str, str | int] = {"query": "which generation answers", "k": 1}
+    if named is not None:
+        query["generation"] = named
     try:
-        answer = httpx.post(f"{stage.url}/v1/query", json=asked, timeout=30)
+        response = httpx.post(f"{stage.url}/v1/query", json=query, timeout=_QUERY_TIMEOUT_S)
     except httpx.HTTPError:
-        return False
-    return answer.status_code == 200 and answer.json()["generation"] == generation
-
-
-def _findings(stage: _Stage, asked: Sequence[Asked], image_ids: Sequence[str]) -> dict[str, Any]:
-    """What went wrong: failures, answers that are not of one generation, and arrivals that a receiving generation lacks."""
-    places: dict[int, dict[str, tuple[int, ...]]] = {}
-    for generation in generations.generations(stage.conn):
-        found = stage.conn.execute(
-            "SELECT image_id, leaf, suffix FROM posting JOIN image USING (image_key) WHERE generation = %s AND suffix IS NOT NULL",
-            (generation.id,),
-        )
-        places[generation.id] = {
-            one: tuple(generation.shape.identifier(leaf, suffix)) for one, leaf, suffix in found
-        }
-    failed = [one.error for one in asked if one.error]
-    mixed = [
-        one
-        for one in asked
-        if one.generation is not None
-        and any(places[one.generation].get(i) != place for i, place in one.found)
-    ]
-    receiving = [one.id for one in generations.receiving(stage.conn)]
-    return {
-        "queries": len(asked),
-        "failed": len(failed),
-        "failures": sorted(set(failed))[:5],
-        "mixed": len(mixed),
-        "empty": sum(not one.found for one in asked if not one.error),
-        "generations_that_answered": len({one.generation for one in asked} - {None}),
-        "missing": {
-            str(number): len(set(image_ids) - places[number].keys()) for number in receiving
-        },
-    }
-
-
-def _timings(
-    stage: _Stage, asked: Sequence[Asked], began: float, quiet_until: float, ended: float
-) -> dict[str, Any]:
-    """Milliseconds of queries in both phases, and seconds of the commands and until their first answer."""
-    good = [one for one in asked if not one.error]
-    phases = {
-        "quiet_ms": [one.took_ms for one in good if began <= one.due < quiet_until],
-        "switching_ms": [one.took_ms for one in good if quiet_until <= one.due < ended],
-    }
-    figures: dict[str, Any] = {
-        name: {f"p{q}": round(float(np.percentile(took, q)), 2) for q in (50, 95, 99)}
-        | {"queries": len(took)}
-        for name, took in phases.items()
-    }
-    figures["p99_ratio"] = round(figures["switching_ms"]["p99"] / figures["quiet_ms"]["p99"], 3)
-    figures["p99_ratio_goal"] = GOAL
-    for what in ("switch", "rollback"):
-        moved = [one for one in stage.moved if one.what == what]
-        figures["switches" if what == "switch" else "rollbacks"] = len(moved)
-        figures[f"{what}_s"] = {
-            "command": round(max((one.took_s for one in moved), default=0.0), 3),
-            "until_served": round(max((one.until_served_s for one in moved), default=0.0), 3),
-        }
-    return figures
+        return None
+    if response.status_code != 200:
+        return None
+    generation: int = response.json()["generation"]
+    return generation

@@ -1,103 +1,132 @@
-"""`sigma bench trie`: the live trie beside a frozen one that is rebuilt at every change, and beside a dictionary walk."""
+"""`sigma bench trie`: the trie beside a frozen one that is rebuilt at every change.
+
+And its lookup of allowed children beside a walk through nested dictionaries.
+"""
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import count
-from typing import Any
 
 import numpy as np
 import torch
 
 from model.retrieval.trie import Trie
-from ops.bench.rows import Row
+from ops.bench.comparison import Comparison
 from schemas.identifiers import IdentifierShape
 from schemas.records import IntArray
 
-_SHAPE = IdentifierShape((64, 32, 16, 32), 64)
-_BEAMS, _REPEATS = 320, 30
+SHAPE = IdentifierShape((64, 32, 16, 32), 64)
+"""The paper's codes (appendix E)."""
+
+SIZES = (100_000, 1_000_000)
+"""Postings: a small collection and one that no dictionary walk is comfortable with."""
+
+_BEAMS = 320
+"""16 queries of 20 beams each, the largest batch of a query worker."""
+
+_REPEATS = 30
+"""Repetitions of a cheap operation; the median is reported."""
+
+_REBUILDS = 3
+"""Repetitions of a rebuild, which takes seconds."""
+
+_MS = 1e3
+"""Milliseconds of a second."""
+
+NestedCodes = dict[int, "NestedCodes"]
+"""A trie of dictionaries: code → the codes behind it."""
 
 
-def trie(seed: int) -> list[Row]:
-    """Rows at 100,000 and 1,000,000 postings in the paper's shape."""
-    rows = []
-    for size in (100_000, 1_000_000):
-        leaves = np.random.default_rng(seed).integers(0, _SHAPE.leaves, size)
+def trie(seed: int) -> list[Comparison]:
+    """Compare inserts, deletes and lookups at each of `SIZES`."""
+    comparisons = []
+    for size in SIZES:
+        leaves = np.random.default_rng(seed).integers(0, SHAPE.leaves, size)
         live = _filled(leaves)
-        rebuild = _seconds(partial(_filled, leaves), 3)
-        insert = _seconds(partial(_insert, live, count(size)))
-        rows.append(
-            Row(
-                f"insert one image, {size:,} there",
-                insert * 1e3,
-                rebuild * 1e3,
-                "rebuild of a frozen trie",
-                "ms",
-                size,
-            )
-        )
-        delete = _seconds(partial(_delete, live, count(0)))
-        rows.append(
-            Row(
-                f"delete one image, {size:,} there",
-                delete * 1e3,
-                rebuild * 1e3,
-                "rebuild of a frozen trie",
-                "ms",
-                size,
-            )
-        )
-        rows.append(_children(live, leaves, size))
-    return rows
+        comparisons += _compare_changes(live, leaves)
+        comparisons.append(_compare_children(live, leaves))
+    return comparisons
 
 
-def _children(live: Trie, leaves: IntArray, size: int) -> Row:
-    """Allowed children of 320 beams at the third level: one gather, beside a walk through nested dictionaries."""
-    nested: dict[int, Any] = {}
-    for codes in zip(*np.unravel_index(leaves, _SHAPE.codes), strict=True):
-        node = nested
-        for code in codes:
-            node = node.setdefault(int(code), {})
-    prefixes = torch.from_numpy(leaves[:_BEAMS] // (_SHAPE.leaves // _SHAPE.prefixes(2)))
-    pairs = [(int(p) // _SHAPE.codes[1], int(p) % _SHAPE.codes[1]) for p in prefixes]
+def _compare_changes(live: Trie, leaves: IntArray) -> list[Comparison]:
+    """One insert and one delete, each beside a rebuild from all (P,) leaves."""
+    size = len(leaves)
+    new_slots = count(size)
+    old_slots = count(0)
+    rebuild_s = _median_seconds(lambda: _filled(leaves), _REBUILDS)
+    seconds = {
+        "insert": _median_seconds(lambda: _insert_next(live, new_slots), _REPEATS),
+        "delete": _median_seconds(lambda: _delete_next(live, old_slots), _REPEATS),
+    }
+    comparisons = []
+    for operation, operation_s in seconds.items():
+        comparison = Comparison(
+            name=f"{operation} one image, {size:,} there",
+            ours=operation_s * _MS,
+            peer=rebuild_s * _MS,
+            peer_name="rebuild of a frozen trie",
+            unit="ms",
+            n=size,
+        )
+        comparisons.append(comparison)
+    return comparisons
+
+
+def _compare_children(live: Trie, leaves: IntArray) -> Comparison:
+    """Allowed children of 320 beams at the third level: one gather, beside dictionary walks."""
+    nested = _nested(leaves)
+    leaves_per_prefix = SHAPE.leaves // SHAPE.prefixes(2)
+    prefixes = torch.from_numpy(leaves[:_BEAMS] // leaves_per_prefix)
+    pairs = []
+    for prefix in prefixes.tolist():
+        pairs.append(divmod(prefix, SHAPE.codes[1]))
 
     def walk() -> None:
-        mask = torch.zeros(_BEAMS, _SHAPE.codes[2], dtype=torch.bool)
+        mask = torch.zeros(_BEAMS, SHAPE.codes[2], dtype=torch.bool)
         for row, (first, second) in enumerate(pairs):
             mask[row, list(nested[first][second])] = True
 
-    ours = _seconds(lambda: live.branches.children(2, prefixes))
-    return Row(
-        f"children of {_BEAMS} beams, {size:,} there",
-        ours * 1e3,
-        _seconds(walk) * 1e3,
-        "nested dictionaries",
-        "ms",
-        size,
+    gather_s = _median_seconds(lambda: live.branches.children(2, prefixes), _REPEATS)
+    walk_s = _median_seconds(walk, _REPEATS)
+    return Comparison(
+        name=f"children of {_BEAMS} beams, {len(leaves):,} there",
+        ours=gather_s * _MS,
+        peer=walk_s * _MS,
+        peer_name="nested dictionaries",
+        unit="ms",
+        n=len(leaves),
     )
 
 
 def _filled(leaves: IntArray) -> Trie:
-    made, size = Trie(_SHAPE), len(leaves)
-    made.insert(leaves, np.arange(size), np.zeros(size, np.float32), np.zeros(size, np.int64))
-    return made
+    """A trie with one primary posting in each of (P,) leaves; its slot is its row."""
+    size = len(leaves)
+    filled = Trie(SHAPE)
+    filled.insert(leaves, np.arange(size), np.zeros(size, np.float32), np.zeros(size, np.int64))
+    return filled
 
 
-def _insert(live: Trie, slots: Iterator[int]) -> None:
+def _nested(leaves: IntArray) -> NestedCodes:
+    """The same leaves as nested dictionaries."""
+    root: NestedCodes = {}
+    for codes in zip(*np.unravel_index(leaves, SHAPE.codes), strict=True):
+        node = root
+        for code in codes:
+            node = node.setdefault(int(code), {})
+    return root
+
+
+def _insert_next(live: Trie, slots: Iterator[int]) -> None:
     slot = next(slots)
-    live.insert(
-        np.array([slot % _SHAPE.leaves]),
-        np.array([slot]),
-        np.zeros(1, np.float32),
-        np.zeros(1, np.int64),
-    )
+    leaf = slot % SHAPE.leaves
+    live.insert(np.array([leaf]), np.array([slot]), np.zeros(1, np.float32), np.zeros(1, np.int64))
 
 
-def _delete(live: Trie, slots: Iterator[int]) -> None:
+def _delete_next(live: Trie, slots: Iterator[int]) -> None:
     live.delete([next(slots)])
 
 
-def _seconds(work: Callable[[], object], repeats: int = _REPEATS) -> float:
+def _median_seconds(work: Callable[[], object], repeats: int) -> float:
     times = []
     for _ in range(repeats):
         began = time.perf_counter()

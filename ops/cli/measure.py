@@ -78,7 +78,7 @@ def add_commands(add: AddCommand) -> None:
 
 def bench(options: Namespace, settings: Settings) -> int:
     """`sigma bench`"""
-    from ops.bench.run import bench as run_benchmark
+    from ops.bench.benchmarks import run_benchmark
 
     limit_threads(settings)
     document, text = run_benchmark(options)

@@ -12,7 +12,8 @@ from model.network.base import SHIPPED, Base
 from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.network.parts import parts_from_base
 from model.network.profiles import profile
-from ops.bench.switch import SwitchConfig, copied, switch
+from ops.bench.generation_copy import copy_generation
+from ops.bench.switch import SwitchConfig, switch
 from ops.embedded.database import open_services
 from ops.jobs.candidate_promotion import CandidatePromoter
 from schemas.errors import WorkFailedError
@@ -54,9 +55,8 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
         migrate(conn)
         first = generations.live(conn)
         assert first is not None
-        shuffled = copied(
-            found, conn, first, np.random.default_rng(0).permutation(TRAINED).tolist()
-        )
+        order = np.random.default_rng(0).permutation(TRAINED).tolist()
+        shuffled = copy_generation(found.connect, conn, first, order)
         promoter = CandidatePromoter.on_services(found, conn, queries=160)
         for bad in (shuffled, undertrained(found, conn, first)):
             generations.set_state(conn, bad, "shadow")
@@ -100,7 +100,7 @@ def test_an_equal_candidate_passes_the_gate_and_the_job_promotes_it_where_that_i
         migrate(conn)
         first = generations.live(conn)
         assert first is not None
-        equal = copied(found, conn, first)
+        equal = copy_generation(found.connect, conn, first)
         generations.set_state(conn, equal, "shadow")
         promoter = CandidatePromoter.on_services(found, conn, queries=60)
         result = promoter.run_gate(auto_promote=found.settings.auto_promote)
@@ -113,6 +113,7 @@ def test_an_equal_candidate_passes_the_gate_and_the_job_promotes_it_where_that_i
 @pytest.mark.timeout(600)
 def test_switches_and_rollbacks_under_load_fail_mix_and_lose_nothing() -> None:
     done = switch(SwitchConfig(seconds=2, switches=2, rollbacks=1, stub=True))
-    assert (done["failed"], done["mixed"], set(done["missing"].values())) == (0, 0, {0})
-    assert done["generations_that_answered"] == 3
-    assert done["empty"] == 0
+    answers = done.answers
+    assert (answers.failed, answers.mixed, set(answers.missing.values())) == (0, 0, {0})
+    assert answers.generations_that_answered == 3
+    assert answers.empty == 0

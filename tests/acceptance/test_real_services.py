@@ -1,204 +1,258 @@
-"""Real services, and what happens to them: poison among the events, services that go away, workers that are killed."""
+"""Real services and what happens to them: bad events, outages, workers that are killed."""
 
 import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from ops.bench.chaos import ChaosConfig, chaos
-from ops.bench.fleet import Fleet, Gap, Publisher, fleet, pictures, settle, warm_up
+from ops.bench.fleet import ROLES, Fleet, open_fleet
+from ops.bench.publisher import Publisher, arrival_messages, noise_arrivals
+from ops.bench.settling import StallClock, settle, warm_up
 from schemas.errors import RetryLaterError
 from schemas.events import ARRIVED, REJECTED, ImageArrived
 from schemas.settings import KafkaSettings, S3Settings
-from stream.log.dead_letters import dead_letters, replay, show
-from stream.log.event_log import Message, message
+from stream.log.dead_letters import DeadLetter, dead_letters, replay, show
+from stream.log.event_log import EventLog, Message, message
 from tests.services.servers import KafkaServer, S3Server
 from workers.repository.connection import Connection
 from workers.repository.counters import recount, totals
 
 OUTAGE_S = float(os.environ.get("SIGMA_TEST_OUTAGE_S", "6"))
-"""How long a service is away; 30 for the full measure."""
+"""How long a service is unavailable; 30 for the full measure."""
 
-WARM = 64
+WARM_UP_EVENTS = 64
+
+CATCH_UP_TIMEOUT_S = 90.0
+"""Longest wait for the workers to catch up after an outage."""
+
+UNPARSABLE = {
+    "no-json": b"{",
+    "no-object": b"[1]",
+    "no-uri": b'{"image_id": "x"}',
+    "no-text": b"\xff\xfe",
+}
+"""Arrivals that are no valid event."""
+
+FORBIDDEN = {
+    "private": "https://127.0.0.1/a.png",
+    "outside": "file:///etc/hostname",
+}
+"""Addresses that no image may be read from."""
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("churn", [False, True], ids=["killed", "come and go"])
 def test_workers_that_die_lose_and_double_nothing(kafka: KafkaSettings, churn: bool) -> None:
-    found = chaos(ChaosConfig(events=800, strikes=8, churn=churn, seed=4, kafka=kafka.bootstrap[0]))
-    assert (found["lost"], found["doubled"], found["indexed"]) == (0, 0, 800)
-    assert found["checksum"] == found["undisturbed_checksum"]
-    assert found["counters_agree"]
-    assert found["settled"]
+    config = ChaosConfig(events=800, disturbances=8, churn=churn, seed=4, kafka=kafka.bootstrap[0])
+    result = chaos(config)
+    audit = result.audit
+    assert (audit.lost, audit.doubled, audit.indexed) == (0, 0, 800)
+    assert audit.checksum == result.undisturbed_checksum
+    assert audit.counters_agree
+    assert result.run.settled
 
 
-class Poison:
-    """Ten kinds of events that cannot be used, two of each. Those whose file is at fault can be mended."""
+@dataclass(frozen=True)
+class BadFile:
+    """A file that cannot be decoded until it is repaired."""
 
-    def __init__(self, folder: Path, spare: list[ImageArrived]) -> None:
-        self._files: dict[Path, bytes] = {}
-        self.messages: dict[str, Message] = {}
-        for turn in range(2):
-            good = [
-                Path(event.uri.removeprefix("file://")).read_bytes()
-                for event in spare[turn * 4 : turn * 4 + 4]
-            ]
-            for number, (name, data) in enumerate(
-                {
-                    "cut": good[0][: len(good[0]) // 2],
-                    "empty": b"",
-                    "text": b"words",
-                    "gone": None,
-                }.items()
-            ):
-                path = folder / f"{name}-{turn}.png"
-                if data is not None:
-                    path.write_bytes(data)
-                self._files[path] = good[number]
-                self._add(message(ImageArrived(path.stem, path.as_uri()), path.stem))
-            for name, value in {
-                "no-json": b"{",
-                "no-object": b"[1]",
-                "no-uri": b'{"image_id": "x"}',
-                "no-text": b"\xff\xfe",
-            }.items():
-                self._add(Message(ARRIVED, f"{name}-{turn}", value))
-            for name, uri in {
-                "private": "https://127.0.0.1/a.png",
-                "outside": "file:///etc/hostname",
-            }.items():
-                self._add(message(ImageArrived(f"{name}-{turn}", uri), f"{name}-{turn}"))
-
-    def _add(self, made: Message) -> None:
-        self.messages[made.key] = made
+    path: Path
+    good: bytes
 
     @property
-    def mendable(self) -> set[str]:
-        return {path.stem for path in self._files}
+    def image_id(self) -> str:
+        return self.path.stem
 
-    def mend(self) -> None:
-        for path, data in self._files.items():
-            path.write_bytes(data)
+    def repair(self) -> None:
+        self.path.write_bytes(self.good)
+
+
+class BadEvents:
+    """Ten kinds of events that cannot be used, two of each."""
+
+    def __init__(self, folder: Path, spare: list[ImageArrived]) -> None:
+        """Take the repaired contents of the bad files from eight spare images."""
+        self.files: list[BadFile] = []
+        self.messages: dict[str, Message] = {}
+        for turn in range(2):
+            good = [_content(event) for event in spare[turn * 4 : turn * 4 + 4]]
+            self._add_files(folder, turn, good)
+            for name, value in UNPARSABLE.items():
+                self._add(Message(ARRIVED, f"{name}-{turn}", value))
+            for name, uri in FORBIDDEN.items():
+                self._add_arrival(f"{name}-{turn}", uri)
+
+    @property
+    def repairable(self) -> set[str]:
+        """Image ids of those whose file is at fault."""
+        return {file.image_id for file in self.files}
+
+    def repair(self) -> None:
+        for file in self.files:
+            file.repair()
+
+    def _add_files(self, folder: Path, turn: int, good: list[bytes]) -> None:
+        half = len(good[0]) // 2
+        contents = {"cut": good[0][:half], "empty": b"", "text": b"words", "missing": None}
+        for (name, bad), repaired in zip(contents.items(), good, strict=True):
+            file = BadFile(folder / f"{name}-{turn}.png", repaired)
+            if bad is not None:
+                file.path.write_bytes(bad)
+            self.files.append(file)
+            self._add_arrival(file.image_id, file.path.as_uri())
+
+    def _add_arrival(self, image_id: str, uri: str) -> None:
+        self._add(message(ImageArrived(image_id, uri), image_id))
+
+    def _add(self, bad: Message) -> None:
+        self.messages[bad.key] = bad
+
+
+def _content(event: ImageArrived) -> bytes:
+    return Path(event.uri.removeprefix("file://")).read_bytes()
 
 
 @pytest.mark.timeout(600)
-def test_poison_goes_to_the_dead_letters_and_comes_back_when_mended(kafka: KafkaSettings) -> None:
+def test_bad_events_go_to_the_dead_letters_and_are_indexed_when_repaired(
+    kafka: KafkaSettings,
+) -> None:
     count = 1980
-    with fleet(kafka.bootstrap[0]) as made:
-        arrivals = pictures(made.folder, count + WARM + 8, 1)
-        poison = Poison(made.folder, arrivals[-8:])
-        log = made.services.open_log()
-        with made.services.connect("test") as conn:
-            for role in ("intake", "index"):
-                made.start(role)
-            warm_up(made, log, conn, arrivals[:WARM])
-            flow = [message(event, event.image_id) for event in arrivals[WARM : WARM + count]]
-            step = count // len(poison.messages)
-            for number, bad in enumerate(poison.messages.values()):
-                flow.insert(number * (step + 1), bad)
-            log.publish(None, flow)
-            gap = Gap()
-            assert settle(made, log, conn, WARM + count, 120, gap)
-            print(f"longest time without an image indexed: {gap.longest_s:.2f} s")
+    with open_fleet(kafka.bootstrap[0]) as fleet:
+        arrivals = noise_arrivals(fleet.folder, count + WARM_UP_EVENTS + 8, 1)
+        bad = BadEvents(fleet.folder, arrivals[-8:])
+        log = fleet.services.open_log()
+        with fleet.services.connect("test") as conn:
+            start_workers(fleet)
+            warm_up(fleet, log, conn, arrivals[:WARM_UP_EVENTS])
+            good = arrival_messages(arrivals[WARM_UP_EVENTS : WARM_UP_EVENTS + count])
+            log.publish(None, interspersed(good, list(bad.messages.values())))
+            stall = StallClock()
+            assert settle(fleet, log, conn, WARM_UP_EVENTS + count, 120, stall)
+            print(f"longest time without an image indexed: {stall.longest_s:.2f} s")
             letters = dead_letters(log)
-            assert sorted(one.image_id for one in letters) == sorted(poison.messages)
-            for one in letters:
-                assert one.origin_topic == ARRIVED
-                found = show(log, one.place)
-                assert found.origin is not None
-                assert found.origin.key == one.image_id
-                assert {
-                    f"__connect.errors.{name}"
-                    for name in ("stage", "exception.class.name", "exception.message")
-                } <= found.headers.keys()
-                assert one.reason
-                assert one.code
-            poison.mend()
-            assert replay(log, conn).replayed == len(poison.messages)
-            assert settle(made, log, conn, WARM + count + len(poison.mendable), 60)
-            refused = {
-                image_id
-                for (image_id,) in conn.execute("SELECT image_id FROM rejection").fetchall()
-            }
-            assert refused == poison.messages.keys() - poison.mendable
-            assert sum(log.end_offsets([REJECTED]).values()) == len(poison.messages) + len(refused)
-            # Again, with nothing mended: the same few, and no more of them.
+            assert sorted(letter.image_id for letter in letters) == sorted(bad.messages)
+            for letter in letters:
+                assert_says_what_and_where(log, letter)
+            bad.repair()
+            assert replay(log, conn).replayed == len(bad.messages)
+            images = WARM_UP_EVENTS + count + len(bad.repairable)
+            assert settle(fleet, log, conn, images, 60)
+            refused = rejected_images(conn)
+            assert refused == bad.messages.keys() - bad.repairable
+            assert rejected_events(log) == len(bad.messages) + len(refused)
+            # Again, with nothing repaired: the same few, and no more of them.
             assert replay(log, conn).replayed == len(refused)
-            assert settle(made, log, conn, WARM + count + len(poison.mendable), 60)
+            assert settle(fleet, log, conn, images, 60)
         log.close()
 
 
-def away_kafka(request: pytest.FixtureRequest, made: Fleet) -> None:
+def start_workers(fleet: Fleet) -> None:
+    for role in ROLES:
+        fleet.start(role)
+
+
+def interspersed(good: list[Message], bad: list[Message]) -> list[Message]:
+    """The good messages with the bad ones spread between them."""
+    flow = list(good)
+    step = len(good) // len(bad)
+    for number, bad_message in enumerate(bad):
+        flow.insert(number * (step + 1), bad_message)
+    return flow
+
+
+def assert_says_what_and_where(log: EventLog, letter: DeadLetter) -> None:
+    """A dead letter has a reason, and the place of its original in the headers of Kafka Connect."""
+    assert letter.origin_topic == ARRIVED
+    content = show(log, letter.place)
+    assert content.origin is not None
+    assert content.origin.key == letter.image_id
+    for name in ("stage", "exception.class.name", "exception.message"):
+        assert f"__connect.errors.{name}" in content.headers
+    assert letter.reason
+    assert letter.code
+
+
+def rejected_images(conn: Connection) -> set[str]:
+    rows = conn.execute("SELECT image_id FROM rejection").fetchall()
+    return {image_id for (image_id,) in rows}
+
+
+def rejected_events(log: EventLog) -> int:
+    return sum(log.end_offsets([REJECTED]).values())
+
+
+Interrupt = Callable[[pytest.FixtureRequest, Fleet], None]
+"""Makes a service unavailable for `OUTAGE_S`."""
+
+
+def interrupt_kafka(request: pytest.FixtureRequest, fleet: Fleet) -> None:
     server: KafkaServer = request.getfixturevalue("kafka_server")
     server.stop(signal.SIGTERM)
     time.sleep(OUTAGE_S)
     server.start()
 
 
-def away_s3(request: pytest.FixtureRequest, made: Fleet) -> None:
+def interrupt_s3(request: pytest.FixtureRequest, fleet: Fleet) -> None:
     server: S3Server = request.getfixturevalue("s3_server")
     server.stop()
     time.sleep(OUTAGE_S)
     server.start()
 
 
-def away_postgres(request: pytest.FixtureRequest, made: Fleet) -> None:
-    made.restart_database(OUTAGE_S)
+def interrupt_postgres(request: pytest.FixtureRequest, fleet: Fleet) -> None:
+    fleet.restart_database(OUTAGE_S)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("away", [away_kafka, away_postgres, away_s3])
-def test_a_service_that_goes_away_loses_nothing_and_needs_no_hand(
+@pytest.mark.parametrize("interrupt", [interrupt_kafka, interrupt_postgres, interrupt_s3])
+def test_an_unavailable_service_loses_nothing_and_needs_no_operator(
     request: pytest.FixtureRequest,
     kafka_server: KafkaServer,
     s3_server: S3Server,
     kafka: KafkaSettings,
     s3: S3Settings,
-    away: Callable[..., None],
+    interrupt: Interrupt,
 ) -> None:
     count = 600
-    with fleet(
-        kafka.bootstrap[0], replace(s3, bucket=f"outage-{away.__name__.replace('_', '-')}")
-    ) as made:
-        arrivals = pictures(made.folder, count + WARM, 2)
-        log = made.services.open_log()
-        with made.services.connect("test") as conn:
-            for role in ("intake", "index"):
-                made.start(role)
-            warm_up(made, log, conn, arrivals[:WARM])
-        publisher = Publisher(log, arrivals[WARM:], 12.0)
+    name = interrupt.__name__.replace("_", "-")
+    with open_fleet(kafka.bootstrap[0], replace(s3, bucket=name)) as fleet:
+        arrivals = noise_arrivals(fleet.folder, count + WARM_UP_EVENTS, 2)
+        log = fleet.services.open_log()
+        with fleet.services.connect("test") as conn:
+            start_workers(fleet)
+            warm_up(fleet, log, conn, arrivals[:WARM_UP_EVENTS])
+        publisher = Publisher(log, arrivals[WARM_UP_EVENTS:], 12.0)
         publisher.start()
         time.sleep(3)
-        away(request, made)
-        back = time.monotonic()
+        interrupt(request, fleet)
+        available_at = time.monotonic()
         publisher.join(120)
-        ended = time.monotonic()
-        assert settled(made, count + WARM)
+        published_at = time.monotonic()
+        assert caught_up(fleet, count + WARM_UP_EVENTS)
         print(
-            f"{away.__name__}: published until {ended - back:.1f} s after it was back, caught up {time.monotonic() - ended:.1f} s later"
+            f"{name}: published until {published_at - available_at:.1f} s after the outage,"
+            f" caught up {time.monotonic() - published_at:.1f} s later"
         )
-        with made.services.connect("test") as conn:
-            assert agrees(made, conn) == count + WARM
-        assert not publisher.failed
+        with fleet.services.connect("test") as conn:
+            assert images_by_rows_and_counters(fleet, conn) == count + WARM_UP_EVENTS
+        assert not publisher.unpublished
         log.close()
 
 
-def settled(made: Fleet, count: int) -> bool:
-    """Whether that many images are indexed in the end; looking may fail while services come back."""
-    deadline = time.monotonic() + 90
-    print(
-        "workers that ended:",
-        [member.role for member in made.members if member.process.poll() is not None],
-    )
+def caught_up(fleet: Fleet, images: int) -> bool:
+    """Wait until so many images are indexed; the services may still fail meanwhile."""
+    deadline = time.monotonic() + CATCH_UP_TIMEOUT_S
+    print("workers that ended:", [worker.role for worker in fleet.ended()])
     while time.monotonic() < deadline:
-        log = made.services.open_log()
+        log = fleet.services.open_log()
         try:
-            with made.services.connect("test") as conn:
-                if settle(made, log, conn, count, 90):
+            with fleet.services.connect("test") as conn:
+                if settle(fleet, log, conn, images, CATCH_UP_TIMEOUT_S):
                     return True
         except RetryLaterError:
             time.sleep(0.5)
@@ -207,8 +261,9 @@ def settled(made: Fleet, count: int) -> bool:
     return False
 
 
-def agrees(made: Fleet, conn: Connection) -> int:
-    """Images by the rows; the counters must say the same."""
-    truth, counters = recount(conn, made.generation), totals(conn, made.generation)
-    assert (truth.images, truth.checksum) == (counters.images, counters.checksum)
-    return truth.images
+def images_by_rows_and_counters(fleet: Fleet, conn: Connection) -> int:
+    """Count the images by a scan, which the counters must equal."""
+    scanned = recount(conn, fleet.generation)
+    counters = totals(conn, fleet.generation)
+    assert (scanned.images, scanned.checksum) == (counters.images, counters.checksum)
+    return scanned.images

@@ -1,0 +1,102 @@
+"""Benchmarks: which one `sigma bench` runs, and with which options.
+
+Each is imported when it runs: some need PyTorch or vLLM, which take seconds to import.
+"""
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from ops.bench.comparison import Comparison, document, table
+
+Report = tuple[dict[str, Any], str]
+"""The JSON document of a benchmark, and the same for people."""
+
+DEFAULT_CHAOS_EVENTS = 5000
+DEFAULT_DISTURBANCES = 100
+DEFAULT_INGEST_EVENTS = 2000
+
+DEFAULT_STEADY_S = 300.0
+"""Seconds of a steady flow: long enough for caches, merges and autovacuum to play their part."""
+
+DEFAULT_SWITCH_PHASE_S = 60.0
+"""Seconds of each phase of the switch benchmark: ten switches with pauses between them."""
+
+
+def run_benchmark(options: Namespace) -> Report:
+    """Run the benchmark `options.what`; the other options are those of `sigma bench`."""
+    match options.what:
+        case "chaos":
+            return _chaos(options)
+        case "drift":
+            return _drift(options)
+        case "recluster":
+            return _recluster(options)
+        case "switch":
+            return _switch(options)
+    comparisons = _compare(options)
+    return document(comparisons), table(comparisons)
+
+
+def _compare(options: Namespace) -> Sequence[Comparison]:
+    """Run a benchmark whose comparisons are its whole report."""
+    match options.what:
+        case "decode":
+            from ops.bench.decode import decode
+
+            return decode(options.seed)
+        case "ingest":
+            from ops.bench.ingest import ingest
+
+            return ingest(options.events or DEFAULT_INGEST_EVENTS, options.kafka)
+        case "query":
+            from ops.bench.query import query
+
+            return query(options.seed)
+        case "steady":
+            from ops.bench.steady import steady
+
+            return steady(options.seconds or DEFAULT_STEADY_S, options.kafka)
+        case "trie":
+            from ops.bench.trie import trie
+
+            return trie(options.seed)
+    raise AssertionError(f"sigma bench accepts no benchmark {options.what!r}")
+
+
+def _chaos(options: Namespace) -> Report:
+    from ops.bench.chaos import ChaosConfig, chaos
+
+    config = ChaosConfig(
+        events=options.events or DEFAULT_CHAOS_EVENTS,
+        disturbances=options.strikes or DEFAULT_DISTURBANCES,
+        churn=options.churn,
+        seed=options.seed,
+        kafka=options.kafka,
+    )
+    return _as_json(chaos(config).to_json())
+
+
+def _drift(options: Namespace) -> Report:
+    from ops.bench.drift import DriftConfig, drift
+
+    return drift(DriftConfig(seed=options.seed, peer=options.peer))
+
+
+def _recluster(options: Namespace) -> Report:
+    from ops.bench.recluster import ReclusterBenchConfig, recluster
+
+    return recluster(ReclusterBenchConfig(seed=options.seed))
+
+
+def _switch(options: Namespace) -> Report:
+    from ops.bench.switch import SwitchConfig, switch
+
+    phase_s = options.seconds or DEFAULT_SWITCH_PHASE_S
+    config = SwitchConfig(seconds=phase_s, stub=options.stub, seed=options.seed)
+    return _as_json(switch(config).to_json())
+
+
+def _as_json(report: dict[str, Any]) -> Report:
+    return report, json.dumps(report, indent=2)
