@@ -13,8 +13,8 @@ class Bar(Protocol):
         ...
 
 
+# `progress(label, total)` opens a bar with rate and remaining time; it closes with the context.
 Progress = Callable[[str, int], AbstractContextManager[Bar]]
-"""`progress(label, total)` opens a bar with rate and remaining time; it closes with the context."""
 
 
 class _QuietBar:

@@ -22,15 +22,15 @@ from ops.evaluation_queries import (
 from ops.jobs.known_items import Rank, rank_of
 from ops.posting_ablations import PostingAblations, ablate_postings
 from schemas.errors import UsageError
-from schemas.records import FloatArray, IntArray, ManifestEntry
+from schemas.records import FloatArray, IntArray, JsonObject, ManifestEntry
 from schemas.settings import RetrievalSettings
 from workers.query.engine import ModelEngine, RankedImages
 from workers.query.searcher import Searcher
 from workers.repository.connection import Connection, fetch_rows
 from workers.runtime.pictures import StoredPictures
 
+# Pictures embedded together.
 _PICTURE_BATCH = 64
-"""Pictures embedded together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,7 @@ class SplitRecall:
     interval: tuple[float, float]
     """95% Wilson interval of our R@10."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """One value of `splits` in the document of `sigma evaluate`."""
         return {
             "queries": self.queries,
@@ -116,9 +116,9 @@ class Evaluation:
     """`seen` and `unseen`, those that have queries."""
     ablations: PostingAblations | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The document of `sigma evaluate`."""
-        document: dict[str, Any] = {
+        document: JsonObject = {
             "generation": self.generation,
             "gallery": self.gallery,
             "beams": self.settings.beams,

@@ -9,14 +9,14 @@ from model.retrieval.recall import CUTOFFS
 from schemas.records import ManifestEntry
 from workers.repository.connection import Connection, fetch_rows
 
+# Images of an answer that are looked at.
 DEPTH = max(CUTOFFS)
-"""Images of an answer that are looked at."""
 
+# Queries decoded together, as many as the query worker takes at once.
 _QUERY_BATCH = 16
-"""Queries decoded together, as many as the query worker takes at once."""
 
+# Images read with one query of the database.
 _PAGE = 1000
-"""Images read with one query of the database."""
 
 
 @dataclass(frozen=True, slots=True)

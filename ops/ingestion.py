@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from schemas.errors import RejectInputError, WorkFailedError
 from schemas.events import ImageArrived
-from schemas.records import ManifestEntry
+from schemas.records import JsonObject, ManifestEntry
 from stream.images.s3 import S3ImageStore
 from stream.images.sources import read_source
 from stream.log.event_log import EventLog, message
@@ -20,19 +19,19 @@ from workers.repository.connection import Connection, fetch_rows
 from workers.repository.images import Rejection, StoredImage, images_by_id, rejections
 from workers.trainer.seeding import arrival
 
+# Images looked up and published at once: bounds memory, and keeps the progress bar moving.
 PUBLISH_BATCH = 500
-"""Images looked up and published at once: bounds memory, and keeps the progress bar moving."""
 
+# Oldest images that a waiting client looks at. Looking at all would cost more with every image.
 WAIT_BATCH = 1000
-"""Oldest images that a waiting client looks at. Looking at all would cost more with every image."""
 
 POLL_INTERVAL_S = 0.1
 
+# Image ids that an error names as examples.
 SHOWN_IDS = 3
-"""Image ids that an error names as examples."""
 
+# Suffixes that an uploaded original may keep in its object name; others become `.bin`.
 FILE_SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
-"""Suffixes that an uploaded original may keep in its object name; others become `.bin`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,7 @@ def _is_indexed(stored: StoredImage | None, version: int) -> bool:
 
 
 def _uploaded(event: ImageArrived, upload: Upload) -> ImageArrived:
-    """Upload a file of this machine and name its copy; the intake decides whether it is an image."""
+    """Upload a file of this machine and name its copy; intake decides whether it is an image."""
     if not event.uri.startswith("file:"):
         return event
     data = read_source(event.uri, cap_bytes=upload.cap_bytes)
@@ -225,7 +224,7 @@ def _timeout_message(waiting: Sequence[str], timeout_s: float) -> str:
     )
 
 
-def summary(published: PublishedImages, outcome: IngestOutcome | None) -> dict[str, Any]:
+def summary(published: PublishedImages, outcome: IngestOutcome | None) -> JsonObject:
     """Return the JSON document of `sigma ingest`."""
     refused = [*published.unreadable, *(outcome.rejected if outcome else ())]
     indexed = outcome.indexed if outcome else len(published.known)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from model.retrieval.recall import recall_at
 from model.retrieval.trie import ALTERNATE, Trie
 from ops.evaluation_queries import DEPTH, EvaluationQueries
 from ops.jobs.known_items import Rank, rank_of
-from schemas.records import BoolArray, IntArray
+from schemas.records import BoolArray, IntArray, JsonObject
 from schemas.settings import RetrievalSettings
 from workers.query.engine import ModelEngine
 from workers.query.searcher import Searcher
@@ -41,7 +40,7 @@ class PostingAblations:
     agreement: float | None
     """Share of unseen images whose analytic leaf is the model's; None without unseen images."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """`ablations` in the document of `sigma evaluate`."""
         return {
             "m=1": {name: split.to_json() for name, split in self.primary_only.items()},

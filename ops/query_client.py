@@ -2,18 +2,19 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import httpx
 
 from ops.embedded.control import running
 from ops.embedded.database import open_services
 from schemas.errors import RetryLaterError, UsageError
+from schemas.records import JsonObject
 from schemas.settings import Settings
 from workers.repository.connection import migrate
 
+# Longest wait for an answer: more than the worker itself waits before it says that it is busy.
 TIMEOUT_S = 60.0
-"""Longest wait for an answer: more than the worker itself waits before it says that it is busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class CommandLineQuery:
     mode: Literal["fused", "paper"]
 
 
-def ask(settings: Settings, query: CommandLineQuery) -> dict[str, Any]:
+def ask(settings: Settings, query: CommandLineQuery) -> JsonObject:
     """Return the document of `sigma query`."""
     supervisor = running(settings)
     if supervisor is not None:
@@ -36,7 +37,7 @@ def ask(settings: Settings, query: CommandLineQuery) -> dict[str, Any]:
     return _ask_here(settings, query)
 
 
-def _ask_worker(url: str, query: CommandLineQuery) -> dict[str, Any] | None:
+def _ask_worker(url: str, query: CommandLineQuery) -> JsonObject | None:
     """Return the worker's answer, None when it has not loaded the generation that was named."""
     request = {
         "query": query.text,
@@ -46,7 +47,7 @@ def _ask_worker(url: str, query: CommandLineQuery) -> dict[str, Any] | None:
     }
     try:
         response = httpx.post(f"{url}/v1/query", json=request, timeout=TIMEOUT_S)
-        document: dict[str, Any] = response.json()
+        document: JsonObject = response.json()
     except (httpx.HTTPError, ValueError) as error:
         raise RetryLaterError(
             f"the query worker at {url} does not answer ({error}); see its log, or restart with"
@@ -61,7 +62,7 @@ def _ask_worker(url: str, query: CommandLineQuery) -> dict[str, Any] | None:
     raise UsageError(_reason(document))
 
 
-def _reason(document: dict[str, Any]) -> str:
+def _reason(document: JsonObject) -> str:
     """Return why a request was refused; FastAPI lists problems of its own under `detail`."""
     detail = document.get("detail")
     if not isinstance(detail, list) or not detail:
@@ -71,7 +72,7 @@ def _reason(document: dict[str, Any]) -> str:
     return f"{place}: {problem.get('msg', 'is not allowed')}"
 
 
-def _ask_here(settings: Settings, query: CommandLineQuery) -> dict[str, Any]:
+def _ask_here(settings: Settings, query: CommandLineQuery) -> JsonObject:
     """Load the generation into this process and search it."""
     from workers.query.searcher import checked_query, live_generation, open_searcher
 

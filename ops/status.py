@@ -5,10 +5,10 @@ It reads counters only, so it costs the same at any size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ops.jobs.timetable import job_alarms
 from schemas.events import ACCEPTED, ARRIVED
+from schemas.records import JsonObject
 from stream.log.event_log import EventLog
 from stream.log.offsets import lag
 from stream.log.outbox import outbox_size
@@ -20,11 +20,11 @@ from workers.repository.counters import ImageTotals, Totals, image_totals, total
 from workers.repository.generations import Generation
 from workers.repository.images import Freshness, freshness
 
+# Seconds from arrival to searchable (p95) above which status raises an alarm.
 MAX_FRESHNESS_S = 5.0
-"""Seconds from arrival to searchable (p95) above which status raises an alarm."""
 
+# Images waiting to be indexed above which status raises an alarm: 40 s of the demo's stream.
 MAX_PENDING = 1000
-"""Images waiting to be indexed above which status raises an alarm: 40 s of the demo's stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class InstallationStatus:
     alarms: tuple[str, ...]
     """What the person on call should look at, each with what to do."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The document of `sigma status`."""
         indexed = self.indexed
         return {

@@ -11,13 +11,13 @@ from importlib import resources
 from itertools import permutations
 from typing import Any
 
+# A JSON Schema as it was parsed.
 JsonSchema = Mapping[str, Any]
-"""A JSON Schema as it was parsed."""
 
+# Keywords that must be equal: whether one includes the other cannot be told in general.
 _LOWER_BOUNDS = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _UPPER_BOUNDS = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 _EXACT = ("pattern", "format", "const", "uniqueItems", "multipleOf")
-"""Keywords that must be equal: whether one includes the other cannot be told in general."""
 _OTHER_KNOWN = (
     "$schema",
     "$id",

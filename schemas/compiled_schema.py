@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+# Whether a parsed JSON value is valid.
 Check = Callable[[Any], bool]
-"""Whether a parsed JSON value is valid."""
 
 
 def compile_check(schema: Mapping[str, Any]) -> Check | None:

@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from schemas.compiled_schema import Check, compile_check
 from schemas.errors import RejectInputError, UsageError
-from schemas.records import require_aware
+from schemas.records import JsonObject, require_aware
 
 # Topic names and the NAMEs of events are stored and published: they never change.
 ARRIVED = "sigma.images.arrived"
@@ -30,13 +30,13 @@ DELETED = "sigma.images.deleted"
 SERVED = "sigma.queries.served"
 OPERATIONS = "sigma.ops.events"
 
+# W3C Trace Context, version 00.
 _TRACEPARENT = re.compile(r"00-(?P<trace>[0-9a-f]{32})-[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})")
-"""W3C Trace Context, version 00."""
+# Flags of a new trace: it is recorded.
 _SAMPLED = "01"
-"""Flags of a new trace: it is recorded."""
 
+# Characters of a validator's message that a refusal quotes; the message quotes the whole value.
 _REASON_LENGTH = 300
-"""Characters of a validator's message that a refusal quotes; the message quotes the whole value."""
 
 
 def now() -> datetime:
@@ -184,6 +184,7 @@ class OperationsEvent:
         require_aware("happened_at", self.happened_at)
 
 
+# The record that each topic carries.
 EventRecord = (
     ImageArrived
     | ImageAccepted
@@ -202,7 +203,6 @@ EVENTS: Mapping[str, type[EventRecord]] = {
     SERVED: QueryServed,
     OPERATIONS: OperationsEvent,
 }
-"""The record that each topic carries."""
 
 
 def encode(event: EventRecord) -> bytes:
@@ -296,7 +296,7 @@ def _quick_check(name: str) -> Check | None:
     return compile_check(schema) if isinstance(schema, dict) else None
 
 
-def _parse(kind: type[EventRecord], payload: bytes) -> dict[str, Any]:
+def _parse(kind: type[EventRecord], payload: bytes) -> JsonObject:
     try:
         document = json.loads(payload.decode("utf-8"))
         # A lone surrogate is legal JSON, but neither Kafka nor Postgres can store it as text.

@@ -6,14 +6,16 @@ from datetime import datetime
 from typing import Any
 
 from schemas.json_values import finite_number, list_of, object_of, whole_number
+from schemas.records import JsonObject
 from schemas.training_record import TrainingRecord
 
 _LIVE_RECALL = "live_R@10"
 _CANDIDATE_RECALL = "candidate_R@10"
 
+# Keys of a verdict that earlier versions left out.
 _OPTIONAL_OF_GATE = ("missing", "shadow_queries", "shadow", "candidates", "checked_at")
-"""Keys of a verdict that earlier versions left out."""
 
+# Keys of the training record that are copied to the generation's row while a training goes on.
 _TRAINING_KEYS_IN_ROW = (
     "mode",
     "parent",
@@ -26,7 +28,6 @@ _TRAINING_KEYS_IN_ROW = (
     "seconds",
     "cpu_seconds",
 )
-"""Keys of the training record that are copied to the generation's row while a training goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ class CohortComparison:
     loss: float | None = None
     loss_limit: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The stored form."""
-        document: dict[str, Any] = {
+        document: JsonObject = {
             "queries": self.queries,
             _LIVE_RECALL: self.live_recall,
             _CANDIDATE_RECALL: self.candidate_recall,
@@ -96,9 +97,9 @@ class GateVerdict:
     """ISO 8601 with offset."""
     other: Mapping[str, object] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The stored form."""
-        document: dict[str, Any] = {
+        document: JsonObject = {
             **self.other,
             "passed": self.passed,
             "reasons": list(self.reasons),
@@ -148,7 +149,7 @@ class GenerationConfig:
     dropped_at: datetime | None = None
     """When its tables were deleted."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The stored form: the training record's keys beside the others."""
         changes = config_changes(gate=self.gate, failure=self.failure, dropped_at=self.dropped_at)
         return self.training.to_json() | changes
@@ -174,9 +175,9 @@ def config_changes(
     gate: GateVerdict | None = None,
     failure: Sequence[str] | None = None,
     dropped_at: datetime | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The keys to merge into a stored configuration: those of what is given."""
-    changes: dict[str, Any] = {}
+    changes: JsonObject = {}
     if training is not None:
         record = training.to_json()
         changes |= {name: record[name] for name in _TRAINING_KEYS_IN_ROW if name in record}

@@ -9,11 +9,11 @@ from math import prod
 
 from schemas.errors import UsageError
 
+# Positions that carry meaning; the fifth position is the instance suffix.
 LEVELS = 4
-"""Positions that carry meaning; the fifth position is the instance suffix."""
 
+# A leaf and its suffix together fit a signed 64-bit key, with a bit to spare.
 _KEY_BITS = 62
-"""A leaf and its suffix together fit a signed 64-bit key, with a bit to spare."""
 
 
 @dataclass(frozen=True, slots=True)

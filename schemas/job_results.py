@@ -18,15 +18,15 @@ from typing import Protocol
 
 from schemas.json_values import JsonObject, finite_number, list_of, object_of, text, whole_number
 
+# Keys of the recalls of a probe: share of queries whose image is among the first k answers.
 RECALL_CUTOFFS = ("R@1", "R@5", "R@10")
-"""Keys of the recalls of a probe: share of queries whose image is among the first k answers."""
 
+# Cohorts of a probe's queries: the age of the image, youngest first, and `trained` for images
+# that the generation was trained on.
 COHORTS = ("hour", "day", "week", "older", "trained")
-"""Cohorts of a probe's queries: the age of the image, youngest first, and `trained` for images that
-the generation was trained on."""
 
+# Levels of an identifier whose code histograms a drift report records.
 CODE_LEVELS = ("id1", "id2", "id3", "id4")
-"""Levels of an identifier whose code histograms a drift report records."""
 
 
 class JobResult(Protocol):

@@ -7,8 +7,8 @@ that is something else.
 import math
 from collections.abc import Mapping
 
+# A JSON object as read from the database or from a file: nothing is known of its values.
 JsonObject = Mapping[str, object]
-"""A JSON object as read from the database or from a file: nothing is known of its values."""
 
 
 def finite_number(value: object) -> float | None:

@@ -66,6 +66,7 @@ class GateSkipped:
         return None if why is None else cls(why)
 
 
+# Keys of a training record that the retraining jobs copy into their figures.
 _TRAINING_KEYS = (
     "mode",
     "parent",
@@ -76,7 +77,6 @@ _TRAINING_KEYS = (
     "seconds",
     "cpu_seconds",
 )
-"""Keys of a training record that the retraining jobs copy into their figures."""
 
 
 @dataclass(frozen=True, slots=True)

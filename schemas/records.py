@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import UsageError
+
+# A JSON document where it enters or leaves the project; inside, values are frozen records.
+JsonObject = dict[str, Any]
 
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 ALLOWED_FORMS = "off, every SECONDS, or five cron fields (minute hour day month weekday, UTC)"
 
+# Weekdays as cron numbers them: 0 is Sunday.
 _OFF = "off"
 _EVERY = "every "
 _CRON_FIELDS = 5
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-"""Weekdays as cron numbers them: 0 is Sunday."""
+# Cron allows 7 for Sunday too.
 _SUNDAY_AGAIN = 7
-"""Cron allows 7 for Sunday too."""
 
 
 @dataclass(frozen=True, slots=True)

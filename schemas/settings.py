@@ -28,8 +28,8 @@ from schemas.environment import (
 from schemas.errors import UsageError
 from schemas.schedules import ALLOWED_FORMS, Schedule
 
+# Bytes.
 MEBIBYTE = 1 << 20
-"""Bytes."""
 _GIBIBYTE = 1 << 30
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -37,8 +37,8 @@ ENGINES = ("torch", "vllm")
 RETRAIN_MODES = ("refresh", "full")
 _KAFKA_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
+# Seconds: seven days, the most that the S3 protocol signs a link for.
 _LONGEST_LINK_S = 604_800
-"""Seconds: seven days, the most that the S3 protocol signs a link for."""
 
 _JOB_NAME = re.compile(r"[a-z][a-z0-9-]*")
 

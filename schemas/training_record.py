@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-TrainingMode = Literal["full", "refresh", "recluster"]
-"""full: base weights and a new codebook. refresh: the live generation's weights, trained on new
-images and some known ones. recluster: the live generation's weights unchanged, a new codebook,
-identifiers moved where needed."""
+from schemas.records import JsonObject
 
+# full: base weights and a new codebook. refresh: the live generation's weights, trained on new
+# images and some known ones. recluster: the live generation's weights unchanged, a new codebook,
+# identifiers moved where needed.
+TrainingMode = Literal["full", "refresh", "recluster"]
+
+# The first of `TrainingRecord.stages`: codebook and identifier plan are on disk.
 CODEBOOK = "codebook"
-"""The first of `TrainingRecord.stages`: codebook and identifier plan are on disk."""
 
 _TRAINING_LOSS = "training_loss"
 
@@ -114,9 +116,9 @@ class TrainingRecord:
             cpu_seconds={**self.cpu_seconds, step: cpu},
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The stored form. What is not known is left out; `parent` is null for a full training."""
-        document: dict[str, Any] = dict(self.other)
+        document: JsonObject = dict(self.other)
         document["stages"] = list(self.stages)
         if self.mode is not None:
             document["mode"] = self.mode
@@ -159,6 +161,7 @@ class TrainingRecord:
         )
 
 
+# Fields of `TrainingRecord` that are stored under their own names and unchanged.
 _PLAIN_FIELDS = (
     "parent",
     "profile",
@@ -169,4 +172,3 @@ _PLAIN_FIELDS = (
     "images",
     "base_recall",
 )
-"""Fields of `TrainingRecord` that are stored under their own names and unchanged."""

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import UsageError
-from schemas.records import ManifestEntry
+from schemas.records import JsonObject, ManifestEntry
 
+# Characters of an image id; the event schemas allow as many.
 MAX_ID_LENGTH = 512
-"""Characters of an image id; the event schemas allow as many."""
 
+# Characters of a wrong value that a message shows.
 _SHOWN_CHARACTERS = 80
-"""Characters of a wrong value that a message shows."""
 
 
 def read_manifest(path: Path) -> list[ManifestEntry]:
@@ -110,12 +110,12 @@ def _file_entry(path: Path, name: str) -> ManifestEntry:
     return ManifestEntry(image_id=_printable_id(name), path=str(path.absolute()))
 
 
-def _document(entry: ManifestEntry, home: Path) -> dict[str, Any]:
+def _document(entry: ManifestEntry, home: Path) -> JsonObject:
     """Return the JSON object of an entry, without absent values."""
     path = Path(entry.path).absolute()
     if path.is_relative_to(home):
         path = path.relative_to(home)
-    document: dict[str, Any] = {"image_id": entry.image_id, "path": path.as_posix()}
+    document: JsonObject = {"image_id": entry.image_id, "path": path.as_posix()}
     if entry.captions:
         document["captions"] = list(entry.captions)
     if entry.test_captions:

@@ -13,8 +13,8 @@ from stream.images.decode_pool import DecodePool
 from stream.images.store import ImageStore
 from stream.log.dead_letters import rejection_of_image
 
+# The stage that dead letters of this module name.
 STAGE = "intake"
-"""The stage that dead letters of this module name."""
 
 
 def accept(

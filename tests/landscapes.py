@@ -1,4 +1,7 @@
-"""A corpus unlike the generated scenes: landscapes of many sizes with German and English captions, one or nine each."""
+"""A corpus unlike the generated scenes: landscapes with German and English captions.
+
+Many sizes, one or nine captions each.
+"""
 
 import json
 from pathlib import Path

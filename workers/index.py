@@ -43,23 +43,23 @@ from workers.runtime.model_loader import ModelLoader
 from workers.runtime.pictures import read_picture
 from workers.runtime.process import announce_ready, keep_running
 
+# The consumer group.
 GROUP = "index"
-"""The consumer group."""
 
+# What it reads.
 TOPICS = (ACCEPTED,)
-"""What it reads."""
 
+# Longest wait for events, and so for noticing that the worker is to stop.
 _POLL_S = 1.0
-"""Longest wait for events, and so for noticing that the worker is to stop."""
 
+# Seconds between heartbeats to the group while a batch is handled; its session lasts longer.
 _HEARTBEAT_S = 1.0
-"""Seconds between heartbeats to the group while a batch is handled; its session lasts longer."""
 
+# Seconds between measurements of the group's lag, which ask the whole log.
 _LAG_EVERY_S = 5.0
-"""Seconds between measurements of the group's lag, which ask the whole log."""
 
+# Threads that read pictures: an object store answers several at once.
 _READERS = 4
-"""Threads that read pictures: an object store answers several at once."""
 
 log = structlog.get_logger()
 

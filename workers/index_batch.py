@@ -22,11 +22,11 @@ from workers.repository.generations import Generation
 from workers.repository.images import StoredImage
 from workers.repository.postings import AppendOutcome, AppendStatus
 
+# The stage that dead letters name.
 STAGE = "index"
-"""The stage that dead letters name."""
 
+# Pictures of one forward pass: more would not be faster on a CPU, and hold more memory.
 SLICE = 16
-"""Pictures of one forward pass: more would not be faster on a CPU, and hold more memory."""
 
 T = TypeVar("T")
 

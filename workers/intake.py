@@ -35,26 +35,26 @@ from workers.runtime.metrics import IntakeMetrics
 from workers.runtime.process import TRANSIENT_ERRORS, announce_ready, keep_running
 from workers.runtime.services import Services
 
+# The consumer group.
 GROUP = "intake"
-"""The consumer group."""
 
+# What it reads.
 TOPICS = (ARRIVED, DELETED)
-"""What it reads."""
 
+# Most events of one transaction: more would make deletions wait behind slow sources.
 _BATCH = 32
-"""Most events of one transaction: more would make deletions wait behind slow sources."""
 
+# Longest wait for events, and so for noticing that the worker is to stop.
 _POLL_S = 1.0
-"""Longest wait for events, and so for noticing that the worker is to stop."""
 
+# Decoding processes, and threads that wait for them and for sources.
 _PROCESSES = 2
-"""Decoding processes, and threads that wait for them and for sources."""
 
+# Seconds between tries while a service is unavailable and faust waits for the batch.
 _PAUSE_S = 0.5
-"""Seconds between tries while a service is unavailable and faust waits for the batch."""
 
+# Seconds between measurements of the group's lag, which ask the whole log.
 _LAG_EVERY_S = 5.0
-"""Seconds between measurements of the group's lag, which ask the whole log."""
 
 log = structlog.get_logger()
 

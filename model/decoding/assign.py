@@ -13,8 +13,8 @@ from model.decoding.leaves import Leaves
 from model.network.resize import Pixels
 from schemas.records import FloatArray, IntArray, Posting
 
+# Beams of an assignment: enough for the alternates, with further leaves to spill into.
 MIN_BEAMS = 8
-"""Beams of an assignment: enough for the alternates, with further leaves to spill into."""
 
 
 class BeamSearchAssigner:

@@ -17,8 +17,8 @@ from torch import Tensor
 from model.retrieval.trie import Branches, Trie
 from schemas.identifiers import LEVELS, IdentifierShape
 
+# Log-probability of a beam that does not exist or that the trie forbids.
 NEVER = float("-inf")
-"""Log-probability of a beam that does not exist or that the trie forbids."""
 
 P = TypeVar("P")
 ReadPrompt = TypeVar("ReadPrompt", contravariant=True)

@@ -10,9 +10,8 @@ import torch
 
 from model.decoding.decoder import BeamCache, Decoder
 
+# Captions end by themselves far earlier; the bound stops a model that has not learnt to end them.
 MAX_CAPTION_TOKENS = 60
-"""Captions end by themselves far earlier; the bound stops a model that has not learnt to end them.
-"""
 
 
 @torch.inference_mode()

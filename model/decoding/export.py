@@ -22,20 +22,20 @@ from transformers import Qwen2Config
 from model.network.sigma import SigmaModel
 from schemas.errors import WorkFailedError
 
+# The file name that `transformers` and vLLM look for.
 WEIGHTS = "model.safetensors"
-"""The file name that `transformers` and vLLM look for."""
 
+# Age in seconds at which an unused export is deleted.
+#
+# A younger one may be about to be read by another process.
 STALE_AFTER_S = 3600.0
-"""Age in seconds at which an unused export is deleted.
 
-A younger one may be about to be read by another process.
-"""
-
+# Hexadecimal digits: 48 bits, far more than the few exports of one cache need.
 _DIGEST_LENGTH = 12
-"""Hexadecimal digits: 48 bits, far more than the few exports of one cache need."""
 
 _DIGEST = re.compile(f"[0-9a-f]{{{_DIGEST_LENGTH}}}")
 
+# Fields of the text configuration that mean the same in `Qwen2Config`.
 _CONFIG_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -56,10 +56,9 @@ _CONFIG_FIELDS = (
     "eos_token_id",
     "pad_token_id",
 )
-"""Fields of the text configuration that mean the same in `Qwen2Config`."""
 
+# Parameters of the rotary embedding that only the three position axes need.
 _MULTIMODAL_ROPE_FIELDS = ("mrope_section", "type")
-"""Parameters of the rotary embedding that only the three position axes need."""
 
 
 def export_text_decoder(sigma: SigmaModel, folder: Path) -> None:

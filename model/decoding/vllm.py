@@ -27,9 +27,10 @@ from schemas.errors import RefuseToStartError
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import FloatArray, IntArray
 
+# Prompts as rows of token ids.
 TokenRows = list[list[int]]
-"""Prompts as rows of token ids."""
 
+# What vLLM reads from the environment; variables that are set already are left as they are.
 VLLM_ENVIRONMENT = {
     # vLLM runs in this process: nothing to supervise, nothing left behind.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -42,16 +43,15 @@ VLLM_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-"""What vLLM reads from the environment; variables that are set already are left as they are."""
 
+# Memory for keys and values, in bytes: thousands of prompts of the `tiny` profile.
 KV_CACHE_BYTES = 256 << 20
-"""Memory for keys and values, in bytes: thousands of prompts of the `tiny` profile."""
 
+# Tokens in one block of the prefix cache; requests share only whole blocks of a prompt.
 KV_BLOCK_TOKENS = 32
-"""Tokens in one block of the prefix cache; requests share only whole blocks of a prompt."""
 
+# Positions beyond text and identifier: the identifier mark, and the generated token.
 _SPARE_POSITIONS = 2
-"""Positions beyond text and identifier: the identifier mark, and the generated token."""
 
 
 class VllmDecoder:

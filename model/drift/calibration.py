@@ -1,24 +1,23 @@
 """Calibration: how large a statistic gets without drift, and how unlikely a larger one is."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import chi2
 
-from schemas.records import DoubleArray
+from schemas.records import DoubleArray, JsonObject
 
+# Share of the replays that the tail is fitted to: 100 of 2,000 are enough for one scale.
 TAIL = 0.05
-"""Share of the replays that the tail is fitted to: 100 of 2,000 are enough for one scale."""
 
+# Shares of the replays whose quantiles are kept.
 _GRID = np.linspace(0.0, 1.0 - TAIL, 20)
-"""Shares of the replays whose quantiles are kept."""
 
+# Where the tail of one squared standard normal begins.
 _NORMAL_EDGE = float(chi2.isf(TAIL, 1))
-"""Where the tail of one squared standard normal begins."""
 
+# How slowly that tail falls: like exp(-x / 2), as the normal's density does.
 _NORMAL_SCALE = 2.0
-"""How slowly that tail falls: like exp(-x / 2), as the normal's density does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +69,12 @@ class NullDistribution:
         step = share_below[above] - share_below[below]
         return float(1.0 - share_below[below] - along * step)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain values for JSON."""
         return asdict(self) | {"body": list(self.body)}
 
     @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> "NullDistribution":
+    def from_dict(cls, stored: JsonObject) -> "NullDistribution":
         """The inverse of `to_dict`."""
         return cls(stored["mean"], tuple(stored["body"]), stored["edge"], stored["scale"])
 

@@ -14,7 +14,6 @@ never goes away, until they alarm.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 import numpy as np
 from scipy.stats import fisher_exact
@@ -36,39 +35,39 @@ from model.drift.sketches import (
 from model.identifiers.codebook import pack_all
 from schemas.errors import UsageError
 from schemas.identifiers import LEVELS, IdentifierShape
-from schemas.records import BoolArray, FloatArray, IntArray
+from schemas.records import BoolArray, FloatArray, IntArray, JsonObject
 
+# Images of a window: a tenth of something new is noticed in one.
 WINDOW_IMAGES = 1000
-"""Images of a window: a tenth of something new is noticed in one."""
 
+# Images of the reference: more than a window, for every comparison has its error.
 REFERENCE_IMAGES = 2000
-"""Images of the reference: more than a window, for every comparison has its error."""
 
+# Windows between two false alarms of all monitors together: a year of hourly ones.
 EXPECTED_RUN = 8760.0
-"""Windows between two false alarms of all monitors together: a year of hourly ones."""
 
+# Query scores that a reference needs to watch them; a window needs half as many.
 MIN_QUERIES = 200
-"""Query scores that a reference needs to watch them; a window needs half as many."""
 
+# Drift-free replays that calibrate a monitor: they take seconds, and 100 of them are its tail.
 REPLAYS = 2000
-"""Drift-free replays that calibrate a monitor: they take seconds, and 100 of them are its tail."""
 
+# Share of a leaf's suffixes in use from which an image arrives under pressure.
 PRESSED = 0.75
-"""Share of a leaf's suffixes in use from which an image arrives under pressure."""
 
+# Recall that a page needs to be lost: three points.
 RECALL_DROP = 0.03
-"""Recall that a page needs to be lost: three points."""
 
+# The p-value of that loss that a page needs: below one in a hundred.
 RECALL_P = 0.01
-"""The p-value of that loss that a page needs: below one in a hundred."""
 
+# Share of a window, and of the reference, whose recall is compared: the most novel images.
+#
+# A tenth of arrivals that no query finds moves the recall of all of them by less than a sample
+# can show, but that of the most novel tenth by a lot.
 NOVEL_SHARE = 0.1
-"""Share of a window, and of the reference, whose recall is compared: the most novel images.
 
-A tenth of arrivals that no query finds moves the recall of all of them by less than a sample can
-show, but that of the most novel tenth by a lot.
-"""
-
+# Effects that matter, by monitor.
 EFFECT_LIMITS: Mapping[str, float] = {
     # Jensen-Shannon distance between the codes of a level.
     **{f"id{level}": 0.1 for level in range(1, LEVELS + 1)},
@@ -87,7 +86,6 @@ EFFECT_LIMITS: Mapping[str, float] = {
     # Kolmogorov-Smirnov distance between best scores.
     "query-score": 0.1,
 }
-"""Effects that matter, by monitor."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,7 +164,7 @@ class DriftReference:
         assert isinstance(sketch, Novelty)
         return np.argsort(-sketch.to_landmarks(embeddings), kind="stable").astype(np.int64)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain values for JSON; a few hundred kilobytes, whatever the number of images."""
         monitors = {}
         for name, monitor in self.monitors.items():
@@ -183,7 +181,7 @@ class DriftReference:
         }
 
     @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> "DriftReference":
+    def from_dict(cls, document: JsonObject) -> "DriftReference":
         """The inverse of `to_dict`."""
         shape = document["shape"]
         monitors = {}

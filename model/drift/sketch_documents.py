@@ -16,6 +16,7 @@ from model.drift.sketches import (
     Sketch,
     SortedValues,
 )
+from schemas.records import JsonObject
 
 KINDS: dict[str, Callable[..., Sketch]] = {
     CodeHistogram.KIND: CodeHistogram,
@@ -27,15 +28,15 @@ KINDS: dict[str, Callable[..., Sketch]] = {
 }
 
 
-def sketch_to_dict(sketch: Any) -> dict[str, Any]:
+def sketch_to_dict(sketch: Any) -> JsonObject:
     """A sketch as plain values: its kind, and a value for each field."""
-    document: dict[str, Any] = {"kind": sketch.KIND}
+    document: JsonObject = {"kind": sketch.KIND}
     for field in fields(sketch):
         document[field.name] = _to_plain(getattr(sketch, field.name))
     return document
 
 
-def sketch_from_dict(document: dict[str, Any]) -> Sketch:
+def sketch_from_dict(document: JsonObject) -> Sketch:
     """The inverse of `sketch_to_dict`."""
     values = {}
     for name, value in document.items():

@@ -19,23 +19,23 @@ from sklearn.cluster import KMeans
 
 from schemas.records import BoolArray, DoubleArray, FloatArray, IntArray
 
+# (n, …) one row an image or query; its dtype is the sketch's own.
 Rows = npt.NDArray[Any]
-"""(n, …) one row an image or query; its dtype is the sketch's own."""
 
+# Principal components that a shift is measured in, at most: each adds to its noise.
 COMPONENTS = 64
-"""Principal components that a shift is measured in, at most: each adds to its noise."""
 
+# Places of the embedding space that count as known, at most.
 LANDMARKS = 64
-"""Places of the embedding space that count as known, at most."""
 
+# Share of the reference that counts as far from every landmark.
 FAR = 0.02
-"""Share of the reference that counts as far from every landmark."""
 
+# Values kept of a long sample, as quantiles: steps of 0.05%, finer than a window can show.
 KEPT_VALUES = 2000
-"""Values kept of a long sample, as quantiles: steps of 0.05%, finer than a window can show."""
 
+# A component's least variance, as a share of the largest: rounding must not pass for a shift.
 _MIN_VARIANCE = 1e-3
-"""A component's least variance, as a share of the largest: rounding must not pass for a shift."""
 
 
 class Sketch(Protocol):

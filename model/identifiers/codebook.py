@@ -17,17 +17,17 @@ from schemas.errors import RefuseToStartError, UsageError
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
 
+# Rows that are encoded at a time: distances to 1,024 centroids take 64 MiB.
 _BLOCK = 8192
-"""Rows that are encoded at a time: distances to 1,024 centroids take 64 MiB."""
 
+# Rows of a step of the k-means of id1.
 _BATCH = 2048
-"""Rows of a step of the k-means of id1."""
 
+# Coordinate of a centre that no unit row is nearest to.
 _FAR = 1e3
-"""Coordinate of a centre that no unit row is nearest to."""
 
+# Fields of a codebook in the order of its hash; their names are stored.
 _ARRAYS = ("centroids", "second", "third", "codewords")
-"""Fields of a codebook in the order of its hash; their names are stored."""
 
 
 def no_progress(steps: int) -> None:

@@ -12,11 +12,11 @@ from schemas.errors import UsageError
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import IntArray
 
+# Nearest leaves looked at for room first; a crowded corner of the tree seldom needs more.
 _FIRST_SEARCH = 64
-"""Nearest leaves looked at for room first; a crowded corner of the tree seldom needs more."""
 
+# How many times as many are looked at next.
 _SEARCH_GROWTH = 16
-"""How many times as many are looked at next."""
 
 
 _NOTHING: frozenset[int] = frozenset()

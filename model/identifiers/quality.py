@@ -7,8 +7,8 @@ import numpy as np
 from model.identifiers.codebook import Codebook, pack_all
 from schemas.records import FloatArray, IntArray
 
+# Nearest neighbours of an image whose codes should agree with its own.
 _NEIGHBOURS = 10
-"""Nearest neighbours of an image whose codes should agree with its own."""
 
 
 @dataclass(frozen=True, slots=True)

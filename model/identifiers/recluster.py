@@ -23,23 +23,23 @@ from model.identifiers.sticky_kmeans import (
 from schemas.errors import UsageError
 from schemas.records import BoolArray, FloatArray, IntArray
 
+# Rows whose codes are decided at a time, which bounds memory.
 _BLOCK = 8192
-"""Rows whose codes are decided at a time, which bounds memory."""
 
+# Tolerances that are tried to keep to a budget, each `_STEP` times the one before.
 _RUNGS = 5
-"""Tolerances that are tried to keep to a budget, each `_STEP` times the one before."""
 
+# Four steps are five times the tolerance: beyond, codes fit their images no longer.
 _STEP = 1.5
-"""Four steps are five times the tolerance: beyond, codes fit their images no longer."""
 
+# How many times its price a relocation costs in the second round, which hardly makes any.
 _HIGH_PRICE = 4.0
-"""How many times its price a relocation costs in the second round, which hardly makes any."""
 
+# Iterations of a trial fit of directions: the verdict needs no converged one.
 _TRIAL_ITERATIONS = 10
-"""Iterations of a trial fit of directions: the verdict needs no converged one."""
 
+# Sweeps of its coefficients.
 _TRIAL_SWEEPS = 40
-"""Sweeps of its coefficients."""
 
 
 @dataclass(frozen=True, slots=True)

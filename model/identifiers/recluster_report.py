@@ -8,8 +8,8 @@ from model.identifiers.codebook import Codebook, checked
 from model.identifiers.quality import gini, leaf_loads, quantisation_error
 from schemas.records import FloatArray, IntArray
 
+# Share of the old error that a fresh fit must gain before a share of that gain means anything.
 _MIN_GAIN = 0.01
-"""Share of the old error that a fresh fit must gain before a share of that gain means anything."""
 
 
 @dataclass(frozen=True, slots=True)

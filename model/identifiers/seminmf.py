@@ -15,29 +15,28 @@ from schemas.records import BoolArray, DoubleArray, FloatArray
 
 Reals = npt.NDArray[np.float32] | DoubleArray
 
+# Coefficients have settled when a sweep moves them by less, times the largest target.
 _TOLERANCE = 1e-10
-"""Coefficients have settled when a sweep moves them by less, times the largest target."""
 
+# Most sweeps for final coefficients: bases of nearly parallel directions need hundreds.
 _SWEEPS = 400
-"""Most sweeps for final coefficients: bases of nearly parallel directions need hundreds."""
 
+# Sweeps between two updates of the basis: enough to go downhill, the next round goes on.
 _FIT_SWEEPS = 8
-"""Sweeps between two updates of the basis: enough to go downhill, the next round goes on."""
 
+# After so many sweeps the rows still moving are solved on their support.
+#
+# Some bases need hundreds of sweeps for the last digits.
 _POLISH = frozenset({12, 24, 48, 96, 192})
-"""After so many sweeps the rows still moving are solved on their support.
 
-Some bases need hundreds of sweeps for the last digits.
-"""
-
+# Least eigenvalue of a support's Gram matrix that is solved on: below, digits are lost.
 _SINGULAR = 1e-8
-"""Least eigenvalue of a support's Gram matrix that is solved on: below, digits are lost."""
 
+# Keeps a division by a squared length from being one by zero.
 _TINY = 1e-30
-"""Keeps a division by a squared length from being one by zero."""
 
+# A direction shorter than this has no direction.
 _NO_LENGTH = 1e-9
-"""A direction shorter than this has no direction."""
 
 
 @dataclass(frozen=True, slots=True)

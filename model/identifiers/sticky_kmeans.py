@@ -13,26 +13,26 @@ from scipy.optimize import linear_sum_assignment
 
 from schemas.records import DoubleArray, FloatArray, IntArray
 
+# Rows that are widened to float64 at a time: 50 MiB at 768 dimensions.
 _BLOCK = 8192
-"""Rows that are widened to float64 at a time: 50 MiB at 768 dimensions."""
 
+# Largest movement of a coordinate at which centres count as settled: float32's resolution.
 _STILL = 1e-6
-"""Largest movement of a coordinate at which centres count as settled: float32's resolution."""
 
+# Share of a row's largest distance that two equal distances may differ by.
 _ROUNDING = 1e-13
-"""Share of a row's largest distance that two equal distances may differ by."""
 
+# Share of the error that a relocation must gain however few rows it moves.
 _MIN_GAIN = 1e-4
-"""Share of the error that a relocation must gain however few rows it moves."""
 
+# Share of its cost that a split must gain before Lloyd's iterations: they improve on it.
 _PROMISE = 0.5
-"""Share of its cost that a split must gain before Lloyd's iterations: they improve on it."""
 
+# Power iterations for a cluster's principal axis: a start for the split needs no more.
 _AXIS_STEPS = 5
-"""Power iterations for a cluster's principal axis: a start for the split needs no more."""
 
+# Lloyd's iterations of a split in two.
 _SPLIT_STEPS = 8
-"""Lloyd's iterations of a split in two."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

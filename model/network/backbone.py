@@ -15,14 +15,14 @@ from model.network.profiles import TinySize
 from model.network.tokenizer import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, token_id
 from schemas.errors import RefuseToStartError
 
+# Patches on each side of a block that becomes one visual token, as in Qwen2.5-VL.
 MERGE = 2
-"""Patches on each side of a block that becomes one visual token, as in Qwen2.5-VL."""
 
+# Frames that a patch spans in time, as in Qwen2.5-VL; a still image is one frame twice.
 FRAMES = 2
-"""Frames that a patch spans in time, as in Qwen2.5-VL; a still image is one frame twice."""
 
+# Positions of the `tiny` configuration; its longest rows have fewer than 200 tokens.
 MAX_POSITIONS = 1024
-"""Positions of the `tiny` configuration; its longest rows have fewer than 200 tokens."""
 
 
 def tiny_config(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:

@@ -18,17 +18,17 @@ from model.network.tokenizer import load_tokenizer
 from model.network.weights_io import deduplicated_state, load_exactly, read_tensors
 from schemas.errors import RefuseToStartError
 
+# The base that comes with the project; `base.json` in it says what made it.
 SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "tiny"
-"""The base that comes with the project; `base.json` in it says what made it."""
 
+# Weights of all parts, in a base's folder.
 WEIGHTS = "base.safetensors"
-"""Weights of all parts, in a base's folder."""
 
+# Sizes, and what made the base; written last, so that a folder with it is whole.
 ABOUT = "base.json"
-"""Sizes, and what made the base; written last, so that a folder with it is whole."""
 
+# Keys of `base.json` that rebuild the base; the others are `Base.about`.
 _OWN_KEYS = ("size", "limit", "width")
-"""Keys of `base.json` that rebuild the base; the others are `Base.about`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -25,13 +25,14 @@ from model.network.tokenizer import load_tokenizer
 from model.network.weights_io import load_module, save_module
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
+from schemas.records import JsonObject
 from schemas.training_record import TrainingRecord
 
+# Describes the model and its training; put in place last, so a folder with it is whole.
 ABOUT = "checkpoint.json"
-"""Describes the model and its training; put in place last, so a folder with it is whole."""
 
+# Version of the folder's layout. A checkpoint of another version is refused.
 FORMAT = 1
-"""Version of the folder's layout. A checkpoint of another version is refused."""
 
 _TOKENIZER = "tokenizer"
 _BACKBONE = "backbone"
@@ -39,14 +40,14 @@ _HEAD = "head.safetensors"
 _TOWERS = "encoder.safetensors"
 _ENCODER_TOKENIZER = "encoder-tokenizer"
 
+# Folder of a save that is not complete: it is thrown away.
 _WRITING = ".writing"
-"""Folder of a save that is not complete: it is thrown away."""
 
+# Folder of a complete save that is not in place yet: `recover_checkpoint` finishes it.
 _WRITTEN = ".written"
-"""Folder of a complete save that is not in place yet: `recover_checkpoint` finishes it."""
 
+# Keys of `checkpoint.json` that describe the model; the others belong to the training record.
 _MODEL_KEYS = ("format", "shape", "codebook", "encoder", "size")
-"""Keys of `checkpoint.json` that describe the model; the others belong to the training record."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -80,7 +81,7 @@ class _Description:
     size: TinySize | None
     record: TrainingRecord
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         encoder: dict[str, object] = {"kind": "jina", "source": self.jina_source}
         if self.towers_width is not None:
             encoder = {"kind": "small", "width": self.towers_width}
@@ -94,7 +95,7 @@ class _Description:
         }
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> "_Description":
+    def from_json(cls, document: JsonObject) -> "_Description":
         shape = document["shape"]
         encoder = document["encoder"]
         small = encoder["kind"] == "small"

@@ -20,23 +20,23 @@ from model.network.inputs import pad_rows
 from model.network.resize import Pixels, resize
 from schemas.records import FloatArray
 
+# Width of both towers and of the teacher's head.
 CHANNELS = 128
-"""Width of both towers and of the teacher's head."""
 
+# Attention heads of both towers and of the teacher's head.
 HEADS = 4
-"""Attention heads of both towers and of the teacher's head."""
 
+# Cells of the image tower's grid: 56 px, halved three times, squared.
 GRID_CELLS = 49
-"""Cells of the image tower's grid: 56 px, halved three times, squared."""
 
+# Bound of the learned temperature's inverse, as in CLIP: without it training may diverge.
 MAX_SCALE = 100.0
-"""Bound of the learned temperature's inverse, as in CLIP: without it training may diverge."""
 
+# What the temperature starts from, as in CLIP (Radford et al. 2021).
 _FIRST_TEMPERATURE = 0.07
-"""What the temperature starts from, as in CLIP (Radford et al. 2021)."""
 
+# Stands in for a padded position in a maximum: below any state, and finite in half precision.
 _MASKED = -1e4
-"""Stands in for a padded position in a maximum: below any state, and finite in half precision."""
 
 
 class Encoder(Protocol):

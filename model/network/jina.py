@@ -16,17 +16,17 @@ from transformers import AutoModel
 from model.network.resize import Pixels
 from schemas.records import FloatArray
 
+# Images, texts or pairs at once; both models are large, so a batch is small.
 BATCH = 16
-"""Images, texts or pairs at once; both models are large, so a batch is small."""
 
+# Width of jina-embeddings-v4; shorter prefixes of its vectors are embeddings too.
 WIDTH = 2048
-"""Width of jina-embeddings-v4; shorter prefixes of its vectors are embeddings too."""
 
+# What turns a cosine into a logit: the inverse of a temperature of 0.02.
 SCALE = 50.0
-"""What turns a cosine into a logit: the inverse of a temperature of 0.02."""
 
+# A vector of zeros stays one instead of becoming NaN.
 _SMALLEST_NORM = 1e-12
-"""A vector of zeros stays one instead of becoming NaN."""
 
 
 class JinaEncoder:

@@ -39,8 +39,8 @@ class Stage:
     """Bound of the gradient's norm."""
 
 
+# Memorisation, comprehension, alignment.
 Stages = tuple[Stage, Stage, Stage]
-"""Memorisation, comprehension, alignment."""
 
 
 @dataclass(frozen=True, slots=True)

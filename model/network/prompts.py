@@ -18,14 +18,14 @@ from model.network.tokenizer import (
     token_id,
 )
 
+# Behind an image (section 3.2.1).
 MEMORIZE = "Generate the identifier for this image."
-"""Behind an image (section 3.2.1)."""
 
+# Before an identifier (section 3.2.2).
 COMPREHEND = "Describe the image represented by the identifier"
-"""Before an identifier (section 3.2.2)."""
 
+# Behind an image, in stage 0.
 DESCRIBE = "Describe the image."
-"""Behind an image, in stage 0."""
 
 
 @dataclass(frozen=True, slots=True)

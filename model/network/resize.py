@@ -10,8 +10,8 @@ from PIL import Image
 
 from schemas.records import ByteArray
 
+# Images as (height, width, 3) uint8 arrays; sizes may differ.
 Pixels = Sequence[ByteArray]
-"""Images as (height, width, 3) uint8 arrays; sizes may differ."""
 
 
 def resize(image: ByteArray, side_px: int) -> ByteArray:

@@ -27,8 +27,8 @@ from model.network.profiles import Profile
 from model.network.prompts import PromptBuilder, TrainingExample
 from model.network.tokenizer import add_identifier_tokens, level_token_ids
 
+# Spread of new token embeddings around the mean of the known ones, as a share of theirs.
 NEW_TOKEN_SPREAD = 0.5
-"""Spread of new token embeddings around the mean of the known ones, as a share of theirs."""
 
 
 class SoftLabelHead(nn.Module):

@@ -17,11 +17,11 @@ from model.network.encoder import CHANNELS, HEADS, SmallEncoder, pixel_batch, to
 from model.network.resize import Pixels
 from schemas.records import ByteArray, FloatArray
 
+# Pairs that are scored at once.
 BATCH = 128
-"""Pairs that are scored at once."""
 
+# Stands in for a padded position in a minimum: above any state, and finite in half precision.
 _MASKED = 1e4
-"""Stands in for a padded position in a minimum: above any state, and finite in half precision."""
 
 
 class Teacher(Protocol):

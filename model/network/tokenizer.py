@@ -18,14 +18,14 @@ IMAGE = "<|image_pad|>"
 VISION_END = "<|vision_end|>"
 VIDEO = "<|video_pad|>"
 
+# All of them, in the order of the small tokenizer's ids.
 SPECIAL = (PAD, END, VISION_START, IMAGE, VISION_END, VIDEO)
-"""All of them, in the order of the small tokenizer's ids."""
 
+# Added by this project: an identifier follows.
 IDENTIFIER = "<|identifier|>"
-"""Added by this project: an identifier follows."""
 
+# Added by this project: a description follows.
 CAPTION = "<|caption|>"
-"""Added by this project: a description follows."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

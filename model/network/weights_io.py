@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from schemas.errors import RefuseToStartError
 
+# Tensors that an error message names; the first ones are enough to recognise the mistake.
 _NAMED_MISFITS = 3
-"""Tensors that an error message names; the first ones are enough to recognise the mistake."""
 
 
 def deduplicated_state(module: nn.Module) -> dict[str, Tensor]:

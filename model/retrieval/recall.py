@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from math import sqrt
 
+# The k of R@k that text-to-image retrieval reports, and 20 for what re-ranking could reach.
 CUTOFFS = (1, 5, 10, 20)
-"""The k of R@k that text-to-image retrieval reports, and 20 for what re-ranking could reach."""
 
 
 def recall_at(ranks: Sequence[int | None], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:

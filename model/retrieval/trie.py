@@ -25,17 +25,17 @@ from schemas.records import BoolArray, FloatArray, IntArray
 Int32Array = npt.NDArray[np.int32]
 Int16Array = npt.NDArray[np.int16]
 
+# Leaves a dense table may have: 1 GiB of int32. The paper's profile has 2**20.
 DENSE_LIMIT = 1 << 28
-"""Leaves a dense table may have: 1 GiB of int32. The paper's profile has 2**20."""
 
+# In place of a suffix: the posting is an alternate.
 ALTERNATE = -1
-"""In place of a suffix: the posting is an alternate."""
 
+# Postings that the delta may hold at least before a merge: merging rewrites the whole base.
 _MIN_DELTA = 4096
-"""Postings that the delta may hold at least before a merge: merging rewrites the whole base."""
 
+# The delta may grow to 1/8 of the base, so that a posting is rewritten O(log N) times in all.
 _DELTA_SHARE = 8
-"""The delta may grow to 1/8 of the base, so that a posting is rewritten O(log N) times in all."""
 
 
 class Branches:

@@ -19,27 +19,26 @@ from model.training.contrastive import (
 from model.training.pretrain import DistillHeads, PretrainConfig, Pretrainer, pretrain
 from schemas.records import FloatArray
 
+# Recall@10 of the base among `_PROBE_IMAGES` training images, from which on it is used as it is.
 SUFFICIENT_RECALL = 0.8
-"""Recall@10 of the base among `_PROBE_IMAGES` training images, from which on it is used as it is.
-"""
 
+# Images of a probe: enough to see within seconds whether the base knows such pictures.
 _PROBE_IMAGES = 1000
-"""Images of a probe: enough to see within seconds whether the base knows such pictures."""
 
+# A caption finds its image when fewer than this many others are more similar.
 _PROBE_DEPTH = 10
-"""A caption finds its image when fewer than this many others are more similar."""
 
+# A small corpus would be repeated without end to reach a number of views.
 _MAX_EPOCHS = 40
-"""A small corpus would be repeated without end to reach a number of views."""
 
+# About half of what the base was made with: it is trained further, not anew.
 _LEARNING_RATE = 8e-4
-"""About half of what the base was made with: it is trained further, not anew."""
 
+# Epochs of the towers for each one of the teacher, a small head on frozen towers.
 _TEACHER_SHARE = 5
-"""Epochs of the towers for each one of the teacher, a small head on frozen towers."""
 
+# Images embedded at once, which bounds memory.
 _EMBED_IMAGES = 2048
-"""Images embedded at once, which bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,11 @@ from model.progress import Progress, quiet
 from model.training.optimizer import CosineAdamW
 from schemas.records import ByteArray, IntArray
 
+# Bound of the gradient's norm while the towers are trained.
 CLIP = 1.0
-"""Bound of the gradient's norm while the towers are trained."""
 
+# Below any cosine: takes a pair's own caption out of the search for its hard negative.
 NOT_THE_NEGATIVE = -2.0
-"""Below any cosine: takes a pair's own caption out of the search for its hard negative."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,13 @@ from model.network.sigma import SigmaModel
 from model.progress import Progress, quiet
 from schemas.records import ByteArray
 
+# Largest shift of a view in pixels, about half a patch of the `tiny` profile.
+#
+# The visual tokens change, the content does not.
 SHIFT_PX = 3
-"""Largest shift of a view in pixels, about half a patch of the `tiny` profile.
 
-The visual tokens change, the content does not.
-"""
-
+# Images that pass the vision tower at once.
 VIEW_BATCH = 128
-"""Images that pass the vision tower at once."""
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# AdamW's decay rates; 0.98 is usual for contrastive training (CLIP, Radford et al. 2021).
 BETAS = (0.9, 0.98)
-"""AdamW's decay rates; 0.98 is usual for contrastive training (CLIP, Radford et al. 2021)."""
 
 
 class CosineAdamW:

@@ -11,11 +11,10 @@ from torch import Tensor, distributed
 
 T = TypeVar("T")
 
+# How long the other ranks wait while the first alone reads, embeds and clusters.
+#
+# PyTorch's default ends the run after ten minutes.
 _TIMEOUT = timedelta(days=2)
-"""How long the other ranks wait while the first alone reads, embeds and clusters.
-
-PyTorch's default ends the run after ten minutes.
-"""
 
 
 def join_ranks() -> None:

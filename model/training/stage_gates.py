@@ -21,20 +21,20 @@ from schemas.identifiers import LEVELS
 from schemas.records import HalfArray, IntArray
 from schemas.settings import RetrievalSettings
 
+# What a stage was measured at, by name: `samples`, `images` and `chance`, and the stage's own.
 Figures = dict[str, float]
-"""What a stage was measured at, by name: `samples`, `images` and `chance`, and the stage's own."""
 
+# Samples that are decoded at once.
 _BATCH = 16
-"""Samples that are decoded at once."""
 
+# An image counts as found among this many results; the figure's name, R@10, is stored.
 _DEPTH = 10
-"""An image counts as found among this many results; the figure's name, R@10, is stored."""
 
+# Fewer say nothing about a share.
 _MIN_SAMPLES = 32
-"""Fewer say nothing about a share."""
 
+# At most one in this many images is a sample, so that measuring takes little time.
 _SAMPLED_SHARE = 10
-"""At most one in this many images is a sample, so that measuring takes little time."""
 
 
 @dataclass(frozen=True, slots=True)

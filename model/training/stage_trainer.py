@@ -30,15 +30,15 @@ from model.progress import Bar
 from model.training.ranks import sum_over_ranks, world_size
 from model.training.training_set import ExampleDataset, TrainingSet
 
+# The model's weights in a checkpoint of the Trainer.
 WEIGHTS = "model.safetensors"
-"""The model's weights in a checkpoint of the Trainer."""
 
+# Batches that are sorted by length together: little padding, and still a random mixture.
 BUCKET_BATCHES = 50
-"""Batches that are sorted by length together: little padding, and still a random mixture."""
 
 
+# The Trainer insists on a dictionary; here it is `{"examples": list[TrainingExample]}`.
 Batch = dict[str, Any]
-"""The Trainer insists on a dictionary; here it is `{"examples": list[TrainingExample]}`."""
 
 
 class LengthBuckets(Sampler[int]):

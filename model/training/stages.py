@@ -16,15 +16,15 @@ from model.training.stage_trainer import (
 )
 from model.training.training_set import TrainingSet, stage_examples
 
+# How often a stage is saved on its way: a killed run loses at most half of it.
 CHECKPOINTS = 2
-"""How often a stage is saved on its way: a killed run loses at most half of it."""
 
+# What the progress bar of each stage says.
 _LABELS: dict[StageName, str] = {
     "memorize": "1 memorisation",
     "comprehend": "2 comprehension",
     "align": "3 alignment",
 }
-"""What the progress bar of each stage says."""
 
 
 def run_stage(

@@ -13,8 +13,8 @@ from stream.manifest import read_manifest
 from workers.repository.connection import Connection, migrate
 from workers.runtime.services import Services
 
+# The body of a command: parsed options and settings to the exit code.
 RunCommand = Callable[[Namespace, Settings], int]
-"""The body of a command: parsed options and settings to the exit code."""
 
 
 class AddCommand(Protocol):

@@ -4,7 +4,6 @@ import json
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ops import ingestion
 from ops.cli.context import AddCommand, emit, entries_of, open_database
@@ -12,17 +11,17 @@ from ops.embedded.database import open_services
 from ops.ingestion import IngestOutcome, PublishedImages, Upload
 from schemas.errors import UsageError
 from schemas.events import ImageDeleted
-from schemas.records import ManifestEntry
+from schemas.records import JsonObject, ManifestEntry
 from schemas.settings import Settings
-from stream.log.event_log import message
+from stream.log.event_log import EventLog, message
 from stream.manifest import read_paths
 from workers.repository import generations
 from workers.repository.connection import Connection, transaction
-from workers.repository.images import delete_images, images_by_id
+from workers.repository.images import Deletion, delete_images, images_by_id
 from workers.runtime.services import Services
 
+# Rejections that are printed for a person; `--json` has all of them.
 SHOWN_REJECTIONS = 20
-"""Rejections that are printed for a person; `--json` has all of them."""
 
 
 def add_commands(add: AddCommand) -> None:
@@ -121,7 +120,7 @@ def _wait_until_searchable(
         )
 
 
-def _ingest_text(document: dict[str, Any], searchable: int | None) -> str:
+def _ingest_text(document: JsonObject, searchable: int | None) -> str:
     rejected = document["rejected"]
     text = f"published {document['published']:,} images"
     if searchable is not None:
@@ -149,7 +148,7 @@ def delete(options: Namespace, settings: Settings) -> int:
     return 2 if done.untouched else 0
 
 
-def _delete(services: Services, conn: Connection, image_ids: list[str]) -> Any:
+def _delete(services: Services, conn: Connection, image_ids: list[str]) -> Deletion:
     log = services.open_log()
     with transaction(conn):
         done = delete_images(conn, image_ids)
@@ -182,7 +181,7 @@ def dead_letters(options: Namespace, settings: Settings) -> int:
     return 0
 
 
-def _replay(log: Any, conn: Connection) -> tuple[dict[str, Any], str]:
+def _replay(log: EventLog, conn: Connection) -> tuple[JsonObject, str]:
     from stream.log.dead_letters import replay
 
     replayed = replay(log, conn)
@@ -192,14 +191,14 @@ def _replay(log: Any, conn: Connection) -> tuple[dict[str, Any], str]:
     return asdict(replayed), text
 
 
-def _show(log: Any, place: str) -> tuple[dict[str, Any], str]:
+def _show(log: EventLog, place: str) -> tuple[JsonObject, str]:
     from stream.log.dead_letters import show
 
     document = asdict(show(log, place))
     return document, json.dumps(document, ensure_ascii=False, indent=2)
 
 
-def _list(log: Any, limit: int) -> tuple[dict[str, Any], str]:
+def _list(log: EventLog, limit: int) -> tuple[JsonObject, str]:
     from stream.log.dead_letters import dead_letters as read_letters
 
     documents = []

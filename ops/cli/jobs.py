@@ -4,7 +4,6 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ops.cli.context import AddCommand, emit, limit_threads, open_database
 from ops.embedded.database import open_services
@@ -12,6 +11,7 @@ from ops.jobs.registry import job_named, run_job
 from ops.jobs.timetable import TimetableEntry, run_to_json, timetable
 from schemas.errors import RetryLaterError, UsageError
 from schemas.job_results import JobFailure
+from schemas.records import JsonObject
 from schemas.settings import Settings
 from workers.repository import job_runs
 from workers.repository.connection import Connection
@@ -50,7 +50,7 @@ class JobListing:
     entries: Sequence[TimetableEntry]
     runs: Sequence[JobRun]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The document of `sigma jobs`."""
         return {
             "jobs": [entry.to_json() for entry in self.entries],

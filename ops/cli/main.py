@@ -17,8 +17,8 @@ from workers.runtime.logs import configure
 
 DESCRIPTION = "A streaming incremental index for generative text-to-image retrieval."
 
+# Command groups in the order of the help text.
 GROUPS = (processes, train, images, search, generations, jobs, report, material, measure)
-"""Command groups in the order of the help text."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

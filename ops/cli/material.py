@@ -8,6 +8,7 @@ from pathlib import Path
 from ops.cli.context import AddCommand, emit
 from schemas.settings import Settings
 
+# Fields of `BaseConfig` that options may set.
 BASE_NUMBERS = (
     "images",
     "captions",
@@ -17,7 +18,6 @@ BASE_NUMBERS = (
     "pretrain_epochs",
     "probe",
 )
-"""Fields of `BaseConfig` that options may set."""
 
 
 def add_commands(add: AddCommand) -> None:

@@ -2,10 +2,10 @@
 
 import threading
 from argparse import Namespace
-from typing import Any
 
 from ops.cli.context import AddCommand, emit, limit_threads, open_database
 from ops.embedded.database import open_services
+from schemas.records import JsonObject
 from schemas.settings import Settings
 from workers.repository.connection import migrate
 from workers.runtime.services import Services
@@ -84,7 +84,7 @@ def status(options: Namespace, settings: Settings) -> int:
     return 0
 
 
-def _status_text(document: dict[str, Any]) -> str:
+def _status_text(document: JsonObject) -> str:
     images = document["images"]
     trie = document["trie"]
     freshness = document["freshness_s"]

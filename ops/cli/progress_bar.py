@@ -9,11 +9,11 @@ from tqdm import tqdm
 
 from model.progress import Bar
 
+# Seconds between two redraws on a terminal: smooth to the eye.
 TERMINAL_REDRAW_S = 0.2
-"""Seconds between two redraws on a terminal: smooth to the eye."""
 
+# Seconds between two redraws into a file.
 LOG_REDRAW_S = 10.0
-"""Seconds between two redraws into a file."""
 
 
 class _TqdmBar:

@@ -12,8 +12,8 @@ from schemas.settings import Settings
 from workers.repository.connection import Connection
 from workers.runtime.services import Services
 
+# Ten years: more than any job history holds.
 _MAX_DAYS = 3650
-"""Ten years: more than any job history holds."""
 
 
 def add_commands(add: AddCommand) -> None:

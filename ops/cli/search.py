@@ -3,11 +3,11 @@
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ops.cli.context import AddCommand, emit, entries_of, open_database
 from ops.embedded.database import open_services
 from schemas.errors import UsageError
+from schemas.records import JsonObject
 from schemas.settings import Settings
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
@@ -110,7 +110,7 @@ def explain(options: Namespace, settings: Settings) -> int:
         image_id, codes = _identify(conn, generation, options.what)
         sigma = load_generation_checkpoint(services.checkpoints, generation).sigma
         caption = generate_caption(Decoder(sigma), codes)
-    document: dict[str, Any] = {
+    document: JsonObject = {
         "generation": generation.id,
         "image_id": image_id,
         "identifier": codes,

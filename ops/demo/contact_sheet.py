@@ -20,15 +20,15 @@ from schemas.settings import Settings
 from workers.repository.images import images_by_id
 from workers.runtime.pictures import read_picture
 
+# Answers shown for each query.
 PICTURES = 6
-"""Answers shown for each query."""
 
+# Side of a picture on the sheet: that of the demo's scenes.
 TILE_PX = 112
-"""Side of a picture on the sheet: that of the demo's scenes."""
 
+# Height of the line that holds a query.
 GAP_PX = 10
 CAPTION_PX = 26
-"""Height of the line that holds a query."""
 
 FONT_PX = 15
 PAPER = (255, 255, 255)

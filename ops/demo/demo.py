@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from model.network.base import ABOUT, SHIPPED
 from model.network.profiles import profile
@@ -20,7 +19,7 @@ from ops.evaluation import evaluate
 from ops.scenes.corpus import CorpusConfig, fingerprints, generate
 from ops.status import read_status
 from schemas.errors import UsageError, WorkFailedError
-from schemas.records import ManifestEntry
+from schemas.records import JsonObject, ManifestEntry
 from schemas.settings import Settings
 from stream.manifest import read_manifest
 from workers.query.searcher import live_generation, open_searcher
@@ -29,11 +28,11 @@ from workers.runtime.services import Services
 from workers.trainer.request import TrainRequest
 from workers.trainer.trainer import train
 
+# File that marks a folder as a demo's: only such a folder is ever removed.
 MARK = "demo.json"
-"""File that marks a folder as a demo's: only such a folder is ever removed."""
 
+# Fewer images cannot fill the codebook of the `tiny` profile.
 LEAST_IMAGES = 64
-"""Fewer images cannot fill the codebook of the `tiny` profile."""
 
 EXAMPLE_QUERIES = 3
 EXAMPLE_RESULTS = 3
@@ -71,7 +70,7 @@ class PhaseClock:
         self.seconds[name] = round(time.monotonic() - started, 1)
 
 
-def demo(settings: Settings, config: DemoConfig) -> dict[str, Any]:
+def demo(settings: Settings, config: DemoConfig) -> JsonObject:
     """Render, train, stream, query and evaluate; return the document of `sigma demo --json`.
 
     All processes are stopped at the end.
@@ -105,7 +104,7 @@ def _run(
     clock: PhaseClock,
     seen: Sequence[ManifestEntry],
     unseen: Sequence[ManifestEntry],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Run all phases that need a database."""
     with clock.phase("init", "start PostgreSQL, create the schema and the topics"):
         with services.connect("demo") as conn:
@@ -143,7 +142,7 @@ def _held_out(entries: Sequence[ManifestEntry]) -> list[str]:
 
 def _evaluate(
     services: Services, config: DemoConfig, entries: Sequence[ManifestEntry]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[JsonObject, JsonObject]:
     """Return the documents of `sigma evaluate` and `sigma status`."""
     with services.connect("demo") as conn:
         searcher = open_searcher(services, live_generation(conn))

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
@@ -12,23 +11,23 @@ from model.progress import Progress
 from ops.ingestion import IngestOutcome, PublishedImages, publish, wait
 from schemas.errors import WorkFailedError
 from schemas.events import ImageArrived
-from schemas.records import ManifestEntry
+from schemas.records import JsonObject, ManifestEntry
 from stream.log.event_log import EventLog
 from workers.repository.connection import Connection
 
+# Pause between two arrivals: a steady stream of at most 25 images a second.
 ARRIVAL_PAUSE_S = 0.04
-"""Pause between two arrivals: a steady stream of at most 25 images a second."""
 
+# Pause between two queries of the client.
 QUERY_PAUSE_S = 0.05
-"""Pause between two queries of the client."""
 
+# Longest time without progress before the demo gives up on the last images.
 SEARCHABLE_TIMEOUT_S = 60.0
-"""Longest time without progress before the demo gives up on the last images."""
 
 HTTP_TIMEOUT_S = 30.0
 
+# Longest wait for the client's last answer.
 STOP_TIMEOUT_S = 30.0
-"""Longest wait for the client's last answer."""
 
 READY_TIMEOUT_S = 60.0
 
@@ -44,7 +43,7 @@ class LiveStreamResult:
     failed: int
     p50_ms: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The form in the document of `sigma demo`."""
         return {
             "indexed": self.outcome.indexed,
@@ -152,7 +151,7 @@ def wait_until_ready(address: str) -> None:
     )
 
 
-def ask(address: str, queries: Sequence[str], k: int) -> list[dict[str, Any]]:
+def ask(address: str, queries: Sequence[str], k: int) -> list[JsonObject]:
     """Return the answers to a few queries."""
     answers = []
     for query in queries:

@@ -1,11 +1,10 @@
 """What the demo prints at its end."""
 
-from typing import Any
-
 from ops.evaluation import Evaluation
+from schemas.records import JsonObject
 
 
-def story(document: dict[str, Any]) -> str:
+def story(document: JsonObject) -> str:
     """Return the recall table, a few queries with their answers, and where to look next."""
     lines = [
         "",
@@ -22,7 +21,7 @@ def story(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _stream_lines(document: dict[str, Any]) -> list[str]:
+def _stream_lines(document: JsonObject) -> list[str]:
     streamed = document["stream"]
     queries = streamed["queries_meanwhile"]
     freshness = document["status"]["freshness_s"]
@@ -34,7 +33,7 @@ def _stream_lines(document: dict[str, Any]) -> list[str]:
     ]
 
 
-def _example_lines(document: dict[str, Any]) -> list[str]:
+def _example_lines(document: JsonObject) -> list[str]:
     lines = []
     for example in document["examples"]:
         lines.append(f"“{example['query']}”")

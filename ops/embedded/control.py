@@ -15,17 +15,17 @@ from ops.embedded.readiness import ReadinessListener, listen_for_readiness
 from schemas.errors import WorkFailedError
 from schemas.settings import Settings
 
+# Longest wait for the first readiness: a model has to be loaded, on two busy cores.
 START_TIMEOUT_S = 90.0
-"""Longest wait for the first readiness: a model has to be loaded, on two busy cores."""
 
+# Longest wait for the supervisor's end; it gives its own workers half of that.
 STOP_TIMEOUT_S = 20.0
-"""Longest wait for the supervisor's end; it gives its own workers half of that."""
 
 START_POLL_S = 0.1
 STOP_POLL_S = 0.05
 
+# Longest wait for one answer of `/readyz`.
 READINESS_TIMEOUT_S = 2.0
-"""Longest wait for one answer of `/readyz`."""
 
 
 @dataclass(frozen=True, slots=True)

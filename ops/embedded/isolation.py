@@ -6,8 +6,8 @@
 
 import sys
 
+# For processes that start Python processes themselves, as `torchrun` does.
 ISOLATED_ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
-"""For processes that start Python processes themselves, as `torchrun` does."""
 
 
 def python_module(module: str, *arguments: str) -> list[str]:

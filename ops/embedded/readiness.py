@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# Longest notification that is read; `READY=1` and a few more lines need far less.
 DATAGRAM_BYTES = 4096
-"""Longest notification that is read; `READY=1` and a few more lines need far less."""
 
 
 class ReadinessListener:

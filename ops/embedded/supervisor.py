@@ -33,11 +33,11 @@ from workers.runtime.services import Services
 
 ROLES = ("intake", "index", "query", "scheduler")
 
+# Workers that announce when they take work; the query worker is asked at its own address.
 ANNOUNCING_ROLES = ("intake", "index")
-"""Workers that announce when they take work; the query worker is asked at its own address."""
 
+# Shortest time between two starts of one worker: a crash loop must not fill the machine.
 RESTART_PAUSE_S = 1.0
-"""Shortest time between two starts of one worker: a crash loop must not fill the machine."""
 
 WATCH_INTERVAL_S = 0.2
 

@@ -5,33 +5,34 @@ stand-in colours that nothing else uses; `inline_svg` replaces each by a variabl
 which says what the colour looks like in each mode.
 """
 
+# What our index measured: recall, effects, current histograms.
 OURS = "#010203"
-"""What our index measured: recall, effects, current histograms."""
 
+# Exact search, the baseline beside ours.
 EXACT = "#020304"
-"""Exact search, the baseline beside ours."""
 
+# The limit of a monitor.
 LIMIT = "#030405"
-"""The limit of a monitor."""
 
+# The reference that what arrives now is compared with.
 REFERENCE = "#040506"
-"""The reference that what arrives now is compared with."""
 
+# Success.
 GOOD = "#050607"
-"""Success."""
 
+# Failure and alarm.
 BAD = "#060708"
-"""Failure and alarm."""
 
+# Titles and labels.
 TEXT = "#070809"
-"""Titles and labels."""
 
+# Secondary text: axis labels, notes.
 MUTED = "#08090a"
-"""Secondary text: axis labels, notes."""
 
+# Grid lines and axes.
 GRID = "#090a0b"
-"""Grid lines and axes."""
 
+# The variable of `page.css` by stand-in.
 CSS_VARIABLES = {
     OURS: "--ours",
     EXACT: "--exact",
@@ -43,4 +44,3 @@ CSS_VARIABLES = {
     MUTED: "--muted",
     GRID: "--grid",
 }
-"""The variable of `page.css` by stand-in."""

@@ -23,11 +23,11 @@ from schemas.job_results import CohortRecall, skip_reason
 from workers.repository.connection import Connection
 from workers.repository.history import done_since, newest_done
 
+# Age of the newest run of an hourly job above which a report asks whether a scheduler runs.
 STALE_AFTER = timedelta(hours=3)
-"""Age of the newest run of an hourly job above which a report asks whether a scheduler runs."""
 
+# Characters of a job's reason that a notice shows.
 _MAX_REASON_LENGTH = 160
-"""Characters of a job's reason that a notice shows."""
 
 
 @dataclass(frozen=True, slots=True)

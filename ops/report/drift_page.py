@@ -10,8 +10,8 @@ from ops.report.shared_sections import alarm_card, generation_card, shared_secti
 from ops.report.words import monitor_meaning, monitor_words
 from schemas.job_results import DriftReportResult, MonitorReading
 
+# Largest effect, as a multiple of its limit, that the headline writes: it may be infinite.
 _MAX_SHARE_OF_LIMIT = 99.0
-"""Largest effect, as a multiple of its limit, that the headline writes: it may be infinite."""
 
 _MONITOR_HEADINGS = ("Monitor", "Watches", "Effect", "Its limit", "p", "Its limit", "")
 

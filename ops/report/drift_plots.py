@@ -29,20 +29,20 @@ from ops.report.words import monitor_words
 from schemas.job_results import CodeShares, MonitorReading
 from workers.repository.alarms import Alarm
 
+# Points of one line: more cannot be told apart on a page.
 _MAX_POINTS = 120
-"""Points of one line: more cannot be told apart on a page."""
 
+# Bars of a code histogram: neighbouring codes share a bar beyond that.
 _MAX_BARS = 64
-"""Bars of a code histogram: neighbouring codes share a bar beyond that."""
 
+# Monitors drawn over time, those nearest to their limit first.
 _MAX_MONITORS = 24
-"""Monitors drawn over time, those nearest to their limit first."""
 
+# Longest bar, in multiples of the limit. A larger effect has its figure beside the bar.
 _MAX_BAR_RATIO = 3.0
-"""Longest bar, in multiples of the limit. A larger effect has its figure beside the bar."""
 
+# Least length of the axis, in multiples of the limit: figures fit beside the line of the limit.
 _MIN_AXIS_RATIO = 1.45
-"""Least length of the axis, in multiples of the limit: figures fit beside the line of the limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ import re
 import unicodedata
 from datetime import datetime
 
+# Characters of a text from the database: a longer one is cut, so that it cannot fill a page.
 MAX_TEXT_LENGTH = 300
-"""Characters of a text from the database: a longer one is cut, so that it cannot fill a page."""
 
+# Unicode categories of control and direction characters, line separators and unassigned code.
 _UNREADABLE = frozenset(("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"))
-"""Unicode categories of control and direction characters, line separators and unassigned code."""
 
 _SPACES = re.compile(r"\s+")
 

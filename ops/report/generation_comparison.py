@@ -19,20 +19,20 @@ from workers.repository.generations import Generation, generations
 from workers.repository.images import images_by_key
 from workers.repository.postings import postings_of
 
+# Queries asked of both generations.
 MAX_QUERIES = 100
-"""Queries asked of both generations."""
 
+# Answers looked at for each query: the cut-off of R@10.
 DEPTH = 10
-"""Answers looked at for each query: the cut-off of R@10."""
 
+# Images of each answer that an example shows.
 TOP_SHOWN = 3
-"""Images of each answer that an example shows."""
 
+# Examples of each kind, better and worse, that a report shows.
 EXAMPLES_SHOWN = 6
-"""Examples of each kind, better and worse, that a report shows."""
 
+# Queries decoded at once.
 _BATCH = 16
-"""Queries decoded at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,14 @@ from collections.abc import Iterable
 
 from ops.report.formatting import one_line
 
+# Elements that have no children and no end tag.
 _VOID_ELEMENTS = ("img", "meta", "link", "br")
-"""Elements that have no children and no end tag."""
 
+# Characters of one text; a longer one is cut.
 _MAX_TEXT_LENGTH = 2000
-"""Characters of one text; a longer one is cut."""
 
+# Characters of one attribute. `src` has no limit: it holds a whole picture as a data URI.
 _MAX_ATTRIBUTE_LENGTH = 1 << 20
-"""Characters of one attribute. `src` has no limit: it holds a whole picture as a data URI."""
 
 
 class Html(str):

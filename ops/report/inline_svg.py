@@ -13,19 +13,19 @@ _SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 _SVG = f"{{{_SVG_NAMESPACE}}}"
 _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 
+# Elements that the page replaces: its own stylesheet and labels apply.
 _REMOVED_ELEMENTS = (f"{_SVG}metadata", f"{_SVG}style", f"{_SVG}title")
-"""Elements that the page replaces: its own stylesheet and labels apply."""
 
+# The size comes from the stylesheet; the `viewBox` keeps the proportions.
 _REMOVED_ROOT_ATTRIBUTES = ("width", "height", "version")
-"""The size comes from the stylesheet; the `viewBox` keeps the proportions."""
 
+# Attributes in which decimals are shortened and `url(#…)` references are renamed.
 _NUMERIC_ATTRIBUTES = frozenset(
     ("clip-path", "d", "transform", "style", "x", "y", "width", "height", "viewBox")
 )
-"""Attributes in which decimals are shortened and `url(#…)` references are renamed."""
 
+# For a font declaration without a size in px, which matplotlib does not write today.
 _FALLBACK_FONT_SIZE_PX = 10
-"""For a font declaration without a size in px, which matplotlib does not write today."""
 
 _REFERENCE = re.compile(r"#([A-Za-z0-9_]+)")
 _LONG_DECIMAL = re.compile(r"(\d+\.\d{2})\d+")
@@ -33,8 +33,8 @@ _FONT_SIZE_PX = re.compile(r"(\d+(?:\.\d+)?)px")
 _BOLD = re.compile(r"(bold|700)\b")
 _SPACE_BETWEEN_ELEMENTS = re.compile(r">\s+<")
 
+# Characters that XML 1.0 forbids: matplotlib copies them from labels, the parser refuses them.
 _NOT_IN_XML = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ufffe\\uffff]")
-"""Characters that XML 1.0 forbids: matplotlib copies them from labels, the parser refuses them."""
 
 
 def inline_svg(svg: str, name: str) -> str:

@@ -12,25 +12,25 @@ from ops.report.plotting import Canvas, Plot, legend, make_plot, plot_time, time
 from ops.report.timeline import Timeline
 from workers.repository.job_runs import JobRun
 
+# Shape, colour and size in points of the mark of each outcome. Failures are drawn last, on top.
 _MARKS = {
     "done": ("|", colours.GOOD, 8),
     "running": ("o", colours.OURS, 6),
     "skipped": ("s", colours.REFERENCE, 5),
     "failed": ("X", colours.BAD, 8),
 }
-"""Shape, colour and size in points of the mark of each outcome. Failures are drawn last, on top."""
 
+# Marks of one outcome on one line: more would cover each other.
 _MAX_MARKS = 160
-"""Marks of one outcome on one line: more would cover each other."""
 
+# Lines of the plot, in the order of the alphabet.
 _MAX_JOBS = 16
-"""Lines of the plot, in the order of the alphabet."""
 
+# Height of a line, in points.
 _LINE_PT = 30
-"""Height of a line, in points."""
 
+# Height of the legend and the time axis, in points.
 _FRAME_PT = 64
-"""Height of the legend and the time axis, in points."""
 
 
 def job_plot(timeline: Timeline) -> Plot | None:

@@ -15,14 +15,14 @@ from ops.report.words import GLOSSARY
 from schemas.errors import WorkFailedError
 from schemas.settings import MEBIBYTE
 
+# Size of a page. Plots are thinned and pictures limited, so that a page stays far below it.
 MAX_PAGE_BYTES = 5 * MEBIBYTE
-"""Size of a page. Plots are thinned and pictures limited, so that a page stays far below it."""
 
+# What a browser may load or run for the page: pictures and styles in the file, nothing else.
 CONTENT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'"
 )
-"""What a browser may load or run for the page: pictures and styles in the file, nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,33 +21,34 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ops.report.colours import GRID, MUTED, TEXT
 from ops.report.inline_svg import inline_svg
 
+# Width of a plot for a desktop and for paper, in points.
 _WIDE_PT = 680
-"""Width of a plot for a desktop and for paper, in points."""
 
+# Width of a plot for a phone, in points: the text keeps its size there.
 _NARROW_PT = 316
-"""Width of a plot for a phone, in points: the text keeps its size there."""
 
+# matplotlib counts in inches, SVG in points.
 _POINTS_PER_INCH = 72
-"""matplotlib counts in inches, SVG in points."""
 
+# Height of the legend above the panels, in points.
 LEGEND_PT = 34
-"""Height of the legend above the panels, in points."""
 
+# Limits and baselines: they differ from our lines in more than colour, for every eye and print.
 DASHES = (0, (4, 2))
-"""Limits and baselines: they differ from our lines in more than colour, for every eye and print."""
 
+# Switches between generations.
 _DOTS = (0, (1, 2))
-"""Switches between generations."""
 
+# A line of fewer points gets marks: without them, one point would be invisible.
 _FEW_POINTS = 3
-"""A line of fewer points gets marks: without them, one point would be invisible."""
 
+# Least distance of two names on a time axis, as a share of it: closer ones would overlap.
 _NAME_GAP = 0.12
-"""Least distance of two names on a time axis, as a share of it: closer ones would overlap."""
 
+# A name that begins beyond this share of the axis would leave the panel.
 _LAST_NAME_AT = 0.93
-"""A name that begins beyond this share of the axis would leave the panel."""
 
+# Settings of matplotlib for all plots. Texts come from the database: none is read as a formula.
 _RC_PARAMETERS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sigma",
@@ -86,7 +87,6 @@ _RC_PARAMETERS: dict[Any, Any] = {
     "legend.fontsize": 10,
     "legend.labelcolor": TEXT,
 }
-"""Settings of matplotlib for all plots. Texts come from the database: none is read as a formula."""
 
 
 @dataclass(frozen=True, slots=True)

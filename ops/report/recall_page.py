@@ -19,15 +19,15 @@ from ops.report.shared_sections import alarm_card, generation_card, shared_secti
 from ops.report.words import COHORT_WORDS
 from schemas.job_results import RECALL_CUTOFFS, CohortRecall
 
+# p-value below which a difference between two generations is called more than chance.
 _SIGNIFICANT = 0.05
-"""p-value below which a difference between two generations is called more than chance."""
 
+# Cohorts of the headline figures, by name.
 _CARD_COHORTS = {
     "younger than a day": YOUNG_COHORTS,
     "later arrivals": ("week", "older"),
     "learned in training": ("trained",),
 }
-"""Cohorts of the headline figures, by name."""
 
 _NUMBER_HEADINGS = (
     "Images",

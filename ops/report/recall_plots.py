@@ -28,18 +28,18 @@ from ops.report.recorded_runs import ProbeRun, recall_interval
 from ops.report.words import COHORT_WORDS
 from schemas.job_results import COHORTS, RECALL_CUTOFFS, CohortRecall
 
+# Points of one line: more cannot be told apart on a page.
 _MAX_POINTS = 90
-"""Points of one line: more cannot be told apart on a page."""
 
+# Generations side by side, the newest ones.
 _MAX_GENERATIONS = 12
-"""Generations side by side, the newest ones."""
 
 _EXACT_LABEL = "exact search"
 _LINE_LABEL = "ours"
 _DOT_LABEL = "ours, 95% interval"
 
+# Top of a recall axis: a line at 100% is not cut.
 _FULL_RECALL = 1.01
-"""Top of a recall axis: a line at 100% is not cut."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from schemas.job_results import (
 )
 from workers.repository.job_runs import JobRun
 
+# Cohorts of images younger than a day: they show first when new images are hard to find.
 YOUNG_COHORTS = ("hour", "day")
-"""Cohorts of images younger than a day: they show first when new images are hard to find."""
 
 
 @dataclass(frozen=True, slots=True)

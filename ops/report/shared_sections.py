@@ -22,20 +22,20 @@ from schemas.json_values import finite_number
 from workers.repository.alarms import Alarm
 from workers.repository.generations import Generation
 
+# Rows of the table of generations, the newest ones.
 _MAX_GENERATIONS = 20
-"""Rows of the table of generations, the newest ones."""
 
+# Rows of the table of alarms; the JSON document has all.
 _MAX_ALARMS = 40
-"""Rows of the table of alarms; the JSON document has all."""
 
+# Reasons of a gate's refusal that are shown.
 _MAX_REASONS = 3
-"""Reasons of a gate's refusal that are shown."""
 
+# Characters of one reason, or of a job's error.
 _MAX_REASON_LENGTH = 160
-"""Characters of one reason, or of a job's error."""
 
+# Tone of a generation's state; all others are plain.
 _STATE_TONES = {"live": "good", "failed": "bad"}
-"""Tone of a generation's state; all others are plain."""
 
 _MODE_WORDS = {"full": "trained in full", "refresh": "refreshed", "recluster": "re-clustered"}
 

@@ -12,14 +12,14 @@ from workers.repository.connection import Connection
 from workers.repository.images import images_by_id
 from workers.runtime.pictures import read_picture
 
+# Longer side of a thumbnail; the page shows it at half that size, sharp on dense screens.
 _SIDE_PX = 128
-"""Longer side of a thumbnail; the page shows it at half that size, sharp on dense screens."""
 
+# Of 95: artefacts are hardly visible at this size.
 _JPEG_QUALITY = 78
-"""Of 95: artefacts are hardly visible at this size."""
 
+# All pictures of a page together, before they are encoded as text.
 _MAX_TOTAL_BYTES = 1 << 20
-"""All pictures of a page together, before they are encoded as text."""
 
 
 def thumbnails(conn: Connection, store: ImageStore, image_ids: Iterable[str]) -> dict[str, str]:

@@ -14,8 +14,8 @@ from workers.repository.generations import Generation, generations
 from workers.repository.history import outcomes_since
 from workers.repository.job_runs import JobRun
 
+# Outcomes of a run that are counted, in the order of the JSON document.
 _OUTCOMES = ("done", "failed", "skipped", "running")
-"""Outcomes of a run that are counted, in the order of the JSON document."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from ops.report.formatting import one_line
 
+# What to call the images of a cohort of `recall-probe`, youngest first.
 COHORT_WORDS = {
     "hour": "younger than an hour",
     "day": "an hour to a day",
@@ -9,8 +10,8 @@ COHORT_WORDS = {
     "older": "older than a week",
     "trained": "learned in training",
 }
-"""What to call the images of a cohort of `recall-probe`, youngest first."""
 
+# Name and meaning of each known monitor. Another one is shown by its own name.
 _MONITORS = {
     "id1": ("first codes", "which first codes the images get"),
     "id2": ("second codes", "which second codes the images get"),
@@ -24,8 +25,8 @@ _MONITORS = {
     "suffix-pressure": ("suffix pressure", "how many images are in leaves that are nearly full"),
     "query-score": ("query score", "how well the best answers match real queries"),
 }
-"""Name and meaning of each known monitor. Another one is shown by its own name."""
 
+# Words of a page and what they mean, as in `docs/glossary.md`; related words together.
 GLOSSARY = {
     "R@10": (
         "Recall at ten: the share of probes whose own image is among the first ten answers. R@1 "
@@ -110,7 +111,6 @@ GLOSSARY = {
         "image spills: it goes to the next best leaf with room."
     ),
 }
-"""Words of a page and what they mean, as in `docs/glossary.md`; related words together."""
 
 
 def monitor_words(name: str) -> str:

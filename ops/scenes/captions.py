@@ -12,8 +12,8 @@ WORDINGS = 5
 
 OPTIONAL_ATTRIBUTES = ("size", "fill", "position")
 
+# How many of the optional attributes a phrase mentions; two twice as often as one or three.
 MENTIONED_ATTRIBUTES = (1, 2, 2, 3)
-"""How many of the optional attributes a phrase mentions; two twice as often as one or three."""
 
 
 def captions(rng: Random, scene: Scene, count: int) -> tuple[str, ...]:

@@ -21,16 +21,16 @@ from schemas.errors import UsageError
 from schemas.records import ByteArray, ManifestEntry
 from stream.manifest import write_manifest
 
+# Side of a generated image: twice what the `tiny` profile looks at.
 IMAGE_SIDE_PX = 112
-"""Side of a generated image: twice what the `tiny` profile looks at."""
 
+# Smaller images cannot show a texture.
 LEAST_SIDE_PX = 16
-"""Smaller images cannot show a texture."""
 
 MOST_SIDE_PX = 2048
 
+# Images that one drawing process makes at a time: bounds what travels between processes.
 MOST_IMAGES_A_PART = 500
-"""Images that one drawing process makes at a time: bounds what travels between processes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,24 +23,24 @@ Point = tuple[float, float]
 
 OVERSAMPLING = 2
 
+# Most levels by which a colour channel varies between images.
 COLOUR_JITTER = 10
-"""Most levels by which a colour channel varies between images."""
 
 TEXTURE_JITTER = 4
 
+# Most of the image's side by which a centre varies.
 POSITION_JITTER = 0.04
-"""Most of the image's side by which a centre varies."""
 
+# Most radians by which a shape is turned.
 ANGLE_JITTER = 0.15
-"""Most radians by which a shape is turned."""
 
+# Radii as shares of the image's side.
 SMALL_RADIUS = 0.105
 LARGE_RADIUS = 0.19
-"""Radii as shares of the image's side."""
 
+# Holes as shares of the shape's radius.
 OUTLINE_HOLE = 0.68
 RING_HOLE = 0.42
-"""Holes as shares of the shape's radius."""
 
 
 def render(rng: Random, scene: Scene, size: int) -> Image.Image:
@@ -138,6 +138,7 @@ def _draw_hatching(pen: ImageDraw.ImageDraw, centre: Point, radius: float) -> No
         pen.line(line, fill=0, width=gap // 3)
 
 
+# Corner points in the unit circle, y downwards.
 CROSS = (
     (-0.35, -1.0),
     (0.35, -1.0),
@@ -169,13 +170,12 @@ BOLT = (
     (0.75, -0.3),
     (0.1, -0.3),
 )
-"""Corner points in the unit circle, y downwards."""
 
+# Corners of a polygon that looks like a circle.
 CURVE_POINTS = 40
-"""Corners of a polygon that looks like a circle."""
 
+# Angle of a shape's first corner.
 UPWARDS = -math.pi / 2
-"""Angle of a shape's first corner."""
 
 
 def _outline(shape: str, turn: float) -> list[Point]:

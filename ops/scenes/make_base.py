@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +27,13 @@ from model.training.contrastive import (
 from model.training.pretrain import PretrainConfig
 from ops.scenes.corpus import CorpusConfig, drawn
 from schemas.errors import UsageError
+from schemas.records import JsonObject
 
+# Fewer images teach the encoder nothing that holds on other images.
 LEAST_IMAGES = 1000
-"""Fewer images teach the encoder nothing that holds on other images."""
 
+# The teacher's head is small and starts from trained towers.
 TEACHER_LEARNING_RATE = 1e-3
-"""The teacher's head is small and starts from trained towers."""
 
 CUTOFFS = (1, 5, 10)
 
@@ -69,7 +69,7 @@ def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str
         config.images, seed=config.seed, captions=config.captions, test_captions=0, world="base"
     )
     data = CaptionedImages(*drawn(corpus, size.image_px, progress))
-    description: dict[str, Any] = {
+    description: JsonObject = {
         "config": asdict(config),
         "corpus": asdict(corpus),
         "device": device.type,
@@ -100,7 +100,7 @@ def _train_encoder(
     tiny: Profile,
     size: TinySize,
     data: CaptionedImages,
-    description: dict[str, Any],
+    description: JsonObject,
     device: torch.device,
     progress: Progress,
 ) -> Base:
@@ -134,7 +134,7 @@ def command(config: BaseConfig) -> str:
     return f"sigma base {' '.join(options)}"
 
 
-def _holds(folder: Path, description: dict[str, Any]) -> bool:
+def _holds(folder: Path, description: JsonObject) -> bool:
     """Tell whether an interrupted run of the same settings left its first half here."""
     if not (folder / ABOUT).is_file():
         return False

@@ -8,8 +8,8 @@ from ops.scenes.vocabulary import FILLS, FIRST, POSITIONS, SIZES, TEXTURES, Voca
 
 MOST_OBJECTS = 3
 
+# One in so many possible scenes belongs to the shipped base.
 BASE_SHARE = 4
-"""One in so many possible scenes belongs to the shipped base."""
 
 
 @dataclass(frozen=True, slots=True)

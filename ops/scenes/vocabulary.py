@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+# Red, green and blue, 0 to 255.
 Colour = tuple[int, int, int]
-"""Red, green and blue, 0 to 255."""
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring")
 
@@ -20,6 +20,7 @@ COLOURS: dict[str, Colour] = {
     "white": (250, 250, 250),
 }
 
+# Colours of backgrounds.
 GROUNDS: dict[str, Colour] = {
     "grey": (150, 150, 155),
     "beige": (222, 205, 170),
@@ -28,12 +29,12 @@ GROUNDS: dict[str, Colour] = {
     "olive": (115, 120, 55),
     "lavender": (190, 180, 225),
 }
-"""Colours of backgrounds."""
 
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = ("small", "large")
 FILLS = ("solid", "outlined", "hatched")
 
+# Centres of objects, as shares of the image's width and height.
 POSITIONS: dict[str, tuple[float, float]] = {
     "top left": (0.25, 0.25),
     "top right": (0.75, 0.25),
@@ -41,8 +42,8 @@ POSITIONS: dict[str, tuple[float, float]] = {
     "bottom left": (0.25, 0.75),
     "bottom right": (0.75, 0.75),
 }
-"""Centres of objects, as shares of the image's width and height."""
 
+# What captions call an attribute; a word that is missing here has no synonym.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "round shape"),
     "square": ("square", "box"),
@@ -63,7 +64,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "plain": ("plain", "flat"),
     "checkered": ("checkered", "chequered"),
 }
-"""What captions call an attribute; a word that is missing here has no synonym."""
 
 BACKGROUND_WORDS = ("background", "backdrop")
 
@@ -78,8 +78,8 @@ LATER_COLOURS: dict[str, Colour] = {
 
 LATER_GROUNDS: dict[str, Colour] = {"salmon": (240, 150, 125), "charcoal": (55, 58, 62)}
 
+# How a scene is rendered: as painted, darkened as at night, or as grey pencil lines.
 STYLES = ("", "night", "sketch")
-"""How a scene is rendered: as painted, darkened as at night, or as grey pencil lines."""
 
 LATER_SYNONYMS: dict[str, tuple[str, ...]] = {
     "hexagon": ("hexagon", "honeycomb cell"),
@@ -103,13 +103,13 @@ class Vocabulary:
     styles: tuple[str, ...] = ("",)
 
 
+# What the shipped base and the generated corpora know.
 FIRST = Vocabulary()
-"""What the shipped base and the generated corpora know."""
 
+# New shapes, colours, styles and words, with a few known ones among them.
 LATER = Vocabulary(
     LATER_SHAPES,
     (*LATER_COLOURS, "red", "white", "black"),
     (*LATER_GROUNDS, "grey", "teal"),
     STYLES,
 )
-"""New shapes, colours, styles and words, with a few known ones among them."""

@@ -9,8 +9,8 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
+# The ready mark: the process has its memory limit and waits for requests.
 READY = b"\x00"
-"""The ready mark: the process has its memory limit and waits for requests."""
 
 _LENGTH = struct.Struct(">I")
 

@@ -14,11 +14,11 @@ from stream.images.https_target import HTTPS_PORT, HttpsTarget, check_host_patte
 from stream.images.public_addresses import Connector, Resolver, connect, is_public, resolve
 from stream.images.redaction import uri_for_message
 
+# Enough for a move, a name with www, and a content network.
 _MAX_REDIRECTS = 3
-"""Enough for a move, a name with www, and a content network."""
 
+# A resolver's answers that asking again does not change; EAI_NODATA is not on all systems.
 _NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None))
-"""A resolver's answers that asking again does not change; EAI_NODATA is not on all systems."""
 
 
 class HttpsReader:

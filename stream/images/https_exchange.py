@@ -14,11 +14,11 @@ from urllib.parse import urljoin
 from schemas.errors import RejectInputError, RetryLaterError
 from stream.images.https_target import HTTPS_PORT, HttpsTarget, is_plain
 
+# Statuses below 500 of a server that asks to be tried again: timeout, too early, too many.
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TRANSIENT = (408, 425, 429)
-"""Statuses below 500 of a server that asks to be tried again: timeout, too early, too many."""
+# Bytes that are read at a time.
 _PART_BYTES = 1 << 16
-"""Bytes that are read at a time."""
 
 
 class Deadline:

@@ -13,8 +13,8 @@ from stream.images.redaction import uri_for_message
 
 HTTPS_PORT = 443
 
+# Characters. What common servers accept in a request line.
 _MAX_URI = 8192
-"""Characters. What common servers accept in a request line."""
 
 _URI = re.compile(
     r"https://(?P<place>[^/?#]*)(?P<path>/[^?#]*)?(?P<query>\?[^#]*)?(#.*)?", re.IGNORECASE

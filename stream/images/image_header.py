@@ -8,9 +8,10 @@ import re
 
 from schemas.errors import RejectInputError
 
+# Memory to decode a WebP: two canvases in libwebp, its answer and the picture, 4 bytes each.
 WEBP_BYTES_PER_PIXEL = 16
-"""Memory to decode a WebP: two canvases in libwebp, its answer and the picture, 4 bytes each."""
 
+# Formats that get a better message than "not an image".
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
 _FOREIGN_SIGNATURES = {
     b"GIF8": "GIF",
@@ -25,20 +26,19 @@ _FOREIGN_SIGNATURES = {
     b"\x00\x00\x00\x0cjP": "JPEG 2000",
     b"\xff\x4f\xff\x51": "JPEG 2000",
 }
-"""Formats that get a better message than "not an image"."""
 
+# Scans of a JPEG. Programs write a dozen; every scan paints all pixels again.
 _MAX_SCANS = 40
-"""Scans of a JPEG. Programs write a dozen; every scan paints all pixels again."""
+# Chunks of a PNG, segments of a JPEG. Programs write parts of some kilobytes each.
 _MAX_PARTS = 50_000
-"""Chunks of a PNG, segments of a JPEG. Programs write parts of some kilobytes each."""
+# Pixels. The most that JPEG can declare; decoders take memory for each line.
 _MAX_SIDE = 65_535
-"""Pixels. The most that JPEG can declare; decoders take memory for each line."""
+# Memory that decoding takes whatever the size of the picture.
 _BASE_BYTES = 8 << 20
-"""Memory that decoding takes whatever the size of the picture."""
 
+# Bytes: length, name and checksum of a chunk.
 _PNG_CHUNKS_START = 8
 _PNG_CHUNK_OVERHEAD = 12
-"""Bytes: length, name and checksum of a chunk."""
 
 # FF 00 is a stuffed byte, and FF D0 to FF D7 are restart marks, of the pixels of a scan.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
@@ -46,8 +46,8 @@ _JPEG_SCAN = 0xDA
 _JPEG_END = 0xD9
 _JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
 
+# Sides in the chunks `VP8 ` and `VP8L` have 14 bits.
 _WEBP_SIZE_MASK = 0x3FFF
-"""Sides in the chunks `VP8 ` and `VP8L` have 14 bits."""
 
 
 def check_signature(data: bytes) -> str:

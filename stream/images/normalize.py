@@ -25,19 +25,20 @@ from stream.images.image_header import (
     webp_size,
 )
 
+# Pixels. The largest input of the image encoders here; a larger store would only cost.
 LONGEST_SIDE = 448
-"""Pixels. The largest input of the image encoders here; a larger store would only cost."""
 
+# Pixels that are converted at a time; a strip then takes at most a few megabytes.
 _STRIP_PIXELS = 1 << 20
-"""Pixels that are converted at a time; a strip then takes at most a few megabytes."""
 
+# Memory of a decoded picture by its Pillow mode; all other modes take 4.
 _BYTES_PER_PIXEL = {"L": 1, "P": 1, "1": 1, "I;16": 2}
-"""Memory of a decoded picture by its Pillow mode; all other modes take 4."""
 
+# EXIF orientations of an image that lies on its side.
 _ORIENTATION_TAG = 0x0112
 _TURNED_ORIENTATIONS = (5, 6, 7, 8)
-"""EXIF orientations of an image that lies on its side."""
 
+# What Pillow raises for damaged files.
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -47,10 +48,9 @@ _DECODING_ERRORS = (
     OverflowError,
     ZeroDivisionError,
 )
-"""What Pillow raises for damaged files."""
 
+# Words of Pillow's messages for a file that ends too early.
 _TRUNCATION_WORDS = ("truncated", "premature", "incomplete", "broken data stream", "not enough")
-"""Words of Pillow's messages for a file that ends too early."""
 
 
 def normalize(data: bytes, *, max_pixels: int, memory_bytes: int = sys.maxsize) -> NormalizedImage:

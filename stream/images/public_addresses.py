@@ -8,10 +8,10 @@ import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 
+# From host name and port to addresses; raises `socket.gaierror`.
 Resolver = Callable[[str, int], Sequence[str]]
-"""From host name and port to addresses; raises `socket.gaierror`."""
+# From address, port and timeout in seconds to a connected socket; raises `OSError`.
 Connector = Callable[[str, int, float], socket.socket]
-"""From address, port and timeout in seconds to a connected socket; raises `OSError`."""
 
 _NOT_PUBLIC_TEXT = (
     "0.0.0.0/8",  # this network; Linux connects 0.0.0.0 to itself
@@ -36,9 +36,9 @@ _NOT_PUBLIC_TEXT = (
     "3fff::/20",  # documentation
 )
 # Listed in full: what `ipaddress` calls global differs between Python versions.
+# Everything that is assigned to the open internet; outside are the IPv4-mapped forms.
 _NOT_PUBLIC = tuple(ipaddress.ip_network(text) for text in _NOT_PUBLIC_TEXT)
 _UNICAST_V6 = ipaddress.ip_network("2000::/3")
-"""Everything that is assigned to the open internet; outside are the IPv4-mapped forms."""
 
 
 def is_public(address: str) -> bool:

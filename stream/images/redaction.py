@@ -8,8 +8,8 @@ import json
 import re
 from typing import Any
 
+# Characters of an address or a path that a message shows.
 _SHOWN_CHARACTERS = 200
-"""Characters of an address or a path that a message shows."""
 
 _LOCAL_FILE = re.compile(r"file:(///|/[^/])", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]{1,3}\S+")

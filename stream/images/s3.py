@@ -15,17 +15,18 @@ from schemas.errors import RejectInputError, RetryLaterError
 from schemas.settings import S3Settings
 from stream.images.store import content_name, parse_store_uri, store_uri
 
+# Prefix of the images that the index works with.
 _NORMALIZED = "normalized"
-"""Prefix of the images that the index works with."""
+# Prefix of images as they arrived.
 _ORIGINALS = "arrived"
-"""Prefix of images as they arrived."""
 
+# Seconds without a byte. The client's own five minutes would stall a worker.
 _CONNECT_TIMEOUT_S = 2.0
 _READ_TIMEOUT_S = 10.0
-"""Seconds without a byte. The client's own five minutes would stall a worker."""
+# Connections that are kept open: a few more than a worker has threads that read.
 _CONNECTIONS = 8
-"""Connections that are kept open: a few more than a worker has threads that read."""
 
+# Error codes that trying again does not change.
 _NO_SUCH_OBJECT = ("NoSuchKey", "NoSuchObject")
 _NOT_READABLE = (
     *_NO_SUCH_OBJECT,
@@ -35,7 +36,6 @@ _NOT_READABLE = (
     "InvalidBucketName",
     "InvalidArgument",
 )
-"""Error codes that trying again does not change."""
 
 
 class S3ImageStore:

@@ -15,18 +15,18 @@ from schemas.errors import RejectInputError, RetryLaterError
 from stream.images.https import HttpsReader, https_disabled
 from stream.images.redaction import printable, uri_for_message
 
+# From bucket, key and the most bytes allowed to the bytes of an object.
 StoreReader = Callable[[str, str, int], bytes]
-"""From bucket, key and the most bytes allowed to the bytes of an object."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}):")
 _FILE = re.compile(r"file:(//(localhost)?(?=/)|(?!//))(?P<path>/[^?#]*)([?#].*)?", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
+# What S3 allows.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _LIKE_ADDRESS = re.compile(r"[0-9.]+")
 _KEY_SEPARATOR = re.compile("/|%2[fF]")
 _MAX_KEY_BYTES = 1024
-"""What S3 allows."""
 
 # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
 _READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC

@@ -15,8 +15,8 @@ STORE_SCHEME = "store"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}\.[a-z0-9]{1,8}")
 
+# Readable for a web server that runs as another user; temporary files start as private.
 _FILE_MODE = 0o644
-"""Readable for a web server that runs as another user; temporary files start as private."""
 
 
 class ImageStore(Protocol):

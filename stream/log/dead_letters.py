@@ -22,11 +22,11 @@ _STAGE = _PREFIX + "stage"
 _CLASS = _PREFIX + "exception.class.name"
 _MESSAGE = _PREFIX + "exception.message"
 
+# The header with our short code of the reason; Kafka Connect has none like it.
 _CODE = "sigma_code"
-"""The header with our short code of the reason; Kafka Connect has none like it."""
 
+# Dead letters that a replay reads at a time; bounds its memory.
 _CHUNK_EVENTS = 1000
-"""Dead letters that a replay reads at a time; bounds its memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from stream.log.topics import TOPICS, Topic
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+# (topic, partition number)
 Partition = tuple[str, int]
-"""(topic, partition number)"""
 
 
 @dataclass(frozen=True, slots=True)

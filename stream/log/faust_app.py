@@ -28,23 +28,23 @@ from stream.log.event_log import Event
 from stream.log.kafka_client import HEARTBEAT_S, SESSION_TIMEOUT_S, event_of, headers_of
 from stream.log.topics import TOPICS
 
+# Length of a window of the counts.
 WINDOW_S = 60.0
-"""Length of a window of the counts."""
 
+# How long the counts of a window are kept in memory.
 _WINDOWS_KEPT_S = 3600.0
-"""How long the counts of a window are kept in memory."""
 
+# Most events that the handler gets at once.
 _BATCH_EVENTS = 32
-"""Most events that the handler gets at once."""
 
+# How long to wait for a batch to fill: short, because freshness counts it.
 _BATCH_LINGER_S = 0.01
-"""How long to wait for a batch to fill: short, because freshness counts it."""
 
+# How often the running app looks whether it should stop.
 _STOP_CHECK_S = 0.1
-"""How often the running app looks whether it should stop."""
 
+# How often the handler looks for events that were acknowledged without being handled.
 _SWEEP_INTERVAL_S = 3.0
-"""How often the handler looks for events that were acknowledged without being handled."""
 
 _RAW_TOPIC = {
     "key_type": bytes,
@@ -55,8 +55,8 @@ _RAW_TOPIC = {
 
 log = structlog.get_logger()
 
+# Called with a verdict (`accepted`, or the code of a rejection) and its count in this window.
 ReportCount = Callable[[str, int], None]
-"""Called with a verdict (`accepted`, or the code of a rejection) and its count in this window."""
 
 
 class EventHandler(Protocol):

@@ -26,17 +26,17 @@ from stream.log.kafka_consumer import KafkaGroupConsumer
 from stream.log.outbox import add_to_outbox
 from stream.log.topics import TOPICS, Topic
 
+# How long one `read` may take; a span of 1000 events takes well below a second.
 _READ_TIMEOUT_S = 15.0
-"""How long one `read` may take; a span of 1000 events takes well below a second."""
 
+# How long one poll of a `read` waits, so that the timeout is noticed.
 _READ_POLL_MS = 500
-"""How long one poll of a `read` waits, so that the timeout is noticed."""
 
+# How long the producer waits to fill a request; it costs freshness, so it is short.
 _LINGER_MS = 2
-"""How long the producer waits to fill a request; it costs freshness, so it is short."""
 
+# How long a producer that failed may take to close; its broker may not answer.
 _CLOSE_TIMEOUT_S = 2
-"""How long a producer that failed may take to close; its broker may not answer."""
 
 
 class KafkaLog:

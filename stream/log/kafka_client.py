@@ -12,20 +12,20 @@ from schemas.errors import RetryLaterError, brief
 from schemas.settings import KafkaSettings
 from stream.log.event_log import Event
 
+# A killed member loses its partitions after this long: the least a broker allows by default.
 SESSION_TIMEOUT_S = 6.0
-"""A killed member loses its partitions after this long: the least a broker allows by default."""
 
+# How often a member reports; four times within the session timeout, so that one may get lost.
 HEARTBEAT_S = 1.5
-"""How often a member reports; four times within the session timeout, so that one may get lost."""
 
+# How long one request may take, so that an unavailable broker is noticed soon.
 REQUEST_TIMEOUT_MS = 5_000
-"""How long one request may take, so that an unavailable broker is noticed soon."""
 
+# How long publishing may take with all retries; room for one request that timed out.
 DELIVERY_TIMEOUT_MS = 8_000
-"""How long publishing may take with all retries; room for one request that timed out."""
 
+# The client's own limit is 30 seconds, long after a broker is back.
 _RECONNECT_BACKOFF_MAX_MS = 1000
-"""The client's own limit is 30 seconds, long after a broker is back."""
 
 
 def client_settings(settings: KafkaSettings) -> dict[str, Any]:

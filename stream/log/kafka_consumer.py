@@ -25,11 +25,11 @@ from stream.log.kafka_client import (
 )
 from stream.log.offsets import committed, contiguous_batch
 
+# How long a broker may wait to fill a fetch.
 _FETCH_WAIT_MS = 250
-"""How long a broker may wait to fill a fetch."""
 
+# How often Kafka is told the group's offsets; its tools need no more.
 _REPORT_INTERVAL_S = 2.0
-"""How often Kafka is told the group's offsets; its tools need no more."""
 
 
 class KafkaGroupConsumer:

@@ -9,8 +9,8 @@ from schemas.errors import RetryLaterError
 from schemas.named_sql import queries
 from stream.log.event_log import Batch, Connection, Event, EventLog, Partition
 
+# Events that are read again at a time to fill a gap; bounds the memory and time of one batch.
 _MAX_REREAD_EVENTS = 1000
-"""Events that are read again at a time to fill a gap; bounds the memory and time of one batch."""
 
 
 def store_offsets(log: EventLog, conn: Connection, group: str, batch: Batch) -> None:

@@ -15,14 +15,14 @@ from schemas.errors import RetryLaterError, brief
 from schemas.named_sql import queries
 from stream.log.event_log import Connection, EventLog, Message, join_transaction
 
+# Notified when a transaction that added events commits; the name is also in log.sql.
 CHANNEL = "sigma_outbox"
-"""Notified when a transaction that added events commits; the name is also in log.sql."""
 
+# Events forwarded at a time: one database round trip and one acknowledged Kafka batch each.
 _CHUNK_EVENTS = 1000
-"""Events forwarded at a time: one database round trip and one acknowledged Kafka batch each."""
 
+# How often a relay looks for a stop, and a standby for the end of the active relay.
 _CHECK_INTERVAL_S = 0.5
-"""How often a relay looks for a stop, and a standby for the end of the active relay."""
 
 
 def add_to_outbox(conn: Connection, messages: Sequence[Message]) -> None:

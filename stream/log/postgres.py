@@ -26,14 +26,13 @@ from stream.log.event_log import (
 )
 from stream.log.topics import TOPICS, Topic
 
+# Notified when a transaction that published events commits; the name is also in log.sql.
 CHANNEL = "sigma_log"
-"""Notified when a transaction that published events commits; the name is also in log.sql."""
 
+# How often to look again while another member has a partition with events.
+#
+# Giving a partition back sends no notification.
 _CONTENDED_POLL_S = 0.2
-"""How often to look again while another member has a partition with events.
-
-Giving a partition back sends no notification.
-"""
 
 
 class PostgresLog:

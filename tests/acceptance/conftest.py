@@ -1,4 +1,7 @@
-"""One small trained generation for all whole-flow tests, made by the real commands; each test works on a copy of its home."""
+"""One small trained generation for all whole-flow tests, made by the real commands.
+
+Each test works on a copy of its home.
+"""
 
 import fcntl
 import json
@@ -77,7 +80,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A home with one live generation, its database stopped. Where several processes share the tests, the first one trains."""
+    """A home with one live generation, its database stopped.
+
+    Where several processes share the tests, the first one trains.
+    """
     shared = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
         shared = shared.parent
@@ -140,7 +146,7 @@ def running(home: Home) -> Home:
 
 
 def full_services(kafka: KafkaSettings, s3: S3Settings, trained: Path) -> dict[str, str]:
-    """Settings that point at the real broker and the real S3 store, which then holds the training images too."""
+    """Settings of the real broker and S3 store, which holds the training images afterwards."""
     store = S3ImageStore(s3)
     store.create_bucket()
     for file in (trained / "images").rglob("*.png"):

@@ -1,4 +1,7 @@
-"""Whole flows through the command line and the real processes: arrival to answer, deletion, hostile folders, kills, replays."""
+"""Whole flows through the command line and the real processes.
+
+Arrival to answer, deletion, hostile folders, kills, replays.
+"""
 
 import os
 import signal

@@ -15,8 +15,8 @@ from workers.repository.images import StoredImage, missing_images
 from workers.repository.postings import AppendStatus, append
 from workers.runtime.pictures import read_picture
 
+# Images assigned in one transaction, which locks them and their leaves: well under a second.
 BATCH = 64
-"""Images assigned in one transaction, which locks them and their leaves: well under a second."""
 
 log = structlog.get_logger()
 

@@ -23,8 +23,8 @@ class ImageAssigner(Protocol):
         ...
 
 
+# Loads the model of a generation; takes seconds.
 LoadAssigner = Callable[[Generation], ImageAssigner]
-"""Loads the model of a generation; takes seconds."""
 
 
 def assigner_loader(checkpoints: Path, postings: int) -> LoadAssigner:

@@ -13,8 +13,8 @@ from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 
+# How long a generation that was live, or that failed, is kept in addition to the fallback.
 KEPT = timedelta(days=7)
-"""How long a generation that was live, or that failed, is kept in addition to the fallback."""
 
 _STATES_WITH_FOLDER = ("building", "shadow", "live", "retired")
 

@@ -21,12 +21,12 @@ from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation
 from workers.repository.images import newest_image
 
+# Sweeps before a switch gives up. Each leaves fewer images than the one before, unless images
+# arrive faster than the model assigns them.
 MAX_SWEEPS = 20
-"""Sweeps before a switch gives up. Each leaves fewer images than the one before, unless images
-arrive faster than the model assigns them."""
 
+# Makes the wanted generation live, under the lock; returns the one that was live before.
 MakeLive = Callable[[], int | None]
-"""Makes the wanted generation live, under the lock; returns the one that was live before."""
 
 log = structlog.get_logger()
 

@@ -26,8 +26,8 @@ from schemas.settings import RetrievalSettings
 from workers.query.gallery import Gallery
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
+# The folder of vLLM's exports, in the folder of files that may be lost.
 EXPORTS = "exports"
-"""The folder of vLLM's exports, in the folder of files that may be lost."""
 
 
 def export_name(generation: int) -> str:

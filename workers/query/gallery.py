@@ -13,14 +13,14 @@ import numpy as np
 
 from schemas.records import HalfArray, IntArray
 
+# Factor by which the file grows, so that adding N images copies at most a few times N keys.
 _GROWTH = 1.5
-"""Factor by which the file grows, so that adding N images copies at most a few times N keys."""
 
+# Rows of the first file: a small corpus never grows it.
 _MIN_ROWS = 4096
-"""Rows of the first file: a small corpus never grows it."""
 
+# Bytes of a float16.
 _HALF_BYTES = 2
-"""Bytes of a float16."""
 
 
 class Gallery:

@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
 from schemas.errors import RetryLaterError, SigmaError, WorkFailedError
+from schemas.records import JsonObject
 from workers.query.pending import PendingQuery
 from workers.query.searcher import MAX_QUERY_LETTERS, MAX_RESULTS, checked_query
 from workers.query.server import QueryServer
@@ -23,18 +24,18 @@ from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import bind
 from workers.runtime.services import Services
 
+# Longest wait for an answer; clients and proxies give up at about this time.
 _ANSWER_S = 30.0
-"""Longest wait for an answer; clients and proxies give up at about this time."""
 
+# How long a Python thread keeps the interpreter's lock when another one waits. The decode thread
+# releases it with every tensor operation; at the default of 5 ms a loading thread would stall it.
 _SWITCH_INTERVAL_S = 0.0005
-"""How long a Python thread keeps the interpreter's lock when another one waits. The decode thread
-releases it with every tensor operation; at the default of 5 ms a loading thread would stall it."""
 
+# Seconds between looks whether the HTTP server still runs.
 _POLL_S = 0.2
-"""Seconds between looks whether the HTTP server still runs."""
 
+# Longest wait for open requests at the end.
 _JOIN_S = 10.0
-"""Longest wait for open requests at the end."""
 
 
 class QueryRequest(BaseModel):
@@ -90,7 +91,7 @@ def application(server: QueryServer, metrics: QueryMetrics) -> FastAPI:
     )
 
     @app.post("/v1/query", response_model=QueryResponse, summary="Find images by text")
-    async def query(request: QueryRequest) -> dict[str, Any]:
+    async def query(request: QueryRequest) -> JsonObject:
         started_s = time.monotonic()
         pending = PendingQuery(
             checked_query(request.query, request.k), request.k, request.mode, request.generation

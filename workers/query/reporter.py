@@ -19,14 +19,14 @@ from workers.repository.shadow_queries import ShadowQuery, record_shadow_queries
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import keep_running
 
+# Longest wait for a report, and so for noticing that the worker is to stop.
 _POLL_S = 1.0
-"""Longest wait for a report, and so for noticing that the worker is to stop."""
 
+# Reports that may wait: minutes of an unavailable database at a hundred queries a second.
 _CAPACITY = 10_000
-"""Reports that may wait: minutes of an unavailable database at a hundred queries a second."""
 
+# Most reports of one round trip.
 _BATCH = 500
-"""Most reports of one round trip."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

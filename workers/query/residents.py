@@ -35,14 +35,14 @@ from workers.runtime.model_loader import RETRY_S, background_thread
 from workers.runtime.process import TRANSIENT_ERRORS, keep_running, settle_memory
 from workers.runtime.services import Services
 
+# Longest wait for a notification, and so for noticing that a thread is to stop.
 _POLL_S = 1.0
-"""Longest wait for a notification, and so for noticing that a thread is to stop."""
 
+# Longest wait for a follower that was told to stop: it may be in the middle of a query.
 _JOIN_S = 5.0
-"""Longest wait for a follower that was told to stop: it may be in the middle of a query."""
 
+# Seconds until a live generation that failed to load is tried again: queries fail meanwhile.
 _LIVE_RETRY_S = 5.0
-"""Seconds until a live generation that failed to load is tried again: queries fail meanwhile."""
 
 _NONE_LIVE = "no generation is live yet; train one with: sigma train --manifest F"
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from model.decoding.export import delete_stale_exports
 from model.network.checkpoint import Checkpoint
 from schemas.errors import RefuseToStartError, UsageError
-from schemas.records import Hit
+from schemas.records import Hit, JsonObject
 from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
 from workers.generations.model_assigner import load_generation_checkpoint
@@ -21,20 +21,20 @@ from workers.repository.images import StoredImage, images_by_key
 from workers.repository.postings import identifiers_of
 from workers.runtime.services import Services
 
+# How to rank: by the fused score, or as the paper does, by the identifier's probability alone.
 Mode = Literal["fused", "paper"]
-"""How to rank: by the fused score, or as the paper does, by the identifier's probability alone."""
 
+# Letters of a query; the model reads only the first few dozen tokens.
 MAX_QUERY_LETTERS = 2000
-"""Letters of a query; the model reads only the first few dozen tokens."""
 
+# Images of one answer; the default beams reach a few hundred candidates.
 MAX_RESULTS = 100
-"""Images of one answer; the default beams reach a few hundred candidates."""
 
+# Images fetched beyond those asked for, to replace those deleted since the index was updated.
 _SPARE = 10
-"""Images fetched beyond those asked for, to replace those deleted since the index was updated."""
 
+# Decimals of a score: what float32 can tell apart.
 _SCORE_DIGITS = 6
-"""Decimals of a score: what float32 can tell apart."""
 
 E = TypeVar("E", bound=QueryEngine)
 E_co = TypeVar("E_co", bound=QueryEngine, covariant=True)
@@ -60,7 +60,7 @@ class AnsweredQuery:
             self.captions[:count],
         )
 
-    def to_dict(self, took_ms: float) -> dict[str, Any]:
+    def to_dict(self, took_ms: float) -> JsonObject:
         """Return the JSON shape of the command line and of `POST /v1/query`."""
         results = []
         for hit, captions in zip(self.hits, self.captions, strict=True):

@@ -24,8 +24,8 @@ from workers.query.updates import (
 )
 from workers.runtime.metrics import QueryMetrics
 
+# Newest images that are compared at a switch: more than arrive while two followers differ.
 _NEWEST = 10_000
-"""Newest images that are compared at a switch: more than arrive while two followers differ."""
 
 log = structlog.get_logger()
 

@@ -26,11 +26,11 @@ from workers.query.updates import EngineUpdate, LoadSearcher
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.services import Services
 
+# Most queries decoded together: more would make each of them wait longer than they save.
 _BATCH = 16
-"""Most queries decoded together: more would make each of them wait longer than they save."""
 
+# Longest wait for each thread at the end.
 _JOIN_S = 10.0
-"""Longest wait for each thread at the end."""
 
 log = structlog.get_logger()
 

@@ -14,15 +14,15 @@ from workers.query.searcher import Searcher
 from workers.repository.shadow_queries import ShadowQuery
 from workers.runtime.metrics import QueryMetrics
 
+# Images of each answer that are compared.
 DEPTH = 10
-"""Images of each answer that are compared."""
 
+# Queries that may wait for an idle moment; more are dropped, so a busy worker compares less.
 BACKLOG = 32
-"""Queries that may wait for an idle moment; more are dropped, so a busy worker compares less."""
 
+# Images up to which exact dense search is compared too: it reads every embedding, which takes a
+# few milliseconds at this size.
 EXACT_LIMIT = 20_000
-"""Images up to which exact dense search is compared too: it reads every embedding, which takes
-a few milliseconds at this size."""
 
 log = structlog.get_logger()
 

@@ -12,9 +12,9 @@ from workers.query.searcher import Searcher
 from workers.repository.follower import Changes
 from workers.repository.generations import Generation
 
+# Loads a generation. Arguments: the generation; the searcher it will replace, or None; whether
+# the generation is live. Takes seconds.
 LoadSearcher = Callable[[Generation, Searcher[QueryEngine] | None, bool], Searcher[QueryEngine]]
-"""Loads a generation. Arguments: the generation; the searcher it will replace, or None; whether the
-generation is live. Takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,20 +12,20 @@ import numpy.typing as npt
 from schemas.named_sql import queries
 from workers.repository.connection import Connection
 
+# (N,) structured rows with the layout of `row_layout`.
 Rows = npt.NDArray[np.void]
-"""(N,) structured rows with the layout of `row_layout`."""
 
+# (N,) values of one column.
 Column = npt.NDArray[Any]
-"""(N,) values of one column."""
 
+# Signature, flags and the length of an empty extension.
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-"""Signature, flags and the length of an empty extension."""
 
+# A field count of -1.
 _TRAILER = b"\xff\xff"
-"""A field count of -1."""
 
+# Rows are converted and sent in chunks of this size, which bounds memory.
 _CHUNK_BYTES = 8 << 20
-"""Rows are converted and sent in chunks of this size, which bounds memory."""
 
 
 def row_layout(columns: Mapping[str, str]) -> np.dtype[np.void]:

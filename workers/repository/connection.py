@@ -16,13 +16,13 @@ from schemas.named_sql import migrations, queries
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+# Errors after which nothing was written and the same transaction may succeed when repeated.
 _UNDONE = (
     errors.DeadlockDetected,
     errors.SerializationFailure,
     errors.LockNotAvailable,
     psycopg.OperationalError,
 )
-"""Errors after which nothing was written and the same transaction may succeed when repeated."""
 
 _VERSION_TABLE = """
 CREATE TABLE IF NOT EXISTS schema_version (

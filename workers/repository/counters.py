@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from workers.repository.connection import Connection, fetch_row, fetch_rows
 
+# The generation number of counters that belong to no generation.
 WHOLE_DATABASE = 0
-"""The generation number of counters that belong to no generation."""
 
+# Checksums are sums of 64-bit hashes; the modulus makes additions and removals cancel.
 _CHECKSUM_MODULUS = 1 << 64
-"""Checksums are sums of 64-bit hashes; the modulus makes additions and removals cancel."""
 
 
 @dataclass(frozen=True, slots=True)

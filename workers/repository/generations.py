@@ -24,8 +24,8 @@ from workers.repository.connection import (
     transaction,
 )
 
+# Notified when a generation's state changes; the name is also in generations.sql.
 CHANNEL = "sigma_generation"
-"""Notified when a generation's state changes; the name is also in generations.sql."""
 
 _RECEIVING_STATES = ("shadow", "live")
 _DROPPABLE_STATES = ("shadow", "failed", "retired")

@@ -6,8 +6,8 @@ from datetime import datetime
 from workers.repository.connection import Connection, fetch_row, fetch_rows
 from workers.repository.job_runs import JobRun
 
+# Runs read at once, the newest ones: two years of one hourly job.
 MAX_RUNS = 20_000
-"""Runs read at once, the newest ones: two years of one hourly job."""
 
 
 def done_since(

@@ -25,8 +25,8 @@ from workers.repository.counters import WHOLE_DATABASE, count_up
 from workers.repository.generations import share_set
 from workers.repository.removal import remove
 
+# Rows of freshness measurements that are kept; `freshness` looks at the newest 1,000.
 VISIBILITY_KEPT = 10_000
-"""Rows of freshness measurements that are kept; `freshness` looks at the newest 1,000."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from psycopg.types.json import Jsonb
 
+from schemas.records import JsonObject
 from schemas.schedules import Schedule
 from workers.repository.connection import (
     Connection,
@@ -23,17 +24,16 @@ from workers.repository.connection import (
     transaction,
 )
 
+# Run windows that are made up for after an outage; older ones are recorded as skipped.
 MAX_BACKLOG = 24
-"""Run windows that are made up for after an outage; older ones are recorded as skipped."""
 
+# How often a run is begun before it counts as failed, if its process dies each time.
+#
+# So a run that kills its process cannot go on killing schedulers.
 MAX_ATTEMPTS = 3
-"""How often a run is begun before it counts as failed, if its process dies each time.
 
-So a run that kills its process cannot go on killing schedulers.
-"""
-
-Figures = dict[str, Any]
-"""A JSON document with what a run measured; each job has its own keys."""
+# A JSON document with what a run measured; each job has its own keys.
+Figures = JsonObject
 
 
 class RunCause(TypedDict, total=False):

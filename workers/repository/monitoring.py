@@ -7,19 +7,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 from psycopg.types.json import Jsonb
 
 from schemas.identifiers import IdentifierShape
-from schemas.records import FloatArray, IntArray
+from schemas.records import FloatArray, IntArray, JsonObject
 from workers.repository.connection import Connection, execute, fetch_column, fetch_row, fetch_rows
 from workers.repository.images import newest_image
 from workers.repository.job_runs import Figures
 
+# Random keys drawn for each image wanted; keys have gaps, so several draws may meet one image.
 _DRAWS_PER_IMAGE = 4
-"""Random keys drawn for each image wanted; keys have gaps, so several draws may meet one image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Arrivals:
 class StoredReference:
     """What the monitors compare a generation's later arrivals with."""
 
-    document: dict[str, Any]
+    document: JsonObject
     """JSON, written and read by `model.drift.monitors`"""
     last_key: int
     """The last image key of the reference period."""

@@ -19,8 +19,8 @@ from workers.repository.connection import (
 from workers.repository.counters import count_up
 from workers.repository.suffix_allocation import PrimarySlot, allocate_suffixes
 
+# Notified, with the generation's number, when its postings changed; also named in postings.sql.
 CHANNEL = "sigma_index"
-"""Notified, with the generation's number, when its postings changed; also named in postings.sql."""
 
 
 class AppendStatus(StrEnum):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from workers.repository.connection import Connection, columns_of, execute, fetch_row
 
+# Comparisons that a summary looks at, the newest ones; bounds its time.
 NEWEST = 10_000
-"""Comparisons that a summary looks at, the newest ones; bounds its time."""
 
 
 @dataclass(frozen=True, slots=True)

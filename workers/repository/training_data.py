@@ -8,8 +8,8 @@ import numpy as np
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from workers.repository.connection import Connection, fetch_row, fetch_rows
 
+# Rows read at a time; bounds the memory of the Python objects that psycopg makes of them.
 _PAGE_ROWS = 5000
-"""Rows read at a time; bounds the memory of the Python objects that psycopg makes of them."""
 
 
 @dataclass(frozen=True, slots=True)

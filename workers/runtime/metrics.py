@@ -15,23 +15,23 @@ from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
 from schemas.settings import Settings
 from workers.repository.monitoring import JobTotal
 
+# Buckets of a query's seconds: finest around the goal of 50 to 100 ms.
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-"""Buckets of a query's seconds: finest around the goal of 50 to 100 ms."""
 
+# Buckets of seconds between two steps of the stream: from an idle system to an hour of backlog.
 _AGE_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
-"""Buckets of seconds between two steps of the stream: from an idle system to an hour of backlog."""
 
+# Buckets of events handled together.
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Buckets of events handled together."""
 
+# Buckets of queries decoded together; `workers.query.server` takes at most 16.
 _QUERY_BATCH_SIZES = (1, 2, 4, 8, 16)
-"""Buckets of queries decoded together; `workers.query.server` takes at most 16."""
 
+# Buckets of images scored for one query.
 _CANDIDATES = (10, 30, 100, 300, 1000, 3000)
-"""Buckets of images scored for one query."""
 
+# Urgencies of an alarm. Both are always exported, because a missing series cannot be graphed.
 ALARM_LEVELS = ("ticket", "page")
-"""Urgencies of an alarm. Both are always exported, because a missing series cannot be graphed."""
 
 
 def expose(settings: Settings, registry: CollectorRegistry) -> None:

@@ -13,12 +13,12 @@ import structlog
 from workers.repository.generations import Generation
 from workers.runtime.process import settle_memory
 
+# Seconds until a failed load is tried again: long enough for somebody to restore the folder.
 RETRY_S = 30.0
-"""Seconds until a failed load is tried again: long enough for somebody to restore the folder."""
 
+# Priority of the loading thread. With a lower one it starves, and then keeps the interpreter's
+# lock longer than a query can wait.
 _NICE = 10
-"""Priority of the loading thread. With a lower one it starves, and then keeps the interpreter's
-lock longer than a query can wait."""
 
 T = TypeVar("T")
 

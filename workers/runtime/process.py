@@ -16,20 +16,20 @@ import structlog
 
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
 
+# What an unavailable service raises; the work is tried again on a new connection.
 TRANSIENT_ERRORS = (RetryLaterError, psycopg.OperationalError)
-"""What an unavailable service raises; the work is tried again on a new connection."""
 
+# Seconds before the first retry: most failures are a dropped connection, which is back at once.
 FIRST_PAUSE_S = 0.2
-"""Seconds before the first retry: most failures are a dropped connection, which is back at once."""
 
+# Most seconds between retries, so that work goes on soon after a long outage ends.
 LONGEST_PAUSE_S = 5.0
-"""Most seconds between retries, so that work goes on soon after a long outage ends."""
 
+# Connections that may wait to be accepted.
 _BACKLOG = 256
-"""Connections that may wait to be accepted."""
 
+# Whether `settle_memory` ran. To ask the collector instead counts all objects: 60 ms.
 _settled = threading.Event()
-"""Whether `settle_memory` ran. To ask the collector instead counts all objects: 60 ms."""
 
 log = structlog.get_logger()
 

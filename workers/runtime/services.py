@@ -18,8 +18,8 @@ from stream.log.kafka import KafkaLog
 from stream.log.postgres import PostgresLog
 from workers.repository.connection import Connection, connect
 
+# Seconds that one `https://` source may take: the other arrivals of its batch wait for it.
 _HTTPS_S = 4.0
-"""Seconds that one `https://` source may take: the other arrivals of its batch wait for it."""
 
 
 @dataclass(frozen=True)

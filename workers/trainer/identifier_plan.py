@@ -12,8 +12,8 @@ from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import BoolArray, IntArray
 from workers.repository.training_data import IndexedImages, sampled
 
+# File of the plan in a generation's folder; its arrays have the names of the fields.
 PLAN = "plan.npz"
-"""File of the plan in a generation's folder; its arrays have the names of the fields."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,14 @@ from workers.repository.training_data import embeddings_of
 from workers.runtime.pictures import StoredPictures
 from workers.trainer.identifier_plan import IdentifierPlan
 
+# Pictures that the model sees at a time.
 _BATCH = 64
-"""Pictures that the model sees at a time."""
 
+# Images loaded in one transaction.
 _PART = 2048
-"""Images loaded in one transaction."""
 
+# Stands for the suffix of an alternate posting.
 _NO_SUFFIX = -1
-"""Stands for the suffix of an alternate posting."""
 
 
 class PostingRow(NamedTuple):

@@ -33,8 +33,8 @@ from workers.trainer.step_clock import StepClock
 from workers.trainer.training_images import TrainingImages, from_manifest, from_store
 from workers.trainer.training_run import TrainingRun
 
+# Pictures embedded at a time.
 _BATCH = 64
-"""Pictures embedded at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,11 @@ from workers.repository.connection import Connection
 from workers.repository.training_data import IndexedImages, embeddings_of, sampled
 from workers.trainer.identifier_plan import leaves_in
 
+# Embeddings read and encoded at a time: some megabytes.
 _PAGE = 4096
-"""Embeddings read and encoded at a time: some megabytes."""
 
+# Images that the new codebook is fitted to, at most.
 _SAMPLE = 20_000
-"""Images that the new codebook is fitted to, at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,15 @@ from model.training.stage_gates import Gates
 from schemas.errors import UsageError
 from schemas.training_record import TrainingMode
 
+# The stage after which a training stops; after `align` the generation is published.
 LastStage = Literal["codebook", "memorize", "comprehend", "align"]
-"""The stage after which a training stops; after `align` the generation is published."""
 
+# All stages in their order.
 STAGES: tuple[str, ...] = get_args(LastStage)
-"""All stages in their order."""
 
+# Whether the base is trained further on the training images before a full training. `auto`: where
+# its recall on them is too low.
 Adapt = Literal["auto", "always", "never"]
-"""Whether the base is trained further on the training images before a full training. `auto`: where
-its recall on them is too low."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from workers.trainer.request import TrainRequest
 from workers.trainer.training_images import TrainingImages
 from workers.trainer.training_run import TrainingRun
 
+# Folder of a generation's own base, in the folder of its checkpoint. Without it, the generation
+# uses the base that is shipped with the program.
 BASE = "base"
-"""Folder of a generation's own base, in the folder of its checkpoint. Without it, the generation
-uses the base that is shipped with the program."""
 
 
 @dataclass(frozen=True, slots=True)

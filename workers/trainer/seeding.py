@@ -19,11 +19,11 @@ from stream.validation import accept
 from workers.repository.connection import Connection
 from workers.repository.images import StoredImage, accept_images, images_by_id
 
+# Images accepted in one transaction, which locks them.
 _BATCH = 256
-"""Images accepted in one transaction, which locks them."""
 
+# Images decoded at the same time, each in a process of its own.
 _PROCESSES = 2
-"""Images decoded at the same time, each in a process of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,8 @@ class StageJob:
     """Continue from the newest checkpoint inside the stage."""
 
 
+# What the first rank announces at the end.
 _NO_MORE_STAGES: StageJob | None = None
-"""What the first rank announces at the end."""
 
 
 @dataclass(frozen=True, slots=True)

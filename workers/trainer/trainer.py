@@ -34,8 +34,8 @@ from workers.trainer.step_clock import StepClock
 from workers.trainer.training_plan import StagesResult, TrainingPlan, run_stages
 from workers.trainer.training_run import TrainingRun, begin_run, sole_trainer
 
+# Keys of the training record among the figures of `sigma train`; null where not recorded.
 _REPORTED = ("mode", "parent", "evaluations", "recluster", "seconds", "cpu_seconds")
-"""Keys of the training record among the figures of `sigma train`; null where not recorded."""
 
 
 @dataclass(frozen=True, slots=True)

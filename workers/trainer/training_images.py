@@ -18,8 +18,8 @@ from workers.repository.images import StoredImage, images_by_key
 from workers.runtime.pictures import StoredPictures
 from workers.trainer.seeding import RejectedEntry, seed_images
 
+# Images read from the database in one query.
 _PAGE = 1000
-"""Images read from the database in one query."""
 
 
 @dataclass(frozen=True, slots=True)

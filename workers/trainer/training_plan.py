@@ -19,11 +19,11 @@ from workers.trainer.stage_runner import StageJob, StageOutcome, StageRunner, an
 from workers.trainer.step_clock import StepClock
 from workers.trainer.training_images import TrainingImages
 
+# Images whose captions the teacher scores at a time.
 _BATCH = 64
-"""Images whose captions the teacher scores at a time."""
 
+# Decimals of a stored figure.
 _DIGITS = 4
-"""Decimals of a stored figure."""
 
 
 @dataclass(frozen=True, slots=True)

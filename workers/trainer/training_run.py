@@ -20,8 +20,8 @@ from workers.repository.training_data import claim_trainer, release_trainer, unt
 from workers.trainer.request import TrainRequest
 from workers.trainer.training_images import manifest_fingerprint, trainable
 
+# The profile of a request without one; also that of generations of versions that recorded none.
 DEFAULT_PROFILE = "tiny"
-"""The profile of a request without one; also that of generations of versions that recorded none."""
 
 
 @dataclass(frozen=True, slots=True)
