@@ -1,9 +1,12 @@
 """Ingestion: publish a manifest's images to the stream, and wait until they are searchable."""
 
+import hashlib
+import os
 import re
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -16,7 +19,14 @@ from stream.images.s3 import S3ImageStore
 from stream.images.sources import read_source
 from stream.log.event_log import EventLog, message
 from workers.repository.connection import Connection, fetch_rows
-from workers.repository.images import Rejection, StoredImage, images_by_id, rejections
+from workers.repository.deletions import deleted_versions
+from workers.repository.images import (
+    Rejection,
+    StoredImage,
+    images_by_id,
+    next_version,
+    rejections,
+)
 from workers.trainer.seeding import arrival
 
 # Images looked up and published at once: bounds memory, and keeps the progress bar moving.
@@ -24,6 +34,9 @@ PUBLISH_BATCH = 500
 
 # Oldest images that a waiting client looks at. Looking at all would cost more with every image.
 WAIT_BATCH = 1000
+
+HASHED_BYTES = 1 << 30
+"""Larger files are no images, and would take seconds to hash."""
 
 POLL_INTERVAL_S = 0.1
 
@@ -69,6 +82,8 @@ class PublishedImages:
     """Image id to the file it was read from."""
     unreadable: tuple[RefusedFile, ...] = ()
     """Files that could not be read for the upload."""
+    checksums: Mapping[str, str | None] = field(default_factory=dict)
+    """Image id to the SHA-256 of its file; None where it could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,42 +104,64 @@ def publish(
 ) -> PublishedImages:
     """Publish an `ImageArrived` for each entry; `tick` is called with the number of entries done.
 
-    Without a `version`, deleted images come back under the next one and all others keep theirs, so
-    that ingesting a manifest twice changes nothing.
+    Without a `version`, deleted images and changed files come under the next one and all others
+    keep theirs, so that ingesting a manifest twice changes nothing.
     """
     events: list[ImageArrived] = []
     unreadable: list[RefusedFile] = []
     known: set[str] = set()
+    checksums: dict[str, str | None] = {}
     ((since,),) = fetch_rows(conn, "clock")
     for begin in range(0, len(entries), PUBLISH_BATCH):
         batch = entries[begin : begin + PUBLISH_BATCH]
-        stored = images_by_id(conn, [entry.image_id for entry in batch])
+        image_ids = [entry.image_id for entry in batch]
+        stored = images_by_id(conn, image_ids)
+        deleted = deleted_versions(conn, image_ids)
         ready: list[ImageArrived] = []
         for entry in batch:
-            next_version = version or _next_version(stored.get(entry.image_id))
-            event = arrival(entry, next_version)
+            image = stored.get(entry.image_id)
+            checksum = _checksum(entry.path)
+            checksums[entry.image_id] = checksum
+            gone = deleted[entry.image_id].version if entry.image_id in deleted else 0
+            event = arrival(entry, version or next_version(image, checksum, gone))
+            if _is_indexed(image, event.version, checksum):
+                known.add(entry.image_id)
             try:
                 ready.append(event if upload is None else _uploaded(event, upload))
             except RejectInputError as error:
                 unreadable.append(RefusedFile(entry.path, str(error), error.code))
         log.publish(None, [message(event, event.image_id) for event in ready])
-        for event in ready:
-            if _is_indexed(stored.get(event.image_id), event.version):
-                known.add(event.image_id)
         events += ready
         tick(len(batch))
     paths = {entry.image_id: entry.path for entry in entries}
-    return PublishedImages(tuple(events), frozenset(known), since, paths, tuple(unreadable))
+    return PublishedImages(
+        tuple(events), frozenset(known), since, paths, tuple(unreadable), checksums
+    )
 
 
-def _next_version(stored: StoredImage | None) -> int:
-    if stored is None:
-        return 1
-    return stored.version + 1 if stored.state == "deleted" else stored.version
+def _checksum(path: str) -> str | None:
+    """SHA-256 of a file; None when it cannot be read or be an image, which the intake will tell."""
+    try:
+        status = os.stat(path)
+        # Not opened: a named pipe would wait for a writer.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > HASHED_BYTES:
+            return None
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return None
 
 
-def _is_indexed(stored: StoredImage | None, version: int) -> bool:
-    return stored is not None and stored.state == "indexed" and stored.version >= version
+def _is_indexed(stored: StoredImage | None, version: int, checksum: str | None) -> bool:
+    """Tell whether answers contain this version, or a newer one, so that nothing will change."""
+    return stored is not None and stored.state == "indexed" and _answers(stored, version, checksum)
+
+
+def _answers(stored: StoredImage, version: int, checksum: str | None) -> bool:
+    """Tell whether what is stored is this version with these bytes, or a newer one."""
+    if stored.version == version:
+        return checksum is None or stored.checksum in ("", checksum)
+    return stored.version > version
 
 
 def _uploaded(event: ImageArrived, upload: Upload) -> ImageArrived:
@@ -162,7 +199,7 @@ def wait(
     last_progress = time.monotonic()
     while waiting:
         oldest = dict(islice(waiting.items(), WAIT_BATCH))
-        searchable = _searchable(conn, oldest, serving)
+        searchable = _searchable(conn, oldest, published.checksums, serving)
         refused = _refused(conn, oldest, published)
         for image_id in searchable:
             refused.pop(image_id, None)
@@ -198,12 +235,18 @@ def _is_of_this_event(rejection: Rejection, event: ImageArrived, since: datetime
     return rejection.version >= event.version and rejection.rejected_at >= since
 
 
-def _searchable(conn: Connection, oldest: Mapping[str, ImageArrived], serving: bool) -> set[str]:
+def _searchable(
+    conn: Connection,
+    oldest: Mapping[str, ImageArrived],
+    checksums: Mapping[str, str | None],
+    serving: bool,
+) -> set[str]:
     """Return the ids that answers can contain, and those that a deletion has removed again."""
     indexed: dict[int, str] = {}
     done: set[str] = set()
     for image_id, image in images_by_id(conn, list(oldest)).items():
-        if image.version < oldest[image_id].version:
+        # Other bytes under the same version are not this event's: its rejection will follow.
+        if not _answers(image, oldest[image_id].version, checksums.get(image_id)):
             continue
         if image.state == "deleted":
             done.add(image_id)

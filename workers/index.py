@@ -17,6 +17,7 @@ from stream.log.dead_letters import rejection_of_image
 from stream.log.event_log import Batch, Consumer, EventLog, Message
 from stream.log.offsets import lag, store_offsets
 from workers.generations.image_assigner import ImageAssigner, LoadAssigner
+from workers.generations.inferred import Inferred
 from workers.index_batch import (
     SLICE,
     STAGE,
@@ -26,7 +27,9 @@ from workers.index_batch import (
     RefusedEvent,
     age_s,
     append_targets,
+    conflict,
     outcome_messages,
+    published,
     read_events,
     refusal_messages,
     slices,
@@ -36,7 +39,7 @@ from workers.index_batch import (
 )
 from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation, receiving, share_set
-from workers.repository.images import accept_images, images_by_id, reject_image
+from workers.repository.images import StoredKey, accept_images, images_by_id, reject_image
 from workers.repository.postings import AppendStatus, append, present_images
 from workers.runtime.metrics import IndexMetrics
 from workers.runtime.model_loader import ModelLoader
@@ -247,44 +250,57 @@ def _write(
 ) -> None:
     """Append the items and publish what that led to, in the caller's transaction."""
     messages: list[Message] = []
+    conflicts: list[RefusedEvent] = []
     if items:
-        messages += _append_everywhere(conn, items, inferences)
-    for refusal in refused:
+        messages, conflicts = _append_everywhere(conn, items, inferences)
+    for refusal in [*refused, *conflicts]:
         reject_image(conn, refusal.rejection)
-    messages += refusal_messages(refused)
+    messages += refusal_messages([*refused, *conflicts])
     if messages:
         events.publish(conn, messages)
 
 
 def _append_everywhere(
     conn: Connection, items: Sequence[IndexItem], inferences: Mapping[int, BatchInference]
-) -> list[Message]:
-    """Append to every generation that receives arrivals at this moment and has an inference."""
+) -> tuple[list[Message], list[RefusedEvent]]:
+    """Append to every generation that receives arrivals at this moment and has an inference.
+
+    Returns what to publish, and the items whose version is stored with other bytes.
+    """
     # From here to the commit no generation begins to receive, and none becomes live.
     share_set(conn)
     generations = receiving(conn)
     missing = unloaded_live(generations, inferences.keys())
     if missing is not None:
         raise _LiveNotLoadedError(missing)
-    stored = accept_images(conn, [item.image for item in items])
-    keys = [image.image_key for image in stored]
+    stored = accept_images(conn, [published(item) for item in items])
+    conflicts = []
+    for item, key in zip(items, stored, strict=True):
+        if key.conflict is not None:
+            conflicts.append(conflict(item, key.conflict))
     messages: list[Message] = []
     for generation in append_targets(generations, inferences.keys()):
-        messages += _append(conn, generation.id, items, keys, inferences[generation.id])
-    return messages
+        messages += _append(conn, generation.id, items, stored, inferences[generation.id])
+    return messages, conflicts
 
 
 def _append(
     conn: Connection,
     number: int,
-    items: Sequence[IndexItem],
-    keys: Sequence[int],
+    all_items: Sequence[IndexItem],
+    keys: Sequence[StoredKey],
     inference: BatchInference,
 ) -> list[Message]:
+    """Append the items that are no conflict; `keys` and the inference are in their order."""
     shape = inference.assigner.shape
+    items: list[IndexItem] = []
+    inferences: list[Inferred] = []
     assignments = []
-    for inferred, key in zip(inference.inferred, keys, strict=True):
-        assignments.append(inferred.assignment(key))
+    for item, inferred, key in zip(all_items, inference.inferred, keys, strict=True):
+        if key.conflict is None:
+            items.append(item)
+            inferences.append(inferred)
+            assignments.append(inferred.assignment(key.image_key))
     outcomes = append(conn, number, shape, assignments)
     for item, outcome in zip(items, outcomes, strict=True):
         if outcome.status is AppendStatus.NO_ROOM:
@@ -293,4 +309,4 @@ def _append(
                 image_id=item.image.image_id,
                 generation=number,
             )
-    return outcome_messages(items, inference.inferred, outcomes, number, shape)
+    return outcome_messages(items, inferences, outcomes, number, shape)

@@ -5,7 +5,7 @@ Functions of values, without database or log; `workers.index` calls them in orde
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from typing import TypeVar
@@ -14,7 +14,7 @@ from schemas.errors import RejectInputError
 from schemas.events import ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent, decode
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
-from stream.log.dead_letters import dead_letter, rejection_of_event
+from stream.log.dead_letters import dead_letter, rejection_of_event, rejection_of_image
 from stream.log.event_log import Event, Message, message
 from workers.generations.image_assigner import ImageAssigner
 from workers.generations.inferred import Inferred
@@ -27,6 +27,9 @@ STAGE = "index"
 
 # Pictures of one forward pass: more would not be faster on a CPU, and hold more memory.
 SLICE = 16
+
+_SHOWN_DIGITS = 12
+"""Digits of a checksum that a message shows."""
 
 T = TypeVar("T")
 
@@ -98,15 +101,34 @@ def read_events(events: Iterable[Event]) -> tuple[list[AcceptedEvent], list[Refu
 
 
 def without_repeats(accepted: Iterable[AcceptedEvent]) -> list[AcceptedEvent]:
-    """Keep one event of each version of an image, in the order in which each came first.
+    """Keep one event of the same bytes of a version, in the order in which each came first.
 
     A relay that died between publishing and committing publishes an event again, often into the
-    same batch. Of the repeats, the last one stays.
+    same batch. Of the repeats the last one stays, with the time at which the first was published.
     """
-    unique: dict[tuple[str, int], AcceptedEvent] = {}
+    unique: dict[tuple[str, int, str], AcceptedEvent] = {}
     for candidate in accepted:
-        unique[candidate.image.image_id, candidate.image.version] = candidate
+        image = candidate.image
+        version = image.image_id, image.version, image.checksum
+        known = unique.get(version)
+        if known is not None:
+            first = min(published(known), published(candidate), key=_published_at)
+            image = replace(image, published_at=first.published_at)
+        unique[version] = AcceptedEvent(candidate.event, image)
     return list(unique.values())
+
+
+def _published_at(image: ImageAccepted) -> datetime:
+    return image.published_at or image.arrived_at
+
+
+def published(item: AcceptedEvent | IndexItem) -> ImageAccepted:
+    """The image with the time at which it was published, which deletions are compared with.
+
+    Where its arrival's time is unknown, this event's own comes closest.
+    """
+    image = item.image
+    return replace(image, published_at=image.published_at or item.event.published_at)
 
 
 def unfinished(
@@ -123,7 +145,11 @@ def unfinished(
     for candidate in accepted:
         image = stored.get(candidate.image.image_id)
         # An image without a row is new; its row is made when the batch commits.
-        if image is None or not is_finished(candidate.image.version, image, posted_keys):
+        if (
+            image is None
+            or not is_finished(candidate.image.version, image, posted_keys)
+            or is_news(published(candidate), image)
+        ):
             kept.append(candidate)
     return kept
 
@@ -136,6 +162,33 @@ def is_finished(version: int, stored: StoredImage, posted_keys: Collection[int])
     if stored.version != version:
         return stored.version > version
     return stored.state == "deleted" or stored.image_key in posted_keys
+
+
+def is_news(image: ImageAccepted, stored: StoredImage) -> bool:
+    """Tell whether a version says something of itself that is not stored.
+
+    Other bytes are a conflict. An earlier publication is to be noted, for a deletion may lie
+    between the two.
+    """
+    if stored.version != image.version or stored.state == "deleted":
+        return False
+    if stored.checksum not in ("", image.checksum):
+        return True
+    if image.published_at is None or stored.published_at is None:
+        return False
+    return image.published_at < stored.published_at
+
+
+def conflict(item: IndexItem, stored_checksum: str) -> RefusedEvent:
+    """Refuse an image whose version is stored with other bytes."""
+    image = item.image
+    error = RejectInputError(
+        "version-conflict",
+        f"version {image.version} of image {image.image_id} is stored with other bytes "
+        f"(SHA-256 {stored_checksum[:_SHOWN_DIGITS]}…, got {image.checksum[:_SHOWN_DIGITS]}…); "
+        "publish a changed image with a higher version, and another image with another id",
+    )
+    return RefusedEvent(item.event, rejection_of_image(image, error, stage=STAGE))
 
 
 def unloaded_live(

@@ -30,7 +30,8 @@ from stream.log.event_log import Batch, Event, EventLog, Message, Partition, mes
 from stream.log.offsets import committed, contiguous_batch, lag, store_offsets
 from stream.validation import STAGE, accept
 from workers.repository.connection import Connection, transaction
-from workers.repository.images import delete_images, reject_image
+from workers.repository.deletions import DeletedVersions, DeletionRequest, deleted_versions
+from workers.repository.images import LateArrival, delete_images, reject_image
 from workers.runtime.metrics import IntakeMetrics
 from workers.runtime.process import TRANSIENT_ERRORS, announce_ready, keep_running
 from workers.runtime.services import Services
@@ -58,7 +59,11 @@ _LAG_EVERY_S = 5.0
 
 log = structlog.get_logger()
 
-Verdict = ImageAccepted | ImageRejected | ImageDeleted
+InputRecord = ImageArrived | ImageDeleted | ImageRejected
+"""What an event holds, or why it cannot be read."""
+
+Verdict = ImageAccepted | ImageRejected | ImageDeleted | LateArrival
+"""A `LateArrival` was deleted before it came, so its bytes are not even fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,13 @@ class Intake:
 
     def process(self, conn: Connection, events: EventLog, batch: Batch) -> None:
         """Judge a batch and commit it with the group's offsets, in one transaction."""
-        judged = list(self.threads.map(self.judge, batch.events))
+        records = [read_record(event) for event in batch.events]
+        deleted = deleted_versions(conn, arrived_ids(records))
+
+        def judge(event: Event, record: InputRecord) -> JudgedEvent:
+            return JudgedEvent(event, self.judge(event, record, deleted))
+
+        judged = list(self.threads.map(judge, batch.events, records))
         with transaction(conn):
             commit(conn, events, judged)
             # Last, so that the row locks of the offsets are held briefly.
@@ -91,18 +102,18 @@ class Intake:
         for judgement in judged:
             self.metrics.count_verdict(judgement.verdict)
 
-    def judge(self, event: Event) -> JudgedEvent:
+    def judge(
+        self, event: Event, record: InputRecord, deleted: Mapping[str, DeletedVersions]
+    ) -> Verdict:
         """Decide what one event comes to. Reads and stores bytes, touches no table."""
-        try:
-            record = decode(event.topic, event.value)
-        except RejectInputError as error:
-            return JudgedEvent(event, rejection_of_event(event, error, stage=STAGE))
-        if isinstance(record, ImageArrived):
-            verdict = accept(record, self.store, self.decoder, self.read_source, event.published_at)
-            return JudgedEvent(event, verdict)
-        if isinstance(record, ImageDeleted):
-            return JudgedEvent(event, record)
-        raise AssertionError(f"topic must be one of {', '.join(TOPICS)}, got {event.topic}")
+        if not isinstance(record, ImageArrived):
+            return record
+        gone = deleted.get(record.image_id)
+        if gone is not None and gone.covers(record.version, event.published_at):
+            return LateArrival(
+                record.image_id, record.version, record.arrived_at, event.published_at
+            )
+        return accept(record, self.store, self.decoder, self.read_source, event.published_at)
 
 
 class FaustHandler:
@@ -214,6 +225,22 @@ def stuck_partitions(
     return stuck
 
 
+def read_record(event: Event) -> InputRecord:
+    """Parse an event of one of the topics; a rejection when it cannot be parsed."""
+    try:
+        record = decode(event.topic, event.value)
+    except RejectInputError as error:
+        return rejection_of_event(event, error, stage=STAGE)
+    if isinstance(record, ImageArrived | ImageDeleted):
+        return record
+    raise AssertionError(f"topic must be one of {', '.join(TOPICS)}, got {event.topic}")
+
+
+def arrived_ids(records: Sequence[InputRecord]) -> list[str]:
+    """The ids of the arrivals among the records."""
+    return [record.image_id for record in records if isinstance(record, ImageArrived)]
+
+
 def outgoing_messages(judged: Sequence[JudgedEvent]) -> list[Message]:
     """Build the events for the next worker and the dead letters, in the order of the verdicts.
 
@@ -231,12 +258,17 @@ def outgoing_messages(judged: Sequence[JudgedEvent]) -> list[Message]:
 
 def commit(conn: Connection, events: EventLog, judged: Sequence[JudgedEvent]) -> None:
     """Write deletions and rejections and publish messages, in the caller's transaction."""
-    deletions = []
+    deletions: list[DeletionRequest] = []
+    late: list[LateArrival] = []
     for judgement in judged:
-        if isinstance(judgement.verdict, ImageDeleted):
-            deletions.append(judgement.verdict)
-    if deletions:
-        delete_images(conn, deletions)
+        verdict = judgement.verdict
+        if isinstance(verdict, ImageDeleted):
+            published_at = judgement.event.published_at
+            deletions.append(DeletionRequest(verdict.image_id, verdict.version, published_at))
+        elif isinstance(verdict, LateArrival):
+            late.append(verdict)
+    if deletions or late:
+        delete_images(conn, deletions, late)
     for judgement in judged:
         if isinstance(judgement.verdict, ImageRejected):
             reject_image(conn, judgement.verdict)

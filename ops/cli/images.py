@@ -143,6 +143,7 @@ def delete(options: Namespace, settings: Settings) -> int:
     text = f"deleted {len(done.deleted)}"
     if done.untouched:
         text += f"; unknown or deleted before: {', '.join(done.untouched)}"
+        text += " (an image of this id that is still on its way will not appear)"
     document = {"deleted": list(done.deleted), "untouched": list(done.untouched)}
     emit(document, options.json, text)
     return 2 if done.untouched else 0

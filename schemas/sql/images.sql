@@ -1,6 +1,29 @@
+-- name: share_deletions
+-- A transaction that accepts images takes this before it looks for deletions, and keeps it until its commit.
+SELECT pg_advisory_xact_lock_shared(hashtextextended('sigma deletions', 0));
+
+-- name: own_deletions
+-- A deletion must not miss an image that a running transaction is about to insert: its row cannot be locked yet.
+SELECT pg_advisory_xact_lock(hashtextextended('sigma deletions', 0));
+
+-- name: deletions
+-- Which versions of these images are deleted.
+SELECT image_id, version, published_at FROM deletion WHERE image_id = ANY(%(image_ids)s);
+
+-- name: store_deletions
+-- What is deleted of an image only grows, so that the order in which events are read does not matter.
+INSERT INTO deletion (image_id, version, published_at)
+SELECT u.image_id, u.version, u.published_at
+FROM unnest(%(image_id)s::text[], %(version)s::int[], %(published_at)s::timestamptz[]) AS u (image_id, version, published_at)
+ORDER BY u.image_id COLLATE "C"
+ON CONFLICT (image_id) DO UPDATE SET
+    version = greatest(deletion.version, excluded.version),
+    published_at = greatest(deletion.published_at, excluded.published_at),
+    deleted_at = clock_timestamp();
+
 -- name: lock_images_by_id
 -- Locks images in the order of image_id, as all writers do, so that no two wait for each other.
-SELECT image_key, image_id, version, state::text FROM image WHERE image_id = ANY(%(image_ids)s) ORDER BY image_id FOR UPDATE;
+SELECT image_key, image_id, version, state::text, checksum, published_at FROM image WHERE image_id = ANY(%(image_ids)s) ORDER BY image_id FOR UPDATE;
 
 -- name: lock_images_by_key
 -- The same by key. Images that were deleted, or replaced by a newer version, are left out.
@@ -12,7 +35,7 @@ SELECT image_key FROM image WHERE image_key = ANY(%(image_keys)s) AND state <> '
 INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at,
                    published_at)
 SELECT u.image_id, u.version, u.uri, u.normalized_uri, u.checksum, u.width, u.height, u.captions::jsonb, u.test_captions::jsonb,
-       u.split, u.arrived_at, coalesce(u.published_at, clock_timestamp())
+       u.split, u.arrived_at, u.published_at
 FROM unnest(%(image_id)s::text[], %(version)s::int[], %(uri)s::text[], %(normalized_uri)s::text[], %(checksum)s::text[],
             %(width)s::int[], %(height)s::int[], %(captions)s::text[], %(test_captions)s::text[], %(split)s::text[],
             %(arrived_at)s::timestamptz[], %(published_at)s::timestamptz[])
@@ -25,6 +48,22 @@ ON CONFLICT (image_id) DO UPDATE SET
     arrived_at = excluded.arrived_at, published_at = excluded.published_at, accepted_at = now(), indexed_at = NULL
 WHERE image.version < excluded.version
 RETURNING image_id, image_key, xmax = 0;
+
+-- name: insert_deleted_images
+-- Images that were deleted before they came. Of what they hold nothing is kept; the row makes them known and counted once.
+INSERT INTO image (image_id, version, state, uri, normalized_uri, checksum, width, height, arrived_at, published_at)
+SELECT u.image_id, u.version, 'deleted', '', '', '', 0, 0, u.arrived_at, u.published_at
+FROM unnest(%(image_id)s::text[], %(version)s::int[], %(arrived_at)s::timestamptz[], %(published_at)s::timestamptz[])
+     AS u (image_id, version, arrived_at, published_at)
+ORDER BY u.image_id COLLATE "C"
+ON CONFLICT (image_id) DO NOTHING
+RETURNING image_id, image_key;
+
+-- name: publish_earlier
+-- When a version was published first: an event that is published again does not move it behind a deletion.
+UPDATE image SET published_at = u.published_at
+FROM unnest(%(image_keys)s::bigint[], %(published_at)s::timestamptz[]) AS u (image_key, published_at)
+WHERE image.image_key = u.image_key AND u.published_at < image.published_at;
 
 -- name: delete_rejections
 -- An image that was accepted is no longer a rejected one.
@@ -54,19 +93,21 @@ UPDATE image SET state = 'indexed', indexed_at = coalesce(indexed_at, clock_time
 
 -- name: images_by_key
 -- What an answer shows of an image.
-SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at
+SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at,
+       checksum, published_at
 FROM image WHERE image_key = ANY(%(image_keys)s);
 
 -- name: images_by_id
 -- The same by id.
-SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at
+SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at,
+       checksum, published_at
 FROM image WHERE image_id = ANY(%(image_ids)s);
 
 -- name: missing_images
 -- Images that are not in a generation yet, oldest key first: what a candidate or a rolled-back
 -- generation must catch up.
 SELECT i.image_key, i.image_id, i.version, i.state::text, i.uri, i.normalized_uri, i.captions, i.test_captions, i.split,
-       i.arrived_at, i.indexed_at
+       i.arrived_at, i.indexed_at, i.checksum, i.published_at
 FROM image i
 WHERE i.state <> 'deleted' AND i.image_key > %(after)s
   AND NOT EXISTS (SELECT FROM image_embedding e WHERE e.generation = %(generation)s AND e.image_key = i.image_key)

@@ -3,10 +3,11 @@
 Lock order, kept by every function here, so that writers wait for each other but never deadlock:
 
 1. the set of generations: shared by whoever accepts images, exclusive for a change of state;
-2. images, by ascending id;
-3. counters of the whole database;
-4. generations, ascending; and inside one generation its leaves, ascending, then its counters;
-5. events and offsets of the log, last in a transaction.
+2. the deletions: shared by whoever accepts images, exclusive for who deletes some;
+3. images, by ascending id;
+4. counters of the whole database;
+5. generations, ascending; and inside one generation its leaves, ascending, then its counters;
+6. events and offsets of the log, last in a transaction.
 
 Call `append` once per generation and transaction, generations ascending.
 

@@ -5,7 +5,7 @@ ascending id (see this package's lock order).
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,14 @@ from workers.repository.connection import (
     transaction,
 )
 from workers.repository.counters import WHOLE_DATABASE, count_up
+from workers.repository.deletions import (
+    DeletedVersions,
+    DeletionRequest,
+    deleted_versions,
+    own_deletions,
+    share_deletions,
+    store_deletions,
+)
 from workers.repository.generations import share_set
 from workers.repository.removal import remove
 
@@ -46,6 +54,10 @@ class StoredImage:
     split: str | None
     arrived_at: datetime
     indexed_at: datetime | None
+    checksum: str = ""
+    """SHA-256 of the bytes that arrived; empty for an image that was deleted before it came."""
+    published_at: datetime | None = None
+    """When this version was published first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,8 @@ class StoredKey:
     image_key: int
     is_new: bool
     """False for a replay, or a version older than the stored one: then the key is that one's."""
+    conflict: str | None = None
+    """The SHA-256 that is stored under the same version, when the accepted bytes are others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +77,17 @@ class Deletion:
 
     deleted: tuple[str, ...]
     untouched: tuple[str, ...]
-    """Unknown, deleted before, or newer than the deletion."""
+    """Unknown, deleted before, or newer than the deletion; it holds for what is still to come."""
+
+
+@dataclass(frozen=True, slots=True)
+class LateArrival:
+    """A version of an image that arrives after it was deleted."""
+
+    image_id: str
+    version: int
+    arrived_at: datetime
+    published_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,36 +118,39 @@ class _LockedImage:
     image_key: int
     version: int
     state: str
+    checksum: str
+    published_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _CurrentImage:
+    """What is stored under an id after a call that accepts images."""
+
+    image_key: int
+    version: int
+    checksum: str
+    """Empty when the image is deleted."""
+    is_new: bool = False
 
 
 def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[StoredKey]:
     """Store images and return their keys, in the order given.
 
     A replayed or older version changes nothing. A higher version gets a new key, and the old
-    version's postings are removed in the same transaction; a deleted image comes back with it.
+    version's postings are removed in the same transaction; a deleted image comes back with it. A
+    version that was deleted before it came is stored as deleted. A version that is stored with
+    other bytes is a conflict: the stored one stays.
     """
-    newest = _newest_versions(images)
     with join_transaction(conn):
         # Before anything is read: a generation that begins to receive arrivals after this
         # transaction has looked would never get these images.
         share_set(conn)
+        share_deletions(conn)
+        newest = _newest_versions(_dated(conn, images))
         stored = _lock_images(conn, newest)
-        accepted = [
-            newest[image_id]
-            for image_id in sorted(newest)
-            if image_id not in stored or newest[image_id].version > stored[image_id].version
-        ]
-        replaced = [stored[image.image_id] for image in accepted if image.image_id in stored]
-        # Only indexed images have postings. Removed while their rows still have the old keys.
-        remove(conn, [image.image_key for image in replaced if image.state == "indexed"])
-        keys = {image_id: image.image_key for image_id, image in stored.items()}
-        keys |= _upsert(conn, accepted, set(stored))
-        _delete_rejections(conn, accepted)
-    new_versions = {image.image_id: image.version for image in accepted}
-    return [
-        StoredKey(keys[image.image_id], is_new=new_versions.get(image.image_id) == image.version)
-        for image in images
-    ]
+        gone = _gone_with(conn, newest, stored)
+        current = _current(conn, newest, stored, gone)
+    return [_stored_key(image, current[image.image_id]) for image in images]
 
 
 def reject_image(conn: Connection, rejected: ImageRejected) -> bool:
@@ -157,32 +184,45 @@ def rejections(
     return [Rejection(*columns) for columns in rows]
 
 
-def delete_images(conn: Connection, deletions: Iterable[ImageDeleted | str]) -> Deletion:
-    """Delete images, given as events or ids, in one transaction.
+def delete_images(
+    conn: Connection,
+    deletions: Iterable[DeletionRequest | ImageDeleted | str],
+    late: Sequence[LateArrival] = (),
+) -> Deletion:
+    """Delete images, given as requests, events or ids, in one transaction.
 
     They are marked, their postings are removed from every generation, and tombstones tell the
-    query workers. A deletion that names a version leaves newer versions alone, so that a replayed
-    deletion is harmless.
+    query workers. A deletion also holds for its versions that are still to come; it leaves newer
+    ones alone, so that a replayed deletion is harmless. An id alone stands for every version that
+    is known or was published until now. `late` are arrivals that an earlier deletion holds for.
     """
-    highest_version: dict[str, int | None] = {}
-    for deletion in deletions:
-        if isinstance(deletion, str):
-            highest_version[deletion] = None
-        else:
-            highest_version[deletion.image_id] = deletion.version
+    named = list(deletions)
     with transaction(conn):
-        keys: dict[str, int] = {}
-        for image_id, image in _lock_images(conn, highest_version).items():
-            bound = highest_version[image_id]
-            if image.state != "deleted" and (bound is None or image.version <= bound):
-                keys[image_id] = image.image_key
+        own_deletions(conn)
+        requests = _requests(conn, named)
+        ids = {request.image_id for request in requests} | {image.image_id for image in late}
+        stored = _lock_images(conn, ids)
+        before = deleted_versions(conn, ids)
+        after = {name: before.get(name, DeletedVersions(name)) for name in ids}
+        for request in [*requests, *_of_known_versions(named, stored)]:
+            after[request.image_id] = after[request.image_id].joined(request)
+        for name, image in stored.items():
+            after[name] = after[name].seen(image.version, image.published_at)
+        for arrival in late:
+            after[arrival.image_id] = after[arrival.image_id].seen(
+                arrival.version, arrival.published_at
+            )
+        store_deletions(conn, before, after)
+        known_late = _insert_deleted(
+            conn, [image for image in late if image.image_id not in stored]
+        )
         # Counters of the whole database come before generations in the lock order.
-        count_up(conn, WHOLE_DATABASE, {"deleted": len(keys)})
-        remove(conn, list(keys.values()))
-        # Last: the removal needs the rows as they were.
-        execute(conn, "mark_deleted", image_keys=list(keys.values()))
-    untouched = tuple(image_id for image_id in highest_version if image_id not in keys)
-    return Deletion(deleted=tuple(keys), untouched=untouched)
+        count_up(conn, WHOLE_DATABASE, {"deleted": len(known_late)})
+        taken = _take_away(conn, stored, after)
+    untouched = tuple(
+        {request.image_id: None for request in requests if request.image_id not in taken}
+    )
+    return Deletion(deleted=tuple(taken), untouched=untouched)
 
 
 def images_by_key(conn: Connection, image_keys: Sequence[int]) -> dict[int, StoredImage]:
@@ -197,6 +237,20 @@ def images_by_id(conn: Connection, image_ids: Sequence[str]) -> dict[str, Stored
     rows = fetch_rows(conn, "images_by_id", image_ids=list(image_ids))
     images = [_stored_image(row) for row in rows]
     return {image.image_id: image for image in images}
+
+
+def next_version(stored: StoredImage | None, checksum: str | None, deleted: int = 0) -> int:
+    """The version under which bytes are published, so that they become what is stored.
+
+    Versions up to `deleted` are gone. What is stored keeps its version when it has this SHA-256;
+    None stands for bytes that cannot be read.
+    """
+    if stored is None:
+        return deleted + 1
+    if stored.state == "deleted":
+        return max(stored.version, deleted) + 1
+    is_same = checksum is None or stored.checksum in ("", checksum)
+    return stored.version if is_same else stored.version + 1
 
 
 def missing_images(
@@ -241,18 +295,184 @@ def freshness(conn: Connection) -> Freshness:
     return Freshness(None, None) if row is None else Freshness(*row)
 
 
+def _dated(conn: Connection, images: Sequence[ImageAccepted]) -> list[ImageAccepted]:
+    """The images with the time of their publication, which is now where none is known."""
+    if all(image.published_at is not None for image in images):
+        return list(images)
+    ((moment,),) = fetch_rows(conn, "clock")
+    return [replace(image, published_at=image.published_at or moment) for image in images]
+
+
+def _published(image: ImageAccepted) -> datetime:
+    assert image.published_at is not None, "the image was dated before"
+    return image.published_at
+
+
 def _newest_versions(images: Sequence[ImageAccepted]) -> dict[str, ImageAccepted]:
-    """The highest version of each image id of one call; the first of several equal ones."""
+    """The highest version of each image id of one call; the first of several equal ones.
+
+    With the time at which that version was published first.
+    """
     newest: dict[str, ImageAccepted] = {}
     for image in images:
-        if image.image_id not in newest or image.version > newest[image.image_id].version:
+        known = newest.get(image.image_id)
+        if known is None or image.version > known.version:
             newest[image.image_id] = image
+        elif image.version == known.version:
+            first = min(_published(known), _published(image))
+            newest[image.image_id] = replace(known, published_at=first)
     return newest
+
+
+def _gone_with(
+    conn: Connection, newest: Mapping[str, ImageAccepted], stored: Mapping[str, _LockedImage]
+) -> dict[str, DeletedVersions]:
+    """What is deleted of the images, now that these arrived; takes away what they show as gone."""
+    before = deleted_versions(conn, newest)
+    after = {}
+    for image_id, deleted in before.items():
+        image = newest[image_id]
+        after[image_id] = deleted.seen(image.version, _published(image))
+    store_deletions(conn, before, after)
+    _take_away(conn, stored, after)
+    repeated = [
+        (stored[image_id].image_key, _published(image))
+        for image_id, image in newest.items()
+        if image_id in stored
+        and image.version == stored[image_id].version
+        and _published(image) < stored[image_id].published_at
+    ]
+    if repeated:
+        keys, moments = zip(*repeated, strict=True)
+        execute(conn, "publish_earlier", image_keys=list(keys), published_at=list(moments))
+    return after
+
+
+def _take_away(
+    conn: Connection,
+    stored: Mapping[str, _LockedImage],
+    gone: Mapping[str, DeletedVersions],
+) -> dict[str, int]:
+    """Mark stored images that are gone as deleted, with their postings; their keys by id."""
+    keys: dict[str, int] = {}
+    for image_id, deleted in gone.items():
+        image = stored.get(image_id)
+        if image is not None and image.state != "deleted" and image.version <= deleted.version:
+            keys[image_id] = image.image_key
+    # Counters of the whole database come before generations in the lock order.
+    count_up(conn, WHOLE_DATABASE, {"deleted": len(keys)})
+    remove(conn, list(keys.values()))
+    # Last: the removal needs the rows as they were.
+    if keys:
+        execute(conn, "mark_deleted", image_keys=list(keys.values()))
+    return keys
+
+
+def _current(
+    conn: Connection,
+    newest: Mapping[str, ImageAccepted],
+    stored: Mapping[str, _LockedImage],
+    gone: Mapping[str, DeletedVersions],
+) -> dict[str, _CurrentImage]:
+    """Write images that are new or newer and not deleted; what is stored of each id then."""
+    accepted: list[ImageAccepted] = []
+    late: list[LateArrival] = []
+    for image_id in sorted(newest):
+        image = newest[image_id]
+        if image_id in stored and image.version <= stored[image_id].version:
+            continue
+        if image_id not in gone or image.version > gone[image_id].version:
+            accepted.append(image)
+        elif image_id not in stored:
+            late.append(LateArrival(image_id, image.version, image.arrived_at, _published(image)))
+    late_keys = _insert_deleted(conn, late)
+    _require_all([image.image_id for image in late], late_keys)
+    count_up(conn, WHOLE_DATABASE, {"deleted": len(late_keys)})
+    replaced = [stored[image.image_id] for image in accepted if image.image_id in stored]
+    # Only indexed images have postings. Removed while their rows still have the old keys.
+    remove(conn, [image.image_key for image in replaced if image.state == "indexed"])
+    keys = _upsert(conn, accepted, set(stored))
+    _delete_rejections(conn, accepted)
+    current = {
+        image_id: _CurrentImage(
+            image.image_key, image.version, _bytes_of(image, gone.get(image_id))
+        )
+        for image_id, image in stored.items()
+    }
+    for image_id, key in late_keys.items():
+        current[image_id] = _CurrentImage(key, newest[image_id].version, "")
+    for image in accepted:
+        current[image.image_id] = _CurrentImage(
+            keys[image.image_id], image.version, image.checksum, is_new=True
+        )
+    return current
+
+
+def _bytes_of(image: _LockedImage, deleted: DeletedVersions | None) -> str:
+    """The checksum that a replay is compared with; empty when the image is deleted."""
+    is_gone = deleted is not None and image.version <= deleted.version
+    return "" if is_gone or image.state == "deleted" else image.checksum
+
+
+def _stored_key(image: ImageAccepted, current: _CurrentImage) -> StoredKey:
+    is_same_version = image.version == current.version
+    if is_same_version and current.checksum not in ("", image.checksum):
+        return StoredKey(current.image_key, is_new=False, conflict=current.checksum)
+    return StoredKey(current.image_key, is_new=current.is_new and is_same_version)
+
+
+def _requests(
+    conn: Connection, deletions: Sequence[DeletionRequest | ImageDeleted | str]
+) -> list[DeletionRequest]:
+    """The deletions as requests; one without a time of its own is published now."""
+    ((moment,),) = fetch_rows(conn, "clock")
+    requests = []
+    for deletion in deletions:
+        if isinstance(deletion, DeletionRequest):
+            requests.append(deletion)
+        elif isinstance(deletion, ImageDeleted):
+            requests.append(DeletionRequest(deletion.image_id, deletion.version, moment))
+        else:
+            requests.append(DeletionRequest(deletion, None, moment))
+    return requests
+
+
+def _of_known_versions(
+    deletions: Sequence[DeletionRequest | ImageDeleted | str],
+    stored: Mapping[str, _LockedImage],
+) -> list[DeletionRequest]:
+    """Requests for the stored versions of the images that were given by their id alone.
+
+    The clock of the log, by which images are published, may be ahead of the database's.
+    """
+    requests = []
+    for deletion in deletions:
+        if isinstance(deletion, str) and deletion in stored:
+            image = stored[deletion]
+            requests.append(DeletionRequest(deletion, image.version, image.published_at))
+    return requests
+
+
+def _insert_deleted(conn: Connection, late: Sequence[LateArrival]) -> dict[str, int]:
+    """Make rows for unknown images that are deleted already; their keys by id."""
+    highest: dict[str, LateArrival] = {}
+    for arrival in late:
+        known = highest.get(arrival.image_id)
+        if known is None or arrival.version > known.version:
+            highest[arrival.image_id] = arrival
+    if not highest:
+        return {}
+    columns = columns_of(
+        list(highest.values()), "image_id", "version", "arrived_at", "published_at"
+    )
+    return {
+        image_id: int(key) for image_id, key in fetch_rows(conn, "insert_deleted_images", **columns)
+    }
 
 
 def _lock_images(conn: Connection, image_ids: Iterable[str]) -> dict[str, _LockedImage]:
     rows = fetch_rows(conn, "lock_images_by_id", image_ids=sorted(image_ids))
-    return {image_id: _LockedImage(key, version, state) for key, image_id, version, state in rows}
+    return {row[1]: _LockedImage(row[0], *row[2:]) for row in rows}
 
 
 def _upsert(conn: Connection, images: Sequence[ImageAccepted], known: set[str]) -> dict[str, int]:
@@ -266,14 +486,18 @@ def _upsert(conn: Connection, images: Sequence[ImageAccepted], known: set[str]) 
         # Expected: a known image is updated, an unknown one inserted.
         if inserted is not (image_id in known):
             keys[image_id] = int(key)
-    if len(keys) < len(images):
-        # Another worker inserted it after our lock, which cannot lock a row that does not exist.
-        # The postings of its version were not removed, so our write must be undone.
-        missed = ", ".join(image.image_id for image in images if image.image_id not in keys)
+    # Another worker inserted it after our lock, which cannot lock a row that does not exist.
+    # The postings of its version were not removed, so our write must be undone.
+    _require_all([image.image_id for image in images], keys)
+    return keys
+
+
+def _require_all(image_ids: Sequence[str], written: Mapping[str, int]) -> None:
+    missed = ", ".join(image_id for image_id in image_ids if image_id not in written)
+    if missed:
         raise RetryLaterError(
             f"image {missed} was accepted by another worker at the same moment; try again"
         )
-    return keys
 
 
 def _upsert_columns(images: Sequence[ImageAccepted]) -> dict[str, list[Any]]:

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
 from schemas.settings import Settings
+from workers.repository.images import LateArrival
 from workers.repository.monitoring import JobTotal
 
 # Buckets of a query's seconds: finest around the goal of 50 to 100 ms.
@@ -72,7 +73,9 @@ class IntakeMetrics:
             registry=self.registry,
         )
 
-    def count_verdict(self, verdict: ImageAccepted | ImageRejected | ImageDeleted) -> None:
+    def count_verdict(
+        self, verdict: ImageAccepted | ImageRejected | ImageDeleted | LateArrival
+    ) -> None:
         """Count one verdict; rejections by their code."""
         self.verdicts.labels(verdict_name(verdict)).inc()
 
@@ -81,11 +84,11 @@ class IntakeMetrics:
         self.last_minute.labels(verdict).set(count)
 
 
-def verdict_name(verdict: ImageAccepted | ImageRejected | ImageDeleted) -> str:
+def verdict_name(verdict: ImageAccepted | ImageRejected | ImageDeleted | LateArrival) -> str:
     """Name a verdict as its metric's label does: accepted, deleted, or the code of a rejection."""
     if isinstance(verdict, ImageAccepted):
         return "accepted"
-    if isinstance(verdict, ImageDeleted):
+    if isinstance(verdict, ImageDeleted | LateArrival):
         return "deleted"
     # Safe as a label: codes are a small fixed set.
     return verdict.code

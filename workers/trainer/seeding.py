@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from stream.images.sources import read_source
 from stream.images.store import ImageStore
 from stream.validation import accept
 from workers.repository.connection import Connection
-from workers.repository.images import StoredImage, accept_images, images_by_id
+from workers.repository.images import StoredImage, accept_images, images_by_id, next_version
 
 # Images accepted in one transaction, which locks them.
 _BATCH = 256
@@ -116,13 +116,24 @@ def _rejections(
 def _store(
     conn: Connection, events: Sequence[ImageAccepted | ImageRejected]
 ) -> list[tuple[int, StoredImage]]:
-    """Accept a batch; what is stored now, with the place of its event, less deleted images."""
+    """Accept a batch; what is stored now, with the place of its event, less deleted images.
+
+    A file that has changed since it was stored is stored as the next version.
+    """
     accepted = [event for event in events if isinstance(event, ImageAccepted)]
-    accept_images(conn, accepted)
+    before = images_by_id(conn, [event.image_id for event in accepted])
+    versions = []
+    for event in accepted:
+        version = next_version(before.get(event.image_id), event.checksum)
+        # A deleted image stays deleted: training brings nothing back.
+        if event.image_id in before and before[event.image_id].state == "deleted":
+            version = event.version
+        versions.append(replace(event, version=version))
+    accept_images(conn, versions)
     stored = images_by_id(conn, [event.image_id for event in accepted])
     images = []
-    for offset, event in enumerate(events):
-        image = stored.get(event.image_id)
+    for offset, outcome in enumerate(events):
+        image = stored.get(outcome.image_id)
         if image is not None and image.state != "deleted":
             images.append((offset, image))
     return images
