@@ -1,4 +1,4 @@
-"""The long-run study at a reduced size: it runs, it is resumed where it stopped, and it leaves tables and plots."""
+"""The long-run study at a reduced size: it runs, resumes where it stopped, and makes its pages."""
 
 from pathlib import Path
 
