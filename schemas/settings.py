@@ -322,6 +322,13 @@ class Settings:
         "Port on which the query worker listens; 0 takes any free one.",
         default=8631,
     )
+    query_backlog: int | None = setting(
+        "SIGMA_QUERY_BACKLOG",
+        whole(1, 4096),
+        "Queries that may wait to be decoded; further ones are told to try again later.",
+        default=None,
+        unset="as many as can be answered within a second",
+    )
     retrieval: RetrievalSettings = RetrievalSettings()
     shadow_share: float = setting(
         "SIGMA_SHADOW_SHARE",

@@ -12,6 +12,9 @@ from workers.runtime.services import Services
 
 ROLES = ("intake", "index", "query", "scheduler")
 
+# Longest time that a worker which failed may take to end.
+_EXIT_S = 15.0
+
 
 def add_commands(add: AddCommand) -> None:
     """Declare the commands of this group."""
@@ -110,19 +113,25 @@ def worker(options: Namespace, settings: Settings) -> int:
     """
     from workers.runtime.logs import configure
     from workers.runtime.process import stop_on_signals
+    from workers.runtime.vital_thread import exit_within
 
     configure(settings.log_level)
     stop = stop_on_signals()
-    with open_services(settings) as services:
-        open_database(services, options.role).close()
-        if options.role == "intake":
-            _run_intake(services, stop)
-        elif options.role == "index":
-            _run_index(services, stop)
-        elif options.role == "scheduler":
-            _run_scheduler(services, stop)
-        else:
-            _run_query(services, stop, options.listener)
+    try:
+        with open_services(settings) as services:
+            open_database(services, options.role).close()
+            if options.role == "intake":
+                _run_intake(services, stop)
+            elif options.role == "index":
+                _run_index(services, stop)
+            elif options.role == "scheduler":
+                _run_scheduler(services, stop)
+            else:
+                _run_query(services, stop, options.listener)
+    except Exception:
+        # Whoever starts it again waits for its end, which a stuck thread must not hold up.
+        exit_within(_EXIT_S)
+        raise
     return 0
 
 

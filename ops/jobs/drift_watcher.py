@@ -11,6 +11,7 @@ from workers.repository.connection import Connection
 from workers.repository.generations import Generation, generations, live
 from workers.runtime.metrics import DriftMetrics, MonitoringSnapshot
 from workers.runtime.process import keep_running
+from workers.runtime.vital_thread import VitalThread
 
 RECALL_JOB = "recall-probe"
 """Name of the job whose newest recalls are shown."""
@@ -30,7 +31,7 @@ class DriftWatcher:
         self._connect = connect
         self._metrics = metrics
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="drift metrics", daemon=True)
+        self._thread = VitalThread("drift metrics", self._run)
 
     def start(self) -> None:
         """Begin to watch."""

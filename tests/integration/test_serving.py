@@ -2,36 +2,29 @@
 during and after a switch."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from ops.bench.stub import StubAssigner, shadow_generation, stub_generation
+from ops.bench.stub import StubAssigner, shadow_generation
 from ops.bench.stub_query import stub_searcher_loader
-from schemas.errors import RefuseToStartError, SigmaError, UsageError
+from schemas.errors import RefuseToStartError, UsageError
 from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
+from tests.serving import PATIENCE_S, answers, asked, filled, serving, until, value
 from tests.stubs import accepted, leave_in, services_at
-from workers.generations.catch_up import CatchUp
 from workers.generations.switching import promote, rollback
 from workers.query.engine import QueryEngine
 from workers.query.pending import PendingQuery
 from workers.query.searcher import AnsweredQuery, Searcher
-from workers.query.server import QueryServer
 from workers.query.shadowing import BACKLOG
-from workers.query.updates import LoadSearcher
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.postings import identifiers_of
 from workers.repository.shadow_queries import prune_shadow_queries, shadow_summary
-from workers.runtime.metrics import QueryMetrics
 from workers.runtime.services import Services
-
-PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -40,60 +33,6 @@ def services(database: str, tmp_path: Path) -> Services:
     log.ensure_topics()
     log.close()
     return services_at(database, tmp_path, shadow_share=1.0)
-
-
-@contextmanager
-def serving(
-    services: Services, load: LoadSearcher | None = None
-) -> Iterator[tuple[QueryServer, QueryMetrics]]:
-    """A running server, with the stub model unless another loader is given."""
-    metrics = QueryMetrics()
-    server = QueryServer(
-        services, "test", threading.Event(), metrics, load or stub_searcher_loader(services)
-    )
-    server.start()
-    try:
-        yield server, metrics
-    finally:
-        server.close()
-
-
-def until(condition: Callable[[], object], what: str, within_s: float = PATIENCE_S) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
-def asked(
-    server: QueryServer, text: str = "something", generation: int | None = None
-) -> AnsweredQuery:
-    """One answered query."""
-    query = PendingQuery(text, 10, "fused", generation)
-    server.submit(query)
-    return query.answer.result(PATIENCE_S)
-
-
-def answers(server: QueryServer, generation: int | None) -> bool:
-    """Whether a query for that generation is answered."""
-    try:
-        return asked(server, generation=generation).generation == generation
-    except SigmaError:
-        return False
-
-
-def value(metrics: QueryMetrics, name: str) -> float:
-    """A metric's value."""
-    return metrics.registry.get_sample_value(name) or 0.0
-
-
-def filled(services: Services, conn: Connection, count: int = 30) -> tuple[int, int]:
-    """A live generation and a shadow one, both complete."""
-    first, second = stub_generation(conn), shadow_generation(conn)
-    leave_in(conn, first, accepted(services.store, [f"image {number}" for number in range(count)]))
-    CatchUp(conn, generations.get(conn, second), services.store, StubAssigner.of).run()
-    return first, second
 
 
 def of_one_generation(conn: Connection, result: AnsweredQuery) -> bool:
@@ -284,9 +223,12 @@ def test_live_queries_are_answered_by_the_shadow_too_and_compared(
     assert prune_shadow_queries(conn, 30) == 1
 
 
-def test_a_busy_worker_drops_comparisons_and_no_query(services: Services, conn: Connection) -> None:
+def test_a_busy_worker_drops_comparisons_and_no_query(
+    database: str, services: Services, conn: Connection, tmp_path: Path
+) -> None:
     first, second = filled(services, conn)
-    with serving(services) as (server, metrics):
+    patient = services_at(database, tmp_path, shadow_share=1.0, query_backlog=1000)
+    with serving(patient) as (server, metrics):
         until(lambda: answers(server, first) and answers(server, second), "both are loaded")
         queries: Sequence[PendingQuery] = [
             PendingQuery(f"query {number}", 10, "fused", None) for number in range(BACKLOG + 80)

@@ -23,9 +23,10 @@ from workers.query.updates import LoadSearcher
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import bind
 from workers.runtime.services import Services
+from workers.runtime.vital_thread import VitalThread
 
-# Longest wait for an answer; clients and proxies give up at about this time.
-_ANSWER_S = 30.0
+# Longest wait for an answer. The line is short, so only a worker that is stuck takes so long.
+_ANSWER_S = 10.0
 
 # How long a Python thread keeps the interpreter's lock when another one waits. The decode thread
 # releases it with every tensor operation; at the default of 5 ms a loading thread would stall it.
@@ -33,6 +34,9 @@ _SWITCH_INTERVAL_S = 0.0005
 
 # Seconds between looks whether the HTTP server still runs.
 _POLL_S = 0.2
+
+# Seconds for which a stuck decode thread is given another chance.
+_STUCK_CONFIRMED_S = 5.0
 
 # Longest wait for open requests at the end.
 _JOIN_S = 10.0
@@ -152,14 +156,27 @@ def run(
     )
     http = uvicorn.Server(config)
     # Not in the main thread: there uvicorn would replace the signal handlers, which set `stop`.
-    thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread = VitalThread("http", lambda: http.run(sockets=[listener]))
     server.start()
     thread.start()
-    while not stop.wait(_POLL_S) and thread.is_alive():
-        pass
+    problem = _watch(stop, thread, server)
     # First no further requests; then those that wait are answered or refused.
     http.should_exit = True
     server.close()
     thread.join(_JOIN_S)
-    if not stop.is_set():
-        raise WorkFailedError("the HTTP server ended by itself; read its log, then start it again")
+    if problem:
+        raise WorkFailedError(f"{problem}; read its log, then start it again")
+
+
+def _watch(stop: threading.Event, http: threading.Thread, server: QueryServer) -> str:
+    """Wait until stopped, or until the worker is of no use; returns why, empty when stopped."""
+    stuck = 0
+    while not stop.wait(_POLL_S):
+        if not http.is_alive():
+            return "the HTTP server ended by itself"
+        # Counted, not only timed: after the whole process was paused its clock has jumped, and
+        # the decode thread needs a moment.
+        stuck = stuck + 1 if server.is_stuck else 0
+        if stuck * _POLL_S > _STUCK_CONFIRMED_S:
+            return "the query worker does not get on with a batch"
+    return ""

@@ -1,7 +1,8 @@
 """Pending queries: queries that wait for their answer, and how they are grouped for decoding."""
 
 from collections.abc import Collection, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from workers.query.searcher import AnsweredQuery, Mode
@@ -23,7 +24,22 @@ class PendingQuery:
 
         A claimed query cannot be cancelled any more, so that its result can be set.
         """
+        # The future raises when it is claimed twice or claimed when done.
+        if self.answer.running() or self.answer.done():
+            return False
         return self.answer.set_running_or_notify_cancel()
+
+    def resolve(self, answer: AnsweredQuery) -> None:
+        """Give the answer; without effect when the client gave up or has one already."""
+        # A future that is complete raises on a second completion. That ends whoever completes it,
+        # which is the thread that answers everybody.
+        with suppress(InvalidStateError):
+            self.answer.set_result(answer)
+
+    def fail(self, error: Exception) -> None:
+        """Give an error instead of an answer; without effect like `resolve`."""
+        with suppress(InvalidStateError):
+            self.answer.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True)

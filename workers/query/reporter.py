@@ -10,14 +10,18 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
+import structlog
+
+from schemas.errors import RetryLaterError
 from schemas.records import IntArray
 from stream.log.event_log import EventLog, Message
-from workers.repository.connection import Connection
+from workers.repository.connection import REPORT_LIMITS, Connection, SessionLimits
 from workers.repository.images import record_visibility
 from workers.repository.shadow_queries import ShadowQuery, record_shadow_queries
 from workers.runtime.metrics import QueryMetrics
-from workers.runtime.process import keep_running
+from workers.runtime.process import TRANSIENT_ERRORS, keep_running
 
 # Longest wait for a report, and so for noticing that the worker is to stop.
 _POLL_S = 1.0
@@ -27,6 +31,13 @@ _CAPACITY = 10_000
 
 # Most reports of one round trip.
 _BATCH = 500
+
+# Opens a connection of the given name and limits.
+Connect = Callable[[str, SessionLimits], Connection]
+
+R = TypeVar("R")
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,13 +85,33 @@ def take_waiting(reports: "queue.Queue[Report]", limit: int, timeout_s: float) -
     return taken
 
 
+def write_apart(write: Callable[[Sequence[R]], None], reports: Sequence[R]) -> int:
+    """Write reports together, or in ever smaller parts when that fails.
+
+    Returns how many cannot be written even alone. Transient errors are raised.
+    """
+    if not reports:
+        return 0
+    try:
+        write(reports)
+        return 0
+    except TRANSIENT_ERRORS:
+        raise
+    except Exception:
+        if len(reports) == 1:
+            log.exception("report not written", kind=type(reports[0]).__name__)
+            return 1
+    middle = len(reports) // 2
+    return write_apart(write, reports[:middle]) + write_apart(write, reports[middle:])
+
+
 class Reporter:
-    """Writes reports; drops them, counted, when the database is unavailable too long."""
+    """Writes reports. Those that cannot be written are dropped and counted."""
 
     def __init__(
         self,
         name: str,
-        connect: Callable[[str], Connection],
+        connect: Connect,
         open_log: Callable[[], EventLog],
         stop: threading.Event,
         metrics: QueryMetrics,
@@ -105,21 +136,42 @@ class Reporter:
         keep_running(self._session, self._stop, "report")
 
     def _session(self, stop: threading.Event) -> None:
+        try:
+            self._report(stop)
+        except TRANSIENT_ERRORS:
+            raise
+        except Exception as error:
+            # Answers do not depend on reports: this thread goes on trying, whatever is wrong.
+            log.exception("reports not written")
+            raise RetryLaterError(f"reports cannot be written ({error}); trying again") from error
+
+    def _report(self, stop: threading.Event) -> None:
         with (
             contextlib.closing(self._open_log()) as events,
-            self._connect("query report") as conn,
+            self._connect("query report", REPORT_LIMITS) as conn,
         ):
             while not stop.is_set():
                 reports = take_waiting(self._reports, _BATCH, _POLL_S)
                 # Reports that could not be written are lost: they are measurements, and to retry
                 # them would hold up newer ones.
                 if reports:
-                    self._write(conn, events, batch_of(reports))
+                    self._write(conn, events, reports)
 
-    def _write(self, conn: Connection, events: EventLog, batch: ReportBatch) -> None:
-        events.publish(None, batch.messages)
-        record_shadow_queries(conn, batch.shadow_queries)
-        for images in batch.searchable:
+    def _write(self, conn: Connection, events: EventLog, reports: Sequence[Report]) -> None:
+        batch = batch_of(reports)
+        dropped = len(reports)
+        try:
+            refused = write_apart(lambda part: events.publish(None, part), batch.messages)
+            refused += write_apart(
+                lambda part: record_shadow_queries(conn, part), batch.shadow_queries
+            )
+            refused += write_apart(lambda part: self._record(conn, part), batch.searchable)
+            dropped = refused
+        finally:
+            self._metrics.dropped.inc(dropped)
+
+    def _record(self, conn: Connection, searchable: Sequence[SearchableImages]) -> None:
+        for images in searchable:
             delays_s = record_visibility(conn, self._name, images.keys.tolist(), images.since)
             for delay_s in delays_s:
                 self._metrics.freshness.observe(delay_s)

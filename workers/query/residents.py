@@ -34,6 +34,7 @@ from workers.runtime.metrics import QueryMetrics
 from workers.runtime.model_loader import RETRY_S, background_thread
 from workers.runtime.process import TRANSIENT_ERRORS, keep_running, settle_memory
 from workers.runtime.services import Services
+from workers.runtime.vital_thread import EndProcess, VitalThread, end_process
 
 # Longest wait for a notification, and so for noticing that a thread is to stop.
 _POLL_S = 1.0
@@ -122,6 +123,8 @@ class FollowerContext:
     """Set when the whole worker is to stop."""
     accelerate: bool
     """Whether the live generation is to decode with vLLM."""
+    end: EndProcess
+    """Called when a follower's thread dies: its generation would be served as it was then."""
 
 
 class ResidentGenerations:
@@ -134,8 +137,12 @@ class ResidentGenerations:
         send: Callable[[EngineUpdate], None],
         stop: threading.Event,
         metrics: QueryMetrics,
+        end: EndProcess = end_process,
     ) -> None:
-        """`send` passes an update to the decode thread; it is called from several threads."""
+        """`send` passes an update to the decode thread; it is called from several threads.
+
+        `end` is called when the thread of a follower dies.
+        """
         self.problem = "starting"
         """Why no generation can answer, as far as it is known."""
         self.leading: int | None = None
@@ -155,6 +162,7 @@ class ResidentGenerations:
             metrics,
             stop,
             accelerate=services.settings.engine == "vllm",
+            end=end,
         )
         self._followers: dict[int, GenerationFollower] = {}
 
@@ -202,9 +210,7 @@ class GenerationFollower:
         self._generation = generation
         self._stop = threading.Event()
         self._searcher: Searcher[QueryEngine] | None = None
-        self._thread = threading.Thread(
-            target=self._run, name=f"follow {generation.id}", daemon=True
-        )
+        self._thread = VitalThread(f"follow {generation.id}", self._run, context.end)
 
     def start(self) -> None:
         """Start the thread."""

@@ -14,7 +14,7 @@ from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
 from workers.generations.model_assigner import load_generation_checkpoint
 from workers.query.engine import EXPORTS, ModelEngine, QueryEngine, RankedImages, export_name
-from workers.repository.connection import Connection
+from workers.repository.connection import ANSWER_LIMITS, Connection
 from workers.repository.follower import TrieFollower
 from workers.repository.generations import Generation, get, live, receiving
 from workers.repository.images import StoredImage, images_by_key
@@ -259,7 +259,7 @@ def follow(services: Services, generation: Generation, engine: E) -> Searcher[E]
     # file behind at each try.
     with ExitStack() as undo:
         undo.callback(engine.close)
-        conn = services.connect(f"search {generation.id}")
+        conn = services.connect(f"search {generation.id}", ANSWER_LIMITS)
         undo.callback(conn.close)
         following = services.connect(f"follow {generation.id}")
         undo.callback(following.close)

@@ -5,10 +5,11 @@ One thread decodes, one keeps the generations in memory (`workers.query.resident
 so a rollback does not wait behind them.
 """
 
-import contextlib
 import queue
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -16,15 +17,19 @@ from schemas.errors import RetryLaterError, SigmaError, UsageError
 from schemas.events import QueryServed
 from stream.log.event_log import message
 from workers.query.engine import QueryEngine
+from workers.query.heartbeat import Heartbeat
 from workers.query.pending import PendingQuery, QueryGroup, group_queries
+from workers.query.query_line import MOST_WAITING, QueryLine
 from workers.query.reporter import Reporter
 from workers.query.residents import ResidentGenerations
 from workers.query.searcher import AnsweredQuery, Searcher
 from workers.query.served import ServedGenerations
 from workers.query.shadowing import ShadowQueue
-from workers.query.updates import EngineUpdate, LoadSearcher
+from workers.query.updates import EngineUpdate, GenerationLoaded, LoadSearcher
 from workers.runtime.metrics import QueryMetrics
+from workers.runtime.process import TRANSIENT_ERRORS
 from workers.runtime.services import Services
+from workers.runtime.vital_thread import EndProcess, VitalThread, end_process
 
 # Most queries decoded together: more would make each of them wait longer than they save.
 _BATCH = 16
@@ -32,7 +37,15 @@ _BATCH = 16
 # Longest wait for each thread at the end.
 _JOIN_S = 10.0
 
+# Seconds after which one piece of the decode thread's work means that it is stuck: a batch takes a
+# fraction of a second, and the database has less time than this to answer.
+STALLED_S = 5.0
+
 log = structlog.get_logger()
+
+
+# Seconds after which it will not come back, and a new process is better.
+STUCK_S = 60.0
 
 
 class QueryServer:
@@ -45,23 +58,29 @@ class QueryServer:
         stop: threading.Event,
         metrics: QueryMetrics,
         load: LoadSearcher,
+        end: EndProcess = end_process,
     ) -> None:
-        """`name` tells this worker from others in what it reports."""
+        """`name` tells this worker from others in what it reports.
+
+        `end` is called when a thread dies without which no query is answered.
+        """
         self._stop = stop
         self._metrics = metrics
-        self._queries: queue.SimpleQueue[PendingQuery | None] = queue.SimpleQueue()
-        """None wakes the decode thread."""
+        self._line = QueryLine(services.settings.query_backlog)
+        self._heartbeat = Heartbeat()
+        self._closed = threading.Event()
+        """Set when nothing takes updates any more."""
         self._updates: queue.SimpleQueue[EngineUpdate] = queue.SimpleQueue()
-        self._residents = ResidentGenerations(services, load, self._send, stop, metrics)
+        self._residents = ResidentGenerations(services, load, self._send, stop, metrics, end)
         self._reporter = Reporter(name, services.connect, services.open_log, stop, metrics)
         self._shadows = ShadowQueue(services.settings.shadow_share, metrics, self._reporter.submit)
         self._served = ServedGenerations(
             metrics, self._shadows, self._reporter.submit, self._set_leading
         )
         self._threads = [
-            threading.Thread(target=self._decode, name="decode", daemon=True),
-            threading.Thread(target=self._residents.run, name="residents", daemon=True),
-            threading.Thread(target=self._reporter.run, name="report", daemon=True),
+            VitalThread("decode", self._decode, end),
+            VitalThread("residents", self._residents.run, end),
+            VitalThread("report", self._reporter.run, end),
         ]
 
     def start(self) -> None:
@@ -72,27 +91,59 @@ class QueryServer:
     def close(self) -> None:
         """End the threads; queries that wait are refused."""
         self._stop.set()
-        self._queries.put(None)
+        self._line.wake()
         for thread in self._threads:
             thread.join(_JOIN_S)
-        self._served.close()
+        self._refuse_waiting()
+        # A decode thread that is stuck may still use the engines: their memory goes with the
+        # process.
+        if not self._threads[0].is_alive():
+            self._close_engines()
 
     @property
     def alive(self) -> bool:
-        """Whether all threads run."""
-        return all(thread.is_alive() for thread in self._threads)
+        """Whether all threads run and none is stuck for good."""
+        running = all(thread.is_alive() for thread in self._threads)
+        return running and not self.is_stuck
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the decode thread is so long at one piece of work that it will not end it."""
+        return self._heartbeat.busy_s > STUCK_S
 
     @property
     def problem(self) -> str:
         """Why this worker is not ready; empty when it is."""
         # Read by HTTP's thread without a lock: the decode thread replaces `live` in one step.
-        return self._residents.problem if self._served.live is None else ""
+        for thread in self._threads:
+            # Without an identity it was not started yet.
+            if thread.ident is not None and not thread.is_alive():
+                return f"the thread {thread.name} of the query worker ended; restart the worker"
+        if self._served.live is None:
+            return self._residents.problem or "the query worker is starting; try again"
+        busy_s = self._heartbeat.busy_s
+        if busy_s > STALLED_S:
+            return f"the query worker has been at one batch for {busy_s:.0f} seconds; try again"
+        return ""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many queries wait as can be answered in time."""
+        return self._line.is_full
 
     def submit(self, query: PendingQuery) -> None:
-        """Put a query in line; `RetryLaterError` while no generation can answer."""
-        if self._served.live is None:
-            raise RetryLaterError(self.problem or "the query worker is starting; try again")
-        self._queries.put(query)
+        """Put a query in line.
+
+        `RetryLaterError` while no generation can answer, `OverloadedError` when too many wait.
+        """
+        problem = self.problem
+        if problem:
+            raise RetryLaterError(problem)
+        self._line.join(query)
+
+    def withdraw(self, query: PendingQuery) -> None:
+        """Take back a query whose client gave up."""
+        self._line.leave(query)
 
     def report_served(self, query: PendingQuery, answer: AnsweredQuery, took_ms: float) -> None:
         """Report an answered query on `sigma.queries.served`, without making it wait."""
@@ -113,41 +164,58 @@ class QueryServer:
     def _send(self, update: EngineUpdate) -> None:
         # In this order: the decode thread, once awake, has to find the update.
         self._updates.put(update)
-        self._queries.put(None)
+        self._line.wake()
+        # Loaded while the worker stops: the decode thread may have ended without looking again.
+        if self._closed.is_set():
+            self._close_untaken()
+
+    def _close_engines(self) -> None:
+        self._closed.set()
+        self._served.close()
+        self._close_untaken()
+
+    def _close_untaken(self) -> None:
+        """Close the searchers that the decode thread did not get to."""
+        with suppress(queue.Empty):
+            while True:
+                update = self._updates.get_nowait()
+                if isinstance(update, GenerationLoaded):
+                    update.searcher.close()
 
     # The decode thread, from here on.
 
     def _decode(self) -> None:
         while not self._stop.is_set():
             queries = self._next_batch()
-            # Only those that are there now: a follower that sends on and on must not stop queries.
-            for _ in range(self._updates.qsize()):
-                self._served.take(self._updates.get())
-            self._answer(queries)
+            with self._heartbeat.busy():
+                # Only those that are there now: a follower that sends on and on must not stop
+                # queries.
+                for _ in range(self._updates.qsize()):
+                    self._served.take(self._updates.get())
+                self._answer(queries)
         self._refuse_waiting()
 
     def _next_batch(self) -> list[PendingQuery]:
-        """Wait for queries or updates; returns the next batch of queries, perhaps an empty one."""
-        taken = [self._next()]
-        with contextlib.suppress(queue.Empty):
-            while len(taken) < _BATCH:
-                taken.append(self._queries.get_nowait())
-        return [query for query in taken if query is not None]
+        """Wait for queries or updates; returns the next batch of queries, perhaps an empty one.
 
-    def _next(self) -> PendingQuery | None:
-        """Wait for the next query, or for None: an update. Meanwhile comparisons go on."""
+        Meanwhile comparisons go on.
+        """
         while self._shadows.waiting:
-            try:
-                return self._queries.get_nowait()
-            except queue.Empty:
+            queries = self._line.take(_BATCH, wait=False)
+            if queries or not self._updates.empty() or self._stop.is_set():
+                return queries
+            with self._heartbeat.busy():
                 self._shadows.step()
-        return self._queries.get()
+        return self._line.take(_BATCH)
 
     def _answer(self, queries: Sequence[PendingQuery]) -> None:
         claimed = [query for query in queries if query.claim()]
+        if not claimed:
+            return
+        started_s = time.monotonic()
         grouped = group_queries(claimed, self._served.live_number, self._served.numbers)
         for query in grouped.unserved:
-            query.answer.set_exception(
+            query.fail(
                 UsageError(
                     f"generation {query.generation} is not served here; "
                     "leave it out for the live one"
@@ -155,6 +223,8 @@ class QueryServer:
             )
         for group in grouped.groups:
             self._answer_group(self._served.get(group.generation), group)
+        if grouped.groups:
+            self._line.record_pace(len(claimed), time.monotonic() - started_s)
 
     def _answer_group(self, searcher: Searcher[QueryEngine], group: QueryGroup) -> None:
         texts = [query.text for query in group.queries]
@@ -163,29 +233,35 @@ class QueryServer:
         except Exception as error:
             # One bad batch must not end the worker: its queries fail, the next ones do not.
             log.exception("queries failed", count=len(texts))
-            self._fail(group, error)
+            self._fail_or_split(searcher, group, error)
             return
         self._metrics.batch.observe(len(texts))
         compared = group.mode == "fused" and searcher is self._served.live
         for query, answer in zip(group.queries, answers, strict=True):
             self._metrics.candidates.observe(answer.candidates)
-            query.answer.set_result(answer.first(query.count))
+            query.resolve(answer.first(query.count))
             if compared:
                 candidates = self._served.select(self._residents.shadows)
                 self._shadows.offer(query.text, searcher, candidates)
+
+    def _fail_or_split(
+        self, searcher: Searcher[QueryEngine], group: QueryGroup, error: Exception
+    ) -> None:
+        """Answer the queries of a failed group one by one, unless the error concerns them all."""
+        if len(group.queries) == 1 or isinstance(error, TRANSIENT_ERRORS):
+            self._fail(group, error)
+            return
+        for query in group.queries:
+            self._answer_group(searcher, QueryGroup(group.generation, group.mode, [query]))
 
     def _fail(self, group: QueryGroup, error: Exception) -> None:
         self._metrics.failures.inc(len(group.queries))
         if not isinstance(error, SigmaError):
             error = RetryLaterError("the query failed; try again")
         for query in group.queries:
-            query.answer.set_exception(error)
+            query.fail(error)
 
     def _refuse_waiting(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                query = self._queries.get_nowait()
-                if query is not None and query.claim():
-                    query.answer.set_exception(
-                        RetryLaterError("the query worker is stopping; ask another one")
-                    )
+        for query in self._line.take(MOST_WAITING, wait=False):
+            if query.claim():
+                query.fail(RetryLaterError("the query worker is stopping; ask another one"))

@@ -5,10 +5,12 @@ Connections are in autocommit mode, so that only `transaction` decides what comm
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
 from schemas.errors import RefuseToStartError, RetryLaterError, brief
@@ -21,6 +23,7 @@ _UNDONE = (
     errors.DeadlockDetected,
     errors.SerializationFailure,
     errors.LockNotAvailable,
+    errors.IdleInTransactionSessionTimeout,
     psycopg.OperationalError,
 )
 
@@ -31,17 +34,89 @@ CREATE TABLE IF NOT EXISTS schema_version (
 """
 
 
-def connect(url: str, *, name: str = "sigma") -> Connection:
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """How long PostgreSQL lets a session wait. What takes longer fails and may be tried again."""
+
+    statement_s: float
+    """One statement, waiting for locks included."""
+    lock_s: float
+    """Waiting for one lock."""
+    idle_transaction_s: float
+    """Between two statements of a transaction, which holds up others with its locks."""
+
+
+# For workers and jobs: a generation of many millions of images is read in one statement, and a
+# switch assigns what is missing in one transaction.
+WORK_LIMITS = SessionLimits(statement_s=3600, lock_s=600, idle_transaction_s=3600)
+
+# For measurements: newer ones matter more than one that waits.
+REPORT_LIMITS = SessionLimits(statement_s=10, lock_s=5, idle_transaction_s=30)
+
+# For what a client waits for, which is to be answered within a second.
+ANSWER_LIMITS = SessionLimits(statement_s=2, lock_s=0.5, idle_transaction_s=10)
+
+# Longest wait for a connection, for each address of the server.
+_CONNECT_S = 10
+
+# A server that vanishes without a word (power, network) is noticed within 15 seconds. PostgreSQL
+# and libpq leave it to the system's two hours otherwise.
+_KEEPALIVE = {
+    "keepalives": 1,
+    # Seconds of silence before the first probe, and between probes.
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    # Probes without an answer after which the connection is lost: 11 s in all.
+    "keepalives_count": 3,
+    # Milliseconds that sent data may stay unconfirmed; keepalives do not cover that.
+    "tcp_user_timeout": 11_000,
+}
+
+
+def connect(url: str, *, name: str = "sigma", limits: SessionLimits = WORK_LIMITS) -> Connection:
     """Open an autocommit connection; `name` shows in pg_stat_activity.
 
     `RetryLaterError` when the database is unavailable.
     """
     try:
-        return psycopg.connect(url, autocommit=True, application_name=name)
+        conn: Connection = psycopg.connect(
+            url, autocommit=True, application_name=name, **_connection_options(url)
+        )
+        try:
+            _limit(conn, limits)
+        except BaseException:
+            conn.close()
+            raise
+        return conn
     except psycopg.OperationalError as error:
         raise RetryLaterError(
             f"the database does not answer ({brief(error)}); check that it runs, then try again"
         ) from error
+
+
+def _connection_options(url: str) -> dict[str, Any]:
+    """Keepalives and the connection's time limit, where the address does not say otherwise."""
+    chosen = conninfo_to_dict(url)
+    options: dict[str, Any] = {"connect_timeout": _CONNECT_S, **_KEEPALIVE}
+    return {name: value for name, value in options.items() if name not in chosen}
+
+
+def _limit(conn: Connection, limits: SessionLimits) -> None:
+    # Not by the connection's `options`, which connection poolers refuse.
+    conn.execute(
+        """SELECT set_config('statement_timeout', %s, false),
+                  set_config('lock_timeout', %s, false),
+                  set_config('idle_in_transaction_session_timeout', %s, false)""",
+        (
+            _milliseconds(limits.statement_s),
+            _milliseconds(limits.lock_s),
+            _milliseconds(limits.idle_transaction_s),
+        ),
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{round(seconds * 1000)}ms"
 
 
 @contextmanager

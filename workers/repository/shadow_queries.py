@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from schemas.stored_text import storable
 from workers.repository.connection import Connection, columns_of, execute, fetch_row
 
 # Comparisons that a summary looks at, the newest ones; bounds its time.
@@ -63,7 +64,7 @@ def record_shadow_queries(conn: Connection, comparisons: Sequence[ShadowQuery]) 
         "candidate_recall",
     )
     # Not as `query`: that is `execute`'s own parameter.
-    texts = [comparison.query for comparison in comparisons]
+    texts = [storable(comparison.query) for comparison in comparisons]
     execute(conn, "insert_shadow_queries", texts=texts, **columns)
 
 

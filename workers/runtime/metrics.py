@@ -145,9 +145,7 @@ class QueryMetrics:
         self.registry = CollectorRegistry()
         self.queries = self._counter("sigma_queries", "Queries answered")
         self.failures = self._counter("sigma_query_failures", "Queries that failed")
-        self.dropped = self._counter(
-            "sigma_reports_dropped", "Reports dropped because the database was unavailable too long"
-        )
+        self.dropped = self._counter("sigma_reports_dropped", "Reports that could not be written")
         self.latency = self._histogram(
             "sigma_query_seconds", "Seconds from request to answer", _LATENCY_S
         )

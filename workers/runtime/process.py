@@ -17,7 +17,11 @@ import structlog
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
 
 # What an unavailable service raises; the work is tried again on a new connection.
-TRANSIENT_ERRORS = (RetryLaterError, psycopg.OperationalError)
+TRANSIENT_ERRORS = (
+    RetryLaterError,
+    psycopg.OperationalError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
 
 # Seconds before the first retry: most failures are a dropped connection, which is back at once.
 FIRST_PAUSE_S = 0.2

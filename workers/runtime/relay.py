@@ -7,6 +7,7 @@ from stream.log.kafka import KafkaLog
 from stream.log.outbox import relay
 from workers.repository.connection import connect
 from workers.runtime.process import keep_running
+from workers.runtime.vital_thread import VitalThread
 
 
 def start_relay(kafka: KafkaSettings | None, database_url: str, stop: threading.Event) -> None:
@@ -22,6 +23,4 @@ def start_relay(kafka: KafkaSettings | None, database_url: str, stop: threading.
         finally:
             log.close()
 
-    threading.Thread(
-        target=keep_running, args=(session, stop, "relay"), name="relay", daemon=True
-    ).start()
+    VitalThread("relay", lambda: keep_running(session, stop, "relay")).start()

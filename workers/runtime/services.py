@@ -16,7 +16,7 @@ from stream.images.store import ImageStore, LocalImageStore
 from stream.log.event_log import EventLog
 from stream.log.kafka import KafkaLog
 from stream.log.postgres import PostgresLog
-from workers.repository.connection import Connection, connect
+from workers.repository.connection import WORK_LIMITS, Connection, SessionLimits, connect
 
 # Seconds that one `https://` source may take: the other arrivals of its batch wait for it.
 _HTTPS_S = 4.0
@@ -53,9 +53,9 @@ class Services:
             self.settings.decode_memory_bytes,
         )
 
-    def connect(self, name: str) -> Connection:
+    def connect(self, name: str, limits: SessionLimits = WORK_LIMITS) -> Connection:
         """Open a connection to the database; `name` shows in pg_stat_activity."""
-        return connect(self.database_url, name=f"sigma {name}")
+        return connect(self.database_url, name=f"sigma {name}", limits=limits)
 
     def open_log(self) -> EventLog:
         """Open the event log: Kafka where brokers are configured, Postgres otherwise."""

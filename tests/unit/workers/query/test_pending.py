@@ -3,7 +3,7 @@
 import pytest
 
 from workers.query.pending import PendingQuery, group_queries
-from workers.query.searcher import Mode
+from workers.query.searcher import AnsweredQuery, Mode
 
 
 def query(
@@ -74,3 +74,15 @@ def test_a_claimed_query_cannot_be_cancelled_so_its_result_can_be_set() -> None:
     claimed.answer.set_exception(ValueError("the model failed"))
     with pytest.raises(ValueError, match="the model failed"):
         claimed.answer.result(0)
+
+
+def test_completing_an_abandoned_or_answered_query_disturbs_nobody() -> None:
+    answer = AnsweredQuery("a", 1, (), 0)
+    abandoned, answered = query("a"), query("b")
+    abandoned.answer.cancel()
+    answered.resolve(answer)
+    for pending in (abandoned, answered):
+        pending.resolve(answer)
+        pending.fail(ValueError("too late"))
+        assert not pending.claim()
+    assert answered.answer.result(0) is answer

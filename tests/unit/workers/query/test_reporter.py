@@ -2,14 +2,23 @@
 
 import queue
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from schemas.errors import RetryLaterError
 from stream.log.event_log import EventLog, Message
 from tests.unit.workers.query.engines import MOMENT
 from workers.query import reporter
-from workers.query.reporter import Report, Reporter, SearchableImages, batch_of, take_waiting
+from workers.query.reporter import (
+    Report,
+    Reporter,
+    SearchableImages,
+    batch_of,
+    take_waiting,
+    write_apart,
+)
 from workers.repository.connection import Connection
 from workers.repository.shadow_queries import ShadowQuery
 from workers.runtime.metrics import QueryMetrics
@@ -64,3 +73,23 @@ def test_reports_beyond_the_capacity_are_dropped_and_counted_and_nobody_waits(
     for key in "abc":
         writer.submit(served(key))
     assert metrics.registry.get_sample_value("sigma_reports_dropped_total") == 1
+
+
+def test_only_the_report_that_cannot_be_written_is_lost() -> None:
+    written: list[int] = []
+
+    def write(numbers: Sequence[int]) -> None:
+        if 5 in numbers:
+            raise ValueError("five")
+        written.extend(numbers)
+
+    assert write_apart(write, list(range(10))) == 1
+    assert written == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+
+
+def test_an_unavailable_database_is_not_the_fault_of_a_report() -> None:
+    def write(_: Sequence[int]) -> None:
+        raise RetryLaterError("the database does not answer")
+
+    with pytest.raises(RetryLaterError):
+        write_apart(write, [1, 2])
