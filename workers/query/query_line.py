@@ -46,7 +46,7 @@ def waiting_limit(batches: Sequence[BatchPace]) -> int:
         return START_LIMIT
     batch_s = median(batch.seconds for batch in batches)
     query_s = median(batch.seconds / batch.queries for batch in batches)
-    affordable = (BUDGET_S - batch_s) / max(query_s, BUDGET_S / MOST_WAITING)
+    affordable = (BUDGET_S - batch_s) / max(query_s, 0.5 * BUDGET_S / MOST_WAITING)
     return max(1, min(MOST_WAITING, int(affordable)))
 
 
