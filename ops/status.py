@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ops.jobs.timetable import job_alarms
 from schemas.events import ACCEPTED, ARRIVED
+from schemas.identifiers import IdentifierShape
 from schemas.records import JsonObject
 from stream.log.event_log import EventLog
 from stream.log.offsets import lag
@@ -83,6 +84,7 @@ class InstallationStatus:
                 "checksum": indexed.checksum,
             },
             "spilled": indexed.spilled,
+            "room": None if self.live is None else room_json(self.live.shape, indexed),
             "freshness_s": {
                 "p50": _milliseconds(self.freshness.p50_s),
                 "p95": _milliseconds(self.freshness.p95_s),
@@ -131,12 +133,27 @@ def index_alarms(
             f"images need {p95_s:.1f} s (p95) to become searchable, {MAX_FRESHNESS_S:g} s are "
             "allowed: start more index workers"
         )
+    if live is not None and indexed.beyond:
+        alarms.append(
+            f"{indexed.beyond} images found their leaves full, generation {live.id} is meant for "
+            f"{live.shape.comfortable:,}: queries find them, the paper's mode does not; train one "
+            f"with more room: sigma train --from-store --expect {2 * indexed.images}"
+        )
     if indexed.no_room:
         alarms.append(
-            f"{indexed.no_room} images found no leaf with room: train a generation with more "
-            "suffixes or leaves"
+            f"{indexed.no_room} images were left out by an earlier version, because their leaves "
+            "were full: train a generation, which takes them"
         )
     return alarms
+
+
+def room_json(shape: IdentifierShape, indexed: Totals) -> JsonObject:
+    """How full a generation is: the images it is meant for, and those beyond their leaf's room."""
+    return {
+        "comfortable": shape.comfortable,
+        "share": round(indexed.images / max(shape.comfortable, 1), 3),
+        "beyond": indexed.beyond,
+    }
 
 
 def candidate_alarms(every: Sequence[Generation], live: Generation | None) -> list[str]:

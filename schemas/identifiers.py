@@ -4,7 +4,7 @@ Source: the paper, section 3.1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from schemas.errors import UsageError
@@ -12,13 +12,23 @@ from schemas.errors import UsageError
 # Positions that carry meaning; the fifth position is the instance suffix.
 LEVELS = 4
 
+# Identifiers that a shape has for each image it is meant for. Images crowd into few leaves: with
+# 5 identifiers an image, 6% of the demo's images found their leaves full, with 2.6 a quarter.
+HEADROOM = 32
+
+# Images that a shape can be asked for.
+MAX_EXPECTED = 1 << 32
+
+# Suffixes that a shape grows to: each is a token of the model, and means nothing to it.
+_MAX_SUFFIXES = 1024
+
 # A leaf and its suffix together fit a signed 64-bit key, with a bit to spare.
 _KEY_BITS = 62
 
 
 @dataclass(frozen=True, slots=True)
 class IdentifierShape:
-    """How many codes each level has, K_1..K_4, and how many suffixes one leaf has, K_5.
+    """How many codes each level has, K_1..K_4, and how many suffixes the model knows, K_5.
 
     A *leaf* is id1..id4 packed as one mixed-radix integer, id1 the most significant digit:
     `leaf = ((id1*K2 + id2)*K3 + id3)*K4 + id4`. All leaves below one prefix are therefore one
@@ -39,6 +49,35 @@ class IdentifierShape:
                 f"an identifier shape must have fewer than 2**{_KEY_BITS} identifiers, got "
                 f"{self.codes}+{self.suffixes}; lower the count of a level"
             )
+
+    @property
+    def comfortable(self) -> int:
+        """Images that the shape is meant for: nearly all of them get a suffix in a leaf of theirs.
+
+        More are taken and found all the same; see `workers.repository.suffix_allocation`.
+        """
+        return self.leaves * self.suffixes // HEADROOM
+
+    def grown_for(self, images: int) -> "IdentifierShape":
+        """The shape grown until it is comfortable for so many images; itself if it is already.
+
+        Suffixes and codes are doubled in turn, so that leaves stay about as large as they were:
+        the finest codes first, because they need the least data to be told apart.
+        """
+        if not 1 <= images <= MAX_EXPECTED:
+            raise UsageError(
+                f"the expected number of images must be between 1 and {MAX_EXPECTED:,}, got "
+                f"{images:,}; give the number of images that the index is to hold"
+            )
+        shape = self
+        level = LEVELS
+        while shape.comfortable < images:
+            if shape.suffixes < _MAX_SUFFIXES:
+                shape = replace(shape, suffixes=shape.suffixes * 2)
+            if shape.comfortable < images:
+                shape = replace(shape, codes=_doubled(shape.codes, level))
+                level = level - 1 if level > 1 else LEVELS
+        return shape
 
     @property
     def leaves(self) -> int:
@@ -80,5 +119,15 @@ class IdentifierShape:
         return id1, id2, id3, id4
 
     def identifier(self, leaf: int, suffix: int) -> list[int]:
-        """Return the five numbers of (leaf, suffix), as the command line and the API print them."""
+        """Return the five numbers of (leaf, suffix), as the command line and the API print them.
+
+        A suffix may lie beyond the shape: the leaf was full, and the paper's mode, which has a
+        token for each suffix, does not find the image.
+        """
         return [*self.unpack(leaf), int(suffix)]
+
+
+def _doubled(codes: tuple[int, int, int, int], level: int) -> tuple[int, int, int, int]:
+    """The code counts with that of one level, counted from 1, twice as high."""
+    k1, k2, k3, k4 = (count * (1 + (at == level)) for at, count in enumerate(codes, start=1))
+    return k1, k2, k3, k4

@@ -303,9 +303,9 @@ def _append(
             assignments.append(inferred.assignment(key.image_key))
     outcomes = append(conn, number, shape, assignments)
     for item, outcome in zip(items, outcomes, strict=True):
-        if outcome.status is AppendStatus.NO_ROOM:
-            log.error(
-                "image not indexed: all candidate leaves are full",
+        if outcome.status is AppendStatus.BEYOND:
+            log.warning(
+                "image indexed beyond the shape: all candidate leaves are full",
                 image_id=item.image.image_id,
                 generation=number,
             )

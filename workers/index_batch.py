@@ -225,15 +225,17 @@ def outcome_messages(
 ) -> list[Message]:
     """Build the events of one generation's outcomes, which are in the order of the items.
 
-    An image that was appended gives `ImageIndexed`, one without room an operations event, and one
-    that was there already or is gone gives none.
+    An image that was appended gives `ImageIndexed`, one beyond the shape an operations event too,
+    and one that was there already or is gone gives none.
     """
     messages: list[Message] = []
     for item, inference, outcome in zip(items, inferred, outcomes, strict=True):
         image_id = item.image.image_id
-        if outcome.status is AppendStatus.NO_ROOM:
+        if outcome.status is AppendStatus.BEYOND:
             note = OperationsEvent(
-                "no-room", f"image {image_id} found no leaf with room in generation {generation}"
+                "no-room",
+                f"image {image_id} found its leaves full in generation {generation}: queries find "
+                "it, the paper's mode does not",
             )
             messages.append(message(note, image_id, cause=item.event))
         # Only an image that this batch appended has them, so a replay announces nothing.

@@ -2,6 +2,7 @@
 
 A leaf has as many suffixes as the shape says. An image that does not fit spills to the nearest leaf
 in the tree that has room: same id1..id3 first, then same id1..id2, then same id1, then anywhere.
+When no leaf has room, it stays in its own, under a suffix beyond the shape.
 """
 
 from dataclasses import dataclass
@@ -31,18 +32,13 @@ class SuffixAssignment:
     suffixes: IntArray
     """(N,) int64"""
     spilled: int
-    """Images that did not fit their own leaf."""
+    """Images that went to another leaf, because their own was full."""
 
 
 def assign_suffixes(leaves: IntArray, shape: IdentifierShape) -> SuffixAssignment:
-    """Suffixes 0, 1, … inside each of the (N,) leaves, in row order; what does not fit spills."""
-    return keep_suffixes(leaves, np.full(len(leaves), -1, dtype=np.int64), shape)
+    """Suffixes 0, 1, … inside each of the (N,) leaves, in row order; what does not fit spills.
 
-
-def keep_suffixes(leaves: IntArray, suffixes: IntArray, shape: IdentifierShape) -> SuffixAssignment:
-    """Suffixes for rows whose suffix is -1, beside rows that keep theirs: the lowest free one.
-
-    `leaves` and `suffixes` (N,) int64. What does not fit spills; rows that keep a suffix stay.
+    `UsageError` when they do not fit the shape.
     """
     if len(leaves) > shape.leaves * shape.suffixes:
         raise UsageError(
@@ -50,6 +46,15 @@ def keep_suffixes(leaves: IntArray, suffixes: IntArray, shape: IdentifierShape) 
             f" leaves of {shape.suffixes}, so {len(leaves):,} images do not fit; raise a level's"
             " count"
         )
+    return keep_suffixes(leaves, np.full(len(leaves), -1, dtype=np.int64), shape)
+
+
+def keep_suffixes(leaves: IntArray, suffixes: IntArray, shape: IdentifierShape) -> SuffixAssignment:
+    """Suffixes for rows whose suffix is -1, beside rows that keep theirs: the lowest free one.
+
+    `leaves` and `suffixes` (N,) int64. What does not fit spills, or gets a suffix beyond the shape
+    when no leaf has room; rows that keep a suffix stay.
+    """
     kept = suffixes >= 0
     rooms = _Rooms(shape)
     for leaf, suffix in zip(leaves[kept].tolist(), suffixes[kept].tolist(), strict=True):
@@ -64,11 +69,17 @@ def keep_suffixes(leaves: IntArray, suffixes: IntArray, shape: IdentifierShape) 
         else:
             waiting.append(row)
     # Only now, so that no image takes the place of one that belongs into the leaf.
+    spilled = 0
     for row in waiting:
-        leaf = rooms.nearest_with_room(int(placed[row]))
-        placed[row] = leaf
-        given[row] = rooms.take(leaf)
-    return SuffixAssignment(leaves=placed, suffixes=given, spilled=len(waiting))
+        leaf = int(placed[row])
+        if rooms.free:
+            leaf = rooms.nearest_with_room(leaf)
+            placed[row] = leaf
+            given[row] = rooms.take(leaf)
+            spilled += 1
+        else:
+            given[row] = rooms.take_beyond(leaf)
+    return SuffixAssignment(leaves=placed, suffixes=given, spilled=spilled)
 
 
 def nearest_leaves(leaf: int, shape: IdentifierShape, limit: int) -> list[int]:
@@ -94,6 +105,10 @@ class _Rooms:
 
     def __init__(self, shape: IdentifierShape) -> None:
         self._shape = shape
+        self.free = shape.leaves * shape.suffixes
+        """Suffixes that are not in use, of all leaves."""
+        self._beyond: dict[int, int] = {}
+        """The lowest suffix beyond the shape that was never in use, by leaf."""
         self._kept: dict[int, set[int]] = {}
         """Suffixes in use from the start, by leaf."""
         self._used: dict[int, int] = {}
@@ -103,8 +118,12 @@ class _Rooms:
 
     def keep(self, leaf: int, suffix: int) -> None:
         """Mark a suffix as in use, before any is taken."""
+        if suffix >= self._shape.suffixes:
+            self._beyond[leaf] = max(suffix + 1, self._beyond.get(leaf, 0))
+            return
         kept = self._kept.setdefault(leaf, set())
         kept.add(suffix)
+        self.free -= len(kept) - self._used.get(leaf, 0)
         self._used[leaf] = len(kept)
 
     def has_room(self, leaf: int) -> bool:
@@ -119,6 +138,13 @@ class _Rooms:
             suffix += 1
         self._lowest[leaf] = suffix + 1
         self._used[leaf] = self._used.get(leaf, 0) + 1
+        self.free -= 1
+        return suffix
+
+    def take_beyond(self, leaf: int) -> int:
+        """Use the next suffix beyond the shape of a leaf."""
+        suffix = self._beyond.get(leaf, self._shape.suffixes)
+        self._beyond[leaf] = suffix + 1
         return suffix
 
     def nearest_with_room(self, leaf: int) -> int:

@@ -31,6 +31,9 @@ DENSE_LIMIT = 1 << 28
 # In place of a suffix: the posting is an alternate.
 ALTERNATE = -1
 
+# Suffixes that a shape may have: a posting keeps its suffix in two bytes.
+SUFFIX_LIMIT = np.iinfo(np.int16).max
+
 # Postings that the delta may hold at least before a merge: merging rewrites the whole base.
 _MIN_DELTA = 4096
 
@@ -193,10 +196,16 @@ class Reached:
 class Trie:
     """All postings of one generation.
 
-    `branches` counts every posting, `primaries` the primary ones only (the paper's trie).
+    `branches` counts every posting, `primaries` the primary ones only (the paper's trie), without
+    those whose suffix lies beyond the shape.
     """
 
     def __init__(self, shape: IdentifierShape, device: torch.device | None = None) -> None:
+        if shape.suffixes > SUFFIX_LIMIT:
+            raise RefuseToStartError(
+                f"the number of suffixes must be at most {SUFFIX_LIMIT:,}, got"
+                f" {shape.suffixes:,}; lower it and train again"
+            )
         self.shape = shape
         place = device or torch.device("cpu")
         self.branches = Branches(shape, place)
@@ -225,10 +234,11 @@ class Trie:
         if not len(leaves):
             return
         self._grow(int(slots.max()) + 1)
-        primary = suffixes != ALTERNATE
+        # All suffixes beyond the shape are alike here: no mode decodes them, and they have no end.
+        suffixes = np.minimum(suffixes, self.shape.suffixes)
         self.branches.add(leaves, 1)
-        self.primaries.add(leaves[primary], 1)
-        self.images += int(primary.sum())
+        self.primaries.add(leaves[self._decodable(suffixes)], 1)
+        self.images += int((suffixes != ALTERNATE).sum())
         # A bulk load is one sort; posting by posting it would take many times as long.
         if len(leaves) > _MIN_DELTA:
             self._merge(_Postings.of(leaves, slots, weights, suffixes))
@@ -248,14 +258,14 @@ class Trie:
             return
         rows = self._base.rows_of_slots(doomed)
         base_leaves = self._base.leaves_of_rows(rows)
-        base_primary = self._base.suffixes[rows] != ALTERNATE
-        late_leaves, late_primary = self._remove_late(doomed)
+        late_leaves, late_suffixes = self._remove_late(doomed)
         self._dead[doomed] = True
-        self.branches.add(np.concatenate([base_leaves, late_leaves]), -1)
+        leaves = np.concatenate([base_leaves, late_leaves])
+        suffixes = np.concatenate([self._base.suffixes[rows], late_suffixes])
+        self.branches.add(leaves, -1)
+        self.primaries.add(leaves[self._decodable(suffixes)], -1)
         # Every image has exactly one primary, so these count the images that went.
-        primaries = np.concatenate([base_leaves[base_primary], late_leaves[late_primary]])
-        self.primaries.add(primaries, -1)
-        self.images -= len(primaries)
+        self.images -= int((suffixes != ALTERNATE).sum())
 
     def reached(self, leaves: IntArray) -> Reached:
         """Every posting under the (L,) leaves."""
@@ -282,7 +292,7 @@ class Trie:
         return np.unique(self.reached(occupied).slots)
 
     def suffixes(self, leaf: int) -> dict[int, int]:
-        """Suffix → slot of the images whose primary is in the leaf."""
+        """Suffix → slot of the images whose primary is in the leaf, less those beyond the shape."""
         base = self._base
         slot_of: dict[int, int] = {}
         for row in range(int(base.offsets[leaf]), int(base.offsets[leaf + 1])):
@@ -292,7 +302,12 @@ class Trie:
         for posting in self._delta.get(leaf, ()):
             slot_of[posting.suffix] = posting.slot
         slot_of.pop(ALTERNATE, None)
+        slot_of.pop(self.shape.suffixes, None)
         return slot_of
+
+    def _decodable(self, suffixes: IntArray | Int16Array) -> BoolArray:
+        """Which of the (P,) suffixes the model has a token for."""
+        return np.asarray((suffixes != ALTERNATE) & (suffixes < self.shape.suffixes))
 
     def _reached_late(self, leaves: IntArray) -> Reached | None:
         """Postings of the delta under the (L,) leaves, None without any."""
@@ -320,16 +335,16 @@ class Trie:
                 alive.append(slot)
         return np.array(alive, dtype=np.int64)
 
-    def _remove_late(self, slots: IntArray) -> tuple[IntArray, BoolArray]:
-        """Take slots out of the delta; (P,) leaves of their postings, and which are primary."""
+    def _remove_late(self, slots: IntArray) -> tuple[IntArray, IntArray]:
+        """Take slots out of the delta; (P,) leaves and suffixes of their postings."""
         leaves: list[int] = []
-        primary: list[bool] = []
+        suffixes: list[int] = []
         for slot in slots.tolist():
             for leaf in self._delta_leaves.pop(slot, ()):
                 for posting in self._remove_from_leaf(leaf, slot):
                     leaves.append(leaf)
-                    primary.append(posting.suffix != ALTERNATE)
-        return np.array(leaves, dtype=np.int64), np.array(primary, dtype=np.bool_)
+                    suffixes.append(posting.suffix)
+        return np.array(leaves, dtype=np.int64), np.array(suffixes, dtype=np.int64)
 
     def _remove_from_leaf(self, leaf: int, slot: int) -> list[_LatePosting]:
         """Take a slot out of one leaf of the delta; the postings it had there."""

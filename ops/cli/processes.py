@@ -97,6 +97,7 @@ def _status_text(document: JsonObject) -> str:
         f"images       {images['indexed']:,} indexed, {images['pending']:,} waiting,"
         f" {images['rejected']:,} rejected, {images['deleted']:,} deleted",
         f"trie         {trie['leaves']:,} leaves, checksum {trie['checksum']}",
+        *_room_lines(document["room"]),
         f"freshness    p50 {freshness['p50']} s, p95 {freshness['p95']} s"
         " from arrival to searchable",
         f"serving      {document['url'] or 'nothing runs; start it with: sigma up'}",
@@ -104,6 +105,15 @@ def _status_text(document: JsonObject) -> str:
     for alarm in document["alarms"]:
         lines.append(f"ALARM        {alarm}")
     return "\n".join(lines)
+
+
+def _room_lines(room: JsonObject | None) -> list[str]:
+    if room is None:
+        return []
+    return [
+        f"room         {room['share']:.0%} of the {room['comfortable']:,} images that it is meant"
+        f" for, {room['beyond']:,} in full leaves",
+    ]
 
 
 def worker(options: Namespace, settings: Settings) -> int:

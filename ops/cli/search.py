@@ -138,17 +138,19 @@ def _identify(
         return stored.image_id, shape.identifier(places[0].leaf, places[0].suffix or 0)
     codes = _parse_codes(name)
     limits = [*shape.codes, shape.suffixes]
-    allowed = 1 <= len(codes) <= len(limits)
-    for code, limit in zip(codes, limits, strict=False):
-        allowed = allowed and 0 <= code < limit
-    if not allowed:
+    in_range = 1 <= len(codes) <= len(limits)
+    # The suffix may lie beyond the shape, if an image has it.
+    for code, limit in zip(codes, shape.codes, strict=False):
+        in_range = in_range and 0 <= code < limit
+    key = None
+    if in_range and len(codes) == len(limits):
+        key = image_at(conn, generation.id, shape.pack(codes[:4]), codes[4])
+        in_range = key is not None or 0 <= codes[4] < shape.suffixes
+    if not in_range:
         raise UsageError(
             f"an identifier must be one to five numbers below {', '.join(map(str, limits))},"
             f" got {codes}"
         )
-    if len(codes) < len(limits):
-        return None, codes
-    key = image_at(conn, generation.id, shape.pack(codes[:4]), codes[4])
     if key is None:
         return None, codes
     image = images_by_key(conn, [key]).get(key)

@@ -43,6 +43,12 @@ def add_commands(add: AddCommand) -> None:
     )
     command.add_argument("--profile", help="tiny (default), qwen-3b or qwen-7b")
     command.add_argument(
+        "--expect",
+        type=int,
+        metavar="N",
+        help="images that the generation is to hold: gives its identifiers room for them",
+    )
+    command.add_argument(
         "--stage",
         default="all",
         choices=("codebook", "memorize", "comprehend", "align", "all"),
@@ -120,6 +126,11 @@ def check(options: Namespace) -> None:
             "--base and --adapt are for a training from base weights, not for one from the live "
             "generation; leave them out"
         )
+    if options.expect is not None and (from_parent or options.resume):
+        raise UsageError(
+            "--expect chooses the shape of identifiers, which --refresh, --recluster and --resume "
+            "keep; leave it out, or train anew with --from-store"
+        )
     if options.recluster and not options.refresh and options.stage != "all":
         raise UsageError("--recluster alone runs no stage; leave --stage out, or add --refresh")
 
@@ -155,6 +166,7 @@ def training_request(options: Namespace) -> "TrainRequest":
         base=options.base or SHIPPED,
         adapt=options.adapt,
         mode=_mode(options),
+        expect=options.expect,
         recluster=options.recluster and options.refresh,
     )
 

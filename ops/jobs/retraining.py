@@ -18,6 +18,7 @@ from schemas.settings import Settings
 from workers.generations.retiring import drop, refused_by_gate
 from workers.repository import generations
 from workers.repository.connection import Connection
+from workers.repository.counters import totals
 from workers.repository.generations import Generation
 from workers.repository.training_data import claim_trainer, release_trainer, untrained_images
 from workers.runtime.services import Services
@@ -92,12 +93,20 @@ class CandidateTrainer:
     def retrain(self, settings: Settings) -> CandidateResult | CandidateSkipped:
         """A candidate with fresher weights: by refresh, or in full where the settings say so."""
         if settings.retrain == "full":
-            return self._make_candidate("retrain", ["--from-store"])
+            return self._make_candidate("retrain", ["--from-store", *self._expected()])
         return self._make_candidate_if_new("retrain", ["--refresh"])
 
     def recluster(self) -> CandidateResult | CandidateSkipped:
         """A candidate with a codebook fitted to what is stored now, and the weights as they are."""
         return self._make_candidate_if_new("recluster", ["--recluster"])
+
+    def _expected(self) -> list[str]:
+        """The option that keeps the live generation's room, or makes enough for what it holds."""
+        live = generations.live(self.conn)
+        if live is None:
+            return []
+        images = max(totals(self.conn, live.id).images, live.shape.comfortable, 1)
+        return ["--expect", str(images)]
 
     def _make_candidate_if_new(
         self, job: str, arguments: Sequence[str]

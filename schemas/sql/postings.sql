@@ -76,7 +76,7 @@ ORDER BY leaf FOR UPDATE;
 
 -- name: remove_postings
 -- Removes all postings of images and returns what the counters lose: images, postings, emptied
--- leaves, checksum.
+-- leaves, checksum, images beyond the shape's suffixes.
 WITH removed AS (
     DELETE FROM posting WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s)
     RETURNING leaf, image_key, suffix
@@ -87,7 +87,8 @@ WITH removed AS (
     RETURNING leaf.live
 )
 SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), (SELECT count(*) FROM fewer WHERE live = 0),
-       coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0)
+       coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0),
+       count(*) FILTER (WHERE suffix >= (SELECT (shape ->> 'suffixes')::int FROM generation WHERE id = %(generation)s))
 FROM removed JOIN image USING (image_key);
 
 -- name: remove_embeddings
@@ -113,12 +114,14 @@ SELECT name, sum(value) FROM counter WHERE generation = %(generation)s GROUP BY 
 -- name: recount
 -- The slow truth that the counters must equal.
 SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), count(DISTINCT leaf) FILTER (WHERE suffix IS NOT NULL),
-       coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0)
+       coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0),
+       count(*) FILTER (WHERE suffix >= (SELECT (shape ->> 'suffixes')::int FROM generation WHERE id = %(generation)s))
 FROM posting JOIN image USING (image_key) WHERE generation = %(generation)s;
 
 -- name: recount_images
 -- The same for some images only, after the load that inserted them.
-SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0)
+SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0),
+       count(*) FILTER (WHERE suffix >= (SELECT (shape ->> 'suffixes')::int FROM generation WHERE id = %(generation)s))
 FROM posting JOIN image USING (image_key) WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
 
 -- name: postings_of_images

@@ -9,6 +9,7 @@ import numpy as np
 import psycopg
 import pytest
 
+from model.retrieval.trie import Trie
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
 from schemas.identifiers import IdentifierShape
@@ -16,6 +17,7 @@ from schemas.records import Assignment, Posting
 from workers.repository import bulk_load, counters, generations, images, postings
 from workers.repository.bulk_load import InitialLoad
 from workers.repository.connection import Connection, connect, migrate
+from workers.repository.follower import TrieFollower
 from workers.repository.postings import AppendStatus, StoredPosting
 
 SHAPE = IdentifierShape(codes=(2, 2, 2, 2), suffixes=4)
@@ -231,19 +233,71 @@ def test_a_full_leaf_spills_and_stays_an_alternate(conn: Connection, generation:
     assert counters.totals(conn, generation).spilled == 2
 
 
-def test_an_image_without_room_anywhere_is_reported_and_the_others_go_in(
+def test_an_image_whose_leaves_are_all_full_is_indexed_beyond_the_shape_and_counted(
     conn: Connection, generation: int
 ) -> None:
-    keys = accept(conn, [f"i{n}" for n in range(6)])
+    keys = accept(conn, [f"i{n}" for n in range(7)])
     outcomes = postings.append(
-        conn, generation, SHAPE, [*(assignment(key, 3) for key in keys[:5]), assignment(keys[5], 4)]
+        conn,
+        generation,
+        SHAPE,
+        [
+            *(assignment(key, 3) for key in keys[:4]),
+            assignment(keys[4], 3, spill=[3]),
+            assignment(keys[5], 3),
+            assignment(keys[6], 4),
+        ],
     )
-    assert [outcome.status for outcome in outcomes] == [AppendStatus.INDEXED] * 4 + [
-        AppendStatus.NO_ROOM,
-        AppendStatus.INDEXED,
+    assert [(outcome.status, outcome.suffix) for outcome in outcomes[3:]] == [
+        (AppendStatus.INDEXED, 3),
+        (AppendStatus.BEYOND, 4),
+        (AppendStatus.BEYOND, 5),
+        (AppendStatus.INDEXED, 0),
     ]
-    assert counters.totals(conn, generation).no_room == 1
-    assert images.images_by_key(conn, [keys[4]])[keys[4]].state == "accepted"
+    assert images.images_by_key(conn, [keys[4]])[keys[4]].state == "indexed"
+    assert postings.identifiers_of(conn, generation, SHAPE, [keys[4]]) == {keys[4]: [0, 0, 1, 1, 4]}
+    assert counters.totals(conn, generation) == counters.recount(conn, generation)
+    assert counters.totals(conn, generation).beyond == 2
+    # A suffix of the shape that becomes free is used again, one beyond it is not.
+    images.delete_images(conn, ["i1", "i4"])
+    assert counters.totals(conn, generation).beyond == 1
+    late = accept(conn, ["j1", "j2"])
+    again = postings.append(conn, generation, SHAPE, [assignment(key, 3) for key in late])
+    assert [(outcome.status, outcome.suffix) for outcome in again] == [
+        (AppendStatus.INDEXED, 1),
+        (AppendStatus.BEYOND, 6),
+    ]
+    assert counters.totals(conn, generation) == counters.recount(conn, generation)
+
+
+def test_twenty_thousand_images_that_crowd_into_a_small_shape_are_all_indexed_and_searchable(
+    conn: Connection, generation: int
+) -> None:
+    """Room for 64 images; a quarter of them want the same leaf."""
+    count = 20_000
+    random = np.random.default_rng(0)
+    batches = [list(range(start, start + 2000)) for start in range(0, count, 2000)]
+    statuses: Counter[AppendStatus] = Counter()
+    for batch in batches:
+        keys = accept(conn, [f"i{number}" for number in batch])
+        work = []
+        for key in keys:
+            leaves = np.minimum(random.geometric(0.25, 3) - 1, SHAPE.leaves - 1)
+            work.append(assignment(key, *dict.fromkeys(leaves.tolist())))
+        outcomes = postings.append(conn, generation, SHAPE, work)
+        statuses.update(outcome.status for outcome in outcomes)
+    assert set(statuses) <= set(postings.APPENDED)
+    totals = counters.totals(conn, generation)
+    assert totals.images == count
+    assert totals.beyond == statuses[AppendStatus.BEYOND] >= count - SHAPE.leaves * SHAPE.suffixes
+    found = TrieFollower(conn, generation).load().postings
+    trie = Trie(SHAPE)
+    slots = found.image_keys - found.image_keys.min()
+    trie.insert(found.leaves, slots, found.weights, found.suffixes)
+    assert len(trie.searchable_slots()) == trie.images == count
+    # The paper's mode decodes only suffixes that the model knows.
+    known = [len(trie.suffixes(leaf)) for leaf in range(SHAPE.leaves)]
+    assert max(known) == SHAPE.suffixes
 
 
 def test_a_full_leaf_reuses_the_gap_that_a_deleted_image_left(

@@ -12,7 +12,7 @@ from workers.generations.image_assigner import ImageAssigner, LoadAssigner
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.images import StoredImage, missing_images
-from workers.repository.postings import AppendStatus, append
+from workers.repository.postings import APPENDED, append
 from workers.runtime.pictures import read_picture
 
 # Images assigned in one transaction, which locks them and their leaves: well under a second.
@@ -40,7 +40,7 @@ class CatchUp:
         self.assigned = 0
         """Images that got a place, in all runs."""
         self.unplaceable: set[int] = set()
-        """Keys of images that it cannot take: no leaf has room, or the store lost the picture."""
+        """Keys of images that it cannot take, because the store lost the picture."""
         self._conn = conn
         self._store = store
         self._load = load
@@ -89,10 +89,7 @@ class CatchUp:
         assignments = [picture.assignment(key) for picture, key in zip(inferred, keys, strict=True)]
         assigned = 0
         for outcome in append(self._conn, self.generation.id, assigner.shape, assignments):
-            if outcome.status is AppendStatus.NO_ROOM:
-                self.unplaceable.add(outcome.image_key)
-            elif outcome.status in (AppendStatus.INDEXED, AppendStatus.SPILLED):
-                assigned += 1
+            assigned += outcome.status in APPENDED
         self.assigned += assigned
         return assigned
 

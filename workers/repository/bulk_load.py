@@ -159,11 +159,12 @@ def _count_loaded(
     conn: Connection, generation: int, image_keys: list[int], opened_leaves: int
 ) -> None:
     row = fetch_row(conn, "recount_images", generation=generation, image_keys=image_keys)
-    images, postings, checksum = row or (0, 0, 0)
+    images, postings, checksum, beyond = row or (0, 0, 0, 0)
     amounts = {
         "images": images,
         "postings": postings,
         "leaves": opened_leaves,
         "checksum": int(checksum),
+        "beyond": beyond,
     }
     count_up(conn, generation, amounts)

@@ -24,7 +24,10 @@ class Totals:
     leaves: int = 0
     """Leaves with at least one primary."""
     spilled: int = 0
+    beyond: int = 0
+    """Images whose suffix lies beyond the shape, because all their leaves were full."""
     no_room: int = 0
+    """Images that an earlier version left out, because all their leaves were full."""
     checksum: str = "0" * 16
     """Covers (image_id, leaf, primary or alternate) of every posting, in any order."""
 
@@ -59,6 +62,7 @@ def totals(conn: Connection, generation: int) -> Totals:
         postings=values.get("postings", 0),
         leaves=values.get("leaves", 0),
         spilled=values.get("spilled", 0),
+        beyond=values.get("beyond", 0),
         no_room=values.get("no_room", 0),
         checksum=_checksum(values.get("checksum", 0)),
     )
@@ -73,12 +77,16 @@ def image_totals(conn: Connection) -> ImageTotals:
 def recount(conn: Connection, generation: int) -> Totals:
     """Scan all postings of a generation: the slow truth that the counters must equal.
 
-    Postings do not tell which images spilled or had no room, so those two stay 0.
+    Postings do not tell which images spilled or were left out, so those two stay 0.
     """
     row = fetch_row(conn, "recount", generation=generation)
-    images, postings, leaves, checksum = row or (0, 0, 0, 0)
+    images, postings, leaves, checksum, beyond = row or (0, 0, 0, 0, 0)
     return Totals(
-        images=images, postings=postings, leaves=leaves, checksum=_checksum(int(checksum))
+        images=images,
+        postings=postings,
+        leaves=leaves,
+        beyond=beyond,
+        checksum=_checksum(int(checksum)),
     )
 
 

@@ -34,13 +34,17 @@ class AppendStatus(StrEnum):
     """A replay: the generation had it already."""
     GONE = "gone"
     """It was deleted, or replaced by a newer version, meanwhile."""
-    NO_ROOM = "no-room"
-    """All its candidate leaves are full."""
+    BEYOND = "beyond"
+    """All its candidate leaves are full: it is in the best one, under a suffix beyond the shape."""
+
+
+# What became of images that a call brought into the trie.
+APPENDED = frozenset({AppendStatus.INDEXED, AppendStatus.SPILLED, AppendStatus.BEYOND})
 
 
 @dataclass(frozen=True, slots=True)
 class AppendOutcome:
-    """What became of one image. It has a leaf, suffix and postings if indexed or spilled."""
+    """What became of one image. It has a leaf, suffix and postings if it was appended."""
 
     image_key: int
     status: AppendStatus
@@ -78,7 +82,8 @@ def append(
 
     Suffixes are allocated under locks on the leaves. Where the best leaf is full, the primary goes
     to the next of `spill` and the alternates, and the full leaf becomes an alternate, because the
-    model looks there first. An image never gets more postings than asked.
+    model looks there first. Where all are full, the image stays in the best leaf. An image never
+    gets more postings than asked.
     """
     assignment_of = {assignment.image_key: assignment for assignment in assignments}
     with join_transaction(conn):
@@ -87,14 +92,14 @@ def append(
         work = [assignment for key, assignment in assignment_of.items() if key not in outcomes]
         allocation = allocate_suffixes(conn, generation, shape, work)
         for assignment in work:
-            slot = allocation.slots.get(assignment.image_key)
-            outcomes[assignment.image_key] = _outcome(assignment, slot)
+            slot = allocation.slots[assignment.image_key]
+            outcomes[assignment.image_key] = _outcome(assignment, slot, shape)
         added = [outcomes[key] for key in allocation.slots]
         amounts = {"leaves": allocation.opened_leaves}
         if added:
             amounts |= _write(conn, generation, assignment_of, added)
         statuses = [outcome.status for outcome in outcomes.values()]
-        amounts["no_room"] = statuses.count(AppendStatus.NO_ROOM)
+        amounts["beyond"] = statuses.count(AppendStatus.BEYOND)
         amounts["spilled"] = statuses.count(AppendStatus.SPILLED)
         # All counters in one statement, last: the statement locks them in one order, which a
         # second statement could break, and they are shared with other writers.
@@ -165,11 +170,10 @@ def _settled(
     return outcomes
 
 
-def _outcome(assignment: Assignment, slot: PrimarySlot | None) -> AppendOutcome:
-    if slot is None:
-        return AppendOutcome(assignment.image_key, AppendStatus.NO_ROOM)
+def _outcome(assignment: Assignment, slot: PrimarySlot, shape: IdentifierShape) -> AppendOutcome:
     if slot.leaf == assignment.postings[0].leaf:
-        status = AppendStatus.INDEXED
+        beyond = slot.suffix >= shape.suffixes
+        status = AppendStatus.BEYOND if beyond else AppendStatus.INDEXED
         postings = _distinct(assignment.postings)
     else:
         status = AppendStatus.SPILLED

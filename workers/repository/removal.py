@@ -25,13 +25,14 @@ def _remove_from(conn: Connection, generation: int, image_keys: list[int]) -> No
     # The deletion itself would lock the leaves too, but in any order.
     fetch_rows(conn, "lock_leaves_of_images", generation=generation, image_keys=image_keys)
     removed = fetch_row(conn, "remove_postings", generation=generation, image_keys=image_keys)
-    images, postings, emptied_leaves, checksum = removed or (0, 0, 0, 0)
+    images, postings, emptied_leaves, checksum, beyond = removed or (0, 0, 0, 0, 0)
     execute(conn, "remove_embeddings", generation=generation, image_keys=image_keys)
     amounts = {
         "images": -images,
         "postings": -postings,
         "leaves": -emptied_leaves,
         "checksum": -int(checksum),
+        "beyond": -beyond,
     }
     count_up(conn, generation, amounts)
     fetch_rows(conn, "notify_index", generation=generation)

@@ -24,7 +24,7 @@ class Allocation:
     """What an allocation gave out."""
 
     slots: dict[int, PrimarySlot]
-    """By image key; images without room in any candidate leaf are missing."""
+    """By image key."""
     opened_leaves: int
     """Leaves that were empty before."""
 
@@ -34,11 +34,11 @@ class _LockedLeaf:
     """A locked leaf while suffixes are given out. Mutable, and never leaves this module."""
 
     next_suffix: int
-    """The lowest suffix that was never used."""
+    """The lowest suffix above all that were ever used."""
     live: int
     """Primaries in the leaf."""
     gaps: list[int]
-    """Suffixes that deleted images left; only looked up when all suffixes have been used."""
+    """Suffixes of the shape that deleted images left; looked up when all have been used."""
 
     def take(self, suffixes: int) -> int | None:
         """Take a suffix that was never used, else a gap; None if the leaf is full.
@@ -55,6 +55,16 @@ class _LockedLeaf:
         self.live += 1
         return suffix
 
+    def take_beyond(self, suffixes: int) -> int:
+        """Take a suffix that the shape does not have: a leaf holds any number of images.
+
+        One that was never used, because finding gaps costs a query and these have no end.
+        """
+        suffix = max(self.next_suffix, suffixes)
+        self.next_suffix = suffix + 1
+        self.live += 1
+        return suffix
+
 
 class _MoreLeavesNeeded(Exception):
     """A leaf turned out to be full: its images may spill into leaves that are not locked."""
@@ -68,6 +78,9 @@ def allocate_suffixes(
     conn: Connection, generation: int, shape: IdentifierShape, assignments: Sequence[Assignment]
 ) -> Allocation:
     """Find a slot for the primary of each image, in the caller's transaction.
+
+    The first candidate leaf with a free suffix takes it. When all are full, the best one takes it
+    under a suffix beyond the shape: the paper's mode cannot decode that, everything else works.
 
     All leaves are locked in ascending order before any suffix is taken. When an image has to
     spill, the locks are released (a savepoint) and taken again, in order, together with its
@@ -104,9 +117,7 @@ def _allocate_in(
     occupied_before = _occupied(leaves)
     slots: dict[int, PrimarySlot] = {}
     for assignment in assignments:
-        slot = _take_slot(assignment, leaves, shape.suffixes)
-        if slot is not None:
-            slots[assignment.image_key] = slot
+        slots[assignment.image_key] = _take_slot(assignment, leaves, shape.suffixes)
     execute(
         conn,
         "update_leaves",
@@ -127,8 +138,9 @@ def _lock_leaves(
         conn, "lock_leaves", generation=generation, leaves=sorted(wanted)
     ):
         leaves[number] = _LockedLeaf(next_suffix=next_suffix, live=live, gaps=[])
-        # All suffixes were used, but some images are gone again.
-        if next_suffix >= shape.suffixes > live:
+        # All suffixes were used, but some images are gone again: with what suffix, of the shape or
+        # beyond it, only the query knows.
+        if next_suffix >= shape.suffixes and next_suffix > live:
             used_up.append(number)
     if used_up:
         gaps = fetch_rows(
@@ -141,7 +153,7 @@ def _lock_leaves(
 
 def _take_slot(
     assignment: Assignment, leaves: Mapping[int, _LockedLeaf], suffixes: int
-) -> PrimarySlot | None:
+) -> PrimarySlot:
     candidates = candidate_leaves(assignment)
     for number in candidates:
         if number not in leaves:
@@ -150,7 +162,8 @@ def _take_slot(
         suffix = leaves[number].take(suffixes)
         if suffix is not None:
             return PrimarySlot(leaf=number, suffix=suffix)
-    return None
+    best = candidates[0]
+    return PrimarySlot(leaf=best, suffix=leaves[best].take_beyond(suffixes))
 
 
 def _occupied(leaves: Mapping[int, _LockedLeaf]) -> int:

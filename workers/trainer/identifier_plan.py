@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from model.identifiers.codebook import Codebook, pack_all
-from model.identifiers.instance_suffixes import assign_suffixes, keep_suffixes
+from model.identifiers.instance_suffixes import keep_suffixes
 from model.training.replay import refresh_rows
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import BoolArray, IntArray
@@ -25,7 +25,7 @@ class IdentifierPlan:
     leaves: IntArray
     """(M,) int64, id1 to id4 packed"""
     suffixes: IntArray
-    """(M,) int64, id5"""
+    """(M,) int64, id5; beyond the shape where every leaf was full, and then not learnt"""
     learnt: BoolArray
     """(M,) whether it is trained on now"""
     trained: BoolArray
@@ -93,10 +93,13 @@ def leaves_in(codebook: Codebook, codes: IntArray) -> IntArray:
 
 
 def plan_full(image_keys: IntArray, leaves: IntArray, shape: IdentifierShape) -> IdentifierPlan:
-    """The plan of a full training: every image is learnt, under the codebook's (M,) leaves."""
-    suffixed = assign_suffixes(leaves, shape)
+    """The plan of a full training: every image is learnt, under the codebook's (M,) leaves.
+
+    Images for which the shape has no identifier are left out: the model generates their leaves.
+    """
+    suffixed = keep_suffixes(leaves, np.full(len(leaves), -1, dtype=np.int64), shape)
     every = np.ones(len(image_keys), np.bool_)
-    return IdentifierPlan(
+    plan = IdentifierPlan(
         image_keys=image_keys,
         leaves=suffixed.leaves,
         suffixes=suffixed.suffixes,
@@ -104,6 +107,7 @@ def plan_full(image_keys: IntArray, leaves: IntArray, shape: IdentifierShape) ->
         trained=every,
         moved=~every,
     )
+    return plan.select(suffixed.suffixes < shape.suffixes)
 
 
 def plan_recluster(
@@ -122,7 +126,7 @@ def plan_recluster(
         leaves=suffixed.leaves,
         suffixes=suffixed.suffixes,
         learnt=np.zeros(len(leaves), np.bool_),
-        trained=parent.trained & ~moved,
+        trained=parent.trained & ~moved & (suffixed.suffixes < shape.suffixes),
         moved=moved,
     )
 
@@ -156,13 +160,17 @@ def plan_refresh(
     captioned_rows = rows[parent.captioned[rows]]
     learnt = np.zeros(len(planned), np.bool_)
     learnt[captioned_rows[refresh_rows(known[captioned_rows], replay, seed)]] = True
-    suffixed = keep_suffixes(leaves[rows], np.where(moved, -1, parent.suffixes)[rows], shape)
+    # An image that arrived beyond the shape asks for a suffix that can be learnt.
+    stays = ~moved & (parent.suffixes < shape.suffixes)
+    suffixed = keep_suffixes(leaves[rows], np.where(stays, parent.suffixes, -1)[rows], shape)
+    # There is no token for the others.
+    learnable = suffixed.suffixes < shape.suffixes
     return IdentifierPlan(
         image_keys=parent.image_keys[rows],
         leaves=suffixed.leaves,
         suffixes=suffixed.suffixes,
-        learnt=learnt[rows],
+        learnt=learnt[rows] & learnable,
         # Known ones were taught by the parent, new ones are taught now.
-        trained=np.ones(len(rows), np.bool_),
+        trained=learnable,
         moved=moved[rows],
     )

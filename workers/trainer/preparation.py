@@ -86,6 +86,9 @@ def _prepare_full(
         codebook = _fit_codebook(embeddings, run, progress)
         leaves = codebook.leaves(embeddings)
         plan = plan_full(images.image_keys, leaves, run.profile.shape)
+        planned = np.isin(images.image_keys, plan.image_keys)
+        images = images.select(planned)
+        embeddings = embeddings[planned]
         plan.save(run.folder)
     record = run.record
     if first.base_recall is not None:

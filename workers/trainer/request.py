@@ -38,6 +38,9 @@ class TrainRequest:
     """One of `Adapt`."""
     mode: TrainingMode | None = None
     """None: full, or that of the training that is resumed."""
+    expect: int | None = None
+    """Images that the generation is to hold: a full training takes a shape that is comfortable for
+    them. None: that of the profile."""
     recluster: bool = False
     """Give a refresh a new codebook too."""
     gates: Gates = Gates()

@@ -90,6 +90,8 @@ def _new_run(
     mode = request.mode or "full"
     parent = None if mode == "full" else _live_parent(conn, mode)
     chosen = choose_profile(request.profile, parent)
+    if request.expect is not None:
+        chosen = replace(chosen, shape=chosen.shape.grown_for(request.expect))
     if parent is not None and mode == "refresh" and not request.recluster:
         _require_new_images(conn, parent)
     record = first_record(request, parent, chosen, entries)
@@ -124,12 +126,13 @@ def _resume_run(
     recover_checkpoint(folder)
     has_checkpoint = (folder / ABOUT).is_file()
     resumed = resumed_request(request, begun)
+    chosen = replace(choose_profile(resumed.profile, parent), shape=unfinished.shape)
     return TrainingRun(
         generation=unfinished.id,
         folder=folder,
         record=load_record(folder) if has_checkpoint else replace(begun, stages=()),
         mode=begun.mode_or_full,
-        profile=choose_profile(resumed.profile, parent),
+        profile=chosen,
         parent=parent,
         request=resumed,
         entries=entries,
@@ -203,14 +206,13 @@ def choose_profile(requested: Profile | None, parent: Generation | None) -> Prof
     recorded = parent.config.training.profile
     if requested is None:
         return replace(profile(recorded or DEFAULT_PROFILE), shape=parent.shape)
-    if requested.name != (recorded or requested.name) or requested.shape != parent.shape:
+    if requested.name != (recorded or requested.name):
         raise UsageError(
-            f"the profile must be that of generation {parent.id}, "
-            f"{recorded or 'unknown'} with codes {parent.shape.codes} and "
-            f"{parent.shape.suffixes} suffixes, got {requested.name} with "
-            f"{requested.shape.codes} and {requested.shape.suffixes}; leave --profile out"
+            f"the profile must be that of generation {parent.id}, {recorded}, got "
+            f"{requested.name}; leave --profile out"
         )
-    return requested
+    # The parent's shape may have been grown for the images that it is to hold.
+    return replace(requested, shape=parent.shape)
 
 
 def _live_parent(conn: Connection, mode: TrainingMode) -> Generation:

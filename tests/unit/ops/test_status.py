@@ -37,11 +37,13 @@ def test_nothing_is_wrong_at_the_limits() -> None:
 
 def test_each_thing_that_is_wrong_is_told_with_what_to_do() -> None:
     alarms = index_alarms(None, Totals(no_room=3), MAX_PENDING + 1, MAX_FRESHNESS_S + 1)
+    alarms += index_alarms(LIVE, Totals(images=40, beyond=2), 0, None)
     assert [alarm.split(":")[0] for alarm in alarms] == [
         "no generation is live",
         "1001 images wait to be indexed",
         "images need 6.0 s (p95) to become searchable, 5 s are allowed",
-        "3 images found no leaf with room",
+        "3 images were left out by an earlier version, because their leaves were full",
+        "2 images found their leaves full, generation 1 is meant for 32",
     ]
 
 
@@ -83,6 +85,7 @@ def test_the_document_counts_images_by_where_they_are() -> None:
         "lag": {"intake": 5, "outbox": 1, "index": 2},
         "trie": {"images": 40, "leaves": 9, "postings": 100, "checksum": "0" * 16},
         "spilled": 2,
+        "room": {"comfortable": 32, "share": 1.25, "beyond": 0},
         "freshness_s": {"p50": 0.123, "p95": None},
         "alarms": ["look here"],
     }

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from model.network.profiles import profile
 from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
 
@@ -44,3 +45,23 @@ def test_impossible_shapes_are_refused(codes: tuple[int, int, int, int], suffixe
 
 def test_the_papers_shape_has_its_million_leaves() -> None:
     assert IdentifierShape(codes=(64, 32, 16, 32), suffixes=256).leaves == 1_048_576
+
+
+@pytest.mark.parametrize("images", [1, 8_192, 8_193, 50_000, 1_000_000, 1 << 32])
+@pytest.mark.parametrize("name", ["tiny", "qwen-3b"])
+def test_a_shape_grows_with_the_expected_images_and_not_before(images: int, name: str) -> None:
+    before = profile(name).shape
+    grown = before.grown_for(images)
+    assert grown.comfortable >= images
+    assert (grown == before) is (before.comfortable >= images)
+    # No larger than needed, and leaves hold about as many images as before.
+    assert grown == before or grown.comfortable < 2 * images
+    assert max(grown.codes) <= 32 * max(before.codes)
+    assert grown.leaves >= before.leaves
+    assert grown.suffixes <= 1024
+
+
+@pytest.mark.parametrize("images", [0, -1, (1 << 32) + 1])
+def test_an_impossible_number_of_images_is_refused(images: int) -> None:
+    with pytest.raises(UsageError, match="expected number of images"):
+        SHAPE.grown_for(images)

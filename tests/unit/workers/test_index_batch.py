@@ -212,10 +212,13 @@ def test_an_appended_image_is_announced_with_its_identifier_and_all_its_leaves()
     assert record.confidence == -1.5
 
 
-def test_an_image_without_room_is_told_to_the_person_on_call_and_not_announced() -> None:
-    outcome = AppendOutcome(7, AppendStatus.NO_ROOM)
-    (message,) = outcome_messages([item("a")], [inferred(5)], [outcome], 3, SHAPE)
-    assert (message.topic, message.key) == (OPERATIONS, "a")
+def test_an_image_in_full_leaves_is_announced_and_told_to_the_person_on_call() -> None:
+    outcome = AppendOutcome(7, AppendStatus.BEYOND, 5, SHAPE.suffixes, (Posting(5, 0.0),))
+    note, indexed = outcome_messages([item("a")], [inferred(5)], [outcome], 3, SHAPE)
+    assert (note.topic, note.key) == (OPERATIONS, "a")
+    record = decode(INDEXED, indexed.value)
+    assert isinstance(record, ImageIndexed)
+    assert record.identifier[4] == SHAPE.suffixes
 
 
 @pytest.mark.parametrize("status", [AppendStatus.PRESENT, AppendStatus.GONE])

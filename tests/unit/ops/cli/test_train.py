@@ -21,6 +21,8 @@ from workers.trainer.trainer import TrainResult
         (["--refresh", "--adapt", "never"], "base weights"),
         (["--recluster", "--base", "b"], "base weights"),
         (["--recluster", "--stage", "align"], "runs no stage"),
+        (["--refresh", "--expect", "50000"], "shape of identifiers"),
+        (["--resume", "--expect", "50000"], "shape of identifiers"),
     ],
 )
 def test_contradictions_are_refused_in_one_line(arguments: list[str], found: str) -> None:
@@ -33,6 +35,7 @@ def test_contradictions_are_refused_in_one_line(arguments: list[str], found: str
     [
         ["--manifest", "m"],
         ["--from-store"],
+        ["--from-store", "--expect", "50000"],
         ["--refresh"],
         ["--recluster"],
         ["--refresh", "--recluster", "--stage", "memorize"],

@@ -52,12 +52,11 @@ class Assigner:
 
 
 class Database:
-    """The images that a generation lacks. Some have no picture, some find every leaf full."""
+    """The images that a generation lacks. Some have no picture."""
 
     def __init__(self, keys: Sequence[int]) -> None:
         self.keys = list(keys)
         self.lost: set[int] = set()
-        self.no_room: set[int] = set()
         self.batches: list[list[int]] = []
         self.loaded = 0
 
@@ -82,11 +81,8 @@ class Database:
         self.batches.append(keys)
         outcomes = []
         for key in keys:
-            if key in self.no_room:
-                outcomes.append(AppendOutcome(key, AppendStatus.NO_ROOM))
-            else:
-                self.keys.remove(key)
-                outcomes.append(AppendOutcome(key, AppendStatus.INDEXED, 0, 0))
+            self.keys.remove(key)
+            outcomes.append(AppendOutcome(key, AppendStatus.INDEXED, 0, 0))
         return outcomes
 
     def load(self, generation: Generation) -> ImageAssigner:
@@ -128,7 +124,7 @@ def test_unplaceable_images_are_tried_once_and_end_no_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     database = Database(range(1, BATCH + 3))
-    database.lost, database.no_room = {1}, {2}
+    database.lost = {1, 2}
     sweep = catch_up_with(database, monkeypatch)
     assert sweep.run() == BATCH
     assert sweep.unplaceable == {1, 2}

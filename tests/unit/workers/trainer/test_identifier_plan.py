@@ -87,3 +87,28 @@ def test_codes_and_leaves_are_the_same_thing() -> None:
     assert [tuple(codes) for codes in codes_of(leaves, SHAPE).tolist()] == [
         SHAPE.unpack(int(leaf)) for leaf in leaves
     ]
+
+
+def test_what_the_shape_has_no_identifier_for_is_left_to_the_model() -> None:
+    shape = IdentifierShape((1, 1, 1, 2), 2)
+    plan = plan_full(np.arange(6), np.zeros(6, np.int64), shape)
+    assert plan.image_keys.tolist() == [0, 1, 2, 3]
+    assert plan.learnt.all()
+    identifiers = list(zip(plan.leaves.tolist(), plan.suffixes.tolist(), strict=True))
+    assert identifiers == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_an_image_beyond_the_shape_is_learnt_once_a_suffix_is_free() -> None:
+    shape = IdentifierShape((1, 1, 1, 2), 2)
+    before = IndexedImages(
+        image_keys=np.arange(5),
+        leaves=np.array([0, 0, 0, 1, 0]),
+        suffixes=np.array([0, 1, 2, 0, 3]),
+        trained=np.array([True, True, False, True, False]),
+        captioned=np.ones(5, np.bool_),
+    )
+    plan = plan_refresh(before, before.leaves, shape, replay=0.0, limit=10, seed=0)
+    identifiers = list(zip(plan.leaves.tolist(), plan.suffixes.tolist(), strict=True))
+    assert identifiers == [(0, 0), (0, 1), (1, 1), (1, 0), (0, 2)]
+    assert plan.learnt.tolist() == [False, False, True, False, False]
+    assert plan.trained.tolist() == [True, True, True, True, False]
