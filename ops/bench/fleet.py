@@ -10,14 +10,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from kafka import KafkaAdminClient
 
 from ops.bench.stub import stub_generation
-from ops.embedded.database import server
+from ops.embedded.database import EmbeddedDatabase, start_database
 from ops.embedded.isolation import ISOLATED_ENVIRONMENT, python_module
 from schemas.settings import KafkaSettings, S3Settings, Settings
 from stream.log.kafka_client import client_settings
@@ -52,8 +51,8 @@ class Fleet:
     services: Services
     folder: Path
     """Of everything that the benchmark writes, logs of the workers included."""
-    database: Any
-    """The handle of the embedded PostgreSQL."""
+    database: EmbeddedDatabase
+    """The use of the embedded PostgreSQL."""
     generation: int = 0
     """The live generation; 0 until one was trained."""
     stub: bool = True
@@ -119,7 +118,7 @@ class Fleet:
             worker.process.wait()
         self.workers.clear()
         self._leaving.clear()
-        self.database.cleanup()
+        self.database.close()
 
     def _environment(self) -> dict[str, str]:
         """The environment of all workers: only these settings, whatever the user's own are."""
@@ -159,9 +158,9 @@ def open_fleet(
             kafka=KafkaSettings((kafka,)) if kafka else None,
             s3=s3,
         )
-        # Its handle is kept until the end: the server stops with its last user.
-        database = server(replace(settings, kafka=None), keep=False)
-        services = Services(settings, database.get_uri())
+        # Used until the end: the server stops with its last user.
+        database = start_database(settings)
+        services = Services(settings, database.url)
         generation = _prepare(services, stub=stub)
         fleet = Fleet(services, folder, database, generation, stub)
         try:

@@ -35,6 +35,11 @@ def add_commands(add: AddCommand) -> None:
         metavar="FD",
         help="query: serve on this inherited socket, which listens already",
     )
+    worker_command.add_argument(
+        "--stop-with-parent",
+        action="store_true",
+        help="end when standard input does; for those who start it and may be killed",
+    )
 
 
 def up(options: Namespace, settings: Settings) -> int:
@@ -122,11 +127,13 @@ def worker(options: Namespace, settings: Settings) -> int:
     It creates a missing schema, so workers may start in any order.
     """
     from workers.runtime.logs import configure
-    from workers.runtime.process import stop_on_signals
+    from workers.runtime.process import stop_on_signals, stop_with_parent
     from workers.runtime.vital_thread import exit_within
 
     configure(settings.log_level)
     stop = stop_on_signals()
+    if options.stop_with_parent:
+        stop_with_parent()
     try:
         with open_services(settings) as services:
             open_database(services, options.role).close()

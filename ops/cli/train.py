@@ -1,8 +1,5 @@
 """`sigma train`: check the options, and run the trainer, or one rank of it under `torchrun`."""
 
-import os
-import signal
-import threading
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +10,7 @@ from ops.embedded.database import open_services
 from schemas.errors import UsageError
 from schemas.settings import Settings
 from schemas.training_record import TrainingMode
+from workers.runtime.process import stop_with_parent
 
 if TYPE_CHECKING:
     # Both import PyTorch, which takes seconds that `sigma train --help` must not spend.
@@ -89,7 +87,7 @@ def train(options: Namespace, settings: Settings) -> int:
     from workers.trainer.stage_runner import assist_first_rank
 
     if options.stop_with_parent:
-        _stop_with_parent()
+        stop_with_parent()
     join_ranks()
     try:
         if is_first_rank():
@@ -195,15 +193,3 @@ def summary(result: "TrainResult") -> str:
     lines = [f"generation {result.generation} is {result.state}, {done}; {next_step}"]
     lines += [f"left out {entry.path}: {entry.reason}" for entry in result.rejected]
     return "\n".join(lines)
-
-
-def _stop_with_parent() -> None:
-    """End as by SIGTERM when standard input closes: the process that started this one ended."""
-
-    def wait() -> None:
-        # Not through `sys.stdin`: a thread that waits in its lock aborts the interpreter at exit.
-        while os.read(0, 1):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()

@@ -1,17 +1,20 @@
 """Starting and stopping the processes of one home: `sigma up` and `sigma down`."""
 
-import json
 import os
 import signal
 import subprocess
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
 
+from ops.embedded.database import EmbeddedDatabase
+from ops.embedded.file_lock import is_held
+from ops.embedded.home import run_folder
 from ops.embedded.isolation import ISOLATED_ENVIRONMENT, python_module
+from ops.embedded.log_tail import last_error
 from ops.embedded.readiness import ReadinessListener, listen_for_readiness
+from ops.embedded.supervisor_record import SupervisorRecord, record_file, supervisor_lock
 from schemas.errors import WorkFailedError
 from schemas.settings import Settings
 
@@ -28,31 +31,6 @@ STOP_POLL_S = 0.05
 READINESS_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class RunningSupervisor:
-    """What a supervisor writes about itself: its process and where the query worker listens."""
-
-    pid: int
-    host: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        """Address of the query worker."""
-        return f"http://{self.host}:{self.port}"
-
-    def write(self, settings: Settings) -> None:
-        """Write the home's file about its supervisor."""
-        file = supervisor_file(settings)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(self)), encoding="utf-8")
-
-
-def supervisor_file(settings: Settings) -> Path:
-    """Where a home's supervisor writes about itself."""
-    return settings.home.absolute() / "run" / "supervisor.json"
-
-
 def log_folder(settings: Settings) -> Path:
     """The folder of the processes' logs; it exists afterwards."""
     folder = settings.home.absolute() / "logs"
@@ -66,19 +44,24 @@ def process_environment(settings: Settings) -> dict[str, str]:
     return os.environ | home | ISOLATED_ENVIRONMENT
 
 
-def running(settings: Settings) -> RunningSupervisor | None:
-    """Return the supervisor of this home if it is alive."""
-    try:
-        document = json.loads(supervisor_file(settings).read_text(encoding="utf-8"))
-        supervisor = RunningSupervisor(**document)
-        # Signal 0 only asks whether the process exists.
-        os.kill(supervisor.pid, 0)
-    except (OSError, ValueError, TypeError):
+def running(settings: Settings) -> SupervisorRecord | None:
+    """Return the supervisor of this home if it is alive and has started its workers."""
+    home = settings.home.absolute()
+    if not is_held(supervisor_lock(home)):
         return None
-    return supervisor
+    record = SupervisorRecord.of_home(home)
+    # Until a new supervisor has written its own record there may be that of one that was killed.
+    return record if record is not None and record.process.alive else None
 
 
-def up(settings: Settings) -> RunningSupervisor:
+def dead_supervisor(settings: Settings) -> SupervisorRecord | None:
+    """Return what a supervisor that was killed has left: one that ends takes its record away."""
+    home = settings.home.absolute()
+    record = SupervisorRecord.of_home(home)
+    return None if record is None or record.process.alive else record
+
+
+def up(settings: Settings) -> SupervisorRecord:
     """Start the supervisor in the background; return when arrivals are taken and queries answered.
 
     Without a live generation queries are refused with the reason, which counts as answered.
@@ -88,10 +71,12 @@ def up(settings: Settings) -> RunningSupervisor:
     supervisor = running(settings)
     if supervisor is not None:
         return supervisor
+    run_folder(settings.home.absolute())
     # A schedule that cannot be followed is refused here, where a person reads it. In the scheduler
     # it would end up in the log of a process that is restarted again and again.
     job_schedules(settings)
     log_file = log_folder(settings) / "supervisor.log"
+    begin = log_file.stat().st_size if log_file.exists() else 0
     with listen_for_readiness() as readiness:
         process = _start_in_background(settings, log_file, readiness.environment)
         supervisor = _wait_until_ready(settings, process, readiness)
@@ -99,9 +84,10 @@ def up(settings: Settings) -> RunningSupervisor:
         return supervisor
     if process.poll() is None:
         process.terminate()
+    problem = f"within {START_TIMEOUT_S:g} seconds" if process.returncode is None else "at all"
     raise WorkFailedError(
-        f"the processes did not start within {START_TIMEOUT_S:g} seconds; logs are in"
-        f" {log_file.parent}; the last line: {_last_line(log_file)}"
+        f"the processes did not start {problem}; logs are in {log_file.parent};"
+        f" {last_error(log_file, begin) or 'they left no message'}"
     )
 
 
@@ -122,20 +108,23 @@ def _start_in_background(
 
 def _wait_until_ready(
     settings: Settings, process: "subprocess.Popen[bytes]", readiness: ReadinessListener
-) -> RunningSupervisor | None:
+) -> SupervisorRecord | None:
     """Return the supervisor when all is ready, None when it died or took too long."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         supervisor = running(settings)
-        if readiness.is_ready() and supervisor is not None and _answers(supervisor):
+        ended = process.poll() is not None
+        # It ends at once when somebody else's start was faster: then that one is waited for.
+        ready = readiness.is_ready() or ended
+        if ready and supervisor is not None and _answers(supervisor):
             return supervisor
-        if process.poll() is not None:
+        if ended and not is_held(supervisor_lock(settings.home.absolute())):
             return None
         time.sleep(START_POLL_S)
     return None
 
 
-def _answers(supervisor: RunningSupervisor) -> bool:
+def _answers(supervisor: SupervisorRecord) -> bool:
     """Whether the query worker is ready, or says why it cannot be."""
     try:
         response = httpx.get(f"{supervisor.url}/readyz", timeout=READINESS_TIMEOUT_S)
@@ -144,23 +133,52 @@ def _answers(supervisor: RunningSupervisor) -> bool:
         return False
 
 
-def _last_line(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "none"
-
-
 def down(settings: Settings) -> bool:
-    """Stop the processes and the embedded database; return whether anything ran."""
-    supervisor = running(settings)
-    if supervisor is None:
+    """Stop all processes of the home and its database; return whether anything ran.
+
+    Also what a supervisor that was killed has left.
+    """
+    home = settings.home.absolute()
+    if not (home / "run").is_dir():
         return False
-    os.kill(supervisor.pid, signal.SIGTERM)
+    supervisor = running(settings)
+    if supervisor is not None:
+        _stop_supervisor(settings, supervisor)
+    elif is_held(supervisor_lock(home)):
+        raise WorkFailedError(
+            f"the processes of {home} are starting and cannot be stopped yet; try again in a moment"
+        )
+    left = end_leftovers(settings)
+    # Its keeper stops it by itself when the last process that uses it has gone.
+    database = EmbeddedDatabase(settings)
+    kept = database.is_kept()
+    database.wait_until_unused()
+    return supervisor is not None or left or (kept and not database.is_kept())
+
+
+def _stop_supervisor(settings: Settings, supervisor: SupervisorRecord) -> None:
+    supervisor.process.send(signal.SIGTERM)
+    lock = supervisor_lock(settings.home.absolute())
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while running(settings) is not None:
+    while is_held(lock) and supervisor.process.alive:
         if time.monotonic() > deadline:
             raise WorkFailedError(
                 f"process {supervisor.pid} must stop within {STOP_TIMEOUT_S:g} seconds and still"
-                " runs; see its log, or kill it"
+                " runs; see its log, or kill it: sigma down then stops what it leaves"
             )
         time.sleep(STOP_POLL_S)
-    return True
+
+
+def end_leftovers(settings: Settings) -> bool:
+    """End the workers of a supervisor that was killed; return whether any was left.
+
+    They end by themselves when they notice; one that was stopped cannot notice.
+    """
+    dead = dead_supervisor(settings)
+    if dead is None:
+        return False
+    left = [worker.process for worker in dead.workers if worker.process and worker.process.alive]
+    for process in left:
+        process.end(STOP_TIMEOUT_S / 2)
+    record_file(settings.home.absolute()).unlink(missing_ok=True)
+    return bool(left)

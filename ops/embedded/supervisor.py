@@ -3,9 +3,7 @@
 It is the body of `sigma up --foreground`; `ops.embedded.control` starts it in the background.
 """
 
-import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,16 +14,18 @@ import structlog
 
 from ops.embedded.control import (
     STOP_TIMEOUT_S,
-    RunningSupervisor,
+    end_leftovers,
     log_folder,
     process_environment,
-    running,
-    supervisor_file,
 )
-from ops.embedded.database import server
-from ops.embedded.isolation import python_module
+from ops.embedded.database import EmbeddedDatabase, start_database
+from ops.embedded.file_lock import HeldLock, hold
+from ops.embedded.home import home_mark, run_folder
+from ops.embedded.process_identity import ProcessIdentity
 from ops.embedded.readiness import ReadinessListener, listen_for_readiness
-from schemas.errors import RefuseToStartError, UsageError
+from ops.embedded.supervised_worker import SupervisedWorker
+from ops.embedded.supervisor_record import SupervisorRecord, record_file, supervisor_lock
+from schemas.errors import RefuseToStartError, SigmaError, UsageError
 from schemas.settings import Settings
 from workers.repository.connection import connect, migrate
 from workers.runtime.process import announce_ready, bind, stop_on_signals
@@ -36,22 +36,46 @@ ROLES = ("intake", "index", "query", "scheduler")
 # Workers that announce when they take work; the query worker is asked at its own address.
 ANNOUNCING_ROLES = ("intake", "index")
 
-# Shortest time between two starts of one worker: a crash loop must not fill the machine.
-RESTART_PAUSE_S = 1.0
-
 WATCH_INTERVAL_S = 0.2
+
+# Those who only look whether the lock is held take it for an instant.
+_LOCK_WAIT_S = 2.0
 
 log = structlog.get_logger()
 
 
 def supervise(settings: Settings) -> None:
     """Run all processes of the home until a signal stops them."""
-    if running(settings) is not None:
+    with _only_one(settings):
+        # The workers of one that was killed still have the port, for an instant.
+        end_leftovers(settings)
+        stop = stop_on_signals()
+        database = None if settings.database_url is not None else start_database(settings)
+        try:
+            _supervise(settings, database, stop)
+        finally:
+            if database is not None:
+                database.close()
+
+
+def _only_one(settings: Settings) -> HeldLock:
+    """Take the lock that tells everybody that this supervisor is alive, as long as it is."""
+    home = settings.home.absolute()
+    run_folder(home)
+    lock = hold(supervisor_lock(home), wait_s=_LOCK_WAIT_S)
+    if lock is None:
         raise UsageError(
             f"the processes of {settings.home} run already; stop them with: sigma down"
         )
-    stop = stop_on_signals()
-    database_url = settings.database_url or server(settings, keep=False).get_uri()
+    return lock
+
+
+def _supervise(
+    settings: Settings, database: EmbeddedDatabase | None, stop: threading.Event
+) -> None:
+    home = settings.home.absolute()
+    database_url = settings.database_url if database is None else database.url
+    assert database_url is not None
     _prepare(settings, database_url)
     # One listening socket for all query workers to come: no other home can take the port meanwhile,
     # and while a query worker is restarted queries wait in the socket's backlog.
@@ -64,16 +88,18 @@ def supervise(settings: Settings) -> None:
         # Workers must not announce themselves to whoever waits for the supervisor.
         "NOTIFY_SOCKET": "",
     }
+    record = SupervisorRecord(ProcessIdentity.current(), settings.http_host, port, home_mark(home))
     with ExitStack() as stack:
+        stack.callback(listener.close)
         readiness = {role: stack.enter_context(listen_for_readiness()) for role in ANNOUNCING_ROLES}
-        workers = _start_workers(settings, environment, readiness, listener)
+        workers = _workers(settings, environment, readiness, listener)
+        watch = _Watch(home, record, workers, list(readiness.values()), database)
         try:
-            RunningSupervisor(os.getpid(), settings.http_host, port).write(settings)
-            _watch(workers, list(readiness.values()), stop)
+            watch.run(stop)
         finally:
             _stop_workers(workers)
-            listener.close()
-            supervisor_file(settings).unlink(missing_ok=True)
+            with suppress(OSError):
+                record_file(home).unlink(missing_ok=True)
 
 
 def _prepare(settings: Settings, database_url: str) -> None:
@@ -93,23 +119,23 @@ def _listen(settings: Settings) -> socket.socket:
         return bind(settings.http_host, 0)
 
 
-def _start_workers(
+def _workers(
     settings: Settings,
     environment: Mapping[str, str],
     readiness: Mapping[str, ReadinessListener],
     listener: socket.socket,
-) -> list["_WorkerProcess"]:
+) -> list[SupervisedWorker]:
     logs = log_folder(settings)
     workers = []
     for role in ROLES:
         own_environment = dict(environment) | _metrics_port(settings, role)
         if role in readiness:
             own_environment |= readiness[role].environment
-        worker = _WorkerProcess(
-            role, own_environment, logs / f"{role}.log", listener if role == "query" else None
+        workers.append(
+            SupervisedWorker(
+                role, own_environment, logs / f"{role}.log", listener if role == "query" else None
+            )
         )
-        worker.start()
-        workers.append(worker)
     return workers
 
 
@@ -123,76 +149,68 @@ def _metrics_port(settings: Settings, role: str) -> dict[str, str]:
     return {"SIGMA_METRICS_PORT": str(settings.metrics_port + ROLES.index(role))}
 
 
-class _WorkerProcess:
-    """One worker: how to start it, and its current process."""
-
-    process: "subprocess.Popen[bytes]"
+class _Watch:
+    """Looks after the workers and the database. Whatever fails is tried again at the next look."""
 
     def __init__(
         self,
-        role: str,
-        environment: Mapping[str, str],
-        log_file: Path,
-        listener: socket.socket | None,
+        home: Path,
+        record: SupervisorRecord,
+        workers: Sequence[SupervisedWorker],
+        readiness: Sequence[ReadinessListener],
+        database: EmbeddedDatabase | None,
     ) -> None:
-        self.role = role
-        self._environment = environment
-        self._log_file = log_file
-        self._inherited = () if listener is None else (listener.fileno(),)
-        """File descriptors that the worker finds open under the same numbers."""
-        self._started_at = 0.0
+        self._home = home
+        self._record = record
+        self._workers = workers
+        self._readiness = readiness
+        self._database = database
+        self._is_written = False
+        self._is_announced = False
 
-    def start(self) -> None:
-        """Start the process."""
-        self._started_at = time.monotonic()
-        options = [f"--listener={number}" for number in self._inherited]
-        with self._log_file.open("ab") as file:
-            self.process = subprocess.Popen(
-                python_module("ops.cli", "worker", self.role, *options),
-                pass_fds=self._inherited,
-                env=self._environment,
-                stdout=file,
-                stderr=file,
-                stdin=subprocess.DEVNULL,
-            )
+    def run(self, stop: threading.Event) -> None:
+        """Restart what dies, and announce once that all workers are ready; until stopped."""
+        while not stop.is_set():
+            self._look()
+            stop.wait(WATCH_INTERVAL_S)
 
-    def restart_if_dead(self) -> None:
-        """Start the process again if it has ended, at most once in `RESTART_PAUSE_S`."""
-        exit_code = self.process.poll()
-        if exit_code is None or time.monotonic() - self._started_at <= RESTART_PAUSE_S:
-            return
-        log.error(
-            "worker died, restarting it",
-            worker=self.role,
-            exit_code=exit_code,
-            log=str(self._log_file),
-        )
-        self.start()
-
-
-def _watch(
-    workers: Sequence[_WorkerProcess],
-    readiness: Sequence[ReadinessListener],
-    stop: threading.Event,
-) -> None:
-    """Restart what dies, and announce once that all workers are ready; until stopped."""
-    announced = False
-    while not stop.wait(WATCH_INTERVAL_S):
-        for worker in workers:
-            worker.restart_if_dead()
-        if not announced and all(listener.is_ready() for listener in readiness):
-            announced = True
+    def _look(self) -> None:
+        for worker in self._workers:
+            if worker.watch():
+                self._is_written = False
+        self._write()
+        self._watch_database()
+        if not self._is_announced and all(one.is_ready() for one in self._readiness):
+            self._is_announced = True
             announce_ready()
 
+    def _write(self) -> None:
+        """Write the record, and again until there is room for it."""
+        if self._is_written:
+            return
+        record = self._record.with_workers(tuple(worker.record() for worker in self._workers))
+        try:
+            record.write(self._home)
+        except OSError as error:
+            log.warning("record not written, trying again", reason=str(error))
+            return
+        self._is_written = True
 
-def _stop_workers(workers: Sequence[_WorkerProcess]) -> None:
+    def _watch_database(self) -> None:
+        """PostgreSQL is looked after by its keeper, and the keeper by us."""
+        if self._database is None or self._database.is_kept():
+            return
+        log.error("the embedded PostgreSQL has lost its keeper, starting both again")
+        try:
+            self._database.start()
+        except SigmaError as error:
+            log.error("the embedded PostgreSQL does not start", reason=str(error))
+
+
+def _stop_workers(workers: Sequence[SupervisedWorker]) -> None:
     """Ask all workers to end; kill those that do not within half of what `sigma down` waits."""
     for worker in workers:
-        worker.process.terminate()
+        worker.ask_to_stop()
     deadline = time.monotonic() + STOP_TIMEOUT_S / 2
     for worker in workers:
-        with suppress(subprocess.TimeoutExpired):
-            worker.process.wait(max(0.1, deadline - time.monotonic()))
-        if worker.process.poll() is None:
-            worker.process.kill()
-            worker.process.wait()
+        worker.stop(max(0.1, deadline - time.monotonic()))

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -28,6 +29,9 @@ FIRST_PAUSE_S = 0.2
 
 # Most seconds between retries, so that work goes on soon after a long outage ends.
 LONGEST_PAUSE_S = 5.0
+
+# Seconds that a process may take to stop after the one that started it has ended.
+_ORPHAN_GRACE_S = 10.0
 
 # Connections that may wait to be accepted.
 _BACKLOG = 256
@@ -60,6 +64,25 @@ def stop_on_signals() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
+
+
+def stop_with_parent() -> None:
+    """End as by SIGTERM when standard input closes: the process that started this one has ended.
+
+    However it ended, the kernel closes its end of the pipe. A process that does not stop within
+    `_ORPHAN_GRACE_S` ends at once: nobody is left who would kill it.
+    """
+
+    def wait() -> None:
+        # Not through `sys.stdin`: a thread that waits in its lock aborts the interpreter at exit.
+        with suppress(OSError):
+            while os.read(0, 1):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ORPHAN_GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def keep_running(

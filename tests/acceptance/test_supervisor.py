@@ -1,0 +1,187 @@
+"""What runs on one machine: killed processes, numbers that are used again, two starts at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ops.embedded.database import EmbeddedDatabase, open_services
+from ops.embedded.home import home_mark
+from ops.embedded.process_identity import ProcessIdentity
+from ops.embedded.supervisor_record import SupervisorRecord, WorkerRecord
+from schemas.settings import Settings
+from tests.acceptance.conftest import Home
+
+ROLES = {"intake", "index", "query", "scheduler"}
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Home]:
+    """A home without a generation; what runs in it is stopped at the end."""
+    made = Home(tmp_path / "empty")
+    yield made
+    made.sigma("down")
+
+
+def workers_of(home: Home) -> dict[str, list[int]]:
+    """The numbers of the worker processes of a home, by role."""
+    found: dict[str, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and ProcessIdentity.of(int(folder.name)) is not None:
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                environment = (folder / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"worker" in words and f"SIGMA_HOME={home.folder}".encode() in environment:
+                role = words[words.index(b"worker") + 1].decode()
+                found.setdefault(role, []).append(int(folder.name))
+    return found
+
+
+def postgres_of(home: Home) -> int | None:
+    """The number of the PostgreSQL of a home, None when none runs."""
+    try:
+        lines = (home.folder / "postgres" / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return None
+    return int(lines[0]) if ProcessIdentity.of(int(lines[0])) is not None else None
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 30.0) -> float:
+    """Wait for a condition; return the seconds that it took."""
+    begin = time.monotonic()
+    while not true():
+        assert time.monotonic() - begin < timeout_s, "it did not come true in time"
+        time.sleep(0.05)
+    return time.monotonic() - begin
+
+
+def test_after_kill_9_of_the_supervisor_nothing_of_it_serves_on_and_up_starts_one_fleet(
+    empty: Home,
+) -> None:
+    pid = empty.ok("up")["pid"]
+    assert {role: len(pids) for role, pids in workers_of(empty).items()} == dict.fromkeys(ROLES, 1)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not workers_of(empty) and postgres_of(empty) is None)
+    again = empty.ok("up")["pid"]
+    assert again != pid
+    assert {role: len(pids) for role, pids in workers_of(empty).items()} == dict.fromkeys(ROLES, 1)
+    # A stopped process notices nothing, and the one that would kill it is gone.
+    (stuck,) = workers_of(empty)["intake"]
+    os.kill(stuck, signal.SIGSTOP)
+    os.kill(again, signal.SIGKILL)
+    assert empty.ok("down") == {"stopped": True}
+    assert workers_of(empty) == {}
+    assert postgres_of(empty) is None
+    assert empty.ok("down") == {"stopped": False}
+
+
+def test_postgresql_killed_with_9_comes_back_and_the_workers_go_on(empty: Home) -> None:
+    empty.ok("up")
+    before, killed = workers_of(empty), postgres_of(empty)
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    settings = Settings(home=empty.folder)
+    took_s = wait_until(lambda: postgres_of(empty) not in (None, killed))
+    assert took_s < 15
+    with open_services(settings) as services, services.connect("test") as conn:
+
+        def connected() -> set[str]:
+            rows = conn.execute("SELECT DISTINCT application_name FROM pg_stat_activity")
+            return {name for (name,) in rows}
+
+        wait_until(lambda: {"sigma intake", "sigma index"} <= connected())
+    assert workers_of(empty) == before
+
+
+def test_a_client_killed_with_9_leaves_no_database_running(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    program = (
+        "import sys, time, pathlib; from schemas.settings import Settings;"
+        "from ops.embedded.database import start_database;"
+        "used = start_database(Settings(home=pathlib.Path(sys.argv[1])));"
+        "print('used', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(home.folder)], stdout=subprocess.PIPE, text=True
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == "used\n"
+        assert postgres_of(home) is not None
+        client.kill()
+    wait_until(lambda: postgres_of(home) is None)
+
+
+def test_a_killed_keeper_takes_its_postgresql_along_and_the_supervisor_starts_both_again(
+    empty: Home,
+) -> None:
+    empty.ok("up")
+    keeper = json.loads((empty.folder / "run" / "postgres.lock").read_text())["pid"]
+    killed = postgres_of(empty)
+    os.kill(keeper, signal.SIGKILL)
+    wait_until(lambda: postgres_of(empty) not in (None, killed))
+    assert empty.ok("status")["url"]
+
+
+def test_down_never_kills_a_process_that_only_has_the_number_of_ours(empty: Home) -> None:
+    empty.ok("init")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
+        gone = ProcessIdentity(stranger.pid, 1.0)
+        record = SupervisorRecord(
+            gone, "127.0.0.1", 1, home_mark(empty.folder), (WorkerRecord("intake", gone),)
+        )
+        record.write(empty.folder)
+        assert empty.ok("down") == {"stopped": False}
+        assert stranger.poll() is None
+        # As older versions wrote it: a number and nothing that would tell whose it is.
+        old = {"pid": stranger.pid, "host": "127.0.0.1", "port": 1}
+        (empty.folder / "run" / "supervisor.json").write_text(json.dumps(old))
+        assert empty.ok("down") == {"stopped": False}
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_down_in_a_copy_of_a_home_leaves_the_original_alone(empty: Home, tmp_path: Path) -> None:
+    empty.ok("up")
+    before = workers_of(empty)
+    copy = Home(tmp_path / "copy")
+    subprocess.run(["cp", "-a", str(empty.folder), str(copy.folder)], check=True)
+    assert copy.ok("down") == {"stopped": False}
+    assert copy.ok("status")["url"] is None
+    assert workers_of(empty) == before
+    assert postgres_of(empty) is not None
+
+
+def test_two_who_start_at_once_get_the_same_processes(empty: Home) -> None:
+    command = [sys.executable, "-m", "ops.cli", "up", "--json"]
+    started = [
+        subprocess.Popen(command, env=empty.environment(), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    answers = [json.loads(process.communicate(timeout=240)[0]) for process in started]
+    assert answers[0] == answers[1]
+    assert {role: len(pids) for role, pids in workers_of(empty).items()} == dict.fromkeys(ROLES, 1)
+
+
+def test_a_postgresql_that_lets_everybody_in_is_replaced_by_one_that_does_not(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(home=tmp_path / "home")
+    database = EmbeddedDatabase(settings)
+    database.start()
+    database.close()
+    rules = database.data / "pg_hba.conf"
+    rules.write_text("local all all trust\n")
+    database.start()
+    assert "trust" not in rules.read_text()
+    with psycopg.connect(database.url) as conn:
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+    database.close()
