@@ -17,7 +17,7 @@ from schemas.events import ImageArrived
 from schemas.records import JsonObject, ManifestEntry
 from stream.images.s3 import S3ImageStore
 from stream.images.sources import read_source
-from stream.log.event_log import EventLog, message
+from stream.log.event_log import EventLog, Message, message
 from workers.repository.connection import Connection, fetch_rows
 from workers.repository.deletions import deleted_versions
 from workers.repository.images import (
@@ -35,8 +35,8 @@ PUBLISH_BATCH = 500
 # Oldest images that a waiting client looks at. Looking at all would cost more with every image.
 WAIT_BATCH = 1000
 
+# Larger files are no images, and would take seconds to hash.
 HASHED_BYTES = 1 << 30
-"""Larger files are no images, and would take seconds to hash."""
 
 POLL_INTERVAL_S = 0.1
 
@@ -81,7 +81,7 @@ class PublishedImages:
     paths: Mapping[str, str]
     """Image id to the file it was read from."""
     unreadable: tuple[RefusedFile, ...] = ()
-    """Files that could not be read for the upload."""
+    """Files that could not be read for the upload, or whose event would be too large."""
     checksums: Mapping[str, str | None] = field(default_factory=dict)
     """Image id to the SHA-256 of its file; None where it could not be read."""
 
@@ -118,6 +118,7 @@ def publish(
         stored = images_by_id(conn, image_ids)
         deleted = deleted_versions(conn, image_ids)
         ready: list[ImageArrived] = []
+        messages: list[Message] = []
         for entry in batch:
             image = stored.get(entry.image_id)
             checksum = _checksum(entry.path)
@@ -127,10 +128,12 @@ def publish(
             if _is_indexed(image, event.version, checksum):
                 known.add(entry.image_id)
             try:
-                ready.append(event if upload is None else _uploaded(event, upload))
+                announced = event if upload is None else _uploaded(event, upload)
+                messages.append(message(announced, announced.image_id))
+                ready.append(announced)
             except RejectInputError as error:
                 unreadable.append(RefusedFile(entry.path, str(error), error.code))
-        log.publish(None, [message(event, event.image_id) for event in ready])
+        log.publish(None, messages)
         events += ready
         tick(len(batch))
     paths = {entry.image_id: entry.path for entry in entries}

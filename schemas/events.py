@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from schemas.compiled_schema import Check, compile_check
 from schemas.errors import RejectInputError, UsageError
-from schemas.records import JsonObject, require_aware
+from schemas.records import JsonObject, require_aware, storable_time
 
 # Topic names and the NAMEs of events are stored and published: they never change.
 ARRIVED = "sigma.images.arrived"
@@ -34,6 +34,14 @@ OPERATIONS = "sigma.ops.events"
 _TRACEPARENT = re.compile(r"00-(?P<trace>[0-9a-f]{32})-[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})")
 # Flags of a new trace: it is recorded.
 _SAMPLED = "01"
+
+# Most bytes of an event's JSON. Events that follow from it are a little larger, and Kafka's default
+# limit is 1 MiB a message; a producer may have compressed more into one.
+MAX_EVENT_BYTES = 768 * 1024
+
+# PostgreSQL's int and bigint; JSON's integers have no bound.
+_INT_MAX = 2**31 - 1
+_BIGINT_MAX = 2**63 - 1
 
 # Characters of a validator's message that a refusal quotes; the message quotes the whole value.
 _REASON_LENGTH = 300
@@ -222,7 +230,9 @@ def encode(event: EventRecord) -> bytes:
 def decode(topic: str, payload: bytes) -> EventRecord:
     """Decode the payload of an event. Unknown fields are ignored; null means absent.
 
-    Raises `RejectInputError` with code `bad-event` for a payload that its schema does not allow.
+    What it returns can be stored and read back: times are in UTC and inside PostgreSQL's range,
+    numbers that the schema calls integers are integers, texts are UTF-8. Raises `RejectInputError`
+    with code `bad-event` for a payload that its schema does not allow, and `too-large`.
     """
     kind = EVENTS.get(topic)
     if kind is None:
@@ -234,11 +244,19 @@ def decode(topic: str, payload: bytes) -> EventRecord:
     values = {}
     for member in fields(kind):
         if member.name in document:
-            values[member.name] = _value(member.name, document[member.name])
+            values[member.name] = document[member.name]
     try:
-        return kind(**values)
+        record = kind(**{name: _value(kind, name, value) for name, value in values.items()})
     except (ValueError, UsageError) as error:
         raise _bad_event(kind, str(error)) from error
+    # The JSON of a record is hardly ever longer than the payload that it came from.
+    if len(payload) > MAX_EVENT_BYTES and len(encode(record)) > MAX_EVENT_BYTES:
+        raise RejectInputError(
+            "too-large",
+            f"the event must have at most {MAX_EVENT_BYTES:,} bytes of JSON, "
+            f"got {len(payload):,}; send fewer or shorter captions",
+        )
+    return record
 
 
 def headers(
@@ -298,15 +316,23 @@ def _quick_check(name: str) -> Check | None:
 
 def _parse(kind: type[EventRecord], payload: bytes) -> JsonObject:
     try:
-        document = json.loads(payload.decode("utf-8"))
-        # A lone surrogate is legal JSON, but neither Kafka nor Postgres can store it as text.
-        json.dumps(document, ensure_ascii=False).encode("utf-8")
+        # NaN and Infinity are no JSON, but Python's and Go's encoders write them: as if absent.
+        document = json.loads(payload.decode("utf-8"), parse_constant=lambda _: None)
     # RecursionError: brackets nested deeply enough exhaust the parser's stack.
     except (ValueError, RecursionError) as error:
         raise _bad_event(kind, str(error)) from error
     if not isinstance(document, dict):
         raise _bad_event(kind, f"it must be an object, got a {type(document).__name__}")
-    return {name: value for name, value in document.items() if value is not None}
+    known = {member.name for member in fields(kind)}
+    present = {
+        name: value for name, value in document.items() if name in known and value is not None
+    }
+    try:
+        # A lone surrogate is legal JSON, but neither Kafka nor Postgres can store it as text.
+        json.dumps(present, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise _bad_event(kind, str(error)) from error
+    return present
 
 
 def _schema_problem(name: str, document: Mapping[str, Any]) -> ValidationError | None:
@@ -324,11 +350,37 @@ def _described(problem: ValidationError) -> str:
     return f"{place}: {problem.message[:_REASON_LENGTH]}"
 
 
-def _value(name: str, value: Any) -> Any:
+def _value(kind: type[EventRecord], name: str, value: Any) -> Any:
     """Turn a JSON value into that of the field: times by their name, lists into tuples."""
     if name.endswith("_at"):
-        return datetime.fromisoformat(value)
+        return storable_time(datetime.fromisoformat(value))
+    if name == "image_id" and value.endswith("\n"):
+        # The schema's pattern ends in $, which in Python matches before a last line end too.
+        raise UsageError("image_id must have no control characters, got a line end")
+    if name in _integer_fields(kind.NAME):
+        if isinstance(value, list):
+            return tuple(_integer(name, item, _BIGINT_MAX) for item in value)
+        return _integer(name, value, _INT_MAX)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _integer(name: str, value: int | float, most: int) -> int:
+    """JSON Schema counts 1.0 as an integer; Python and PostgreSQL do not."""
+    if value > most:
+        raise UsageError(f"{name} must be at most {most}, got {value:.3e}; send a smaller number")
+    return int(value)
+
+
+@cache
+def _integer_fields(name: str) -> frozenset[str]:
+    """The fields of an event that its schema calls integers, or lists of integers."""
+    schema = validator(name).schema
+    properties = schema["properties"] if isinstance(schema, dict) else {}
+    found = set()
+    for field_name, rule in properties.items():
+        if "integer" in (rule.get("type"), rule.get("items", {}).get("type")):
+            found.add(field_name)
+    return frozenset(found)
 
 
 def _bad_event(kind: type[EventRecord], problem: str) -> RejectInputError:

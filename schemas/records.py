@@ -1,7 +1,7 @@
 """Frozen records that cross package borders. Times are timezone-aware, checked at construction."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,26 @@ HalfArray = npt.NDArray[np.float16]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 ByteArray = npt.NDArray[np.uint8]
+
+
+# Times that every session of PostgreSQL can store and give back: a day inside the years 1 to 9999,
+# so that no time zone (at most 16 hours in PostgreSQL) moves them beyond what Python can hold.
+EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
+LATEST = datetime(9999, 12, 30, tzinfo=UTC)
+
+
+def storable_time(moment: datetime) -> datetime:
+    """Return a time in UTC, moved into the range that can be stored; a naive one as it is.
+
+    PostgreSQL takes offsets below 16 hours only, Python up to 24. Go's zero time, which its
+    programs send for a time that was never set, lies at the edge of what either can hold.
+    """
+    if moment.tzinfo is None:
+        return moment
+    try:
+        return min(max(moment.astimezone(UTC), EARLIEST), LATEST)
+    except OverflowError:
+        return EARLIEST if moment.year == EARLIEST.year else LATEST
 
 
 def require_aware(name: str, moment: datetime | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import UsageError
-from schemas.records import JsonObject, ManifestEntry
+from schemas.records import JsonObject, ManifestEntry, storable_time
 
 # Characters of an image id; the event schemas allow as many.
 MAX_ID_LENGTH = 512
@@ -157,7 +157,9 @@ def _parse_entry(document: Any, home: Path) -> ManifestEntry:
         captions=_texts("captions", document.get("captions")),
         test_captions=_texts("test_captions", document.get("test_captions")),
         split=_optional_text(document, "split", "train or test"),
-        arrived_at=None if arrived_at is None else datetime.fromisoformat(arrived_at),
+        arrived_at=None
+        if arrived_at is None
+        else storable_time(datetime.fromisoformat(arrived_at)),
     )
 
 

@@ -31,8 +31,8 @@ from workers.repository.counters import recount, totals
 from workers.runtime.metrics import IndexMetrics, IntakeMetrics
 from workers.runtime.services import Services
 
+# Pixels of a picture's side.
 SIDE = 8
-"""Pixels of a picture's side."""
 
 
 class Line:

@@ -7,16 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 
 import structlog
 
-from schemas.errors import RejectInputError
+from schemas.errors import RejectInputError, WorkFailedError, brief
 from schemas.events import ACCEPTED, now
 from stream.images.store import ImageStore
-from stream.log.dead_letters import rejection_of_image
+from stream.log.dead_letters import rejection_of_failure, rejection_of_image
 from stream.log.event_log import Batch, Consumer, EventLog, Message
 from stream.log.offsets import lag, store_offsets
-from workers.generations.image_assigner import ImageAssigner, LoadAssigner
+from workers.generations.image_assigner import ImageAssigner, LoadAssigner, is_working
 from workers.generations.inferred import Inferred
 from workers.index_batch import (
     SLICE,
@@ -44,6 +45,7 @@ from workers.repository.postings import AppendStatus, append, present_images
 from workers.runtime.metrics import IndexMetrics
 from workers.runtime.model_loader import ModelLoader
 from workers.runtime.pictures import read_picture
+from workers.runtime.poison import handle_split, pass_over
 from workers.runtime.process import announce_ready, keep_running
 
 # The consumer group.
@@ -117,7 +119,18 @@ class IndexWorker:
                 self.models.wait(generation)
 
     def handle(self, conn: Connection, events: EventLog, batch: Batch) -> None:
-        """Assign and append one batch, and move the group's offsets, all in one transaction."""
+        """Assign and append one batch, and move the group's offsets, all in one transaction.
+
+        An event that makes this fail, or a model, is a dead letter of its own.
+        """
+        handle_split(
+            batch,
+            partial(self._handle, conn, events),
+            partial(self._set_aside, conn, events),
+            partial(pass_over, conn, events, GROUP),
+        )
+
+    def _handle(self, conn: Connection, events: EventLog, batch: Batch) -> None:
         started_s = time.perf_counter()
         models = self.models.loaded()
         inferences = {number: BatchInference(model) for number, model in models.items()}
@@ -131,6 +144,21 @@ class IndexWorker:
         self._metrics.count_batch(len(batch), model_s=model_s, other_s=total_s - model_s)
         for item in items:
             self._metrics.age.observe(age_s(item.image, now()))
+
+    def _set_aside(
+        self, conn: Connection, events: EventLog, batch: Batch, error: Exception
+    ) -> None:
+        # A model that fails on every picture says nothing about this one: the process ends with
+        # the first error, and the next one has a model of its own.
+        if not all(is_working(model) for model in self.models.loaded().values()):
+            raise WorkFailedError(
+                f"a model fails on every picture ({brief(error)}); the worker starts anew"
+            ) from error
+        refused = []
+        for event in batch.events:
+            rejection = rejection_of_failure(event, error, stage=STAGE)
+            refused.append(RefusedEvent(event, rejection))
+        self._commit(conn, events, batch, [], {}, refused)
 
     def _consume(self, conn: Connection, events: EventLog, stop: threading.Event) -> None:
         # Join the group only once the live model is loaded: a member that cannot work yet would

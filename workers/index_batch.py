@@ -28,8 +28,8 @@ STAGE = "index"
 # Pictures of one forward pass: more would not be faster on a CPU, and hold more memory.
 SLICE = 16
 
+# Digits of a checksum that a message shows.
 _SHOWN_DIGITS = 12
-"""Digits of a checksum that a message shows."""
 
 T = TypeVar("T")
 

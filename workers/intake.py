@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -25,7 +26,7 @@ from schemas.events import (
 )
 from stream.images.decode_pool import DecodePool
 from stream.images.store import ImageStore
-from stream.log.dead_letters import dead_letter, rejection_of_event
+from stream.log.dead_letters import dead_letter, rejection_of_event, rejection_of_failure
 from stream.log.event_log import Batch, Event, EventLog, Message, Partition, message
 from stream.log.offsets import committed, contiguous_batch, lag, store_offsets
 from stream.validation import STAGE, accept
@@ -33,6 +34,7 @@ from workers.repository.connection import Connection, transaction
 from workers.repository.deletions import DeletedVersions, DeletionRequest, deleted_versions
 from workers.repository.images import LateArrival, delete_images, reject_image
 from workers.runtime.metrics import IntakeMetrics
+from workers.runtime.poison import handle_split, pass_over
 from workers.runtime.process import TRANSIENT_ERRORS, announce_ready, keep_running
 from workers.runtime.services import Services
 
@@ -59,11 +61,11 @@ _LAG_EVERY_S = 5.0
 
 log = structlog.get_logger()
 
+# What an event holds, or why it cannot be read.
 InputRecord = ImageArrived | ImageDeleted | ImageRejected
-"""What an event holds, or why it cannot be read."""
 
+# A late arrival was deleted before it came, so its bytes are not even fetched.
 Verdict = ImageAccepted | ImageRejected | ImageDeleted | LateArrival
-"""A `LateArrival` was deleted before it came, so its bytes are not even fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,18 @@ class Intake:
     metrics: IntakeMetrics
 
     def process(self, conn: Connection, events: EventLog, batch: Batch) -> None:
-        """Judge a batch and commit it with the group's offsets, in one transaction."""
+        """Judge a batch and commit it with the group's offsets, in one transaction.
+
+        An event that makes this fail is a dead letter of its own.
+        """
+        handle_split(
+            batch,
+            partial(self._process, conn, events),
+            partial(self._set_aside, conn, events),
+            partial(pass_over, conn, events, GROUP),
+        )
+
+    def _process(self, conn: Connection, events: EventLog, batch: Batch) -> None:
         records = [read_record(event) for event in batch.events]
         deleted = deleted_versions(conn, arrived_ids(records))
 
@@ -93,6 +106,19 @@ class Intake:
             return JudgedEvent(event, self.judge(event, record, deleted))
 
         judged = list(self.threads.map(judge, batch.events, records))
+        self._commit(conn, events, batch, judged)
+
+    def _set_aside(
+        self, conn: Connection, events: EventLog, batch: Batch, error: Exception
+    ) -> None:
+        judged = []
+        for event in batch.events:
+            judged.append(JudgedEvent(event, rejection_of_failure(event, error, stage=STAGE)))
+        self._commit(conn, events, batch, judged)
+
+    def _commit(
+        self, conn: Connection, events: EventLog, batch: Batch, judged: Sequence[JudgedEvent]
+    ) -> None:
         with transaction(conn):
             commit(conn, events, judged)
             # Last, so that the row locks of the offsets are held briefly.

@@ -4,15 +4,17 @@ Their headers say where the original event is in the log. They have the names th
 gives them, so tools for its dead letter queues can read ours.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from schemas.errors import RejectInputError, UsageError
-from schemas.events import REJECTED, ImageAccepted, ImageArrived, ImageRejected
+from schemas.errors import RejectInputError, UsageError, brief
+from schemas.events import REJECTED, ImageAccepted, ImageArrived, ImageRejected, decode
 from schemas.named_sql import queries
 from stream.images.redaction import redact_text, redact_uri
 from stream.log.event_log import Connection, Event, EventLog, Message, message
+from stream.manifest import MAX_ID_LENGTH
 
 _PREFIX = "__connect.errors."
 _TOPIC = _PREFIX + "topic"
@@ -27,6 +29,13 @@ _CODE = "sigma_code"
 
 # Dead letters that a replay reads at a time; bounds its memory.
 _CHUNK_EVENTS = 1000
+
+
+# Hexadecimal digits of the hash that stands for the end of a long key.
+_HASH_DIGITS = 16
+
+# Characters of a reason that are kept; more is a quotation of what was sent.
+_REASON_LENGTH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ def rejection_of_image(
         image_id=image.image_id,
         uri=redact_uri(image.uri),
         code=error.code,
-        reason=str(error),
+        reason=_short_reason(error),
         stage=stage,
         version=image.version,
     )
@@ -116,8 +125,50 @@ def rejection_of_image(
 def rejection_of_event(origin: Event, error: RejectInputError, *, stage: str) -> ImageRejected:
     """Record the rejection of an event that could not be parsed; its key serves as image id."""
     return ImageRejected(
-        image_id=origin.key, uri="", code=error.code, reason=str(error), stage=stage
+        image_id=_short_id(origin.key),
+        uri="",
+        code=error.code,
+        reason=_short_reason(error),
+        stage=stage,
     )
+
+
+def rejection_of_failure(origin: Event, error: Exception, *, stage: str) -> ImageRejected:
+    """Record that working on an event fails, whatever the reason, each time it is tried."""
+    if isinstance(error, RejectInputError):
+        refusal = error
+    else:
+        refusal = RejectInputError(
+            "failed",
+            f"working on the event fails ({type(error).__name__}: {redact_text(brief(error))}); "
+            "replay it when the cause is mended",
+        )
+    try:
+        record = decode(origin.topic, origin.value)
+    except RejectInputError:
+        return rejection_of_event(origin, refusal, stage=stage)
+    if isinstance(record, ImageArrived | ImageAccepted):
+        return rejection_of_image(record, refusal, stage=stage)
+    return rejection_of_event(origin, refusal, stage=stage)
+
+
+def _short_id(key: str) -> str:
+    """A key as image id: what is longer than an id may be ends in a part of its hash.
+
+    PostgreSQL's index takes no key above 2,704 bytes, and a foreign producer may send any.
+    """
+    # In Postgres' log nothing has replaced it yet.
+    key = key.replace("\x00", "\ufffd")
+    if len(key) <= MAX_ID_LENGTH:
+        return key
+    digest = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:_HASH_DIGITS]
+    return f"{key[: MAX_ID_LENGTH - _HASH_DIGITS - 1]}…{digest}"
+
+
+def _short_reason(error: Exception) -> str:
+    """The message of an error as it can be stored: it may quote what a producer sent."""
+    text = str(error).replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= _REASON_LENGTH else f"{text[:_REASON_LENGTH]}…"
 
 
 def dead_letters(log: EventLog, *, limit: int = 1000) -> list[DeadLetter]:

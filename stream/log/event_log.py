@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from schemas.errors import RejectInputError
 from schemas.events import EventRecord, encode, headers
 from stream.log.topics import TOPICS, Topic
 
@@ -21,6 +22,11 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 # (topic, partition number)
 Partition = tuple[str, int]
+
+
+# Most bytes of an event that is published: what brokers and producers take unless told otherwise is
+# 1 MiB with all headers, and an arrival that is just allowed must fit with what intake adds to it.
+MAX_MESSAGE_BYTES = 960 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,12 @@ class Message:
     key: str
     value: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers."""
+        headers = sum(len(name) + len(text.encode()) for name, text in self.headers.items())
+        return len(self.key.encode()) + len(self.value) + headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,27 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.events)
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Split the events in two, each part with the offsets that it covers, the earlier first.
+
+        Events of a partition stand in its order, so both parts can be committed one by one.
+        """
+        middle = len(self.events) // 2
+        first, second = self.events[:middle], self.events[middle:]
+        ends = {event.topic_partition: event.offset + 1 for event in first}
+        # Offsets without an event of the first part go to the second, holes at the end included.
+        later = {event.topic_partition for event in second}
+        begins: dict[Partition, tuple[int, int]] = {}
+        rest: dict[Partition, tuple[int, int]] = {}
+        for place, (begin, end) in self.positions.items():
+            split = begin
+            if place in ends:
+                split = ends[place] if place in later else end
+                begins[place] = (begin, split)
+            if split < end:
+                rest[place] = (split, end)
+        return Batch(first, begins), Batch(second, rest)
 
 
 class Consumer(Protocol):
@@ -140,15 +173,23 @@ def message(
 ) -> Message:
     """Make an event ready to publish, with CloudEvents headers.
 
-    It continues the trace of its `cause`, the event whose handling led to it.
+    It continues the trace of its `cause`, the event whose handling led to it. `RejectInputError`
+    when it is larger than a log takes.
     """
     cloud_headers = headers(event, key, cause.headers if cause else None)
-    return Message(
+    made = Message(
         topic=event.TOPIC,
         key=key,
         value=encode(event),
         headers={**cloud_headers, **(extra_headers or {})},
     )
+    if made.size > MAX_MESSAGE_BYTES:
+        raise RejectInputError(
+            "too-large",
+            f"an event {event.NAME} must have at most {MAX_MESSAGE_BYTES:,} bytes, "
+            f"got {made.size:,}; send fewer or shorter captions",
+        )
+    return made
 
 
 def partition_of(key: str, partitions: int) -> int:

@@ -18,6 +18,7 @@ from stream.log.event_log import Connection, Event, Message, Partition
 from stream.log.kafka_client import (
     DELIVERY_TIMEOUT_MS,
     REQUEST_TIMEOUT_MS,
+    TOO_LARGE,
     client_settings,
     event_of,
     retry_later,
@@ -165,7 +166,8 @@ class KafkaLog:
         if errors:
             # An idempotent producer that gave up on a batch accepts no later one in its place.
             self._discard_producer(producer)
-            raise errors[0]
+            # An unavailable broker comes first: of what is too large there is time to tell.
+            raise next((error for error in errors if not isinstance(error, TOO_LARGE)), errors[0])
 
     def _open_producer(self) -> KafkaProducer:
         with self._lock:

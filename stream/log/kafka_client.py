@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
-from schemas.errors import RetryLaterError, brief
+from schemas.errors import RejectInputError, RetryLaterError, brief
+from schemas.records import EARLIEST, LATEST, storable_time
 from schemas.settings import KafkaSettings
 from stream.log.event_log import Event
 
@@ -26,6 +27,10 @@ DELIVERY_TIMEOUT_MS = 8_000
 
 # The client's own limit is 30 seconds, long after a broker is back.
 _RECONNECT_BACKOFF_MAX_MS = 1000
+
+
+# No retry makes an event smaller.
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
 def client_settings(settings: KafkaSettings) -> dict[str, Any]:
@@ -57,22 +62,45 @@ def event_of(record: Any, published_s: float) -> Event:
         key=key.replace("\x00", "\ufffd"),
         value=record.value or b"",
         headers=headers_of(record),
-        published_at=datetime.fromtimestamp(published_s, UTC),
+        published_at=_moment(published_s),
     )
+
+
+def _moment(published_s: float) -> datetime:
+    """A record's time; a producer may send any number as its own clock's."""
+    try:
+        return storable_time(datetime.fromtimestamp(published_s, UTC))
+    except (OverflowError, ValueError, OSError):
+        return EARLIEST if published_s < 0 else LATEST
 
 
 def headers_of(record: Any) -> dict[str, str]:
     """Return a record's headers as text; clients give them as pairs or as a mapping."""
     headers = record.headers or {}
     pairs = headers.items() if isinstance(headers, Mapping) else headers
-    return {name: (value or b"").decode("utf-8", "replace") for name, value in pairs}
+    # PostgreSQL's text cannot contain a null character.
+    return {
+        name.replace("\x00", "\ufffd"): (value or b"")
+        .decode("utf-8", "replace")
+        .replace("\x00", "\ufffd")
+        for name, value in pairs
+    }
 
 
 @contextmanager
 def retry_later(action: str) -> Iterator[None]:
-    """Raise errors of brokers and database as `RetryLaterError`; `action` completes "could not"."""
+    """Raise errors of brokers and database as `RetryLaterError`; `action` completes "could not".
+
+    An event that is too large stays so: it is a `RejectInputError`.
+    """
     try:
         yield
+    except TOO_LARGE as error:
+        raise RejectInputError(
+            "too-large",
+            f"Kafka does not take an event of this size ({type(error).__name__}); "
+            "send fewer or shorter captions, or raise the topic's max.message.bytes",
+        ) from error
     except KafkaError as error:
         raise RetryLaterError(
             f"Kafka could not {action} ({type(error).__name__}: {error}); "

@@ -10,10 +10,12 @@ import threading
 from collections.abc import Sequence
 
 import psycopg
+import structlog
 
-from schemas.errors import RetryLaterError, brief
+from schemas.errors import RejectInputError, RetryLaterError, brief
+from schemas.events import REJECTED, ImageRejected
 from schemas.named_sql import queries
-from stream.log.event_log import Connection, EventLog, Message, join_transaction
+from stream.log.event_log import Connection, EventLog, Message, join_transaction, message
 
 # Notified when a transaction that added events commits; the name is also in log.sql.
 CHANNEL = "sigma_outbox"
@@ -70,10 +72,38 @@ def forward(log: EventLog, conn: Connection) -> int:
         ids.append(number)
         messages.append(Message(topic, key, value, headers))
     # Published before deleted: a relay that dies between repeats events instead of losing them.
-    log.publish(None, messages)
+    _publish(log, messages)
     if ids:
         conn.execute(queries()["delete_from_outbox"], {"ids": ids})
     return len(ids)
+
+
+def _publish(log: EventLog, messages: Sequence[Message]) -> None:
+    """Publish; an event that the log will never take is replaced by a dead letter about it."""
+    try:
+        log.publish(None, messages)
+    except RejectInputError as error:
+        if len(messages) == 1:
+            _set_aside(log, messages[0], error)
+            return
+        # Halved until it is alone; events that went through come twice, which readers tolerate.
+        middle = len(messages) // 2
+        _publish(log, messages[:middle])
+        _publish(log, messages[middle:])
+
+
+def _set_aside(log: EventLog, refused: Message, error: RejectInputError) -> None:
+    structlog.get_logger().error(
+        "event not published: Kafka does not take it",
+        topic=refused.topic,
+        image_id=refused.key,
+        bytes=refused.size,
+        reason=str(error),
+    )
+    # A dead letter that is too large itself is told by the log line only.
+    if refused.topic != REJECTED:
+        letter = ImageRejected(refused.key, "", error.code, str(error), "outbox")
+        log.publish(None, [message(letter, refused.key)])
 
 
 def outbox_size(conn: Connection) -> int:

@@ -283,7 +283,10 @@ def _read(conn: Connection, partition: Partition, first: int, limit: int) -> lis
 def _connect(url: str, name: str) -> Connection:
     """Open an autocommit connection; `name` shows in pg_stat_activity."""
     try:
-        return psycopg.connect(url, autocommit=True, application_name=name)
+        conn = psycopg.connect(url, autocommit=True, application_name=name)
+        # In another zone the server's first and last days lie outside Python's years 1 to 9999.
+        conn.execute("SET TIME ZONE 'UTC'")
+        return conn
     except psycopg.OperationalError as error:
         raise RetryLaterError(
             f"the event log does not answer ({brief(error)}); check that it runs, then try again"

@@ -6,14 +6,15 @@ import structlog
 
 from model.progress import Progress, quiet
 from schemas.errors import RejectInputError
-from schemas.records import ByteArray
+from schemas.records import Assignment, ByteArray
 from stream.images.store import ImageStore
-from workers.generations.image_assigner import ImageAssigner, LoadAssigner
+from workers.generations.image_assigner import ImageAssigner, LoadAssigner, is_working
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.images import StoredImage, missing_images
 from workers.repository.postings import APPENDED, append
 from workers.runtime.pictures import read_picture
+from workers.runtime.poison import is_of_the_event
 
 # Images assigned in one transaction, which locks them and their leaves: well under a second.
 BATCH = 64
@@ -75,35 +76,59 @@ class CatchUp:
 
     def assign(self, images: Sequence[StoredImage]) -> int:
         """Assign these images, in one transaction; returns how many got a place."""
-        keys: list[int] = []
-        pictures: list[ByteArray] = []
+        readable: list[tuple[StoredImage, ByteArray]] = []
         for image in images:
             picture = self._picture(image)
             if picture is not None:
-                keys.append(image.image_key)
-                pictures.append(picture)
-        if not pictures:
+                readable.append((image, picture))
+        if not readable:
             return 0
         assigner = self._loaded_assigner()
-        inferred = assigner.infer(pictures)
-        assignments = [picture.assignment(key) for picture, key in zip(inferred, keys, strict=True)]
+        assignments = self._infer(assigner, readable)
         assigned = 0
         for outcome in append(self._conn, self.generation.id, assigner.shape, assignments):
             assigned += outcome.status in APPENDED
         self.assigned += assigned
         return assigned
 
+    def _infer(
+        self, assigner: ImageAssigner, images: Sequence[tuple[StoredImage, ByteArray]]
+    ) -> list[Assignment]:
+        """Let the model look at pictures; one that it fails on is left out, the others are not."""
+        try:
+            inferred = assigner.infer([picture for _, picture in images])
+        except Exception as error:
+            if not is_of_the_event(error):
+                raise
+            if len(images) > 1:
+                middle = len(images) // 2
+                first, second = images[:middle], images[middle:]
+                return [*self._infer(assigner, first), *self._infer(assigner, second)]
+            if not is_working(assigner):
+                raise
+            self._leave_out(images[0][0], "image not assigned: the model fails on it", error)
+            return []
+        return [
+            looked.assignment(image.image_key)
+            for looked, (image, _) in zip(inferred, images, strict=True)
+        ]
+
+    def _leave_out(self, image: StoredImage, what: str, error: Exception) -> None:
+        log.error(
+            what,
+            image_id=image.image_id,
+            generation=self.generation.id,
+            reason=str(error),
+        )
+        self.unplaceable.add(image.image_key)
+
     def _picture(self, image: StoredImage) -> ByteArray | None:
         try:
             return read_picture(self._store, image.normalized_uri)
         except RejectInputError as error:
-            log.error(
-                "image not assigned: the store has no readable picture of it",
-                image_id=image.image_id,
-                generation=self.generation.id,
-                reason=str(error),
+            self._leave_out(
+                image, "image not assigned: the store has no readable picture of it", error
             )
-            self.unplaceable.add(image.image_key)
             return None
 
     def _loaded_assigner(self) -> ImageAssigner:

@@ -4,10 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
 from workers.generations.inferred import Inferred
 from workers.repository.generations import Generation
+
+# Pixels of the side of the picture that a model is tried with: any model takes it.
+_PROBE_SIDE = 224
 
 
 class ImageAssigner(Protocol):
@@ -24,6 +29,15 @@ class ImageAssigner(Protocol):
 
 
 # Loads the model of a generation; takes seconds.
+def is_working(assigner: ImageAssigner) -> bool:
+    """Tell whether a model answers for a plain grey picture."""
+    grey = np.full((_PROBE_SIDE, _PROBE_SIDE, 3), 128, np.uint8)
+    try:
+        return len(assigner.infer([grey])) == 1
+    except Exception:
+        return False
+
+
 LoadAssigner = Callable[[Generation], ImageAssigner]
 
 

@@ -13,7 +13,7 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
-from schemas.errors import RefuseToStartError, RetryLaterError, brief
+from schemas.errors import RefuseToStartError, RejectInputError, RetryLaterError, brief
 from schemas.named_sql import migrations, queries
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -25,6 +25,14 @@ _UNDONE = (
     errors.LockNotAvailable,
     errors.IdleInTransactionSessionTimeout,
     psycopg.OperationalError,
+)
+
+# What exceeds a limit of the server. psycopg counts these as operational errors too.
+_TOO_LARGE = (
+    errors.ProgramLimitExceeded,
+    errors.StatementTooComplex,
+    errors.TooManyColumns,
+    errors.TooManyArguments,
 )
 
 _VERSION_TABLE = """
@@ -102,9 +110,11 @@ def _connection_options(url: str) -> dict[str, Any]:
 
 
 def _limit(conn: Connection, limits: SessionLimits) -> None:
+    # In UTC: in another zone PostgreSQL's first and last days lie outside Python's years 1 to 9999.
     # Not by the connection's `options`, which connection poolers refuse.
     conn.execute(
-        """SELECT set_config('statement_timeout', %s, false),
+        """SELECT set_config('timezone', 'UTC', false),
+                  set_config('statement_timeout', %s, false),
                   set_config('lock_timeout', %s, false),
                   set_config('idle_in_transaction_session_timeout', %s, false)""",
         (
@@ -123,11 +133,17 @@ def _milliseconds(seconds: float) -> str:
 def transaction(conn: Connection) -> Iterator[None]:
     """Run one transaction; nested calls are savepoints.
 
-    `RetryLaterError` when another worker or a lost connection undid it.
+    `RetryLaterError` when another worker or a lost connection undid it; `RejectInputError` when a
+    value is larger than PostgreSQL can take, which no retry changes.
     """
     try:
         with conn.transaction():
             yield
+    except _TOO_LARGE as error:
+        raise RejectInputError(
+            "too-large",
+            f"the database cannot take a value of this size ({brief(error)}); send a shorter one",
+        ) from error
     except _UNDONE as error:
         raise RetryLaterError(
             f"the transaction was undone ({brief(error)}); nothing was written, try it again"

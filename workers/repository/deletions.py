@@ -11,8 +11,8 @@ from datetime import datetime
 
 from workers.repository.connection import Connection, columns_of, execute, fetch_rows
 
+# The version of an event that names none; a deletion that names none deletes it at least.
 FIRST_VERSION = 1
-"""The version of an event that names none; a deletion that names none deletes it at least."""
 
 
 @dataclass(frozen=True, slots=True)
