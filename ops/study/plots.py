@@ -81,10 +81,10 @@ def _plot_recall(runs: Sequence[PolicyRun], measure: Measure, title: str) -> Fig
 
 def _draw_stream(axes: Axes, runs: Sequence[PolicyRun], measure: Measure) -> None:
     """A line for each policy and for exact dense search, over the share of later scenes."""
-    for policy, colour in _COLOURS.items():
+    for policy in _COLOURS:
         members = [run for run in runs if run.policy == policy]
         if members:
-            _draw_policy(axes, _percentages(members, measure), _LABELS[policy], colour)
+            _draw_policy(axes, policy, _percentages(members, measure))
     dense = _percentages(runs, "dense_old" if measure == "old" else "dense_new")
     sessions = np.arange(1, dense.shape[1] + 1)
     axes.plot(sessions, dense.mean(0), color=_BLACK, label=_DENSE, linewidth=1.8, linestyle=":")
@@ -94,12 +94,13 @@ def _draw_stream(axes: Axes, runs: Sequence[PolicyRun], measure: Measure) -> Non
     )
 
 
-def _draw_policy(axes: Axes, percentages: DoubleArray, label: str, colour: str) -> None:
+def _draw_policy(axes: Axes, policy: str, percentages: DoubleArray) -> None:
     """The mean over seeds of (runs, sessions) percentages, with a band of one deviation."""
+    colour = _COLOURS[policy]
     sessions = np.arange(1, percentages.shape[1] + 1)
     mean = percentages.mean(0)
     deviation = percentages.std(0)
-    axes.plot(sessions, mean, color=colour, label=label, linewidth=1.8, linestyle="-")
+    axes.plot(sessions, mean, color=colour, label=_LABELS[policy], linewidth=1.8, linestyle="-")
     axes.fill_between(
         sessions, mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0
     )
@@ -121,13 +122,15 @@ def _plot_cost(runs: Sequence[PolicyRun]) -> Figure:
     figure = _new_figure(10, 3.6)
     cost_axes, transfer_axes = figure.subplots(1, 2)
     for place, policy in enumerate(policies):
-        positions = np.arange(len(streams)) + (place - (len(policies) - 1) / 2) * width
+        # Bars of a group lie side by side, centred on the stream's place.
+        offset = (place - (len(policies) - 1) / 2) * width
+        positions = np.arange(len(streams)) + offset
         costs = []
         transfers = []
         for stream in streams:
             members = [run for run in runs if run.stream == stream and run.policy == policy]
-            costs.append(_mean([run.cpu_s for run in members]))
-            transfers.append(100 * _mean([run.backward_transfer.ours for run in members]))
+            costs.append(_mean_cost(members))
+            transfers.append(100 * _mean_transfer(members))
         colour = _COLOURS[policy]
         cost_axes.bar(positions, costs, width, color=colour, label=_LABELS[policy])
         transfer_axes.bar(positions, transfers, width, color=colour)
@@ -148,9 +151,14 @@ def _streams_of(runs: Sequence[PolicyRun]) -> list[str]:
     return [kind for kind in STREAM_KINDS if kind in present]
 
 
-def _mean(values: Sequence[float]) -> float:
-    """The mean, 0 where a policy has no run on a stream."""
-    return float(np.mean(values)) if values else 0.0
+def _mean_cost(runs: Sequence[PolicyRun]) -> float:
+    """CPU seconds, 0 where a policy has no run on a stream."""
+    return float(np.mean([run.cpu_s for run in runs])) if runs else 0.0
+
+
+def _mean_transfer(runs: Sequence[PolicyRun]) -> float:
+    """Backward transfer, 0 where a policy has no run on a stream."""
+    return float(np.mean([run.backward_transfer.ours for run in runs])) if runs else 0.0
 
 
 def _new_figure(width_in: float, height_in: float) -> Figure:

@@ -31,6 +31,7 @@ def study_base(config: StudyConfig, models: Path, progress: Progress) -> Path:
         return SHIPPED
 
     def save_adapted(folder: Path) -> None:
+        # One base for all seeds, as pretrained models would be.
         images = draw_wide_images(config.wide, 0, progress)
         views = AdaptConfig(config.contrastive_views, config.pretrain_views)
         adapt(Base.load(SHIPPED), images, views, progress).save(folder)
@@ -84,6 +85,7 @@ def draw_wide_images(count: int, seed: int, progress: Progress) -> CaptionedImag
 def _make_once(folder: Path, save: Callable[[Path], None]) -> Path:
     """Let `save` fill the folder unless it exists; it appears whole or not at all."""
     if not folder.is_dir():
+        # Beside the folder, because a rename does not cross file systems.
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
             partial = Path(aside) / folder.name

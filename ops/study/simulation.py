@@ -88,16 +88,15 @@ class _Hits:
 
 def _ask(state: StudyState, numbers: IntArray) -> _SearchRanks:
     """Ask for images by their held-out captions."""
-    return _SearchRanks(
-        ours=state.index.ranks(numbers), dense=exact_ranks(state.corpus, state.numbers, numbers)
-    )
+    ours = state.index.ranks(numbers)
+    dense = exact_ranks(state.corpus, state.numbers, numbers)
+    return _SearchRanks(ours, dense)
 
 
 def _backward_transfer(own_session: _Hits, end: _Hits, numbers: IntArray) -> BackwardTransfer:
-    return BackwardTransfer(
-        ours=float(np.mean(end.ours[numbers] - own_session.ours[numbers])),
-        dense=float(np.mean(end.dense[numbers] - own_session.dense[numbers])),
-    )
+    ours = end.ours[numbers] - own_session.ours[numbers]
+    dense = end.dense[numbers] - own_session.dense[numbers]
+    return BackwardTransfer(ours=float(np.mean(ours)), dense=float(np.mean(dense)))
 
 
 def _run_session(
@@ -114,7 +113,8 @@ def _run_session(
     upkeep = POLICIES[policy](state, session)
     new = _ask(state, arrivals)
     own_session.note(arrivals, new)
-    old = _ask(state, _sample(earlier, config.old_queries, stream.config.seed, session))
+    sampled = _sample(earlier, config.old_queries, stream.config.seed, session)
+    old = _ask(state, sampled)
     return SessionResult(
         session=session,
         later_share=later_share(stream.config.kind, session, stream.config.sessions),
@@ -138,5 +138,7 @@ def _sample(numbers: IntArray, count: int, seed: int, session: int) -> IntArray:
 
 
 def _recall(ranks: list[Rank]) -> RecallFigures:
-    figures = recall_at(ranks, _CUTOFFS)
-    return {name: round(value, _DECIMALS) for name, value in figures.items()}
+    rounded = {}
+    for name, value in recall_at(ranks, _CUTOFFS).items():
+        rounded[name] = round(value, _DECIMALS)
+    return rounded

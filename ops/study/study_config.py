@@ -78,6 +78,7 @@ def study_profile() -> Profile:
     """The `tiny` profile for some hundreds of images."""
     tiny = profile("tiny")
     memorize, comprehend, align = (_smaller_batch(stage) for stage in tiny.stages)
+    # No caption is replayed in the alignment: the study never asks for descriptions.
     stages = (
         memorize,
         replace(comprehend, epochs=_COMPREHEND_EPOCHS),

@@ -62,5 +62,6 @@ def _score_captions(teacher: Teacher, stream: Stream) -> list[FloatArray]:
     for start in range(0, len(texts), _TEACHER_BATCH):
         batch = slice(start, start + _TEACHER_BATCH)
         scores.append(teacher.score(images[batch], texts[batch]))
+    # (M,) where each image's scores end among all of them.
     ends = np.cumsum([len(captions) for captions in stream.captions])
     return np.split(np.concatenate(scores), ends[:-1])

@@ -102,7 +102,10 @@ class StudyIndex:
     def primary_codes(self, assigned: Sequence[Leaves]) -> IntArray:
         """(n, 4) int64 codes of the primary leaf of each assignment."""
         shape = self.engine.shape
-        codes = [shape.unpack(leaves.postings[0].leaf) for leaves in assigned]
+        codes = []
+        for leaves in assigned:
+            primary = leaves.postings[0]
+            codes.append(shape.unpack(primary.leaf))
         return np.array(codes, dtype=np.int64)
 
     def delete(self, numbers: IntArray) -> None:

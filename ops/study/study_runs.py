@@ -55,16 +55,19 @@ class SessionResult:
 
     def to_json(self) -> dict[str, Any]:
         """One of a run's `sessions`."""
-        return {
+        document: dict[str, Any] = {
             "session": self.session,
             "later_share": self.later_share,
             "images": self.images,
-            **{measure: dict(self.recall[measure]) for measure in MEASURES},
-            "action": self.upkeep.action,
-            "cpu_s": self.upkeep.cpu_s,
-            "moved": self.upkeep.moved,
-            "alarms": list(self.upkeep.alarms),
         }
+        # Flat: a key for each measure, and the keys of the upkeep.
+        for measure in MEASURES:
+            document[measure] = dict(self.recall[measure])
+        document["action"] = self.upkeep.action
+        document["cpu_s"] = self.upkeep.cpu_s
+        document["moved"] = self.upkeep.moved
+        document["alarms"] = list(self.upkeep.alarms)
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "SessionResult":
@@ -135,15 +138,19 @@ class PolicyRun:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "PolicyRun":
         """Read what `to_json` wrote, now or earlier: settings unknown today are left out."""
-        known = {setting.name for setting in fields(StreamConfig)}
-        sizes = {name: value for name, value in document["config"].items() if name in known}
+        stored = document["config"]
+        # A field added since then takes its default; a field removed since then is ignored.
+        sizes: dict[str, Any] = {}
+        for setting in fields(StreamConfig):
+            if setting.name in stored:
+                sizes[setting.name] = stored[setting.name]
         transfer = document["backward_transfer"]
         return cls(
             policy=document["policy"],
             stream=document["stream"],
             seed=document["seed"],
             config=StreamConfig(**sizes),
-            beams=document["config"]["beams"],
+            beams=stored["beams"],
             sessions=tuple(SessionResult.from_json(session) for session in document["sessions"]),
             backward_transfer=BackwardTransfer(transfer["ours"], transfer["dense"]),
         )
@@ -161,6 +168,7 @@ def write_run(results: Path, run: PolicyRun) -> None:
     """
     path = run_file(results, run.stream, run.seed, run.policy)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Not *.json, so that no reader takes a half-written file for a run.
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(run.to_json()) + "\n", encoding="utf-8")
     partial.replace(path)
