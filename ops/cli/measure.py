@@ -20,11 +20,11 @@ BENCHMARKS = (
     "switch",
 )
 
+# Tables and plots of the whole study, in a checkout of this repository.
 STUDY_OUT = Path("docs/longrun")
-"""Tables and plots of the whole study, in a checkout of this repository."""
 
+# Its run files, in the same checkout.
 STUDY_RESULTS = Path("ops/study/results/longrun")
-"""Its run files, in the same checkout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,16 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ops.study.spread import Spread
 from ops.study.streams import StreamKind
 from ops.study.study_runs import PolicyRun, SessionResult
+from schemas.records import JsonObject
 
+# The policy that others are compared with.
 _UPPER_BOUND = "full"
-"""The policy that others are compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Answer:
     policy: str | None = None
     """The policy that the figure belongs to, where the question asks for one."""
 
-    def to_json(self) -> dict[str, Any] | None:
+    def to_json(self) -> JsonObject | None:
         """One value of `answers` in `summary.json`."""
         if self.figure is None:
             return None
         if self.policy is None:
-            return {**self.figure.to_json()}
+            return dict(self.figure.to_json())
         return {"policy": self.policy, **self.figure.to_json()}
 
 

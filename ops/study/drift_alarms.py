@@ -8,14 +8,14 @@ from ops.study.study_index import StudyIndex
 from ops.study.study_state import StudyState
 from schemas.records import IntArray
 
+# Newest arrivals that the monitors look at: those of four sessions.
 WINDOW_IMAGES = 64
-"""Newest arrivals that the monitors look at: those of four sessions."""
 
+# Looks between two false alarms: far more than the sessions of a study.
 _EXPECTED_RUN = 1000.0
-"""Looks between two false alarms: far more than the sessions of a study."""
 
+# Drift-free replays that calibrate a monitor: fewer than the product's, for many generations.
 _REPLAYS = 500
-"""Drift-free replays that calibrate a monitor: fewer than the product's, for many generations."""
 
 
 def raised_alarms(state: StudyState) -> tuple[str, ...]:

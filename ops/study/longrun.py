@@ -28,11 +28,11 @@ from ops.study.study_runs import read_runs, run_file, write_run
 from ops.study.summary import StudySummary, summarise
 from ops.study.tables import summary_page
 
+# Folder of the models that runs share, in the folder of the results. Can be made again.
 MODELS_FOLDER = "models"
-"""Folder of the models that runs share, in the folder of the results. Can be made again."""
 
+# File of all figures, in the folder of the results.
 SUMMARY = "summary.json"
-"""File of all figures, in the folder of the results."""
 
 
 def longrun(config: StudyConfig, results: Path, progress: Progress) -> StudySummary:

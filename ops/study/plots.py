@@ -14,9 +14,11 @@ from ops.study.streams import STREAM_KINDS
 from ops.study.study_runs import Measure, PolicyRun
 from schemas.records import DoubleArray
 
+# The line of exact dense search, beside those of the policies.
 _DENSE = "exact dense"
-"""The line of exact dense search, beside those of the policies."""
 
+# Policies in the order of legends. Okabe and Ito's palette: colour-blind readers can tell them
+# apart.
 _COLOURS = {
     "never": "#999999",
     "recluster": "#E69F00",
@@ -24,8 +26,6 @@ _COLOURS = {
     "drift": "#009E73",
     "full": "#D55E00",
 }
-"""Policies in the order of legends. Okabe and Ito's palette: colour-blind readers can tell them
-apart."""
 
 _LABELS = {
     "never": "never retrain",
@@ -37,8 +37,8 @@ _LABELS = {
 
 _BLACK = "#000000"
 
+# Width of the bars of one stream together; streams are 1 apart.
 _GROUP_WIDTH = 0.8
-"""Width of the bars of one stream together; streams are 1 apart."""
 
 
 def draw_plots(runs: Sequence[PolicyRun], folder: Path) -> None:

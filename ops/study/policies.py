@@ -13,11 +13,11 @@ from ops.study.learning import StudyGeneration, refresh, train_fully
 from ops.study.study_runs import Upkeep
 from ops.study.study_state import StudyState
 
+# Sessions between two actions of a periodic policy, and between the two refreshes of an alarm.
 PERIOD = 5
-"""Sessions between two actions of a periodic policy, and between the two refreshes of an alarm."""
 
+# Maintains the index of a state at the end of a session, counted from 1.
 Policy = Callable[[StudyState, int], Upkeep]
-"""Maintains the index of a state at the end of a session, counted from 1."""
 
 _MakeGeneration = Callable[[StudyState], StudyGeneration]
 
@@ -63,6 +63,7 @@ def full(state: StudyState, session: int) -> Upkeep:
     return _replace_generation(state, "full", _train_fully)
 
 
+# Policies by their name in run files and tables.
 POLICIES: Mapping[str, Policy] = {
     "never": never,
     "recluster": recluster_only,
@@ -70,7 +71,6 @@ POLICIES: Mapping[str, Policy] = {
     "drift": on_drift,
     "full": full,
 }
-"""Policies by their name in run files and tables."""
 
 
 def _replace_generation(state: StudyState, action: str, make: _MakeGeneration) -> Upkeep:

@@ -21,8 +21,8 @@ from ops.study.study_corpus import StudyCorpus
 from schemas.records import ByteArray
 from schemas.training_record import TrainingRecord
 
+# Captions of a wide scene, as many as a training image of the demo has.
 _WIDE_CAPTIONS = 4
-"""Captions of a wide scene, as many as a training image of the demo has."""
 
 
 def study_base(config: StudyConfig, models: Path, progress: Progress) -> Path:

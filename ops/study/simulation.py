@@ -20,11 +20,11 @@ from ops.study.study_runs import BackwardTransfer, PolicyRun, RecallFigures, Ses
 from ops.study.study_state import StudyState
 from schemas.records import DoubleArray, IntArray
 
+# The k of R@k: answers have ten images.
 _CUTOFFS = (1, 5, 10)
-"""The k of R@k: answers have ten images."""
 
+# Of stored recall figures: finer than one image of a session.
 _DECIMALS = 4
-"""Of stored recall figures: finer than one image of a session."""
 
 
 def simulate(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Decimals in `summary.json`: finer than any difference between seeds.
 _DECIMALS = 4
-"""Decimals in `summary.json`: finer than any difference between seeds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,24 +19,24 @@ from ops.scenes.vocabulary import FIRST, LATER
 from schemas.errors import UsageError
 from schemas.records import BoolArray, ByteArray, IntArray
 
+# stationary: first words throughout. gradual: a growing share of later scenes after three tenths of
+# the sessions. abrupt: the full share of later scenes at once.
 StreamKind = Literal["stationary", "gradual", "abrupt"]
-"""stationary: first words throughout. gradual: a growing share of later scenes from a third of the
-sessions on. abrupt: the full share of later scenes at once."""
 
+# All kinds, in the order of tables and plots.
 STREAM_KINDS: tuple[StreamKind, ...] = ("stationary", "gradual", "abrupt")
-"""All kinds, in the order of tables and plots."""
 
+# Side of a rendered scene, as in the generated corpora; the model looks at a smaller square.
 _RENDER_PX = 112
-"""Side of a rendered scene, as in the generated corpora; the model looks at a smaller square."""
 
+# Share of the sessions before a shift begins: time in which nothing drifts.
 _SHIFT_BEGINS = 0.3
-"""Share of the sessions before a shift begins: time in which nothing drifts."""
 
+# Share of later scenes among the arrivals when a shift is complete.
 _LATER_SHARE = 0.6
-"""Share of later scenes among the arrivals when a shift is complete."""
 
+# Keeps the random stream of the deletions apart from others of the same seed.
 _DELETION_STREAM = 7
-"""Keeps the random stream of the deletions apart from others of the same seed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,17 @@ from ops.study.streams import STREAM_KINDS, StreamConfig, StreamKind
 from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
 
+# 1,024 leaves for some hundreds of images; in `tiny` most of 4,096 leaves would stay empty.
 _SHAPE = IdentifierShape((8, 8, 4, 4), 64)
-"""1,024 leaves for some hundreds of images; in `tiny` most of 4,096 leaves would stay empty."""
 
+# Sequences of a training step: smaller than in `tiny`, so that a few images make enough steps.
 _BATCH = 32
-"""Sequences of a training step: smaller than in `tiny`, so that a few images make enough steps."""
 
+# Half of `tiny`: full retraining happens in every session.
 _COMPREHEND_EPOCHS = 0.25
-"""Half of `tiny`: full retraining happens in every session."""
 
+# One less than in `tiny`, for the same reason.
 _ALIGN_EPOCHS = 3.0
-"""One less than in `tiny`, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class StudyConfig:
         return streams
 
 
+# A study of minutes, for tests: one seed, one stream, a few sessions, the shipped base.
 REDUCED = StudyConfig(
     seeds=(0,),
     kinds=("abrupt",),
@@ -71,7 +72,6 @@ REDUCED = StudyConfig(
     old_queries=32,
     wide=0,
 )
-"""A study of minutes, for tests: one seed, one stream, a few sessions, the shipped base."""
 
 
 def study_profile() -> Profile:

@@ -15,8 +15,8 @@ from model.training.image_views import visual_tokens
 from ops.study.streams import Stream
 from schemas.records import ByteArray, FloatArray
 
+# Pairs of image and caption that the teacher scores together.
 _TEACHER_BATCH = 64
-"""Pairs of image and caption that the teacher scores together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

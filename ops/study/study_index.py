@@ -21,14 +21,14 @@ from schemas.settings import RetrievalSettings
 from workers.query.engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
+# Images that the model assigns together.
 _IMAGE_BATCH = 64
-"""Images that the model assigns together."""
 
+# Queries decoded together, as many as the query worker takes at once.
 _QUERY_BATCH = 16
-"""Queries decoded together, as many as the query worker takes at once."""
 
+# Marks a posting as an alternate, as in `PostingRows`.
 _ALTERNATE_SUFFIX = -1
-"""Marks a posting as an alternate, as in `PostingRows`."""
 
 
 class StudyIndex:

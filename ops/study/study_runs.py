@@ -4,27 +4,27 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ops.study.streams import StreamConfig, StreamKind
 from schemas.errors import UsageError
+from schemas.records import JsonObject
 
+# Which images are asked for, when, and how.
+# at_arrival: a session's arrivals before the upkeep. new: the same after it. old: a sample of
+# earlier images after it. dense_new and dense_old: new and old by exact dense search.
 Measure = Literal["at_arrival", "new", "old", "dense_new", "dense_old"]
-"""Which images are asked for, when, and how.
 
-at_arrival: a session's arrivals before the upkeep. new: the same after it. old: a sample of earlier
-images after it. dense_new and dense_old: new and old by exact dense search.
-"""
-
+# All measures, in the order of a session's document.
 MEASURES: tuple[Measure, ...] = ("at_arrival", "new", "old", "dense_new", "dense_old")
 
+# R@1, R@5 and R@10, as shares from 0 to 1.
 RecallFigures = Mapping[str, float]
-"""R@1, R@5 and R@10, as shares from 0 to 1."""
 
+# Folder of the run files, in the folder of the results.
 RUNS_FOLDER = "runs"
-"""Folder of the run files, in the folder of the results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class SessionResult:
     recall: Mapping[Measure, RecallFigures]
     upkeep: Upkeep
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """One of a run's `sessions`."""
-        document: dict[str, Any] = {
+        document: JsonObject = {
             "session": self.session,
             "later_share": self.later_share,
             "images": self.images,
@@ -70,7 +70,7 @@ class SessionResult:
         return document
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "SessionResult":
+    def from_json(cls, document: JsonObject) -> "SessionResult":
         """Read what `to_json` wrote."""
         upkeep = Upkeep(
             document["action"], document["cpu_s"], document["moved"], tuple(document["alarms"])
@@ -124,7 +124,7 @@ class PolicyRun:
         """Mean of that figure over all sessions."""
         return float(np.mean(self.recall(measure, figure)))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The document of a run file."""
         return {
             "stream": self.stream,
@@ -136,11 +136,11 @@ class PolicyRun:
         }
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "PolicyRun":
+    def from_json(cls, document: JsonObject) -> "PolicyRun":
         """Read what `to_json` wrote, now or earlier: settings unknown today are left out."""
         stored = document["config"]
         # A field added since then takes its default; a field removed since then is ignored.
-        sizes: dict[str, Any] = {}
+        sizes: JsonObject = {}
         for setting in fields(StreamConfig):
             if setting.name in stored:
                 sizes[setting.name] = stored[setting.name]

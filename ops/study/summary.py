@@ -3,22 +3,22 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ops.study.answers import Answer, answer_questions
 from ops.study.spread import Spread
 from ops.study.study_runs import MEASURES, PolicyRun
+from schemas.records import JsonObject
 
+# Recall figures of each measure.
 RECALL_NAMES = ("R@1", "R@5", "R@10")
-"""Recall figures of each measure."""
 
+# Sessions at the end whose recall is summarised apart: where the policies have led.
 _LAST_SESSIONS = 5
-"""Sessions at the end whose recall is summarised apart: where the policies have led."""
 
+# Figures of a policy on a stream, over seeds, by their name in `summary.json`.
 PolicyFigures = Mapping[str, Spread]
-"""Figures of a policy on a stream, over seeds, by their name in `summary.json`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class StudySummary:
     """Kind of stream → policy → figures."""
     answers: tuple[Answer, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The document of `summary.json`."""
-        streams: dict[str, dict[str, Any]] = {}
+        streams: dict[str, JsonObject] = {}
         for kind, policies in self.streams.items():
             streams[kind] = {}
             for policy, figures in policies.items():
                 streams[kind][policy] = _figures_to_json(figures)
-        answers: dict[str, Any] = {}
+        answers: JsonObject = {}
         for answer in self.answers:
             answers[answer.question] = answer.to_json()
         return {"seeds": list(self.seeds), "streams": streams, "answers": answers}
@@ -111,6 +111,7 @@ def _count_alarms(run: PolicyRun) -> int:
     return sum(bool(session.upkeep.alarms) for session in run.sessions)
 
 
+# Figures of one run beside recall, by their name in `summary.json`.
 _RUN_FIGURES: Mapping[str, Callable[[PolicyRun], float]] = {
     "last five, new R@10": _last_new_recall,
     "last five, old R@10": _last_old_recall,
@@ -122,4 +123,3 @@ _RUN_FIGURES: Mapping[str, Callable[[PolicyRun], float]] = {
     "moved per upkeep": _moved_per_upkeep,
     "sessions with alarms": _count_alarms,
 }
-"""Figures of one run beside recall, by their name in `summary.json`."""

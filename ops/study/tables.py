@@ -33,6 +33,7 @@ class _Column:
     cell: Callable[[Spread], str]
 
 
+# Columns of each stream's table.
 _COLUMNS = (
     _Column("new, at arrival", "at_arrival R@10", "dense_new R@10", _percent),
     _Column("new R@1", "new R@1", "dense_new R@1", _percent),
@@ -46,7 +47,6 @@ _COLUMNS = (
     _Column("sessions with alarms", "sessions with alarms", None, _count),
     _Column("CPU s", "cpu_s", None, _seconds),
 )
-"""Columns of each stream's table."""
 
 
 def summary_page(summary: StudySummary) -> str:
