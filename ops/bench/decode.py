@@ -169,6 +169,7 @@ def _open_peer(sigma: SigmaModel, folder: Path) -> AnswerBatch:
     sigma.tokenizer.save_pretrained(str(folder))
     # Imported here: vLLM reads the environment when it is imported.
     from vllm import LLM
+    from vllm.inputs import TextPrompt, TokensPrompt
     from vllm.sampling_params import BeamSearchParams
 
     llm = LLM(
@@ -184,9 +185,9 @@ def _open_peer(sigma: SigmaModel, folder: Path) -> AnswerBatch:
     parameters = BeamSearchParams(beam_width=_BEAMS, max_tokens=LEVELS, ignore_eos=True)
 
     def answer(batch: Sequence[str]) -> object:
-        prompts = []
+        prompts: list[TokensPrompt | TextPrompt] = []
         for text in batch:
-            prompts.append({"prompt_token_ids": sigma.prompts.query_prompt(text)})
+            prompts.append(TokensPrompt(prompt_token_ids=sigma.prompts.query_prompt(text)))
         return llm.beam_search(prompts, parameters, use_tqdm=False)
 
     return answer
