@@ -35,6 +35,7 @@ def run_benchmark(options: Namespace) -> Report:
             return _recluster(options)
         case "switch":
             return _switch(options)
+    # The others report nothing but comparisons.
     comparisons = _compare(options)
     return document(comparisons), table(comparisons)
 
@@ -62,6 +63,7 @@ def _compare(options: Namespace) -> Sequence[Comparison]:
             from ops.bench.trie import trie
 
             return trie(options.seed)
+    # The command line has its own list of names: a new benchmark belongs in both places.
     raise AssertionError(f"sigma bench accepts no benchmark {options.what!r}")
 
 

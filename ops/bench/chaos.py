@@ -188,6 +188,7 @@ def _watch(fleet: Fleet, log: EventLog, conn: Connection, stall: StallClock) -> 
 
 def _disturb_worker(fleet: Fleet, chance: float, *, churn: bool) -> str:
     """Disturb the worker that `chance`, in [0, 1), picks; return what was done to it."""
+    # Sorted, because a restarted worker is the last in the list of the fleet.
     workers = sorted(fleet.workers, key=lambda worker: (worker.role, worker.process.pid))
     worker = workers[int(chance * len(workers))]
     if not churn:
@@ -205,6 +206,7 @@ def _disturb_worker(fleet: Fleet, chance: float, *, churn: bool) -> str:
 
 def _undisturbed_checksum(config: ChaosConfig) -> str:
     """The trie's checksum after the same events without disturbances, in the embedded mode."""
+    # Always there: the outcome must not depend on the log either.
     with open_fleet(None) as fleet:
         events = noise_arrivals(fleet.folder, config.events, config.seed)
         log = fleet.services.open_log()
@@ -225,6 +227,7 @@ def _audit(log: EventLog, conn: Connection, generation: int, events: int) -> Ind
     primaries = conn.execute(_PRIMARIES_OF_IMAGES).fetchall()
     places = conn.execute(_OCCUPIED_PLACES).fetchone()
     occupied = int(places[0]) if places else 0
+    # Both break what the schema promises: one primary an image, one image a place.
     twice_posted = 0
     for _, count in primaries:
         twice_posted += count > 1
@@ -242,6 +245,7 @@ def _audit(log: EventLog, conn: Connection, generation: int, events: int) -> Ind
 
 def _indexed_deliveries(log: EventLog) -> Counter[str]:
     """How often each event is in the topic that reports indexed images, by CloudEvents id."""
+    # The relay may forward an event twice, with the same id.
     deliveries: Counter[str] = Counter()
     for (topic, partition), end in log.end_offsets([INDEXED]).items():
         for event in log.read(topic, partition, limit=end):

@@ -29,6 +29,7 @@ def document(comparisons: Sequence[Comparison], **more: Any) -> dict[str, Any]:
     rows = []
     for comparison in comparisons:
         row = asdict(comparison)
+        # Rounded for the document only: the ratio comes from the full figures.
         row["ours"] = _json_number(comparison.ours)
         row["peer"] = _json_number(comparison.peer)
         row["ratio"] = _json_number(comparison.ratio)

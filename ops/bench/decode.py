@@ -96,6 +96,7 @@ def _compare(name: str, ours: DecodeSpeed, peer: DecodeSpeed, n: int) -> list[Co
 
 def _measure_in_process(engine: str, seed: int) -> dict[int, DecodeSpeed]:
     """Speeds of one engine by batch size."""
+    # One thread for each of them: they are compared on one core.
     completed = subprocess.run(
         python_module("ops.bench.decode", engine, str(seed)),
         capture_output=True,
@@ -166,12 +167,14 @@ def _open_peer(sigma: SigmaModel, folder: Path) -> AnswerBatch:
     """vLLM's own beam search over four tokens, which no trie constrains."""
     os.environ.update(VLLM_ENVIRONMENT)
     export_text_decoder(sigma, folder)
+    # Its beam search asks the tokenizer for the end token.
     sigma.tokenizer.save_pretrained(str(folder))
     # Imported here: vLLM reads the environment when it is imported.
     from vllm import LLM
     from vllm.inputs import TextPrompt, TokensPrompt
     from vllm.sampling_params import BeamSearchParams
 
+    # Otherwise as our own engine starts it, so that only the search differs.
     llm = LLM(
         model=str(folder),
         dtype="float32",
@@ -182,6 +185,7 @@ def _open_peer(sigma: SigmaModel, folder: Path) -> AnswerBatch:
         kv_cache_memory_bytes=KV_CACHE_BYTES,
         use_tqdm_on_load=False,
     )
+    # Without an early end every beam has four codes, as ours have.
     parameters = BeamSearchParams(beam_width=_BEAMS, max_tokens=LEVELS, ignore_eos=True)
 
     def answer(batch: Sequence[str]) -> object:

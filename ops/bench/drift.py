@@ -101,7 +101,7 @@ def _measure(config: DriftConfig) -> DriftResult:
     splits = []
     for number in range(config.seeds):
         splits.append(Split.draw(pool.ordinary, config.seed + number))
-    # It works beside us.
+    # Started first: it works on another core meanwhile.
     peer = _start_peer(config, splits[0], pool)
     months = []
     for number, split in enumerate(splits[: config.months]):
@@ -128,6 +128,7 @@ def _measure(config: DriftConfig) -> DriftResult:
 
 def _start_peer(config: DriftConfig, split: Split, pool: DriftPool) -> PeerProcess | None:
     """Start the peer on drift-free windows, and on as many with a new topic as there are seeds."""
+    # Without the peer, ours is measured all the same, and the report says what is missing.
     if config.peer is None or not config.peer.is_file():
         return None
     rng = np.random.default_rng(config.seed)

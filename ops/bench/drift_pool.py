@@ -90,6 +90,7 @@ def make_pool(seed: int, ordinary: int, topical: int) -> DriftPool:
 
     Trains the model first, on ordinary images that are not in the pool.
     """
+    # Drawn together, in this order: trained, ordinary, then topic by topic.
     requests = [DrawRequest((), seed, _TRAINED + ordinary)]
     for new in TOPICS.values():
         requests.append(DrawRequest(new, seed, topical))
@@ -123,6 +124,7 @@ def _pool(stream: Stream, seed: int) -> PooledImages:
         index.load(training_numbers, trained.codes)
         for start in range(0, len(arrivals), _CHUNK_IMAGES):
             index.append(arrivals[start : start + _CHUNK_IMAGES])
+        # In the full gallery: an image that arrives has all others as rivals.
         found = np.array([rank is not None for rank in index.ranks(arrivals)])
         pooled = PooledImages(_arrival_window(index, arrivals), found)
         index.close()

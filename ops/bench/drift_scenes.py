@@ -85,6 +85,7 @@ def draw_images(requests: Sequence[DrawRequest], seed: int) -> Stream:
             chunks.append(replace(request, first=first, count=count))
     pixels = []
     texts: list[tuple[str, ...]] = []
+    # Spawned: a fork of a process with PyTorch's threads may deadlock.
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as processes:
         for chunk_pixels, chunk_texts in processes.map(_draw_chunk, chunks):
             pixels.append(chunk_pixels)
@@ -110,6 +111,7 @@ def _draw_chunk(request: DrawRequest) -> tuple[ByteArray, list[tuple[str, ...]]]
     pixels = []
     texts = []
     for number in range(request.first, request.first + request.count):
+        # By its number, so that an image does not depend on how the chunks are cut.
         rng = Random(f"drift/{'+'.join(request.new)}/{request.seed}/{number}")
         scene = draw_topic_scene(rng, request.new)
         image = np.asarray(render(rng, scene, IMAGE_SIDE_PX), dtype=np.uint8)

@@ -184,6 +184,7 @@ def _notice(split: Split, topic: PooledImages, seed: int) -> NoticeDelay:
 
     The topic begins somewhere in the first window.
     """
+    # A generator of its own: a stream is the same for every topic, up to the topic.
     rng = np.random.default_rng((seed, _TOPIC_SEED))
     onset = int(rng.integers(0, WINDOW_IMAGES))
     alarm = None
@@ -196,6 +197,7 @@ def _notice(split: Split, topic: PooledImages, seed: int) -> NoticeDelay:
         if verdict.level != "none" and alarm is None:
             alarm = delay
             monitors = verdict.monitors
+        # A page ends the stream: a person looks, and no later window is news.
         if verdict.level == "page":
             return NoticeDelay(alarm, page=delay, monitors=monitors)
     return NoticeDelay(alarm, page=None, monitors=monitors)
@@ -214,6 +216,7 @@ def _drift_free_windows(split: Split, seed: int, images_per_hour: int) -> Iterat
     """
     rng = np.random.default_rng((seed, images_per_hour))
     for _ in range(MONTH_WINDOWS):
+        # With replacement: a month has more arrivals than the pool has images.
         hour = rng.integers(0, len(split.stream), images_per_hour)
         sampled = rng.choice(images_per_hour, WINDOW_IMAGES, replace=False)
         yield split.stream.take(hour[sampled])

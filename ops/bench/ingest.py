@@ -94,12 +94,14 @@ def _log_events_per_second(
     """Publish, poll and commit events without doing anything about them."""
     messages = arrival_messages(arrivals)
     with log.open_consumer("alone", [ARRIVED]) as consumer:
+        # To join a group takes seconds with Kafka; they are not part of the log's speed.
         consumer.poll(timeout_s=_JOIN_TIMEOUT_S)
         began = time.monotonic()
         polled = 0
         log.publish(None, messages)
         while polled < len(messages) and time.monotonic() - began < _TIMEOUT_S:
             batch = consumer.poll(max_events=_BATCH_EVENTS, timeout_s=1)
+            # As workers do it: the commit is part of what the log costs.
             with transaction(conn):
                 store_offsets(log, conn, "alone", batch)
             polled += len(batch)
@@ -131,6 +133,7 @@ def _share_outside_model(fleet: Fleet, log: EventLog, conn: Connection) -> float
     """
     parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
     assigner = ModelAssigner(parts.sigma, parts.encoder, fleet.services.settings.retrieval.postings)
+    # Before the scenes arrive: none must go to the stub.
     _stop_index_workers(fleet)
     log.publish(None, arrival_messages(_scene_arrivals(fleet)))
     deadline = time.monotonic() + _TIMEOUT_S

@@ -81,6 +81,7 @@ class PeerProcess:
                 f"the peer failed ({errors.strip()[-_ERROR_TAIL:]});"
                 " make its environment again with: make peers"
             )
+        # The last line: libraries may print before it.
         shares: list[float] = json.loads(output.strip().splitlines()[-1])
         return PeerShares(shares[: self.drift_free], shares[self.drift_free :])
 

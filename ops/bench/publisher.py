@@ -46,10 +46,12 @@ class Publisher(threading.Thread):
         slices = max(1, int(self._seconds * _SLICES_PER_S))
         began = time.monotonic()
         for number in range(slices):
+            # Bounds by integers: each event is in exactly one slice.
             first = number * len(self._events) // slices
             end = (number + 1) * len(self._events) // slices
             self._publish(arrival_messages(self._events[first:end]))
             if self._seconds:
+                # From the begin, so that a slow log does not lower the rate of what follows.
                 next_due = began + (number + 1) / _SLICES_PER_S
                 time.sleep(max(0.0, next_due - time.monotonic()))
 
@@ -65,6 +67,7 @@ class Publisher(threading.Thread):
 
 def arrival_messages(events: Sequence[ImageArrived]) -> list[Message]:
     """The messages of arrivals, each with its image id as the key."""
+    # The key decides the partition, so all events of an image stay in their order.
     return [message(event, event.image_id) for event in events]
 
 

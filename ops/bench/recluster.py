@@ -151,6 +151,7 @@ def _run(corpus: str, old: Codebook, embeddings: FloatArray, early: int, seed: i
     The old codebook was fitted to the first `early` rows.
     """
     was = old.encode(embeddings)
+    # CPU seconds: other processes of the machine do not count.
     began = time.process_time()
     new, config = recluster_within_budget(old, embeddings, ReclusterConfig(seed=seed))
     now = keep_codes(was, embeddings, new, config)
@@ -189,6 +190,7 @@ def matched(was: IntArray, now: IntArray, old: Codebook) -> IntArray:
 
     id2 and id3 are matched inside each id1, as they mean something only there. This is the peer.
     """
+    # A fresh fit knows nothing of the old numbers: without this, equal clusters look moved.
     renumbered = now.copy()
     counts = old.config.shape.codes
     every_row = np.ones(len(was), dtype=np.bool_)

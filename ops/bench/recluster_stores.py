@@ -37,6 +37,7 @@ def embedded_stores(base: Base, images: int, seed: int) -> dict[str, FloatArray]
 def _embedded(base: Base, count: int, seed: int, fits: Callable[[Scene], bool]) -> FloatArray:
     """(count, D) embeddings of the first images whose scene fits."""
     corpus = CorpusConfig(images=_ENDLESS, seed=seed, captions=0, test_captions=0)
+    # Lazily: only scenes that fit are rendered, and only as many as are wanted.
     fitting = (sample for sample in samples(corpus) if fits(sample.scene))
     pixels = [sample.pixels(_SIDE_PX) for sample in islice(fitting, count)]
     return base.encoder.embed_images(pixels)

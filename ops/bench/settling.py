@@ -60,8 +60,10 @@ def settle(
     while time.monotonic() < deadline:
         indexed = totals(conn, fleet.generation).images
         under_way = events_under_way(log, conn)
+        # The number of images is not enough: rejected and repeated events end without one.
         if indexed >= images and under_way == 0:
             return True
+        # A fleet has no supervisor, and workers may end when a service is unavailable.
         fleet.restart_ended()
         if stall is not None:
             stall.observe(indexed, busy=under_way > 0)

@@ -121,6 +121,7 @@ def _measure(log: EventLog, conn: Connection, folder: Path, seconds: float) -> S
     Publisher(log, burst, 0).run()
     burst_s = max(image.since_first_s for image in _wait_until_searchable(conn, burst))
     burst_rate = len(burst) / burst_s
+    # Half of the speed: queues stay short, so the wait is the system's own and not a backlog.
     steady_rate = burst_rate / 2
     flow = _scene_arrivals(
         folder / "flow", int(steady_rate * seconds), start=_TRAINING_IMAGES + _BURST_IMAGES

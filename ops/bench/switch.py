@@ -159,6 +159,8 @@ def _open_stage(config: SwitchConfig) -> Iterator[_Stage]:
         log = fleet.services.open_log()
         with fleet.services.connect("bench") as conn:
             load = StubAssigner.of if config.stub else _train(fleet, conn)
+            # The port is free again when the block ends. Another process could take it before the
+            # query worker does; then the warm-up fails and says why.
             with bind("127.0.0.1", 0) as listener:
                 port = int(listener.getsockname()[1])
             for role in ROLES:
@@ -232,9 +234,11 @@ def _make_moves(stage: _Stage, config: SwitchConfig, began_s: float) -> list[Mov
     with bar("switches", len(kinds)) as progress:
         for number, kind in enumerate(kinds):
             due_s = began_s + (number + 0.5) * span_s
+            # At least half a span after the last move, so that its generation answers for a while.
             time.sleep(max(span_s / 2, due_s - time.monotonic()))
             moves.append(_switch_once(stage) if kind == "switch" else _roll_back_once(stage))
             progress.update(1)
+    # The last generation answers for a while too.
     time.sleep(span_s / 2)
     return moves
 

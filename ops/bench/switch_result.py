@@ -132,10 +132,12 @@ def audit_answers(
     conn: Connection, timings: Sequence[QueryTiming], image_ids: Collection[str]
 ) -> AnswerAudit:
     """Compare the answers with the postings of all generations, and those with the arrivals."""
+    # Identifiers of a generation never change, so what is posted now was posted when it answered.
     identifiers: dict[int, Identifiers] = {}
     for generation in generations.generations(conn):
         identifiers[generation.id] = _identifiers(conn, generation)
     failures = [timing.error for timing in timings if timing.error]
+    # Generations that receive no arrivals any more may lack some.
     missing = {}
     for generation in generations.receiving(conn):
         missing[generation.id] = len(set(image_ids) - identifiers[generation.id].keys())
@@ -163,5 +165,6 @@ def _is_mixed(timing: QueryTiming, identifiers: Mapping[int, Identifiers]) -> bo
     """Whether some image of an answer has another identifier in the generation that answered."""
     if timing.generation is None:
         return False
+    # An image that is not posted there at all is mixed in too.
     expected = identifiers[timing.generation]
     return any(expected.get(image.image_id) != image.identifier for image in timing.images)
