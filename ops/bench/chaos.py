@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from random import Random
-from typing import Any
 
 from ops.bench.fleet import ROLES, Fleet, open_fleet
 from ops.bench.publisher import Publisher, noise_arrivals
@@ -16,24 +15,27 @@ from ops.bench.settling import StallClock, events_under_way, settle, warm_up
 from ops.cli.progress_bar import bar
 from schemas.errors import WorkFailedError
 from schemas.events import INDEXED, ImageArrived
+from schemas.records import JsonObject
 from stream.log.event_log import EventLog
 from workers.repository.connection import Connection
 from workers.repository.counters import recount, totals
 
+# Seconds between two chances of a disturbance.
 _TICK_S = 1.0
-"""Seconds between two chances of a disturbance."""
 
+# Seconds between two readings of the stall clock.
 _POLL_S = 0.1
-"""Seconds between two readings of the stall clock."""
 
+# At the start, so that there is a survivor to take over from a worker that is killed.
 _WORKERS_PER_ROLE = 2
-"""At the start, so that there is a survivor to take over from a worker that is killed."""
 
+# Enough for both workers of each role to get some.
 _WARM_UP_EVENTS = 64
 
+# Longest wait for the publisher beyond the time that it was given.
 _PUBLISHER_TIMEOUT_S = 60.0
-"""Longest wait for the publisher beyond the time that it was given."""
 
+# Whole tables: the database of a fleet has one generation.
 _PRIMARIES_OF_IMAGES = """
     SELECT image_key, count(*) FROM posting WHERE suffix IS NOT NULL GROUP BY image_key
 """
@@ -112,7 +114,7 @@ class ChaosResult:
             return False
         return self.audit.checksum == self.undisturbed_checksum
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON document of `sigma bench chaos`."""
         return {
             "events": self.events,

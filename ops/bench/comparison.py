@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
+from schemas.records import JsonObject
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -24,7 +26,7 @@ class Comparison:
         return self.ours / self.peer if self.peer else float("inf")
 
 
-def document(comparisons: Sequence[Comparison], **more: Any) -> dict[str, Any]:
+def document(comparisons: Sequence[Comparison], **more: Any) -> JsonObject:
     """Return the JSON document of a benchmark; `more` are further keys beside `rows`."""
     rows = []
     for comparison in comparisons:

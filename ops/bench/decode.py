@@ -33,32 +33,32 @@ from ops.embedded.isolation import ISOLATED_ENVIRONMENT, python_module
 from schemas.errors import WorkFailedError
 from schemas.identifiers import LEVELS, IdentifierShape
 
+# Ours, by what `main` calls them, and their names for people.
 ENGINES = {"torch": "torch engine", "vllm": "vLLM engine"}
-"""Ours, by what `main` calls them, and their names for people."""
 
+# vLLM's own beam search.
 PEER = "peer"
-"""vLLM's own beam search."""
 
+# As the settings have it by default.
 _BEAMS = 20
-"""As the settings have it by default."""
 
+# Images of the trie: enough that a beam has several children at every level.
 _IMAGES = 3000
-"""Images of the trie: enough that a beam has several children at every level."""
 
+# Queries at once → calls that are timed: a single query, and the largest batch.
 _ROUNDS = {1: 40, 16: 8}
-"""Queries at once → calls that are timed: a single query, and the largest batch."""
 
+# Calls before the timed ones: the first ones compile and allocate.
 _WARM_UP_CALLS = 2
-"""Calls before the timed ones: the first ones compile and allocate."""
 
+# Beam search asks vLLM for 2 × beams log-probabilities of each token; vLLM's default is 20.
 _PEER_MAX_LOGPROBS = 64
-"""Beam search asks vLLM for 2 × beams log-probabilities of each token; vLLM's default is 20."""
 
+# Positions of a prompt and its identifier; texts of the `tiny` profile have at most 96 tokens.
 _PEER_MAX_TOKENS = 128
-"""Positions of a prompt and its identifier; texts of the `tiny` profile have at most 96 tokens."""
 
+# Decodes a batch of queries.
 AnswerBatch = Callable[[Sequence[str]], object]
-"""Decodes a batch of queries."""
 
 
 @dataclass(frozen=True, slots=True)

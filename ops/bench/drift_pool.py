@@ -22,11 +22,11 @@ from ops.study.study_index import StudyIndex
 from schemas.records import BoolArray, IntArray
 from schemas.settings import RetrievalSettings
 
+# Ordinary images that the model is trained on; the monitors see others.
 _TRAINED = 600
-"""Ordinary images that the model is trained on; the monitors see others."""
 
+# Images that are posted at a time.
 _CHUNK_IMAGES = 1000
-"""Images that are posted at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,29 +18,29 @@ from ops.scenes.vocabulary import COLOURS, GROUNDS, SHAPES
 from ops.study.streams import Stream, StreamConfig
 from schemas.records import ByteArray
 
+# What no ordinary scene shows, by respect.
 NEW_WORDS = {
     "grounds": ("olive", "lavender"),
     "colours": ("pink", "purple"),
     "shapes": ("star", "heart"),
 }
-"""What no ordinary scene shows, by respect."""
 
+# New topics, each by the respects in which it is new: the first is a subject never seen.
 TOPICS: dict[str, tuple[str, ...]] = {
     "grounds+colours+shapes": tuple(NEW_WORDS),
     "grounds": ("grounds",),
     "colours": ("colours",),
     "shapes": ("shapes",),
 }
-"""New topics, each by the respects in which it is new: the first is a subject never seen."""
 
+# Captions of an image to learn from; one more is held out as a query.
 CAPTIONS = 2
-"""Captions of an image to learn from; one more is held out as a query."""
 
+# Drawing takes longer than reading the results; more processes than cores gain nothing.
 _PROCESSES = 2
-"""Drawing takes longer than reading the results; more processes than cores gain nothing."""
 
+# Images that a process draws at a time: seconds of work for a message of some megabytes.
 _CHUNK_IMAGES = 500
-"""Images that a process draws at a time: seconds of work for a message of some megabytes."""
 
 
 @dataclass(frozen=True, slots=True)

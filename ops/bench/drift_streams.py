@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -18,29 +17,32 @@ from model.drift.monitors import (
 )
 from model.network.profiles import profile
 from ops.bench.drift_pool import PooledImages
+from schemas.records import JsonObject
 
+# A month, with an hourly job.
 DAYS = 30
 HOURS = 24
 
+# Hourly windows of a month.
 MONTH_WINDOWS = DAYS * HOURS
-"""Hourly windows of a month."""
 
+# Share of a new topic among the arrivals once it has begun.
 NEW_SHARE = 0.1
-"""Share of a new topic among the arrivals once it has begun."""
 
+# Images of the new stream within which an alarm or a page is in time.
 _NOTICED_WITHIN = 2000
-"""Images of the new stream within which an alarm or a page is in time."""
 
+# Windows of a stream with a new topic: the first one that is too late is among them.
 _TOPIC_WINDOWS = 3
-"""Windows of a stream with a new topic: the first one that is too late is among them."""
 
+# Expected windows between false alarms when significance is counted: at the product's year, a few
+# months would show none and no two rates could be compared.
 _FREQUENT_RUN = 4.0
-"""Expected windows between false alarms when significance is counted: at the product's year, a few
-months would show none and no two rates could be compared."""
 
+# Added to the seeds of the streams whose rates are compared, so that they are not the months.
 _RATE_SEED = 100
-"""Added to the seeds of the streams whose rates are compared, so that they are not the months."""
 
+# Makes the random numbers of topics differ from those of months.
 _TOPIC_SEED = 7
 
 
@@ -104,7 +106,7 @@ class DelaySummary:
             return cls(0, [])
         return cls(len(in_time), [min(in_time), int(np.median(in_time)), max(in_time)])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain values for JSON."""
         return {"within": self.within, "images": self.images}
 
@@ -119,7 +121,7 @@ class TopicSummary:
     alarm: DelaySummary
     page: DelaySummary
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain values for JSON."""
         return {
             "seeds": self.seeds,

@@ -25,16 +25,17 @@ from stream.log.topics import TOPICS
 from workers.repository.connection import migrate
 from workers.runtime.services import Services
 
+# The workers that every benchmark of the stream needs.
 ROLES = ("intake", "index")
-"""The workers that every benchmark of the stream needs."""
 
+# Longest wait for a broker to delete topics, which it does in the background.
 _DELETE_TIMEOUT_S = 30.0
-"""Longest wait for a broker to delete topics, which it does in the background."""
 
+# Seconds between two looks at the topics that are left.
 _DELETE_POLL_S = 0.05
 
+# Characters of a worker's log that an error message quotes.
 _LOG_TAIL = 500
-"""Characters of a worker's log that an error message quotes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,27 +28,29 @@ from workers.repository.connection import Connection, transaction
 from workers.runtime.metrics import IndexMetrics
 from workers.trainer.seeding import arrival
 
+# Share of an index worker's time that may pass outside the model's forward.
 GOAL = 0.10
-"""Share of an index worker's time that may pass outside the model's forward."""
 
+# Events before the timed ones, until both workers have started.
 _WARM_UP_EVENTS = 64
 
+# Longest wait for a measurement.
 _TIMEOUT_S = 300.0
-"""Longest wait for a measurement."""
 
+# Longest wait for a new consumer's partitions.
 _JOIN_TIMEOUT_S = 5.0
-"""Longest wait for a new consumer's partitions."""
 
+# Events that are polled at a time, as by the index worker.
 _BATCH_EVENTS = 32
-"""Events that are polled at a time, as by the index worker."""
 
+# Images of the tiny model's measurement: some fifteen full batches.
 _SCENES = 480
-"""Images of the tiny model's measurement: some fifteen full batches."""
 
+# Seconds between two looks at what is under way, small beside a measurement.
 _POLL_S = 0.1
 
+# Longest wait for an index worker to finish its batch.
 _STOP_TIMEOUT_S = 30.0
-"""Longest wait for an index worker to finish its batch."""
 
 
 def ingest(events: int, kafka: str | None) -> list[Comparison]:

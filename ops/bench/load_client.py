@@ -15,14 +15,14 @@ from multiprocessing.process import BaseProcess
 
 import httpx
 
+# Queries that may wait for their answers at once: nearly a second's worth at 20 a second.
 _CLIENT_THREADS = 16
-"""Queries that may wait for their answers at once: nearly a second's worth at 20 a second."""
 
+# Longest wait for one answer; a query that waits longer counts as failed.
 _QUERY_TIMEOUT_S = 30.0
-"""Longest wait for one answer; a query that waits longer counts as failed."""
 
+# Longest wait for the end of the client's process, which waits for its last answers first.
 _END_TIMEOUT_S = 60.0
-"""Longest wait for the end of the client's process, which waits for its last answers first."""
 
 
 @dataclass(frozen=True, slots=True)

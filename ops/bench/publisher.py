@@ -15,16 +15,17 @@ from schemas.errors import RetryLaterError
 from schemas.events import ImageArrived
 from stream.log.event_log import EventLog, Message, message
 
+# Side of a noise picture: decoding takes no time, and no two are alike.
 _NOISE_SIDE_PX = 12
-"""Side of a noise picture: decoding takes no time, and no two are alike."""
 
+# Batches a second in which a publisher sends its events.
 _SLICES_PER_S = 10
-"""Batches a second in which a publisher sends its events."""
 
+# Seconds before a batch is tried again; arrivals that are due meanwhile wait.
 _RETRY_PAUSE_S = 0.5
 
+# Tries of one batch. Pauses alone are half a minute, and each try waits for the log besides.
 _TRIES = 60
-"""Tries of one batch. Pauses alone are half a minute, and each try waits for the log besides."""
 
 
 class Publisher(threading.Thread):

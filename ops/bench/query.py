@@ -20,29 +20,29 @@ from schemas.settings import RetrievalSettings
 from workers.query.engine import ModelEngine
 from workers.repository.follower import EmbeddingRows
 
+# Images of the index.
 SIZES = (10_000, 100_000)
-"""Images of the index."""
 
+# Queries that are timed.
 _QUERIES = 128
-"""Queries that are timed."""
 
+# Queries at once: the largest batch of a query worker.
 _BATCH = 16
-"""Queries at once: the largest batch of a query worker."""
 
+# Images of each answer.
 _RESULTS = 10
-"""Images of each answer."""
 
+# Random embeddings that the codebook is fitted to; its quality does not matter here.
 _CODEBOOK_SAMPLE = 2000
-"""Random embeddings that the codebook is fitted to; its quality does not matter here."""
 
+# Embeddings that are made at a time, which bounds memory.
 _CHUNK_IMAGES = 10_000
-"""Embeddings that are made at a time, which bounds memory."""
 
+# Leaves of an image, as the settings have it by default.
 _POSTINGS = 3
-"""Leaves of an image, as the settings have it by default."""
 
+# Answers a batch of queries.
 Answer = Callable[[Sequence[str]], object]
-"""Answers a batch of queries."""
 
 
 def query(seed: int) -> list[Comparison]:

@@ -13,11 +13,11 @@ from stream.log.outbox import outbox_size
 from workers.repository.connection import Connection
 from workers.repository.counters import totals
 
+# Seconds between two looks: below it, the looks themselves would slow the database.
 POLL_S = 0.05
-"""Seconds between two looks: below it, the looks themselves would slow the database."""
 
+# Longest wait for the first images: several processes import their libraries on few cores.
 WARM_UP_TIMEOUT_S = 120.0
-"""Longest wait for the first images: several processes import their libraries on few cores."""
 
 
 class StallClock:

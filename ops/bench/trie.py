@@ -15,26 +15,26 @@ from ops.bench.comparison import Comparison
 from schemas.identifiers import IdentifierShape
 from schemas.records import IntArray
 
+# The paper's codes (appendix E).
 SHAPE = IdentifierShape((64, 32, 16, 32), 64)
-"""The paper's codes (appendix E)."""
 
+# Postings: a small collection and one that no dictionary walk is comfortable with.
 SIZES = (100_000, 1_000_000)
-"""Postings: a small collection and one that no dictionary walk is comfortable with."""
 
+# 16 queries of 20 beams each, the largest batch of a query worker.
 _BEAMS = 320
-"""16 queries of 20 beams each, the largest batch of a query worker."""
 
+# Repetitions of a cheap operation; the median is reported.
 _REPEATS = 30
-"""Repetitions of a cheap operation; the median is reported."""
 
+# Repetitions of a rebuild, which takes seconds.
 _REBUILDS = 3
-"""Repetitions of a rebuild, which takes seconds."""
 
+# Milliseconds of a second.
 _MS = 1e3
-"""Milliseconds of a second."""
 
+# A trie of dictionaries: code → the codes behind it.
 NestedCodes = dict[int, "NestedCodes"]
-"""A trie of dictionaries: code → the codes behind it."""
 
 
 def trie(seed: int) -> list[Comparison]:
