@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from schemas.json_values import JsonObject, finite_number, list_of, object_of, text, whole_number
+from schemas.json_values import StoredJson, finite_number, list_of, object_of, text, whole_number
 
 # Keys of the recalls of a probe: share of queries whose image is among the first k answers.
 RECALL_CUTOFFS = ("R@1", "R@5", "R@10")
@@ -48,13 +48,13 @@ class JobFailure:
         return {"error": self.error}
 
     @classmethod
-    def from_json(cls, figures: JsonObject) -> "JobFailure | None":
+    def from_json(cls, figures: StoredJson) -> "JobFailure | None":
         """The failure that a run recorded; None for a run without an error."""
         error = text(figures.get("error"))
         return None if error is None else cls(error)
 
 
-def skip_reason(figures: JsonObject) -> str | None:
+def skip_reason(figures: StoredJson) -> str | None:
     """Why a run of any job had nothing to do; None where it did its work."""
     return text(figures.get("why"))
 
@@ -121,7 +121,7 @@ class RecallProbeResult:
         return document
 
     @classmethod
-    def from_json(cls, figures: JsonObject) -> "RecallProbeResult | None":
+    def from_json(cls, figures: StoredJson) -> "RecallProbeResult | None":
         """None for a run that had nothing to ask, or without any readable cohort."""
         generation = whole_number(figures.get("generation"))
         recorded = object_of(figures.get("cohorts"))
@@ -147,7 +147,7 @@ class RecallProbeSkipped:
         return {"queries": 0, "why": self.why}
 
     @classmethod
-    def from_json(cls, figures: JsonObject) -> "RecallProbeSkipped | None":
+    def from_json(cls, figures: StoredJson) -> "RecallProbeSkipped | None":
         """None for a probe that was done."""
         why = skip_reason(figures)
         return None if why is None else cls(why)
@@ -302,7 +302,7 @@ class DriftReportResult:
         }
 
     @classmethod
-    def from_json(cls, figures: JsonObject) -> "DriftReportResult | None":
+    def from_json(cls, figures: StoredJson) -> "DriftReportResult | None":
         """None for a run that examined no window, or without any readable monitor."""
         generation = whole_number(figures.get("generation"))
         monitors = _readings(figures.get("monitors"))
@@ -357,7 +357,7 @@ class DriftReportSkipped:
         return document
 
     @classmethod
-    def from_json(cls, figures: JsonObject) -> "DriftReportSkipped | None":
+    def from_json(cls, figures: StoredJson) -> "DriftReportSkipped | None":
         """None for a report that examined a window."""
         why = skip_reason(figures)
         if why is None:

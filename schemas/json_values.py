@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 
 # A JSON object as read from the database or from a file: nothing is known of its values.
-JsonObject = Mapping[str, object]
+StoredJson = Mapping[str, object]
 
 
 def finite_number(value: object) -> float | None:
@@ -32,7 +32,7 @@ def text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def object_of(value: object) -> JsonObject:
+def object_of(value: object) -> StoredJson:
     """A JSON object; an empty one for anything else."""
     return value if isinstance(value, Mapping) else {}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from schemas.generation_config import GateVerdict
 from schemas.job_results import skip_reason
-from schemas.json_values import JsonObject, list_of, text, whole_number
+from schemas.json_values import StoredJson, list_of, text, whole_number
 from schemas.training_record import TrainingRecord
 
 
@@ -32,7 +32,7 @@ class GateResult:
         }
 
     @classmethod
-    def from_json(cls, figures: JsonObject) -> "GateResult | None":
+    def from_json(cls, figures: StoredJson) -> "GateResult | None":
         """None for a run without a live generation; unreadable verdicts are left out."""
         recorded = figures.get("judged")
         if not isinstance(recorded, Mapping) or skip_reason(figures) is not None:
@@ -60,7 +60,7 @@ class GateSkipped:
         return {"judged": {}, "why": self.why}
 
     @classmethod
-    def from_json(cls, figures: JsonObject) -> "GateSkipped | None":
+    def from_json(cls, figures: StoredJson) -> "GateSkipped | None":
         """None for a gate run that looked at candidates."""
         why = skip_reason(figures)
         return None if why is None else cls(why)
@@ -97,7 +97,7 @@ class CandidateResult:
         return {**_candidate_json(self), "resumed": self.resumed}
 
     @classmethod
-    def from_json(cls, figures: JsonObject) -> "CandidateResult | None":
+    def from_json(cls, figures: StoredJson) -> "CandidateResult | None":
         """None for a run that trained nothing."""
         candidate = _candidate(figures)
         return None if skip_reason(figures) is not None else candidate
@@ -118,7 +118,7 @@ class CandidateSkipped:
         return {**_candidate_json(self.waiting), "why": self.why}
 
     @classmethod
-    def from_json(cls, figures: JsonObject) -> "CandidateSkipped | None":
+    def from_json(cls, figures: StoredJson) -> "CandidateSkipped | None":
         """None for a run that trained."""
         why = skip_reason(figures)
         return None if why is None else cls(why, _candidate(figures))
@@ -143,7 +143,7 @@ class PruneResult:
         }
 
     @classmethod
-    def from_json(cls, figures: JsonObject) -> "PruneResult | None":
+    def from_json(cls, figures: StoredJson) -> "PruneResult | None":
         """None where the number of shadow queries is missing."""
         shadow_queries = whole_number(figures.get("shadow_query"))
         if shadow_queries is None:
@@ -164,7 +164,7 @@ def _verdict(document: object) -> GateVerdict | None:
     return GateVerdict.from_json(document)
 
 
-def _candidate(figures: JsonObject) -> CandidateResult | None:
+def _candidate(figures: StoredJson) -> CandidateResult | None:
     generation = whole_number(figures.get("generation"))
     state = text(figures.get("state"))
     if generation is None or state is None:

@@ -6,22 +6,24 @@ Each is imported when it runs: some need PyTorch or vLLM, which take seconds to 
 import json
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
 
 from ops.bench.comparison import Comparison, document, table
+from schemas.records import JsonObject
 
-Report = tuple[dict[str, Any], str]
-"""The JSON document of a benchmark, and the same for people."""
+# The JSON document of a benchmark, and the same for people.
+Report = tuple[JsonObject, str]
 
+# The figures of docs/delivery.md.
 DEFAULT_CHAOS_EVENTS = 5000
 DEFAULT_DISTURBANCES = 100
+# Images, seconds of work for the stub model.
 DEFAULT_INGEST_EVENTS = 2000
 
+# Seconds of a steady flow: long enough for caches, merges and autovacuum to play their part.
 DEFAULT_STEADY_S = 300.0
-"""Seconds of a steady flow: long enough for caches, merges and autovacuum to play their part."""
 
+# Seconds of each phase of the switch benchmark: ten switches with pauses between them.
 DEFAULT_SWITCH_PHASE_S = 60.0
-"""Seconds of each phase of the switch benchmark: ten switches with pauses between them."""
 
 
 def run_benchmark(options: Namespace) -> Report:
@@ -35,6 +37,7 @@ def run_benchmark(options: Namespace) -> Report:
             return _recluster(options)
         case "switch":
             return _switch(options)
+    # The others report nothing but comparisons.
     comparisons = _compare(options)
     return document(comparisons), table(comparisons)
 
@@ -62,6 +65,7 @@ def _compare(options: Namespace) -> Sequence[Comparison]:
             from ops.bench.trie import trie
 
             return trie(options.seed)
+    # The command line has its own list of names: a new benchmark belongs in both places.
     raise AssertionError(f"sigma bench accepts no benchmark {options.what!r}")
 
 
@@ -98,5 +102,5 @@ def _switch(options: Namespace) -> Report:
     return _as_json(switch(config).to_json())
 
 
-def _as_json(report: dict[str, Any]) -> Report:
+def _as_json(report: JsonObject) -> Report:
     return report, json.dumps(report, indent=2)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from random import Random
-from typing import Any
 
 from ops.bench.fleet import ROLES, Fleet, open_fleet
 from ops.bench.publisher import Publisher, noise_arrivals
@@ -16,24 +15,27 @@ from ops.bench.settling import StallClock, events_under_way, settle, warm_up
 from ops.cli.progress_bar import bar
 from schemas.errors import WorkFailedError
 from schemas.events import INDEXED, ImageArrived
+from schemas.records import JsonObject
 from stream.log.event_log import EventLog
 from workers.repository.connection import Connection
 from workers.repository.counters import recount, totals
 
+# Seconds between two chances of a disturbance.
 _TICK_S = 1.0
-"""Seconds between two chances of a disturbance."""
 
+# Seconds between two readings of the stall clock.
 _POLL_S = 0.1
-"""Seconds between two readings of the stall clock."""
 
+# At the start, so that there is a survivor to take over from a worker that is killed.
 _WORKERS_PER_ROLE = 2
-"""At the start, so that there is a survivor to take over from a worker that is killed."""
 
+# Enough for both workers of each role to get some.
 _WARM_UP_EVENTS = 64
 
+# Longest wait for the publisher beyond the time that it was given.
 _PUBLISHER_TIMEOUT_S = 60.0
-"""Longest wait for the publisher beyond the time that it was given."""
 
+# Whole tables: the database of a fleet has one generation.
 _PRIMARIES_OF_IMAGES = """
     SELECT image_key, count(*) FROM posting WHERE suffix IS NOT NULL GROUP BY image_key
 """
@@ -112,7 +114,7 @@ class ChaosResult:
             return False
         return self.audit.checksum == self.undisturbed_checksum
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON document of `sigma bench chaos`."""
         return {
             "events": self.events,
@@ -188,6 +190,7 @@ def _watch(fleet: Fleet, log: EventLog, conn: Connection, stall: StallClock) -> 
 
 def _disturb_worker(fleet: Fleet, chance: float, *, churn: bool) -> str:
     """Disturb the worker that `chance`, in [0, 1), picks; return what was done to it."""
+    # Sorted, because a restarted worker is the last in the list of the fleet.
     workers = sorted(fleet.workers, key=lambda worker: (worker.role, worker.process.pid))
     worker = workers[int(chance * len(workers))]
     if not churn:
@@ -205,6 +208,7 @@ def _disturb_worker(fleet: Fleet, chance: float, *, churn: bool) -> str:
 
 def _undisturbed_checksum(config: ChaosConfig) -> str:
     """The trie's checksum after the same events without disturbances, in the embedded mode."""
+    # Always there: the outcome must not depend on the log either.
     with open_fleet(None) as fleet:
         events = noise_arrivals(fleet.folder, config.events, config.seed)
         log = fleet.services.open_log()
@@ -225,6 +229,7 @@ def _audit(log: EventLog, conn: Connection, generation: int, events: int) -> Ind
     primaries = conn.execute(_PRIMARIES_OF_IMAGES).fetchall()
     places = conn.execute(_OCCUPIED_PLACES).fetchone()
     occupied = int(places[0]) if places else 0
+    # Both break what the schema promises: one primary an image, one image a place.
     twice_posted = 0
     for _, count in primaries:
         twice_posted += count > 1
@@ -242,6 +247,7 @@ def _audit(log: EventLog, conn: Connection, generation: int, events: int) -> Ind
 
 def _indexed_deliveries(log: EventLog) -> Counter[str]:
     """How often each event is in the topic that reports indexed images, by CloudEvents id."""
+    # The relay may forward an event twice, with the same id.
     deliveries: Counter[str] = Counter()
     for (topic, partition), end in log.end_offsets([INDEXED]).items():
         for event in log.read(topic, partition, limit=end):

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
+from schemas.records import JsonObject
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -24,11 +26,12 @@ class Comparison:
         return self.ours / self.peer if self.peer else float("inf")
 
 
-def document(comparisons: Sequence[Comparison], **more: Any) -> dict[str, Any]:
+def document(comparisons: Sequence[Comparison], **more: Any) -> JsonObject:
     """Return the JSON document of a benchmark; `more` are further keys beside `rows`."""
     rows = []
     for comparison in comparisons:
         row = asdict(comparison)
+        # Rounded for the document only: the ratio comes from the full figures.
         row["ours"] = _json_number(comparison.ours)
         row["peer"] = _json_number(comparison.peer)
         row["ratio"] = _json_number(comparison.ratio)

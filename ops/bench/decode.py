@@ -33,32 +33,32 @@ from ops.embedded.isolation import ISOLATED_ENVIRONMENT, python_module
 from schemas.errors import WorkFailedError
 from schemas.identifiers import LEVELS, IdentifierShape
 
+# Ours, by what `main` calls them, and their names for people.
 ENGINES = {"torch": "torch engine", "vllm": "vLLM engine"}
-"""Ours, by what `main` calls them, and their names for people."""
 
+# vLLM's own beam search.
 PEER = "peer"
-"""vLLM's own beam search."""
 
+# As the settings have it by default.
 _BEAMS = 20
-"""As the settings have it by default."""
 
+# Images of the trie: enough that a beam has several children at every level.
 _IMAGES = 3000
-"""Images of the trie: enough that a beam has several children at every level."""
 
+# Queries at once → calls that are timed: a single query, and the largest batch.
 _ROUNDS = {1: 40, 16: 8}
-"""Queries at once → calls that are timed: a single query, and the largest batch."""
 
+# Calls before the timed ones: the first ones compile and allocate.
 _WARM_UP_CALLS = 2
-"""Calls before the timed ones: the first ones compile and allocate."""
 
+# Beam search asks vLLM for 2 × beams log-probabilities of each token; vLLM's default is 20.
 _PEER_MAX_LOGPROBS = 64
-"""Beam search asks vLLM for 2 × beams log-probabilities of each token; vLLM's default is 20."""
 
+# Positions of a prompt and its identifier; texts of the `tiny` profile have at most 96 tokens.
 _PEER_MAX_TOKENS = 128
-"""Positions of a prompt and its identifier; texts of the `tiny` profile have at most 96 tokens."""
 
+# Decodes a batch of queries.
 AnswerBatch = Callable[[Sequence[str]], object]
-"""Decodes a batch of queries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ def _compare(name: str, ours: DecodeSpeed, peer: DecodeSpeed, n: int) -> list[Co
 
 def _measure_in_process(engine: str, seed: int) -> dict[int, DecodeSpeed]:
     """Speeds of one engine by batch size."""
+    # One thread for each of them: they are compared on one core.
     completed = subprocess.run(
         python_module("ops.bench.decode", engine, str(seed)),
         capture_output=True,
@@ -166,12 +167,14 @@ def _open_peer(sigma: SigmaModel, folder: Path) -> AnswerBatch:
     """vLLM's own beam search over four tokens, which no trie constrains."""
     os.environ.update(VLLM_ENVIRONMENT)
     export_text_decoder(sigma, folder)
+    # Its beam search asks the tokenizer for the end token.
     sigma.tokenizer.save_pretrained(str(folder))
     # Imported here: vLLM reads the environment when it is imported.
     from vllm import LLM
     from vllm.inputs import TextPrompt, TokensPrompt
     from vllm.sampling_params import BeamSearchParams
 
+    # Otherwise as our own engine starts it, so that only the search differs.
     llm = LLM(
         model=str(folder),
         dtype="float32",
@@ -182,6 +185,7 @@ def _open_peer(sigma: SigmaModel, folder: Path) -> AnswerBatch:
         kv_cache_memory_bytes=KV_CACHE_BYTES,
         use_tqdm_on_load=False,
     )
+    # Without an early end every beam has four codes, as ours have.
     parameters = BeamSearchParams(beam_width=_BEAMS, max_tokens=LEVELS, ignore_eos=True)
 
     def answer(batch: Sequence[str]) -> object:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,28 +27,29 @@ from ops.bench.drift_streams import (
     summarise_topic,
 )
 from ops.bench.peer_process import PeerProcess, PeerShares
+from schemas.records import JsonObject
 
+# Where `make peers` puts Evidently.
 PEER = Path(".venv-peers/bin/python")
-"""Where `make peers` puts Evidently."""
 
+# Images an hour of a small installation: every image is in a window.
 FEW_PER_HOUR = 1_000
-"""Images an hour of a small installation: every image is in a window."""
 
+# Images an hour of a large one.
 MANY_PER_HOUR = 100_000
-"""Images an hour of a large one."""
 
+# Share of drifted columns from which the peer alarms. Evidently calls a data set drifted when
+# half of its columns are; a person may also look at every column.
 PEER_LIMITS = {"half of the columns": 0.5, "any column": 1e-9}
-"""Share of drifted columns from which the peer alarms. Evidently calls a data set drifted when half
-of its columns are; a person may also look at every column."""
 
+# Ordinary images that streams are drawn from.
 _STREAM_IMAGES = 4000
-"""Ordinary images that streams are drawn from."""
 
+# Images of each new topic.
 _TOPIC_IMAGES = 300
-"""Images of each new topic."""
 
+# The topic that is compared with the peer: a subject never seen.
 _MAIN_TOPIC = next(iter(TOPICS))
-"""The topic that is compared with the peer: a subject never seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class DriftResult:
     """Seconds of the whole benchmark."""
 
 
-def drift(config: DriftConfig) -> tuple[dict[str, Any], str]:
+def drift(config: DriftConfig) -> tuple[JsonObject, str]:
     """Run it; return the JSON document of `sigma bench drift`, and the same for people."""
     result = _measure(config)
     comparisons = _comparisons(result)
@@ -101,7 +101,7 @@ def _measure(config: DriftConfig) -> DriftResult:
     splits = []
     for number in range(config.seeds):
         splits.append(Split.draw(pool.ordinary, config.seed + number))
-    # It works beside us.
+    # Started first: it works on another core meanwhile.
     peer = _start_peer(config, splits[0], pool)
     months = []
     for number, split in enumerate(splits[: config.months]):
@@ -128,6 +128,7 @@ def _measure(config: DriftConfig) -> DriftResult:
 
 def _start_peer(config: DriftConfig, split: Split, pool: DriftPool) -> PeerProcess | None:
     """Start the peer on drift-free windows, and on as many with a new topic as there are seeds."""
+    # Without the peer, ours is measured all the same, and the report says what is missing.
     if config.peer is None or not config.peer.is_file():
         return None
     rng = np.random.default_rng(config.seed)
@@ -186,7 +187,7 @@ def _share_from(values: Sequence[float], least: float) -> float:
     return sum(value >= least for value in values) / len(values)
 
 
-def _details(result: DriftResult) -> dict[str, Any]:
+def _details(result: DriftResult) -> JsonObject:
     """The keys of the JSON document beside the comparisons."""
     significant = {}
     for images_per_hour, share in result.significant.items():

@@ -15,17 +15,18 @@ from model.network.base import SHIPPED, Base
 from model.network.parts import ModelParts, parts_from_base
 from model.network.profiles import Profile, profile
 from ops.bench.drift_scenes import TOPICS, DrawRequest, draw_images
-from ops.study.index import Corpus, Index, corpus_of, view_tokens
-from ops.study.learning import Trained, train_fully
+from ops.study.learning import StudyGeneration, train_fully
 from ops.study.streams import Stream
+from ops.study.study_corpus import StudyCorpus
+from ops.study.study_index import StudyIndex
 from schemas.records import BoolArray, IntArray
 from schemas.settings import RetrievalSettings
 
+# Ordinary images that the model is trained on; the monitors see others.
 _TRAINED = 600
-"""Ordinary images that the model is trained on; the monitors see others."""
 
+# Images that are posted at a time.
 _CHUNK_IMAGES = 1000
-"""Images that are posted at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +90,7 @@ def make_pool(seed: int, ordinary: int, topical: int) -> DriftPool:
 
     Trains the model first, on ordinary images that are not in the pool.
     """
+    # Drawn together, in this order: trained, ordinary, then topic by topic.
     requests = [DrawRequest((), seed, _TRAINED + ordinary)]
     for new in TOPICS.values():
         requests.append(DrawRequest(new, seed, topical))
@@ -109,29 +111,29 @@ def _pool(stream: Stream, seed: int) -> PooledImages:
     training_numbers = np.arange(_TRAINED, dtype=np.int64)
     trained = _train(tiny, parts, _part(stream, training_numbers), seed)
     # Only training needs captions' embeddings, the teacher's scores and visual tokens.
-    corpus = Corpus(
+    corpus = StudyCorpus(
         stream,
         embeddings=parts.encoder.embed_images(list(stream.pixels)),
-        texts=np.empty((0, 0), np.float32),
+        query_embeddings=np.empty((0, 0), np.float32),
         visual=torch.empty(0),
         soft_labels=[],
     )
     arrivals = np.arange(_TRAINED, len(stream.pixels), dtype=np.int64)
     with tempfile.TemporaryDirectory() as folder:
-        index = Index(trained.checkpoint, corpus, Path(folder), RetrievalSettings())
+        index = StudyIndex.open(trained.checkpoint, corpus, Path(folder), RetrievalSettings())
         index.load(training_numbers, trained.codes)
         for start in range(0, len(arrivals), _CHUNK_IMAGES):
             index.append(arrivals[start : start + _CHUNK_IMAGES])
+        # In the full gallery: an image that arrives has all others as rivals.
         found = np.array([rank is not None for rank in index.ranks(arrivals)])
         pooled = PooledImages(_arrival_window(index, arrivals), found)
         index.close()
     return pooled
 
 
-def _train(tiny: Profile, parts: ModelParts, stream: Stream, seed: int) -> Trained:
+def _train(tiny: Profile, parts: ModelParts, stream: Stream, seed: int) -> StudyGeneration:
     """A model trained on all images of a stream."""
-    visual = view_tokens(parts.sigma, stream.pixels, seed)
-    corpus = corpus_of(stream, parts.encoder, parts.teacher, visual)
+    corpus = StudyCorpus.prepare(stream, parts, seed)
     numbers = np.arange(len(stream.pixels), dtype=np.int64)
     return train_fully(SHIPPED, tiny, corpus, numbers, seed)
 
@@ -148,7 +150,7 @@ def _part(stream: Stream, numbers: IntArray) -> Stream:
     )
 
 
-def _arrival_window(index: Index, numbers: IntArray) -> ArrivalWindow:
+def _arrival_window(index: StudyIndex, numbers: IntArray) -> ArrivalWindow:
     """What the index worker would have stored of (n,) images.
 
     No leaf is near full, and no query is looked at.

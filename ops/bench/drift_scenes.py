@@ -18,29 +18,29 @@ from ops.scenes.vocabulary import COLOURS, GROUNDS, SHAPES
 from ops.study.streams import Stream, StreamConfig
 from schemas.records import ByteArray
 
+# What no ordinary scene shows, by respect.
 NEW_WORDS = {
     "grounds": ("olive", "lavender"),
     "colours": ("pink", "purple"),
     "shapes": ("star", "heart"),
 }
-"""What no ordinary scene shows, by respect."""
 
+# New topics, each by the respects in which it is new: the first is a subject never seen.
 TOPICS: dict[str, tuple[str, ...]] = {
     "grounds+colours+shapes": tuple(NEW_WORDS),
     "grounds": ("grounds",),
     "colours": ("colours",),
     "shapes": ("shapes",),
 }
-"""New topics, each by the respects in which it is new: the first is a subject never seen."""
 
+# Captions of an image to learn from; one more is held out as a query.
 CAPTIONS = 2
-"""Captions of an image to learn from; one more is held out as a query."""
 
+# Drawing takes longer than reading the results; more processes than cores gain nothing.
 _PROCESSES = 2
-"""Drawing takes longer than reading the results; more processes than cores gain nothing."""
 
+# Images that a process draws at a time: seconds of work for a message of some megabytes.
 _CHUNK_IMAGES = 500
-"""Images that a process draws at a time: seconds of work for a message of some megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ def draw_images(requests: Sequence[DrawRequest], seed: int) -> Stream:
             chunks.append(replace(request, first=first, count=count))
     pixels = []
     texts: list[tuple[str, ...]] = []
+    # Spawned: a fork of a process with PyTorch's threads may deadlock.
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as processes:
         for chunk_pixels, chunk_texts in processes.map(_draw_chunk, chunks):
             pixels.append(chunk_pixels)
@@ -110,6 +111,7 @@ def _draw_chunk(request: DrawRequest) -> tuple[ByteArray, list[tuple[str, ...]]]
     pixels = []
     texts = []
     for number in range(request.first, request.first + request.count):
+        # By its number, so that an image does not depend on how the chunks are cut.
         rng = Random(f"drift/{'+'.join(request.new)}/{request.seed}/{number}")
         scene = draw_topic_scene(rng, request.new)
         image = np.asarray(render(rng, scene, IMAGE_SIDE_PX), dtype=np.uint8)

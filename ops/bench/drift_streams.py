@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -18,29 +17,32 @@ from model.drift.monitors import (
 )
 from model.network.profiles import profile
 from ops.bench.drift_pool import PooledImages
+from schemas.records import JsonObject
 
+# A month, with an hourly job.
 DAYS = 30
 HOURS = 24
 
+# Hourly windows of a month.
 MONTH_WINDOWS = DAYS * HOURS
-"""Hourly windows of a month."""
 
+# Share of a new topic among the arrivals once it has begun.
 NEW_SHARE = 0.1
-"""Share of a new topic among the arrivals once it has begun."""
 
+# Images of the new stream within which an alarm or a page is in time.
 _NOTICED_WITHIN = 2000
-"""Images of the new stream within which an alarm or a page is in time."""
 
+# Windows of a stream with a new topic: the first one that is too late is among them.
 _TOPIC_WINDOWS = 3
-"""Windows of a stream with a new topic: the first one that is too late is among them."""
 
+# Expected windows between false alarms when significance is counted: at the product's year, a few
+# months would show none and no two rates could be compared.
 _FREQUENT_RUN = 4.0
-"""Expected windows between false alarms when significance is counted: at the product's year, a few
-months would show none and no two rates could be compared."""
 
+# Added to the seeds of the streams whose rates are compared, so that they are not the months.
 _RATE_SEED = 100
-"""Added to the seeds of the streams whose rates are compared, so that they are not the months."""
 
+# Makes the random numbers of topics differ from those of months.
 _TOPIC_SEED = 7
 
 
@@ -104,7 +106,7 @@ class DelaySummary:
             return cls(0, [])
         return cls(len(in_time), [min(in_time), int(np.median(in_time)), max(in_time)])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain values for JSON."""
         return {"within": self.within, "images": self.images}
 
@@ -119,7 +121,7 @@ class TopicSummary:
     alarm: DelaySummary
     page: DelaySummary
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain values for JSON."""
         return {
             "seeds": self.seeds,
@@ -184,6 +186,7 @@ def _notice(split: Split, topic: PooledImages, seed: int) -> NoticeDelay:
 
     The topic begins somewhere in the first window.
     """
+    # A generator of its own: a stream is the same for every topic, up to the topic.
     rng = np.random.default_rng((seed, _TOPIC_SEED))
     onset = int(rng.integers(0, WINDOW_IMAGES))
     alarm = None
@@ -196,6 +199,7 @@ def _notice(split: Split, topic: PooledImages, seed: int) -> NoticeDelay:
         if verdict.level != "none" and alarm is None:
             alarm = delay
             monitors = verdict.monitors
+        # A page ends the stream: a person looks, and no later window is news.
         if verdict.level == "page":
             return NoticeDelay(alarm, page=delay, monitors=monitors)
     return NoticeDelay(alarm, page=None, monitors=monitors)
@@ -214,6 +218,7 @@ def _drift_free_windows(split: Split, seed: int, images_per_hour: int) -> Iterat
     """
     rng = np.random.default_rng((seed, images_per_hour))
     for _ in range(MONTH_WINDOWS):
+        # With replacement: a month has more arrivals than the pool has images.
         hour = rng.integers(0, len(split.stream), images_per_hour)
         sampled = rng.choice(images_per_hour, WINDOW_IMAGES, replace=False)
         yield split.stream.take(hour[sampled])

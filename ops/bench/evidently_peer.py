@@ -38,6 +38,7 @@ def drifted_share(reference: Any, window: Any, categories: int) -> float:
 
     def dataset(rows: Any) -> Any:
         frame = pd.DataFrame(rows, columns=names)
+        # As text: the numbers of codes have no order.
         frame = frame.astype(dict.fromkeys(categorical, str))
         return Dataset.from_pandas(frame, data_definition=definition)
 

@@ -24,16 +24,17 @@ from stream.log.topics import TOPICS
 from workers.repository.connection import migrate
 from workers.runtime.services import Services
 
+# The workers that every benchmark of the stream needs.
 ROLES = ("intake", "index")
-"""The workers that every benchmark of the stream needs."""
 
+# Longest wait for a broker to delete topics, which it does in the background.
 _DELETE_TIMEOUT_S = 30.0
-"""Longest wait for a broker to delete topics, which it does in the background."""
 
+# Seconds between two looks at the topics that are left.
 _DELETE_POLL_S = 0.05
 
+# Characters of a worker's log that an error message quotes.
 _LOG_TAIL = 500
-"""Characters of a worker's log that an error message quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Fleet:
         # The intake worker needs no model.
         if self.stub and role != "intake":
             arguments = ("ops.bench.stub_worker", role)
+        # Appended: the workers of a role share a log, and so do those that are started again.
         with (self.folder / f"{role}.log").open("ab") as log:
             process = subprocess.Popen(
                 python_module(*arguments),
@@ -78,6 +80,7 @@ class Fleet:
 
     def kill(self, worker: WorkerProcess) -> None:
         """Kill a worker; it has ended afterwards."""
+        # It cannot catch SIGKILL, so it neither finishes its batch nor leaves its consumer group.
         worker.process.kill()
         worker.process.wait()
         self.workers.remove(worker)
@@ -113,6 +116,7 @@ class Fleet:
 
     def close(self) -> None:
         """Kill all workers and stop the database."""
+        # Before the database: workers without one would only fill their logs.
         for worker in [*self.workers, *self._leaving]:
             worker.process.kill()
             worker.process.wait()
@@ -173,6 +177,7 @@ def _prepare(services: Services, *, stub: bool) -> int:
     """Create bucket, topics and tables; return the stub's generation, 0 without the stub."""
     if services.s3 is not None:
         services.s3.create_bucket()
+    # What an earlier run left in the broker would count as this one's.
     if services.settings.kafka is not None:
         delete_topics(services.settings.kafka)
     log = services.open_log()

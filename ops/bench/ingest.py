@@ -28,27 +28,29 @@ from workers.repository.connection import Connection, transaction
 from workers.runtime.metrics import IndexMetrics
 from workers.trainer.seeding import arrival
 
+# Share of an index worker's time that may pass outside the model's forward.
 GOAL = 0.10
-"""Share of an index worker's time that may pass outside the model's forward."""
 
+# Events before the timed ones, until both workers have started.
 _WARM_UP_EVENTS = 64
 
+# Longest wait for a measurement.
 _TIMEOUT_S = 300.0
-"""Longest wait for a measurement."""
 
+# Longest wait for a new consumer's partitions.
 _JOIN_TIMEOUT_S = 5.0
-"""Longest wait for a new consumer's partitions."""
 
+# Events that are polled at a time, as by the index worker.
 _BATCH_EVENTS = 32
-"""Events that are polled at a time, as by the index worker."""
 
+# Images of the tiny model's measurement: some fifteen full batches.
 _SCENES = 480
-"""Images of the tiny model's measurement: some fifteen full batches."""
 
+# Seconds between two looks at what is under way, small beside a measurement.
 _POLL_S = 0.1
 
+# Longest wait for an index worker to finish its batch.
 _STOP_TIMEOUT_S = 30.0
-"""Longest wait for an index worker to finish its batch."""
 
 
 def ingest(events: int, kafka: str | None) -> list[Comparison]:
@@ -94,12 +96,14 @@ def _log_events_per_second(
     """Publish, poll and commit events without doing anything about them."""
     messages = arrival_messages(arrivals)
     with log.open_consumer("alone", [ARRIVED]) as consumer:
+        # To join a group takes seconds with Kafka; they are not part of the log's speed.
         consumer.poll(timeout_s=_JOIN_TIMEOUT_S)
         began = time.monotonic()
         polled = 0
         log.publish(None, messages)
         while polled < len(messages) and time.monotonic() - began < _TIMEOUT_S:
             batch = consumer.poll(max_events=_BATCH_EVENTS, timeout_s=1)
+            # As workers do it: the commit is part of what the log costs.
             with transaction(conn):
                 store_offsets(log, conn, "alone", batch)
             polled += len(batch)
@@ -131,6 +135,7 @@ def _share_outside_model(fleet: Fleet, log: EventLog, conn: Connection) -> float
     """
     parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
     assigner = ModelAssigner(parts.sigma, parts.encoder, fleet.services.settings.retrieval.postings)
+    # Before the scenes arrive: none must go to the stub.
     _stop_index_workers(fleet)
     log.publish(None, arrival_messages(_scene_arrivals(fleet)))
     deadline = time.monotonic() + _TIMEOUT_S

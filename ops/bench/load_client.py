@@ -15,14 +15,14 @@ from multiprocessing.process import BaseProcess
 
 import httpx
 
+# Queries that may wait for their answers at once: nearly a second's worth at 20 a second.
 _CLIENT_THREADS = 16
-"""Queries that may wait for their answers at once: nearly a second's worth at 20 a second."""
 
+# Longest wait for one answer; a query that waits longer counts as failed.
 _QUERY_TIMEOUT_S = 30.0
-"""Longest wait for one answer; a query that waits longer counts as failed."""
 
+# Longest wait for the end of the client's process, which waits for its last answers first.
 _END_TIMEOUT_S = 60.0
-"""Longest wait for the end of the client's process, which waits for its last answers first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,10 @@ class LoadClient:
     @classmethod
     def start(cls, url: str, texts: Sequence[str], rate: float) -> "LoadClient":
         """Start a client of the query worker at `url`; it repeats the texts in their order."""
+        # A forked client would share the database connections of this process.
         context = get_context("spawn")
         line, client_line = context.Pipe()
+        # A daemon: a benchmark that fails must not leave its client running.
         process = context.Process(
             target=_run_client, args=(client_line, url, list(texts), rate), daemon=True
         )
@@ -97,9 +99,12 @@ def _run_client(line: Connection, url: str, texts: Sequence[str], rate: float) -
         number = 0
         due_s = began_s
         with ThreadPoolExecutor(_CLIENT_THREADS) as threads:
+            # The wait for the next query is also the look for the message that ends the client.
             while not line.poll(max(0.0, due_s - time.monotonic())):
                 threads.submit(send, texts[number % len(texts)], due_s)
                 number += 1
+                # From the begin, not from the last query: a client that fell behind catches up, so
+                # a slow answer does not hide the queries that had to wait for it.
                 due_s = began_s + number / rate
     line.send(timings)
 

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,15 +14,16 @@ from ops.bench.drift_pool import PooledImages
 from ops.embedded.isolation import ISOLATED_ENVIRONMENT
 from schemas.errors import WorkFailedError
 from schemas.identifiers import LEVELS
+from schemas.records import DoubleArray
 
+# First components of an embedding that the peer sees: it scores columns one by one.
 _EMBEDDING_COLUMNS = 16
-"""First components of an embedding that the peer sees: it scores columns one by one."""
 
+# Columns that are categories: the codes, and whether model and codebook agree.
 _CATEGORIES = LEVELS + 1
-"""Columns that are categories: the codes, and whether model and codebook agree."""
 
+# Characters of the peer's error output that a message quotes.
 _ERROR_TAIL = 300
-"""Characters of the peer's error output that a message quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,12 @@ class PeerProcess:
                 f"the peer failed ({errors.strip()[-_ERROR_TAIL:]});"
                 " make its environment again with: make peers"
             )
+        # The last line: libraries may print before it.
         shares: list[float] = json.loads(output.strip().splitlines()[-1])
         return PeerShares(shares[: self.drift_free], shares[self.drift_free :])
 
 
-def _columns(images: PooledImages) -> Any:
+def _columns(images: PooledImages) -> DoubleArray:
     """(n, C): categories, then confidence and the first components of the embedding."""
     window = images.window
     return np.column_stack(

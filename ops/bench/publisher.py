@@ -15,16 +15,17 @@ from schemas.errors import RetryLaterError
 from schemas.events import ImageArrived
 from stream.log.event_log import EventLog, Message, message
 
+# Side of a noise picture: decoding takes no time, and no two are alike.
 _NOISE_SIDE_PX = 12
-"""Side of a noise picture: decoding takes no time, and no two are alike."""
 
+# Batches a second in which a publisher sends its events.
 _SLICES_PER_S = 10
-"""Batches a second in which a publisher sends its events."""
 
+# Seconds before a batch is tried again; arrivals that are due meanwhile wait.
 _RETRY_PAUSE_S = 0.5
 
+# Tries of one batch. Pauses alone are half a minute, and each try waits for the log besides.
 _TRIES = 60
-"""Tries of one batch. Pauses alone are half a minute, and each try waits for the log besides."""
 
 
 class Publisher(threading.Thread):
@@ -46,10 +47,12 @@ class Publisher(threading.Thread):
         slices = max(1, int(self._seconds * _SLICES_PER_S))
         began = time.monotonic()
         for number in range(slices):
+            # Bounds by integers: each event is in exactly one slice.
             first = number * len(self._events) // slices
             end = (number + 1) * len(self._events) // slices
             self._publish(arrival_messages(self._events[first:end]))
             if self._seconds:
+                # From the begin, so that a slow log does not lower the rate of what follows.
                 next_due = began + (number + 1) / _SLICES_PER_S
                 time.sleep(max(0.0, next_due - time.monotonic()))
 
@@ -65,6 +68,7 @@ class Publisher(threading.Thread):
 
 def arrival_messages(events: Sequence[ImageArrived]) -> list[Message]:
     """The messages of arrivals, each with its image id as the key."""
+    # The key decides the partition, so all events of an image stay in their order.
     return [message(event, event.image_id) for event in events]
 
 

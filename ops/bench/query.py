@@ -20,29 +20,29 @@ from schemas.settings import RetrievalSettings
 from workers.query.engine import ModelEngine
 from workers.repository.follower import EmbeddingRows
 
+# Images of the index.
 SIZES = (10_000, 100_000)
-"""Images of the index."""
 
+# Queries that are timed.
 _QUERIES = 128
-"""Queries that are timed."""
 
+# Queries at once: the largest batch of a query worker.
 _BATCH = 16
-"""Queries at once: the largest batch of a query worker."""
 
+# Images of each answer.
 _RESULTS = 10
-"""Images of each answer."""
 
+# Random embeddings that the codebook is fitted to; its quality does not matter here.
 _CODEBOOK_SAMPLE = 2000
-"""Random embeddings that the codebook is fitted to; its quality does not matter here."""
 
+# Embeddings that are made at a time, which bounds memory.
 _CHUNK_IMAGES = 10_000
-"""Embeddings that are made at a time, which bounds memory."""
 
+# Leaves of an image, as the settings have it by default.
 _POSTINGS = 3
-"""Leaves of an image, as the settings have it by default."""
 
+# Answers a batch of queries.
 Answer = Callable[[Sequence[str]], object]
-"""Answers a batch of queries."""
 
 
 def query(seed: int) -> list[Comparison]:
@@ -60,6 +60,7 @@ def _compare(images: int, seed: int) -> Comparison:
             return engine.answer(batch, _RESULTS, settings)
 
         def answer_exact(batch: Sequence[str]) -> object:
+            # Embedding the text is part of both: neither can answer without it.
             return engine.answer_exact(engine.encoder.embed_texts(batch), _RESULTS)
 
         comparison = Comparison(
@@ -113,6 +114,7 @@ def _add_embeddings(engine: ModelEngine, images: int, width: int, rng: np.random
 
 
 def _embedding_rows(keys: IntArray, vectors: FloatArray) -> EmbeddingRows:
+    # Unit vectors of half precision, as the database stores them.
     unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
     confidences = np.zeros(len(keys), np.float32)
     trained = np.zeros(len(keys), np.bool_)
@@ -124,6 +126,7 @@ def _add_postings(engine: ModelEngine, images: int, rng: np.random.Generator) ->
     slots = engine.gallery.slots(_image_keys(images))
     for rank in range(_POSTINGS):
         is_primary = rank == 0
+        # -1 marks an alternate.
         suffixes = np.zeros(images, np.int64) if is_primary else np.full(images, -1)
         leaves = rng.integers(0, engine.shape.leaves, images)
         weights = np.full(images, -float(rank), np.float32)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+# Words of the generated scenes' captions. Their order decides what a seed gives.
 _WORDS = (
     "a",
     "small",
@@ -19,10 +20,9 @@ _WORDS = (
     "right",
     "star",
 )
-"""Words of the generated scenes' captions. Their order decides what a seed gives."""
 
+# As many as in a short caption.
 _WORDS_IN_QUERY = 7
-"""As many as in a short caption."""
 
 
 def query_texts(count: int, seed: int) -> list[str]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
@@ -25,14 +24,14 @@ from ops.bench.comparison import Comparison, document, table
 from ops.bench.recluster_stores import CORPORA, embedded_stores
 from ops.cli.progress_bar import bar
 from schemas.identifiers import LEVELS
-from schemas.records import BoolArray, FloatArray, IntArray
+from schemas.records import BoolArray, FloatArray, IntArray, JsonObject
 
+# Fresh fits of a run. The error of one depends on its seed by as much as a stationary corpus can
+# gain, so their mean is the yardstick.
 _FRESH_FITS = 3
-"""Fresh fits of a run. The error of one depends on its seed by as much as a stationary corpus can
-gain, so their mean is the yardstick."""
 
+# Between the seeds of two fresh fits of a run; runs are one apart.
 _SEEDS_APART = 1000
-"""Between the seeds of two fresh fits of a run; runs are one apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class ReclusterRun:
         """Mean of the fresh fits."""
         return fmean(self.errors_fresh)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """One of the `runs` of the JSON document."""
         before = self.report.error_old
         after = self.report.error_new
@@ -115,7 +114,7 @@ class ReclusterRun:
         }
 
 
-def recluster(config: ReclusterBenchConfig) -> tuple[dict[str, Any], str]:
+def recluster(config: ReclusterBenchConfig) -> tuple[JsonObject, str]:
     """Run all; return the JSON document with every run, and the table of their means."""
     runs = _run_all(config)
     comparisons = []
@@ -151,6 +150,7 @@ def _run(corpus: str, old: Codebook, embeddings: FloatArray, early: int, seed: i
     The old codebook was fitted to the first `early` rows.
     """
     was = old.encode(embeddings)
+    # CPU seconds: other processes of the machine do not count.
     began = time.process_time()
     new, config = recluster_within_budget(old, embeddings, ReclusterConfig(seed=seed))
     now = keep_codes(was, embeddings, new, config)
@@ -189,6 +189,7 @@ def matched(was: IntArray, now: IntArray, old: Codebook) -> IntArray:
 
     id2 and id3 are matched inside each id1, as they mean something only there. This is the peer.
     """
+    # A fresh fit knows nothing of the old numbers: without this, equal clusters look moved.
     renumbered = now.copy()
     counts = old.config.shape.codes
     every_row = np.ones(len(was), dtype=np.bool_)

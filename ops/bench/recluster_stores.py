@@ -10,16 +10,17 @@ from ops.scenes.corpus import CorpusConfig, samples
 from ops.scenes.scene import Scene
 from schemas.records import FloatArray
 
+# The kinds of stores; see `ops.bench.recluster`.
 CORPORA = ("stationary", "shifted")
 
+# Words of scenes that only later images show, in the shifted corpus.
 LATER_WORDS = frozenset({"star", "ring", "pink", "brown", "lavender"})
-"""Words of scenes that only later images show, in the shifted corpus."""
 
+# What the `tiny` profile looks at.
 _SIDE_PX = 56
-"""What the `tiny` profile looks at."""
 
+# Images of the corpus to choose from, more than are ever drawn: most scenes do not fit.
 _ENDLESS = 1 << 40
-"""Images of the corpus to choose from, more than are ever drawn: most scenes do not fit."""
 
 
 def embedded_stores(base: Base, images: int, seed: int) -> dict[str, FloatArray]:
@@ -37,6 +38,7 @@ def embedded_stores(base: Base, images: int, seed: int) -> dict[str, FloatArray]
 def _embedded(base: Base, count: int, seed: int, fits: Callable[[Scene], bool]) -> FloatArray:
     """(count, D) embeddings of the first images whose scene fits."""
     corpus = CorpusConfig(images=_ENDLESS, seed=seed, captions=0, test_captions=0)
+    # Lazily: only scenes that fit are rendered, and only as many as are wanted.
     fitting = (sample for sample in samples(corpus) if fits(sample.scene))
     pixels = [sample.pixels(_SIDE_PX) for sample in islice(fitting, count)]
     return base.encoder.embed_images(pixels)

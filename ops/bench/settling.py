@@ -13,11 +13,11 @@ from stream.log.outbox import outbox_size
 from workers.repository.connection import Connection
 from workers.repository.counters import totals
 
+# Seconds between two looks: below it, the looks themselves would slow the database.
 POLL_S = 0.05
-"""Seconds between two looks: below it, the looks themselves would slow the database."""
 
+# Longest wait for the first images: several processes import their libraries on few cores.
 WARM_UP_TIMEOUT_S = 120.0
-"""Longest wait for the first images: several processes import their libraries on few cores."""
 
 
 class StallClock:
@@ -60,8 +60,10 @@ def settle(
     while time.monotonic() < deadline:
         indexed = totals(conn, fleet.generation).images
         under_way = events_under_way(log, conn)
+        # The number of images is not enough: rejected and repeated events end without one.
         if indexed >= images and under_way == 0:
             return True
+        # A fleet has no supervisor, and workers may end when a service is unavailable.
         fleet.restart_ended()
         if stall is not None:
             stall.observe(indexed, busy=under_way > 0)

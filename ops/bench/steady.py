@@ -30,22 +30,25 @@ from workers.trainer.request import TrainRequest
 from workers.trainer.seeding import arrival
 from workers.trainer.trainer import train
 
+# Percentile → seconds from arrival to searchable that are the goal.
 ALLOWED_S = {50: 0.5, 95: 1.0, 99: 2.0}
-"""Percentile → seconds from arrival to searchable that are the goal."""
 
+# Scenes to train on: what is measured is time, so a bad model serves.
 _TRAINING_IMAGES = 240
-"""Scenes to train on: what is measured is time, so a bad model serves."""
 
+# Arrivals at once that show the model's speed: several seconds of work.
 _BURST_IMAGES = 600
-"""Arrivals at once that show the model's speed: several seconds of work."""
 
+# Longest wait for the last image; those that are not searchable then are left out.
 _TIMEOUT_S = 120.0
-"""Longest wait for the last image; those that are not searchable then are left out."""
 
+# Seconds between two looks; the times come from the database, not from the looks.
 _POLL_S = 0.5
 
+# Any seed does; training, burst and flow are disjoint ranges of one corpus.
 _CORPUS_SEED = 3
 
+# For each searchable image, the fields of `ImageFreshness`.
 _FRESHNESS = """
     SELECT
         extract(epoch FROM min(v.searchable_at) - min(v.published_at))::float8,
@@ -56,7 +59,6 @@ _FRESHNESS = """
     WHERE i.image_id = ANY(%(ids)s)
     GROUP BY v.image_key
 """
-"""For each searchable image, the fields of `ImageFreshness`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ def _measure(log: EventLog, conn: Connection, folder: Path, seconds: float) -> S
     Publisher(log, burst, 0).run()
     burst_s = max(image.since_first_s for image in _wait_until_searchable(conn, burst))
     burst_rate = len(burst) / burst_s
+    # Half of the speed: queues stay short, so the wait is the system's own and not a backlog.
     steady_rate = burst_rate / 2
     flow = _scene_arrivals(
         folder / "flow", int(steady_rate * seconds), start=_TRAINING_IMAGES + _BURST_IMAGES

@@ -16,17 +16,17 @@ from workers.generations.inferred import Inferred
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, create_generation, set_state
 
+# 4,096 leaves of 64 suffixes: room for the images of every benchmark.
 SHAPE = IdentifierShape((16, 8, 8, 4), 64)
-"""4,096 leaves of 64 suffixes: room for the images of every benchmark."""
 
+# Numbers of an embedding.
 WIDTH = 64
-"""Numbers of an embedding."""
 
+# Leaves of an image, as the settings have it by default.
 _POSTINGS = 3
-"""Leaves of an image, as the settings have it by default."""
 
+# Further leaves, for images whose primary leaf is full.
 _SPILL = 5
-"""Further leaves, for images whose primary leaf is full."""
 
 
 class StubAssigner:

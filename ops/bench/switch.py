@@ -45,27 +45,31 @@ from workers.trainer.request import TrainRequest
 from workers.trainer.seeding import arrival
 from workers.trainer.trainer import train
 
+# The query worker too, unlike in benchmarks of the stream alone.
 ROLES = ("intake", "index", "query")
 
+# Scenes to train on: what is measured is time, so a bad model serves.
 _TRAINING_IMAGES = 240
-"""Scenes to train on: what is measured is time, so a bad model serves."""
 
+# Epochs of each stage, as a share of the profile's, for the same reason.
 _TRAINING_SHARE = 0.25
-"""Epochs of each stage, as a share of the profile's, for the same reason."""
 
+# Arrivals before the first query, so that there is something to find.
 _WARM_UP_EVENTS = 40
-"""Arrivals before the first query, so that there is something to find."""
 
+# Different queries; they are repeated.
 _QUERY_TEXTS = 500
-"""Different queries; they are repeated."""
 
+# Any seed does; training and flow are disjoint ranges of one corpus.
 _CORPUS_SEED = 3
 
+# Longest wait for workers to start, or for a generation to answer: a model has to be loaded.
 _TIMEOUT_S = 240.0
-"""Longest wait for workers to start, or for a generation to answer: a model has to be loaded."""
 
+# Longest wait for one answer while a generation is awaited.
 _QUERY_TIMEOUT_S = 30.0
 
+# Seconds between two such queries: bounds the error of `Move.until_served_s`.
 _POLL_S = 0.1
 
 
@@ -159,6 +163,8 @@ def _open_stage(config: SwitchConfig) -> Iterator[_Stage]:
         log = fleet.services.open_log()
         with fleet.services.connect("bench") as conn:
             load = StubAssigner.of if config.stub else _train(fleet, conn)
+            # The port is free again when the block ends. Another process could take it before the
+            # query worker does; then the warm-up fails and says why.
             with bind("127.0.0.1", 0) as listener:
                 port = int(listener.getsockname()[1])
             for role in ROLES:
@@ -232,9 +238,11 @@ def _make_moves(stage: _Stage, config: SwitchConfig, began_s: float) -> list[Mov
     with bar("switches", len(kinds)) as progress:
         for number, kind in enumerate(kinds):
             due_s = began_s + (number + 0.5) * span_s
+            # At least half a span after the last move, so that its generation answers for a while.
             time.sleep(max(span_s / 2, due_s - time.monotonic()))
             moves.append(_switch_once(stage) if kind == "switch" else _roll_back_once(stage))
             progress.update(1)
+    # The last generation answers for a while too.
     time.sleep(span_s / 2)
     return moves
 

@@ -2,25 +2,26 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ops.bench.load_client import QueryTiming
+from schemas.records import JsonObject
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 
+# p99 of queries while generations are switched, as a multiple of the quiet one.
 GOAL = 1.5
-"""p99 of queries while generations are switched, as a multiple of the quiet one."""
 
+# Different error messages of queries that a document shows.
 _SHOWN_FAILURES = 5
-"""Different error messages of queries that a document shows."""
 
 MoveKind = Literal["switch", "rollback"]
 
+# Image id → identifier, in one generation.
 Identifiers = Mapping[str, tuple[int, ...]]
-"""Image id → identifier, in one generation."""
 
 _PRIMARIES = """
     SELECT image_id, leaf, suffix FROM posting JOIN image USING (image_key)
@@ -98,7 +99,7 @@ class SwitchBenchResult:
         wrong = answers.failed or answers.mixed or any(answers.missing.values())
         return self.settled and not wrong
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSON document of `sigma bench switch`."""
         answers = asdict(self.answers)
         answers["missing"] = {str(number): lost for number, lost in self.answers.missing.items()}
@@ -115,7 +116,7 @@ class SwitchBenchResult:
             **self._moves_to_json("rollback", "rollbacks"),
         }
 
-    def _moves_to_json(self, kind: MoveKind, plural: str) -> dict[str, Any]:
+    def _moves_to_json(self, kind: MoveKind, plural: str) -> JsonObject:
         moves = [move for move in self.moves if move.kind == kind]
         command_s = max((move.command_s for move in moves), default=0.0)
         until_served_s = max((move.until_served_s for move in moves), default=0.0)
@@ -132,10 +133,12 @@ def audit_answers(
     conn: Connection, timings: Sequence[QueryTiming], image_ids: Collection[str]
 ) -> AnswerAudit:
     """Compare the answers with the postings of all generations, and those with the arrivals."""
+    # Identifiers of a generation never change, so what is posted now was posted when it answered.
     identifiers: dict[int, Identifiers] = {}
     for generation in generations.generations(conn):
         identifiers[generation.id] = _identifiers(conn, generation)
     failures = [timing.error for timing in timings if timing.error]
+    # Generations that receive no arrivals any more may lack some.
     missing = {}
     for generation in generations.receiving(conn):
         missing[generation.id] = len(set(image_ids) - identifiers[generation.id].keys())
@@ -163,5 +166,6 @@ def _is_mixed(timing: QueryTiming, identifiers: Mapping[int, Identifiers]) -> bo
     """Whether some image of an answer has another identifier in the generation that answered."""
     if timing.generation is None:
         return False
+    # An image that is not posted there at all is mixed in too.
     expected = identifiers[timing.generation]
     return any(expected.get(image.image_id) != image.identifier for image in timing.images)

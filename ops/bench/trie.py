@@ -15,32 +15,33 @@ from ops.bench.comparison import Comparison
 from schemas.identifiers import IdentifierShape
 from schemas.records import IntArray
 
+# The paper's codes (appendix E).
 SHAPE = IdentifierShape((64, 32, 16, 32), 64)
-"""The paper's codes (appendix E)."""
 
+# Postings: a small collection and one that no dictionary walk is comfortable with.
 SIZES = (100_000, 1_000_000)
-"""Postings: a small collection and one that no dictionary walk is comfortable with."""
 
+# 16 queries of 20 beams each, the largest batch of a query worker.
 _BEAMS = 320
-"""16 queries of 20 beams each, the largest batch of a query worker."""
 
+# Repetitions of a cheap operation; the median is reported.
 _REPEATS = 30
-"""Repetitions of a cheap operation; the median is reported."""
 
+# Repetitions of a rebuild, which takes seconds.
 _REBUILDS = 3
-"""Repetitions of a rebuild, which takes seconds."""
 
+# Milliseconds of a second.
 _MS = 1e3
-"""Milliseconds of a second."""
 
+# A trie of dictionaries: code → the codes behind it.
 NestedCodes = dict[int, "NestedCodes"]
-"""A trie of dictionaries: code → the codes behind it."""
 
 
 def trie(seed: int) -> list[Comparison]:
     """Compare inserts, deletes and lookups at each of `SIZES`."""
     comparisons = []
     for size in SIZES:
+        # Random leaves: no prefix is much fuller than another.
         leaves = np.random.default_rng(seed).integers(0, SHAPE.leaves, size)
         live = _filled(leaves)
         comparisons += _compare_changes(live, leaves)
@@ -51,6 +52,7 @@ def trie(seed: int) -> list[Comparison]:
 def _compare_changes(live: Trie, leaves: IntArray) -> list[Comparison]:
     """One insert and one delete, each beside a rebuild from all (P,) leaves."""
     size = len(leaves)
+    # Each image is inserted and deleted once only: to repeat it would change nothing.
     new_slots = count(size)
     old_slots = count(0)
     rebuild_s = _median_seconds(lambda: _filled(leaves), _REBUILDS)
@@ -132,4 +134,5 @@ def _median_seconds(work: Callable[[], object], repeats: int) -> float:
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
+    # Not the mean: an insert may merge the delta into the base, which rewrites all postings.
     return float(np.median(times))

@@ -139,7 +139,9 @@ def delete(options: Namespace, settings: Settings) -> int:
     The deletion events are for other systems.
     """
     with open_services(settings) as services, open_database(services, "delete") as conn:
-        done = _delete(services, conn, options.image_ids)
+        log = services.open_log()
+        done = _delete(conn, log, options.image_ids)
+        log.close()
     text = f"deleted {len(done.deleted)}"
     if done.untouched:
         text += f"; unknown or deleted before: {', '.join(done.untouched)}"
@@ -149,8 +151,7 @@ def delete(options: Namespace, settings: Settings) -> int:
     return 2 if done.untouched else 0
 
 
-def _delete(services: Services, conn: Connection, image_ids: list[str]) -> Deletion:
-    log = services.open_log()
+def _delete(conn: Connection, log: EventLog, image_ids: list[str]) -> Deletion:
     with transaction(conn):
         done = delete_images(conn, image_ids)
         stored = images_by_id(conn, list(done.deleted))
@@ -159,7 +160,6 @@ def _delete(services: Services, conn: Connection, image_ids: list[str]) -> Delet
             event = ImageDeleted(image_id, stored[image_id].version)
             messages.append(message(event, image_id))
         log.publish(conn, messages)
-    log.close()
     return done
 
 

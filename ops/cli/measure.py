@@ -1,6 +1,7 @@
 """Commands that measure the product itself: `bench` and `study`."""
 
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ops.cli.context import AddCommand, emit, limit_threads
@@ -18,6 +19,20 @@ BENCHMARKS = (
     "recluster",
     "switch",
 )
+
+# Tables and plots of the whole study, in a checkout of this repository.
+STUDY_OUT = Path("docs/longrun")
+
+# Its run files, in the same checkout.
+STUDY_RESULTS = Path("ops/study/results/longrun")
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFolders:
+    """Where a study reads and writes."""
+
+    out: Path
+    results: Path
 
 
 def add_commands(add: AddCommand) -> None:
@@ -64,9 +79,15 @@ def add_commands(add: AddCommand) -> None:
     study_command.add_argument(
         "--out",
         type=Path,
-        default=Path("docs/longrun"),
         metavar="FOLDER",
-        help="runs, tables and plots; finished runs stay",
+        help=f"tables and plots (default {STUDY_OUT}; reduced: study in the home folder)",
+    )
+    study_command.add_argument(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help="run files, their summary and the models that runs share; finished runs are not"
+        f" repeated (default {STUDY_RESULTS}; reduced: the folder of --out)",
     )
     study_command.add_argument("--seeds", type=int, default=3, help="how many seeds (default 3)")
     study_command.add_argument(
@@ -89,14 +110,28 @@ def bench(options: Namespace, settings: Settings) -> int:
 def study(options: Namespace, settings: Settings) -> int:
     """`sigma study`"""
     from ops.cli.progress_bar import bar
-    from ops.study.longrun import REDUCED, StudyConfig, longrun, publish
-    from ops.study.summary import table
+    from ops.study.longrun import longrun, publish
+    from ops.study.study_config import REDUCED, StudyConfig
+    from ops.study.tables import summary_page
 
     if options.seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {options.seeds}")
     config = REDUCED if options.reduced else StudyConfig(seeds=tuple(range(options.seeds)))
-    document = longrun(config, options.out, bar)
-    publish(document, options.out)
-    text = f"{table(document)}\nplots and tables are in {options.out}"
-    emit(document, options.json, text)
+    folders = study_folders(options, settings)
+    summary = longrun(config, folders.results, bar)
+    publish(summary, folders.results, folders.out)
+    text = f"{summary_page(summary)}\nplots and tables are in {folders.out}"
+    emit(summary.to_json(), options.json, text)
     return 0
+
+
+def study_folders(options: Namespace, settings: Settings) -> StudyFolders:
+    """Choose the folders of a study.
+
+    A reduced study has folders of its own: beside the runs of the whole study, which have the same
+    names, it would find nothing to do.
+    """
+    if options.reduced:
+        out = options.out or settings.home / "study"
+        return StudyFolders(out, options.results or out)
+    return StudyFolders(options.out or STUDY_OUT, options.results or STUDY_RESULTS)

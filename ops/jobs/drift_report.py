@@ -28,13 +28,13 @@ from model.drift.monitors import (
     under_suffix_pressure,
 )
 from model.identifiers.quality import gini
-from ops.jobs.arrival_windows import ArrivalWindowReader
-from ops.jobs.drift_alarms import (
+from ops.jobs.alarm_updates import (
     CLEAR_AFTER_WINDOWS,
     RecallChange,
     clear_alarms_of_others,
     update_alarms,
 )
+from ops.jobs.arrival_windows import ArrivalWindowReader
 from ops.jobs.known_items import known_items_of, search_ranks
 from schemas.errors import SigmaError
 from schemas.job_results import (

@@ -1,4 +1,4 @@
-"""Training in a study: the first model, a full retraining and a refresh, each from images of a stream to an index."""
+"""Training in a study: a full training and a refresh, on images of a stream."""
 
 import tempfile
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook, pack_all
+from model.identifiers.codebook import CodebookConfig, fit_codebook, pack_all
 from model.identifiers.instance_suffixes import assign_suffixes
 from model.network.base import Base
 from model.network.checkpoint import Checkpoint
@@ -16,81 +16,84 @@ from model.network.profiles import Profile, Stage
 from model.training.replay import refresh_rows
 from model.training.stages import run_stage
 from model.training.training_set import TrainingSet
-from ops.study.index import Corpus
+from ops.study.study_corpus import StudyCorpus
 from schemas.identifiers import IdentifierShape
 from schemas.records import BoolArray, IntArray
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A model that was trained, and the codes (n, 4) of the images `numbers` (n,) that it was to learn or keep."""
+@dataclass(frozen=True, slots=True, eq=False)
+class StudyGeneration:
+    """A trained model, and the codes under which its images are to be posted."""
 
     checkpoint: Checkpoint
     numbers: IntArray
+    """(n,) image numbers"""
     codes: IntArray
+    """(n, 4)"""
 
 
 def train_fully(
-    base: Path, profile: Profile, corpus: Corpus, numbers: IntArray, seed: int
-) -> Trained:
-    """A new codebook on these images, and the three stages from the base's weights."""
+    base: Path, profile: Profile, corpus: StudyCorpus, numbers: IntArray, seed: int
+) -> StudyGeneration:
+    """Train on images (n,): fit a new codebook, and run all stages from the base's weights."""
+    # Loaded anew each time, because training changes the weights in place.
     parts = parts_from_base(Base.load(base), profile)
     codebook = fit_codebook(corpus.embeddings[numbers], CodebookConfig(profile.shape, seed=seed))
     codes = codebook.encode(corpus.embeddings[numbers])
     checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
-    _learn(checkpoint, corpus, numbers, identifiers_of(codes, profile.shape), profile.stages, seed)
-    return Trained(checkpoint, numbers, codes)
+    identifiers = _identifiers(codes, profile.shape)
+    _run_stages(checkpoint, corpus, numbers, identifiers, profile.stages, seed)
+    return StudyGeneration(checkpoint, numbers, codes)
 
 
 def refresh(
-    weights: Checkpoint,
-    codebook: Codebook,
-    corpus: Corpus,
+    parent: Checkpoint,
+    corpus: StudyCorpus,
     numbers: IntArray,
     codes: IntArray,
     trained: BoolArray,
     seed: int,
-) -> Trained:
-    """The refresh stages from the weights given, on the images `numbers` that are not `trained` (n,) and a replay of those that are.
+) -> StudyGeneration:
+    """Train the parent's weights further, in place, on new images and a replay of old ones.
 
-    Changes the model of `weights` in place.
+    `numbers` (n,) are all images, `codes` (n, 4) the codes that they keep, and `trained` (n,) tells
+    which ones the parent was trained on.
     """
-    profile = weights.sigma.profile
+    profile = parent.sigma.profile
     rows = refresh_rows(trained, profile.replay, seed)
-    checkpoint = Checkpoint(weights.sigma, codebook, weights.encoder)
-    _learn(
-        checkpoint,
-        corpus,
-        numbers[rows],
-        identifiers_of(codes, profile.shape)[rows],
-        profile.refresh,
-        seed,
-    )
-    return Trained(checkpoint, numbers, codes)
+    # Without the parent's training record: a study stores no checkpoint of a refresh.
+    checkpoint = Checkpoint(parent.sigma, parent.codebook, parent.encoder)
+    # Suffixes depend on all images of a leaf, so they are assigned before rows are chosen.
+    identifiers = _identifiers(codes, profile.shape)[rows]
+    _run_stages(checkpoint, corpus, numbers[rows], identifiers, profile.refresh, seed)
+    return StudyGeneration(checkpoint, numbers, codes)
 
 
-def identifiers_of(codes: IntArray, shape: IdentifierShape) -> IntArray:
+def _identifiers(codes: IntArray, shape: IdentifierShape) -> IntArray:
     """(n, 5) identifiers of (n, 4) codes, suffixes in row order."""
-    return np.column_stack([codes, assign_suffixes(pack_all(codes, shape), shape).suffixes])
+    placed = assign_suffixes(pack_all(codes, shape), shape)
+    return np.column_stack([codes, placed.suffixes])
 
 
-def _learn(
+def _run_stages(
     checkpoint: Checkpoint,
-    corpus: Corpus,
+    corpus: StudyCorpus,
     numbers: IntArray,
     identifiers: IntArray,
     stages: Sequence[Stage],
     seed: int,
 ) -> None:
+    """Train the checkpoint's model in place on images (n,) with identifiers (n, 5)."""
+    keys = numbers.tolist()
     data = TrainingSet(
-        list(corpus.stream.pixels[numbers]),
-        identifiers,
-        [corpus.stream.captions[number] for number in numbers.tolist()],
-        [corpus.soft_labels[number] for number in numbers.tolist()],
-        corpus.visual[:, numbers],
+        images=list(corpus.stream.pixels[numbers]),
+        identifiers=identifiers,
+        captions=[corpus.stream.captions[key] for key in keys],
+        soft_labels=[corpus.soft_labels[key] for key in keys],
+        visual=corpus.visual[:, numbers],
     )
-    with tempfile.TemporaryDirectory(prefix="sigma-study-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sigma-study-") as scratch:
+        folder = Path(scratch) / "training"
         for stage in stages:
-            run_stage(
-                checkpoint.sigma, data, stage, Path(folder) / "training", seed=seed, checkpoints=0
-            )
+            # No checkpoints on the way: a killed run starts again.
+            run_stage(checkpoint.sigma, data, stage, folder, seed=seed, checkpoints=0)

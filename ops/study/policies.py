@@ -1,109 +1,70 @@
 """Policies of maintenance: what is done to the index at the end of a session."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from model.drift.monitors import ArrivalWindow, DriftReference, examine, fit_reference
-from model.identifiers.codebook import pack_all
 from model.identifiers.recluster import ReclusterConfig, keep_codes, recluster_within_budget
-from model.network.checkpoint import Checkpoint, load_checkpoint
-from model.network.profiles import Profile
-from ops.study.index import Corpus, Index
-from ops.study.learning import Trained, refresh, train_fully
-from schemas.records import BoolArray, FloatArray, IntArray
-from schemas.settings import RetrievalSettings
+from model.network.checkpoint import Checkpoint
+from ops.study.drift_alarms import raised_alarms
+from ops.study.learning import StudyGeneration, refresh, train_fully
+from ops.study.study_runs import Upkeep
+from ops.study.study_state import StudyState
 
+# Sessions between two actions of a periodic policy, and between the two refreshes of an alarm.
 PERIOD = 5
-"""Sessions between two runs of a periodic policy."""
-LOOK = 64
-"""Newest arrivals that the monitors look at."""
-EXPECTED_RUN, REPLAYS = 1000.0, 500
-"""Looks between two false alarms, and drift-free replays that calibrate them."""
+
+# Maintains the index of a state at the end of a session, counted from 1.
+Policy = Callable[[StudyState, int], Upkeep]
+
+_MakeGeneration = Callable[[StudyState], StudyGeneration]
 
 
-@dataclass(slots=True)
-class State:
-    """A policy's index as the sessions go by."""
-
-    corpus: Corpus
-    profile: Profile
-    base: Path
-    first: Path
-    """Checkpoint of the model that all policies of a seed begin with."""
-    folder: Path
-    beams: int
-    index: Index
-    trained: BoolArray
-    """(N,) images that the model was trained on."""
-    alive: BoolArray
-    """(N,)"""
-    fresh: list[int] = field(default_factory=list)
-    """Arrivals since the last upkeep, newest last: what the monitors look at."""
-    reference: DriftReference | None = None
-    """What is normal for the generation; made when the monitors first look."""
-    born: int = 1
-    """Session in which the generation began to take arrivals."""
-    due: int | None = None
-    """Session of the second refresh after an alarm."""
-
-    @property
-    def numbers(self) -> IntArray:
-        """Images alive, ascending."""
-        return np.flatnonzero(self.alive).astype(np.int64)
+def never(state: StudyState, session: int) -> Upkeep:
+    """Do nothing. The monitors look, so that the table can tell when they would have alarmed."""
+    return Upkeep(alarms=raised_alarms(state))
 
 
-@dataclass(frozen=True, slots=True)
-class Upkeep:
-    """What a policy did in a session: CPU seconds, the share of identifiers that moved among those that had one, and why."""
-
-    action: str = ""
-    cpu_s: float = 0.0
-    moved: float = 0.0
-    alarms: tuple[str, ...] = ()
-
-
-Policy = Callable[[State, int], Upkeep]
-
-
-def never(state: State, session: int) -> Upkeep:
-    """Nothing is ever done; the monitors look all the same."""
-    return Upkeep(alarms=_alarms(state))
-
-
-def recluster_only(state: State, session: int) -> Upkeep:
-    """A re-clustered codebook every few sessions, the same weights."""
-    return _timed(state, "recluster", _recluster) if session % PERIOD == 0 else Upkeep()
-
-
-def periodic(state: State, session: int) -> Upkeep:
-    """A refresh every few sessions."""
-    return _timed(state, "refresh", _refresh) if session % PERIOD == 0 else Upkeep()
-
-
-def on_drift(state: State, session: int) -> Upkeep:
-    """A refresh when a monitor raises an alarm, and a second one `PERIOD` sessions later; what is normal is learnt anew each time.
-
-    The alarm comes with the first images of a shift: too few to learn it from, and too late to wait for more before anything is done.
-    """
-    alarms = _alarms(state)
-    if not alarms and state.due != session:
+def recluster_only(state: StudyState, session: int) -> Upkeep:
+    """Re-cluster every few sessions; the weights stay."""
+    if session % PERIOD:
         return Upkeep()
-    done = _timed(state, "refresh", _refresh)
-    state.reference, state.born = None, session
-    state.due = session + PERIOD if alarms else None
-    return replace(done, alarms=alarms)
+    return _replace_generation(state, "recluster", _recluster)
 
 
-def full(state: State, session: int) -> Upkeep:
-    """Everything is trained anew: the upper bound."""
-    return _timed(state, "full", _full)
+def periodic(state: StudyState, session: int) -> Upkeep:
+    """Refresh every few sessions."""
+    if session % PERIOD:
+        return Upkeep()
+    return _replace_generation(state, "refresh", _refresh)
 
 
-POLICIES: dict[str, Policy] = {
+def on_drift(state: StudyState, session: int) -> Upkeep:
+    """Refresh when a monitor alarms, and once more `PERIOD` sessions later.
+
+    The alarm comes with the first images of a shift, which are too few to learn it from; but to
+    wait for more would leave new images hard to find until then.
+    """
+    alarms = raised_alarms(state)
+    if not alarms and state.second_refresh != session:
+        return Upkeep()
+    upkeep = _replace_generation(state, "refresh", _refresh)
+    # What is normal is learnt anew: the new generation was trained on the shifted images too.
+    state.reference = None
+    state.first_session = session
+    state.second_refresh = session + PERIOD if alarms else None
+    return replace(upkeep, alarms=alarms)
+
+
+def full(state: StudyState, session: int) -> Upkeep:
+    """Train everything anew in every session: meant as the upper bound."""
+    return _replace_generation(state, "full", _train_fully)
+
+
+# Policies by their name in run files and tables.
+POLICIES: Mapping[str, Policy] = {
     "never": never,
     "recluster": recluster_only,
     "periodic": periodic,
@@ -112,110 +73,58 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def window_of(index: Index, numbers: IntArray) -> ArrivalWindow:
-    """What the monitors see of images, posted or not."""
-    corpus, shape = index.corpus, index.engine.shape
-    posted = index.codes[numbers[0], 0] >= 0 if len(numbers) else False
-    if posted:
-        codes, confidences = index.codes[numbers], index.confidences[numbers]
-    else:
-        leaves = index.assign(numbers)
-        codes = np.array([shape.unpack(one.postings[0].leaf) for one in leaves], dtype=np.int64)
-        confidences = np.array([one.confidence for one in leaves], dtype=np.float32)
-    embeddings = corpus.embeddings[numbers]
-    analytic = index.checkpoint.codebook.encode(embeddings)
-    loads = index.engine.trie.primaries.load[pack_all(codes, shape)].astype(np.int64)
-    return ArrivalWindow(
-        codes,
-        embeddings,
-        confidences,
-        analytic[:, 0] == codes[:, 0],
-        loads,
-        np.empty(0, np.float32),
-    )
+def _replace_generation(state: StudyState, action: str, make: _MakeGeneration) -> Upkeep:
+    """Make a new generation and post all images in it.
+
+    The CPU time of the posting counts, because every new generation needs it.
+    """
+    # CPU time, not wall time: other runs of the study share the cores.
+    began_s = time.process_time()
+    codes_before = state.index.codes
+    generation = make(state)
+    state.replace_generation(generation)
+    moved = (codes_before[generation.numbers] != generation.codes).any(axis=1)
+    return Upkeep(action, time.process_time() - began_s, float(moved.mean()))
 
 
-def begin(
-    corpus: Corpus, profile: Profile, base: Path, first: Path, folder: Path, beams: int
-) -> State:
-    """The state before the first session: the first images trained on and posted."""
-    checkpoint = load_checkpoint(first)
-    numbers = corpus.stream.arrivals(0)
-    index = Index(checkpoint, corpus, folder, RetrievalSettings(beams=beams))
-    index.load(numbers, checkpoint.codebook.encode(corpus.embeddings[numbers]))
-    known = np.zeros(len(corpus.embeddings), dtype=np.bool_)
-    known[numbers] = True
-    return State(corpus, profile, base, first, folder, beams, index, known.copy(), known.copy())
+def _train_fully(state: StudyState) -> StudyGeneration:
+    # Images deleted since stay marked as trained, but no refresh ever sees them.
+    generation = train_fully(state.base, state.profile, state.corpus, state.numbers, state.seed)
+    state.trained[generation.numbers] = True
+    return generation
 
 
-def _alarms(state: State) -> tuple[str, ...]:
-    """Monitors that alarm at the newest arrivals."""
-    if len(state.fresh) < LOOK:
-        return ()
-    if state.reference is None:
-        stream = state.corpus.stream
-        normal = window_of(state.index, stream.settling(state.born))
-        state.reference = fit_reference(
-            normal,
-            state.profile.shape,
-            seed=stream.config.seed,
-            window=LOOK,
-            expected_run=EXPECTED_RUN,
-            replays=REPLAYS,
-        )
-    found = examine(
-        state.reference, window_of(state.index, np.array(state.fresh[-LOOK:], dtype=np.int64))
-    )
-    return tuple(one.monitor for one in found if one.alarm)
-
-
-def _timed(state: State, action: str, work: Callable[[State], Trained]) -> Upkeep:
-    """Train, then a new index with the codes that came out. CPU time of the posting counts, as a new generation needs it."""
-    began = time.process_time()
-    before = state.index.codes.copy()
-    done = work(state)
-    fresh = Index(done.checkpoint, state.corpus, state.folder, RetrievalSettings(beams=state.beams))
-    fresh.load(done.numbers, done.codes)
-    state.index.close()
-    state.index = fresh
-    state.fresh.clear()
-    moved = (before[done.numbers] != done.codes).any(1)
-    return Upkeep(action, time.process_time() - began, float(moved.mean()))
-
-
-def _full(state: State) -> Trained:
-    done = train_fully(
-        state.base, state.profile, state.corpus, state.numbers, state.corpus.stream.config.seed
-    )
-    state.trained[done.numbers] = True
-    return done
-
-
-def _recluster(state: State) -> Trained:
-    """Images move whose own best codes do not last, as in `sigma train --recluster`."""
-    numbers, checkpoint = state.numbers, state.index.checkpoint
-    embeddings: FloatArray = state.corpus.embeddings[numbers]
-    own = checkpoint.codebook.encode(embeddings)
+def _recluster(state: StudyState) -> StudyGeneration:
+    """Move the images whose own best codes do not last, as `sigma train --recluster` does."""
+    numbers = state.numbers
+    old = state.index.checkpoint
+    embeddings = state.corpus.embeddings[numbers]
+    best_codes = old.codebook.encode(embeddings)
     codebook, config = recluster_within_budget(
-        checkpoint.codebook, embeddings, ReclusterConfig(seed=state.corpus.stream.config.seed)
+        old.codebook, embeddings, ReclusterConfig(seed=state.seed)
     )
-    kept = keep_codes(own, embeddings, codebook, config)
-    codes = np.where((kept != own).any(axis=1)[:, None], kept, state.index.codes[numbers])
-    return Trained(Checkpoint(checkpoint.sigma, codebook, checkpoint.encoder), numbers, codes)
+    # Moves are counted on the codebook's own codes. An image that the model assigned to other codes
+    # keeps those unless its own best codes change.
+    kept = keep_codes(best_codes, embeddings, codebook, config)
+    moves = (kept != best_codes).any(axis=1)
+    codes = np.where(moves[:, None], kept, state.index.codes[numbers])
+    return StudyGeneration(Checkpoint(old.sigma, codebook, old.encoder), numbers, codes)
 
 
-def _refresh(state: State) -> Trained:
-    """Identifiers stay: new images learn those that the model gave them, which it finds easier than the codebook's."""
-    numbers, checkpoint = state.numbers, state.index.checkpoint
-    seed = state.corpus.stream.config.seed
-    done = refresh(
-        checkpoint,
-        checkpoint.codebook,
+def _refresh(state: StudyState) -> StudyGeneration:
+    """Train on new images; identifiers stay.
+
+    New images keep the identifiers that the model generated, which it learns more easily than the
+    codebook's (docs/experiments/refresh.md).
+    """
+    numbers = state.numbers
+    generation = refresh(
+        state.index.checkpoint,
         state.corpus,
         numbers,
         state.index.codes[numbers],
         state.trained[numbers],
-        seed,
+        state.seed,
     )
     state.trained[numbers] = True
-    return done
+    return generation

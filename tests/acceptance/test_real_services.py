@@ -22,27 +22,27 @@ from tests.services.servers import KafkaServer, S3Server
 from workers.repository.connection import Connection
 from workers.repository.counters import recount, totals
 
+# How long a service is unavailable; 30 for the full measure.
 OUTAGE_S = float(os.environ.get("SIGMA_TEST_OUTAGE_S", "6"))
-"""How long a service is unavailable; 30 for the full measure."""
 
 WARM_UP_EVENTS = 64
 
+# Longest wait for the workers to catch up after an outage.
 CATCH_UP_TIMEOUT_S = 90.0
-"""Longest wait for the workers to catch up after an outage."""
 
+# Arrivals that are no valid event.
 UNPARSABLE = {
     "no-json": b"{",
     "no-object": b"[1]",
     "no-uri": b'{"image_id": "x"}',
     "no-text": b"\xff\xfe",
 }
-"""Arrivals that are no valid event."""
 
+# Addresses that no image may be read from.
 FORBIDDEN = {
     "private": "https://127.0.0.1/a.png",
     "outside": "file:///etc/hostname",
 }
-"""Addresses that no image may be read from."""
 
 
 @pytest.mark.timeout(600)
@@ -186,8 +186,8 @@ def rejected_events(log: EventLog) -> int:
     return sum(log.end_offsets([REJECTED]).values())
 
 
+# Makes a service unavailable for `OUTAGE_S`.
 Interrupt = Callable[[pytest.FixtureRequest, Fleet], None]
-"""Makes a service unavailable for `OUTAGE_S`."""
 
 
 def interrupt_kafka(request: pytest.FixtureRequest, fleet: Fleet) -> None:

@@ -3,28 +3,32 @@
 from pathlib import Path
 
 from model.progress import quiet
-from ops.study.longrun import REDUCED, longrun, publish, runs_of
+from ops.study.longrun import longrun, publish
+from ops.study.study_config import REDUCED
+from ops.study.study_runs import read_runs, run_file
 
 
 def test_a_reduced_study_runs_resumes_and_leaves_tables_and_plots(tmp_path: Path) -> None:
-    longrun(REDUCED, tmp_path, quiet)
-    runs = {run["policy"]: run for run in runs_of(tmp_path)}
+    results = tmp_path / "results"
+    out = tmp_path / "out"
+    longrun(REDUCED, results, quiet)
+    runs = {run.policy: run for run in read_runs(results)}
     assert set(runs) == set(REDUCED.policies)
     for run in runs.values():
-        assert len(run["sessions"]) == REDUCED.stream.sessions
-        assert all(
-            0 <= one["old"]["R@10"] <= one["dense_old"]["R@10"] + 0.2 for one in run["sessions"]
-        )
+        assert len(run.sessions) == REDUCED.stream.sessions
+        for recall, dense in zip(run.recall("old"), run.recall("dense_old"), strict=True):
+            assert 0 <= recall <= dense + 0.2
     # All policies saw the same first session, before any of them did anything.
-    assert len({run["sessions"][0]["at_arrival"]["R@10"] for run in runs.values()}) == 1
+    assert len({run.recall("at_arrival")[0] for run in runs.values()}) == 1
 
-    kept = (tmp_path / "runs" / "abrupt-0-never.json").read_bytes()
-    (tmp_path / "runs" / "abrupt-0-never.json").unlink()
-    document = longrun(REDUCED, tmp_path, quiet)
-    again = (tmp_path / "runs" / "abrupt-0-never.json").read_bytes()
-    assert again == kept, "the same seed gives the same run"
+    never = run_file(results, "abrupt", 0, "never")
+    first_time = never.read_bytes()
+    never.unlink()
+    summary = longrun(REDUCED, results, quiet)
+    assert never.read_bytes() == first_time, "the same seed gives the same run"
 
-    publish(document, tmp_path)
-    assert "| never |" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+    publish(summary, results, out)
+    assert '"seeds"' in (results / "summary.json").read_text(encoding="utf-8")
+    assert "| never |" in (out / "summary.md").read_text(encoding="utf-8")
     for name in ("new.svg", "at-arrival.svg", "old.svg", "cost.svg"):
-        assert (tmp_path / name).read_text(encoding="utf-8").count("<path") > 20, name
+        assert (out / name).read_text(encoding="utf-8").count("<path") > 20, name

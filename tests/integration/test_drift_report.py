@@ -11,8 +11,8 @@ import pytest
 
 from model.drift.monitors import RecallCount
 from model.identifiers.codebook import CodebookConfig, fit_codebook
+from ops.jobs.alarm_updates import CLEAR_AFTER_WINDOWS
 from ops.jobs.arrival_windows import ArrivalWindowReader, served_scores
-from ops.jobs.drift_alarms import CLEAR_AFTER_WINDOWS
 from ops.jobs.drift_report import DriftReporter, novel_recall
 from ops.jobs.drift_watcher import DriftWatcher, monitoring_snapshot
 from ops.jobs.registry import Job, run_job

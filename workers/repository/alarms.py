@@ -10,7 +10,7 @@ from psycopg.types.json import Jsonb
 from schemas.records import require_aware
 from workers.repository.connection import Connection, execute, fetch_row, fetch_rows
 
-# A JSON document with what a monitor saw; `ops/jobs/drift_alarms.py` writes it.
+# A JSON document with what a monitor saw; `ops/jobs/alarm_updates.py` writes it.
 Detail = Mapping[str, Any]
 
 

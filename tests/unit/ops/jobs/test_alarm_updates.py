@@ -1,7 +1,7 @@
 """When an alarm of the drift monitors may be cleared, and what is stored with it."""
 
 from model.drift.monitors import RecallCount
-from ops.jobs.drift_alarms import CLEAR_AFTER_WINDOWS, RecallChange, has_recovered
+from ops.jobs.alarm_updates import CLEAR_AFTER_WINDOWS, RecallChange, has_recovered
 
 QUIET: frozenset[str] = frozenset()
 

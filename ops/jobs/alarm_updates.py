@@ -1,4 +1,4 @@
-"""Drift alarms: raised and cleared by the monitors' results, and published as operations events."""
+"""Alarm updates: drift alarms raised and cleared by monitors, and published as events."""
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
