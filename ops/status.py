@@ -1,15 +1,16 @@
 """Status: one look at the whole installation.
 
-It reads counters only, so it costs the same at any size.
+It reads counters only, so it costs the same at any size once a generation is live.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ops.jobs.timetable import job_alarms
-from schemas.events import ACCEPTED, ARRIVED
+from schemas.events import ACCEPTED, ARRIVED, DELETED
 from schemas.identifiers import IdentifierShape
 from schemas.records import JsonObject
+from stream.log.dead_letters import count_letters
 from stream.log.event_log import EventLog
 from stream.log.offsets import lag
 from stream.log.outbox import outbox_size
@@ -19,7 +20,7 @@ from workers.repository.alarms import open_alarms
 from workers.repository.connection import Connection
 from workers.repository.counters import ImageTotals, Totals, image_totals, totals
 from workers.repository.generations import Generation
-from workers.repository.images import Freshness, freshness
+from workers.repository.images import Freshness, accepted_images, freshness
 
 # Seconds from arrival to searchable (p95) above which status raises an alarm.
 MAX_FRESHNESS_S = 5.0
@@ -33,20 +34,27 @@ class PendingImages:
     """Images that wait, by what they wait for."""
 
     intake: int
-    """Arrivals that intake has not read."""
+    """Arrivals and deletions that intake has not read."""
     outbox: int
     """Accepted images whose events are not published."""
     index: int
     """Accepted images that no index worker has assigned."""
+    generation: int = 0
+    """Accepted images that no generation takes, because none is live."""
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.intake + self.outbox + self.index
+        return self.intake + self.outbox + self.index + self.generation
 
     def to_json(self) -> dict[str, int]:
         """`lag` in the document of `sigma status`."""
-        return {"intake": self.intake, "outbox": self.outbox, "index": self.index}
+        return {
+            "intake": self.intake,
+            "outbox": self.outbox,
+            "index": self.index,
+            "generation": self.generation,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,8 @@ class InstallationStatus:
     indexed: Totals
     """Counters of the live generation."""
     unindexed: ImageTotals
+    dead_letters: int
+    """Events that could not be used: several may be of one image, or of none."""
     pending: PendingImages
     freshness: Freshness
     alarms: tuple[str, ...]
@@ -76,6 +86,7 @@ class InstallationStatus:
                 "deleted": self.unindexed.deleted,
                 "pending": self.pending.total,
             },
+            "dead_letters": self.dead_letters,
             "lag": self.pending.to_json(),
             "trie": {
                 "images": indexed.images,
@@ -93,17 +104,25 @@ class InstallationStatus:
         }
 
 
-def read_status(conn: Connection, log: EventLog) -> InstallationStatus:
-    """The status of the installation whose database and log these are."""
+def read_status(
+    conn: Connection, log: EventLog, own_alarms: Callable[[bool], Sequence[str]] = lambda _: ()
+) -> InstallationStatus:
+    """The status of the installation whose database and log these are.
+
+    `own_alarms` tells what is wrong with the processes of this machine, given whether a generation
+    is live.
+    """
     live = generations.live(conn)
     every = generations.generations(conn)
     indexed = totals(conn, live.id) if live else Totals()
     # An image may be counted twice while it moves from one to the next: the log and the database
     # are not read at the same moment.
     pending = PendingImages(
-        intake=lag(log, conn, "intake", [ARRIVED]),
+        intake=lag(log, conn, "intake", [ARRIVED, DELETED]),
         outbox=outbox_size(conn),
         index=lag(log, conn, "index", [ACCEPTED]),
+        # Without a generation the index worker reads the events and assigns nothing.
+        generation=0 if live else accepted_images(conn),
     )
     fresh = freshness(conn)
     alarms = index_alarms(live, indexed, pending.total, fresh.p95_s)
@@ -111,8 +130,16 @@ def read_status(conn: Connection, log: EventLog) -> InstallationStatus:
     for alarm in open_alarms(conn):
         alarms.append(f"{alarm}: see sigma report drift")
     alarms += job_alarms(conn)
+    alarms += own_alarms(live is not None)
     return InstallationStatus(
-        live, every, indexed, image_totals(conn), pending, fresh, tuple(alarms)
+        live,
+        every,
+        indexed,
+        image_totals(conn),
+        count_letters(log),
+        pending,
+        fresh,
+        tuple(alarms),
     )
 
 

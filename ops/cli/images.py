@@ -67,6 +67,8 @@ def ingest(options: Namespace, settings: Settings) -> int:
 
     entries = _entries_to_ingest(options, settings)
     with open_services(settings) as services, open_database(services, "ingest") as conn:
+        if options.wait:
+            _require_live(conn)
         log = services.open_log()
         with bar("publish", len(entries)) as progress:
             published = ingestion.publish(
@@ -98,6 +100,16 @@ def _entries_to_ingest(options: Namespace, settings: Settings) -> list[ManifestE
             "no workers run here, so nothing would become searchable; start them with: sigma up"
         )
     return entries
+
+
+def _require_live(conn: Connection) -> None:
+    """Refuse to wait for what cannot happen, before anything is published."""
+    if generations.live(conn) is None:
+        raise UsageError(
+            "no generation is live, so nothing would become searchable and nothing was published;"
+            " train one with sigma train --manifest F, or publish without --wait: the first"
+            " generation takes what is stored by then"
+        )
 
 
 def _upload(services: Services) -> Upload | None:

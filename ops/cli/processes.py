@@ -24,7 +24,10 @@ def add_commands(add: AddCommand) -> None:
     )
     add("down", down, "stop all processes of this home")
     add("init", init, "create or upgrade the database and the topics")
-    add("status", status, "lag, freshness, generation, sizes, alarms")
+    status_command = add("status", status, "lag, freshness, generation, sizes, alarms")
+    status_command.add_argument(
+        "--check", action="store_true", help="exit with 1 when anything is wrong, for monitoring"
+    )
     worker_command = add(
         "worker", worker, "run one worker process in the foreground", has_json=False
     )
@@ -50,12 +53,14 @@ def up(options: Namespace, settings: Settings) -> int:
         supervisor.supervise(settings)
         return 0
     running = control.up(settings)
+    problem = control.readiness(running).problem or None
     logs = settings.home.absolute() / "logs"
+    state = f"running, but {problem}\n" if problem else "running: "
     text = (
-        f"running: POST {running.url}/v1/query · documentation {running.url}/docs · logs {logs}"
+        f"{state}POST {running.url}/v1/query · documentation {running.url}/docs · logs {logs}"
         " · stop with: sigma down"
     )
-    emit({"url": running.url, "pid": running.pid}, options.json, text)
+    emit({"url": running.url, "pid": running.pid, "problem": problem}, options.json, text)
     return 0
 
 
@@ -80,16 +85,18 @@ def init(options: Namespace, settings: Settings) -> int:
 def status(options: Namespace, settings: Settings) -> int:
     """`sigma status`"""
     from ops.embedded.control import running
+    from ops.embedded.process_alarms import process_alarms
     from ops.status import read_status
 
     with open_services(settings) as services, open_database(services, "status") as conn:
         log = services.open_log()
-        document = read_status(conn, log).to_json()
+        found = read_status(conn, log, lambda is_live: process_alarms(settings, is_live=is_live))
+        document = found.to_json()
         log.close()
     address = running(settings)
     document["url"] = address.url if address else None
     emit(document, options.json, _status_text(document))
-    return 0
+    return 1 if options.check and document["alarms"] else 0
 
 
 def _status_text(document: JsonObject) -> str:
@@ -101,15 +108,28 @@ def _status_text(document: JsonObject) -> str:
         f"generation   {document['generation'] or 'none live'} ({generations} in all)",
         f"images       {images['indexed']:,} indexed, {images['pending']:,} waiting,"
         f" {images['rejected']:,} rejected, {images['deleted']:,} deleted",
+        *_letter_lines(document["dead_letters"]),
         f"trie         {trie['leaves']:,} leaves, checksum {trie['checksum']}",
         *_room_lines(document["room"]),
-        f"freshness    p50 {freshness['p50']} s, p95 {freshness['p95']} s"
-        " from arrival to searchable",
+        f"freshness    {_freshness_words(freshness)}",
         f"serving      {document['url'] or 'nothing runs; start it with: sigma up'}",
     ]
     for alarm in document["alarms"]:
         lines.append(f"ALARM        {alarm}")
     return "\n".join(lines)
+
+
+def _letter_lines(count: int) -> list[str]:
+    if not count:
+        return []
+    # Beside the images that are rejected now: one image may have several, a broken event has none.
+    return [f"dead letters {count:,} events that could not be used: sigma dead-letters list"]
+
+
+def _freshness_words(freshness: JsonObject) -> str:
+    if freshness["p50"] is None or freshness["p95"] is None:
+        return "nothing became searchable in the last hour"
+    return f"p50 {freshness['p50']} s, p95 {freshness['p95']} s from arrival to searchable"
 
 
 def _room_lines(room: JsonObject | None) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -18,8 +19,12 @@ from ops.embedded.supervisor_record import SupervisorRecord, record_file, superv
 from schemas.errors import WorkFailedError
 from schemas.settings import Settings
 
-# Longest wait for the first readiness: a model has to be loaded, on two busy cores.
-START_TIMEOUT_S = 90.0
+# Longest wait for the first readiness: a database has to be made and a model loaded, maybe on two
+# cores that have other work.
+START_TIMEOUT_S = 180.0
+
+# Deaths of one worker during a start after which it is given up: something lasting is wrong.
+DEATHS_AT_START = 3
 
 # Longest wait for the supervisor's end; it gives its own workers half of that.
 STOP_TIMEOUT_S = 20.0
@@ -29,6 +34,21 @@ STOP_POLL_S = 0.05
 
 # Longest wait for one answer of `/readyz`.
 READINESS_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What the query worker says of itself."""
+
+    is_answering: bool
+    """Whether it said anything."""
+    problem: str
+    """Why it cannot answer queries; empty when it can."""
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it only needs more time."""
+        return "starting" in self.problem
 
 
 def log_folder(settings: Settings) -> Path:
@@ -77,18 +97,28 @@ def up(settings: Settings) -> SupervisorRecord:
     job_schedules(settings)
     log_file = log_folder(settings) / "supervisor.log"
     begin = log_file.stat().st_size if log_file.exists() else 0
-    with listen_for_readiness() as readiness:
-        process = _start_in_background(settings, log_file, readiness.environment)
-        supervisor = _wait_until_ready(settings, process, readiness)
+    with listen_for_readiness() as announcement:
+        process = _start_in_background(settings, log_file, announcement.environment)
+        supervisor = _wait_until_ready(settings, process, announcement)
     if supervisor is not None:
         return supervisor
+    reason = _dying(settings) or last_error(log_file, begin) or "they left no message"
     if process.poll() is None:
         process.terminate()
-    problem = f"within {START_TIMEOUT_S:g} seconds" if process.returncode is None else "at all"
     raise WorkFailedError(
-        f"the processes did not start {problem}; logs are in {log_file.parent};"
-        f" {last_error(log_file, begin) or 'they left no message'}"
+        f"the processes did not start: {reason.removeprefix('sigma: ')}; logs are in"
+        f" {log_file.parent}"
     )
+
+
+def _dying(settings: Settings) -> str | None:
+    """Which worker dies again and again, and of what."""
+    supervisor = running(settings)
+    if supervisor is not None:
+        for worker in supervisor.workers:
+            if len(worker.deaths) >= DEATHS_AT_START:
+                return f"the {worker.role} worker dies, {worker.last_error}"
+    return None
 
 
 def _start_in_background(
@@ -107,7 +137,7 @@ def _start_in_background(
 
 
 def _wait_until_ready(
-    settings: Settings, process: "subprocess.Popen[bytes]", readiness: ReadinessListener
+    settings: Settings, process: "subprocess.Popen[bytes]", announcement: ReadinessListener
 ) -> SupervisorRecord | None:
     """Return the supervisor when all is ready, None when it died or took too long."""
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -115,22 +145,27 @@ def _wait_until_ready(
         supervisor = running(settings)
         ended = process.poll() is not None
         # It ends at once when somebody else's start was faster: then that one is waited for.
-        ready = readiness.is_ready() or ended
-        if ready and supervisor is not None and _answers(supervisor):
-            return supervisor
-        if ended and not is_held(supervisor_lock(settings.home.absolute())):
+        announced = announcement.is_ready() or ended
+        if announced and supervisor is not None:
+            found = readiness(supervisor)
+            if found.is_answering and not found.is_starting:
+                return supervisor
+        alone = ended and not is_held(supervisor_lock(settings.home.absolute()))
+        if alone or _dying(settings) is not None:
             return None
         time.sleep(START_POLL_S)
     return None
 
 
-def _answers(supervisor: SupervisorRecord) -> bool:
-    """Whether the query worker is ready, or says why it cannot be."""
+def readiness(supervisor: SupervisorRecord) -> Readiness:
+    """Ask the query worker whether it answers queries, and why not."""
     try:
         response = httpx.get(f"{supervisor.url}/readyz", timeout=READINESS_TIMEOUT_S)
-        return response.status_code == 200 or "starting" not in response.json()["problem"]
-    except (httpx.HTTPError, ValueError, KeyError):
-        return False
+        problem = "" if response.status_code == 200 else str(response.json()["problem"])
+        return Readiness(is_answering=True, problem=problem)
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        problem = f"the query worker at {supervisor.url} does not answer ({error}); see its log"
+        return Readiness(is_answering=False, problem=problem)
 
 
 def down(settings: Settings) -> bool:

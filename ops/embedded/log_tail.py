@@ -25,7 +25,8 @@ def log_tail(log: Path, since: int = 0) -> list[str]:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    return [line.strip()[:_TAIL_BYTES] for line in text.splitlines() if line.strip()]
+    lines = ["".join(filter(str.isprintable, line)).strip() for line in text.splitlines()]
+    return [line for line in lines if line]
 
 
 def last_error(log: Path, since: int = 0) -> str | None:

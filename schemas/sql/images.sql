@@ -91,6 +91,10 @@ UPDATE image SET state = 'deleted' WHERE image_key = ANY(%(image_keys)s);
 -- Marks images as indexed, keeping the first time.
 UPDATE image SET state = 'indexed', indexed_at = coalesce(indexed_at, clock_timestamp()) WHERE image_key = ANY(%(image_keys)s);
 
+-- name: accepted_images
+-- How many images are in no generation. Scans the table: for an installation without one.
+SELECT count(*) FROM image WHERE state = 'accepted';
+
 -- name: images_by_key
 -- What an answer shows of an image.
 SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at,

@@ -220,6 +220,17 @@ def replay(log: EventLog, conn: Connection) -> Replay:
     return Replay(len(originals), lost)
 
 
+def count_letters(log: EventLog) -> int:
+    """How many dead letters the log has; reads one of each partition at most."""
+    total = 0
+    for (topic, partition), end in log.end_offsets([REJECTED]).items():
+        # Retention removes from the oldest on, so what is left begins at the first that is read.
+        oldest = log.read(topic, partition, first=0, limit=1)
+        if oldest:
+            total += max(0, end - oldest[0].offset)
+    return total
+
+
 def _all_letters(log: EventLog) -> Iterator[list[Event]]:
     """Read the rejected topic from its oldest event, in chunks."""
     for (topic, partition), end in sorted(log.end_offsets([REJECTED]).items()):

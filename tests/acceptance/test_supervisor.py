@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 
@@ -16,6 +18,7 @@ from ops.embedded.database import EmbeddedDatabase, open_services
 from ops.embedded.home import home_mark
 from ops.embedded.process_identity import ProcessIdentity
 from ops.embedded.supervisor_record import SupervisorRecord, WorkerRecord
+from ops.scenes.corpus import CorpusConfig, generate
 from schemas.settings import Settings
 from tests.acceptance.conftest import Home
 
@@ -185,3 +188,79 @@ def test_a_postgresql_that_lets_everybody_in_is_replaced_by_one_that_does_not(
     with psycopg.connect(database.url) as conn:
         assert conn.execute("SELECT 1").fetchone() == (1,)
     database.close()
+
+
+def test_without_a_generation_each_command_says_what_is_missing_and_what_to_do(
+    empty: Home, tmp_path: Path
+) -> None:
+    started = empty.sigma("up")
+    assert started.code == 0
+    assert "running, but no generation is live" in started.out
+    assert "sigma train --manifest F" in started.out
+    generate(CorpusConfig(4, seed=5), tmp_path / "four", "train", lambda _: None)
+    images = sorted((tmp_path / "four").rglob("*.png"))
+    assert len(images) == 4
+    # A letter that is of no image, and images that wait for a generation.
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not an image")
+    empty.ok("ingest", *images, broken)
+    wait_until(lambda: empty.ok("status")["images"]["pending"] == 4, 60)
+    found = empty.ok("status")
+    assert found["lag"] == {"intake": 0, "outbox": 0, "index": 0, "generation": 4}
+    assert found["dead_letters"] == 1
+    assert any(alarm.startswith("no generation is live") for alarm in found["alarms"])
+    text = empty.sigma("status", "--check")
+    assert text.code == 1
+    assert "None" not in text.out
+    assert "4 waiting" in text.out
+    begin = time.monotonic()
+    waited = empty.sigma("ingest", *images, "--wait")
+    assert time.monotonic() - begin < 45
+    assert waited.code == 2
+    assert "no generation is live" in waited.err
+    assert "sigma train --manifest F" in waited.err
+    assert httpx.post(f"{found['url']}/v1/query", json={"query": "a"}).status_code == 503
+
+
+def test_a_worker_that_dies_again_and_again_is_named_with_its_last_error(empty: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    home = Home(empty.folder, {"SIGMA_METRICS_PORT": str(port)})
+    home.ok("up")
+    (index,) = workers_of(home)["index"]
+    os.kill(index, signal.SIGKILL)
+    wait_until(lambda: ProcessIdentity.of(index) is None)
+    # The index worker has the second port.
+    with socket.create_server(("127.0.0.1", port + 1)):
+
+        def told() -> bool:
+            alarms = home.ok("status")["alarms"]
+            return any("the index worker died" in one and "in use" in one for one in alarms)
+
+        wait_until(told, 90)
+        checked = home.sigma("status", "--check", "--json")
+        assert checked.code == 1
+        assert any("index.log" in alarm for alarm in checked.json["alarms"])
+    wait_until(lambda: "index" in workers_of(home))
+
+
+def test_a_supervisor_that_was_killed_is_an_alarm_until_up_or_down(empty: Home) -> None:
+    pid = empty.ok("up")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not workers_of(empty))
+    assert any("the supervisor was killed" in one for one in empty.ok("status")["alarms"])
+    empty.ok("down")
+    assert not any("supervisor" in one for one in empty.ok("status")["alarms"])
+
+
+def test_up_tells_at_once_which_worker_cannot_start_and_why(empty: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        begin = time.monotonic()
+        started = Home(empty.folder, {"SIGMA_METRICS_PORT": port}).sigma("up", timeout=280)
+        assert time.monotonic() - begin < 200
+    assert started.code == 1
+    assert "the intake worker dies" in started.err
+    assert "in use" in started.err
+    assert "Traceback" not in started.err
+    wait_until(lambda: not workers_of(empty), 60)

@@ -289,6 +289,12 @@ def record_visibility(
     return [float(seconds) for (seconds,) in rows]
 
 
+def accepted_images(conn: Connection) -> int:
+    """How many images are accepted and in no generation: they wait for the first one."""
+    row = fetch_row(conn, "accepted_images")
+    return int(row[0]) if row else 0
+
+
 def freshness(conn: Connection) -> Freshness:
     """Return the freshness of the newest 1,000 images of the last hour."""
     row = fetch_row(conn, "freshness")
