@@ -6,7 +6,7 @@ Postings and the group's offsets commit in one transaction: a batch is indexed o
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import structlog
@@ -15,7 +15,7 @@ from schemas.errors import RejectInputError, WorkFailedError, brief
 from schemas.events import ACCEPTED, now
 from stream.images.store import ImageStore
 from stream.log.dead_letters import rejection_of_failure, rejection_of_image
-from stream.log.event_log import Batch, Consumer, EventLog, Message
+from stream.log.event_log import Batch, EventLog, Message
 from stream.log.offsets import lag, store_offsets
 from workers.generations.image_assigner import ImageAssigner, LoadAssigner, is_working
 from workers.generations.inferred import Inferred
@@ -42,6 +42,7 @@ from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation, receiving, share_set
 from workers.repository.images import StoredKey, accept_images, images_by_id, reject_image
 from workers.repository.postings import AppendStatus, append, present_images
+from workers.runtime.membership import work_as_member
 from workers.runtime.metrics import IndexMetrics
 from workers.runtime.model_loader import ModelLoader
 from workers.runtime.pictures import read_picture
@@ -56,9 +57,6 @@ TOPICS = (ACCEPTED,)
 
 # Longest wait for events, and so for noticing that the worker is to stop.
 _POLL_S = 1.0
-
-# Seconds between heartbeats to the group while a batch is handled; its session lasts longer.
-_HEARTBEAT_S = 1.0
 
 # Seconds between measurements of the group's lag, which ask the whole log.
 _LAG_EVERY_S = 5.0
@@ -173,22 +171,8 @@ class IndexWorker:
                 batch = consumer.poll(max_events=self._batch, timeout_s=_POLL_S)
                 self.models.want(receiving(conn))
                 if batch:
-                    self._handle_in(executor, consumer, conn, events, batch)
+                    work_as_member(executor, consumer, partial(self.handle, conn, events, batch))
                 self._measure(conn, events)
-
-    def _handle_in(
-        self,
-        executor: ThreadPoolExecutor,
-        consumer: Consumer,
-        conn: Connection,
-        events: EventLog,
-        batch: Batch,
-    ) -> None:
-        """Handle a batch in the executor's thread while this one keeps the membership alive."""
-        handling = executor.submit(self.handle, conn, events, batch)
-        while not wait([handling], _HEARTBEAT_S).done:
-            consumer.heartbeat()
-        handling.result()
 
     def _measure(self, conn: Connection, events: EventLog) -> None:
         if time.monotonic() - self._measured_at_s > _LAG_EVERY_S:

@@ -30,9 +30,10 @@ from stream.log.dead_letters import dead_letter, rejection_of_event, rejection_o
 from stream.log.event_log import Batch, Event, EventLog, Message, Partition, message
 from stream.log.offsets import committed, contiguous_batch, lag, store_offsets
 from stream.validation import STAGE, accept
-from workers.repository.connection import Connection, transaction
+from workers.repository.connection import MEMBER_LIMITS, Connection, transaction
 from workers.repository.deletions import DeletedVersions, DeletionRequest, deleted_versions
 from workers.repository.images import LateArrival, delete_images, reject_image
+from workers.runtime.membership import work_as_member
 from workers.runtime.metrics import IntakeMetrics
 from workers.runtime.poison import handle_split, pass_over
 from workers.runtime.process import TRANSIENT_ERRORS, announce_ready, keep_running
@@ -318,7 +319,7 @@ def _run_polling(services: Services, intake: Intake, stop: threading.Event) -> N
     def session(stop: threading.Event) -> None:
         events = services.open_log()
         events.ensure_topics()
-        with services.connect(GROUP) as conn:
+        with services.connect(GROUP, MEMBER_LIMITS) as conn:
             _poll(intake, events, conn, stop)
         events.close()
 
@@ -326,13 +327,17 @@ def _run_polling(services: Services, intake: Intake, stop: threading.Event) -> N
 
 
 def _poll(intake: Intake, events: EventLog, conn: Connection, stop: threading.Event) -> None:
-    with events.open_consumer(GROUP, TOPICS) as consumer:
+    with (
+        # Slow sources may take longer than the leases of the partitions last.
+        ThreadPoolExecutor(1, "intake") as executor,
+        events.open_consumer(GROUP, TOPICS) as consumer,
+    ):
         measured_at_s = 0.0
         announce_ready()
         while not stop.is_set():
             batch = consumer.poll(max_events=_BATCH, timeout_s=_POLL_S)
             if batch:
-                intake.process(conn, events, batch)
+                work_as_member(executor, consumer, partial(intake.process, conn, events, batch))
             if time.monotonic() - measured_at_s > _LAG_EVERY_S:
                 measured_at_s = time.monotonic()
                 intake.metrics.lag.set(lag(events, conn, GROUP, TOPICS))
@@ -347,7 +352,7 @@ def _run_faust(services: Services, intake: Intake, stop: threading.Event) -> Non
     handler = FaustHandler(
         intake.process,
         services.open_log(),
-        lambda: services.connect(GROUP),
+        lambda: services.connect(GROUP, MEMBER_LIMITS),
         stop,
         intake.metrics.lag.set,
     )

@@ -6,10 +6,12 @@ It is like `sigma worker index|query`, with `ops.bench.stub` in place of the mod
 import os
 import sys
 import threading
+from functools import partial
 
 from ops.bench.stub import StubAssigner
 from schemas.settings import Settings
 from workers.index import IndexWorker
+from workers.repository.connection import MEMBER_LIMITS
 from workers.runtime.logs import configure
 from workers.runtime.metrics import IndexMetrics
 from workers.runtime.process import stop_on_signals
@@ -40,7 +42,7 @@ def _run_query(services: Services, stop: threading.Event) -> None:
 def _run_index(services: Services, stop: threading.Event) -> None:
     start_relay(services.settings.kafka, services.database_url, stop)
     worker = IndexWorker(services.store, StubAssigner.of, IndexMetrics())
-    worker.run(services.connect, services.open_log, stop)
+    worker.run(partial(services.connect, limits=MEMBER_LIMITS), services.open_log, stop)
 
 
 if __name__ == "__main__":

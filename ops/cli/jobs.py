@@ -13,6 +13,7 @@ from schemas.errors import RetryLaterError, UsageError
 from schemas.job_results import JobFailure
 from schemas.records import JsonObject
 from schemas.settings import Settings
+from stream.lease import kept
 from workers.repository import job_runs
 from workers.repository.connection import Connection
 from workers.repository.job_runs import JobRun
@@ -78,12 +79,15 @@ def run_by_hand(services: Services, conn: Connection, name: str) -> JobRun:
     `RetryLaterError` when the same job is running elsewhere, `UsageError` for an unknown job.
     """
     job = job_named(name)
-    if not job_runs.claim_job(conn, job.name):
+    claim = job_runs.claim_job(conn, job.name)
+    if claim is None:
         raise RetryLaterError(f"{job.name} is running elsewhere; wait for its end")
     try:
-        return run_job(services, conn, job, job_runs.begin_manual_run(conn, job.name))
+        with kept(lambda: services.connect("lease"), claim):
+            number = job_runs.begin_manual_run(conn, job.name)
+            return run_job(services, conn, job, number, [claim])
     finally:
-        job_runs.release_job(conn, job.name)
+        job_runs.release_job(conn, claim)
 
 
 def _entry_lines(entry: TimetableEntry) -> list[str]:

@@ -2,12 +2,13 @@
 
 import threading
 from argparse import Namespace
+from functools import partial
 
 from ops.cli.context import AddCommand, emit, limit_threads, open_database
 from ops.embedded.database import open_services
 from schemas.records import JsonObject
 from schemas.settings import Settings
-from workers.repository.connection import migrate
+from workers.repository.connection import MEMBER_LIMITS, migrate
 from workers.runtime.services import Services
 
 ROLES = ("intake", "index", "query", "scheduler")
@@ -196,7 +197,7 @@ def _run_index(services: Services, stop: threading.Event) -> None:
     expose(services.settings, metrics.registry)
     load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
     worker = IndexWorker(services.store, load, metrics)
-    worker.run(services.connect, services.open_log, stop)
+    worker.run(partial(services.connect, limits=MEMBER_LIMITS), services.open_log, stop)
 
 
 def _run_scheduler(services: Services, stop: threading.Event) -> None:

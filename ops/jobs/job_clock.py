@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from schemas.errors import RetryLaterError
 from schemas.schedules import Schedule
+from stream.session import connection_options
 
 RunJob = Callable[[str], None]
 """Runs whatever the job of that name has to do."""
@@ -45,7 +46,12 @@ class JobClock:
         # No pool: it would keep connections that a restarted database forgot, and lose one that is
         # in use when APScheduler shuts down.
         store = SQLAlchemyJobStore(
-            url=url, tablename=_TABLE, engine_options={"poolclass": NullPool}
+            url=url,
+            tablename=_TABLE,
+            engine_options={
+                "poolclass": NullPool,
+                "connect_args": connection_options(database_url),
+            },
         )
         self._threads = _JobThreads(run_job)
         self._scheduler = BackgroundScheduler(

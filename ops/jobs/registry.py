@@ -15,6 +15,7 @@ from schemas.events import ACCEPTED, ARRIVED, DELETED
 from schemas.job_results import JobFailure, JobResult
 from schemas.maintenance_results import PruneResult
 from schemas.schedules import Schedule
+from stream.lease import Lease
 from stream.log.topics import TOPICS
 from workers.generations import retiring
 from workers.repository import job_runs
@@ -62,22 +63,24 @@ class Job:
     generation that learnt from those few takes the change for normal (docs/longrun.md)."""
 
 
-def run_job(services: Services, conn: Connection, job: Job, number: int) -> job_runs.JobRun:
-    """Do the work of a run that was begun, and record its result.
+def run_job(
+    services: Services, conn: Connection, job: Job, number: int, held: Sequence[Lease] = ()
+) -> job_runs.JobRun:
+    """Do the work of a run that was begun, and record its result if the leases are held still.
 
     A failure is recorded too, then raised: a `SigmaError` as it is, others as `WorkFailedError`.
     """
     try:
         result = job.work(services, conn)
     except SigmaError as error:
-        _record_failure(conn, number, str(error))
+        _record_failure(conn, number, str(error), held)
         raise
     except Exception as error:
         # A defect in one job must leave its reason in the row, and must not stop the scheduler.
         reason = f"{type(error).__name__}: {error}"[:MAX_ERROR_LETTERS]
-        _record_failure(conn, number, reason)
+        _record_failure(conn, number, reason, held)
         raise WorkFailedError(f"job {job.name} failed: {reason}") from error
-    job_runs.end_run(conn, number, "done", result.to_json())
+    job_runs.end_run(conn, number, "done", result.to_json(), held)
     return job_runs.job_run(conn, number)
 
 
@@ -88,9 +91,9 @@ def job_named(name: str) -> Job:
     return JOBS[name]
 
 
-def _record_failure(conn: Connection, number: int, error: str) -> None:
+def _record_failure(conn: Connection, number: int, error: str, held: Sequence[Lease]) -> None:
     failure = JobFailure(error[:MAX_ERROR_LETTERS])
-    job_runs.end_run(conn, number, "failed", failure.to_json())
+    job_runs.end_run(conn, number, "failed", failure.to_json(), held)
 
 
 def _probe_recall(services: Services, conn: Connection) -> JobResult:

@@ -15,12 +15,13 @@ from ops.embedded.isolation import ISOLATED_ENVIRONMENT
 from schemas.errors import WorkFailedError
 from schemas.maintenance_results import CandidateResult, CandidateSkipped
 from schemas.settings import Settings
+from stream.lease import is_held
 from workers.generations.retiring import drop, refused_by_gate
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.counters import totals
 from workers.repository.generations import Generation
-from workers.repository.training_data import claim_trainer, release_trainer, untrained_images
+from workers.repository.training_data import TRAINER, untrained_images
 from workers.runtime.services import Services
 
 _CLAIM_INTERVAL_S = 0.5
@@ -188,15 +189,13 @@ def trainer_command(processes: int, arguments: Sequence[str]) -> list[str]:
 def wait_for_trainer(conn: Connection) -> None:
     """Wait until no training runs on the database; `WorkFailedError` after `_CLAIM_TIMEOUT_S`."""
     deadline = time.monotonic() + _CLAIM_TIMEOUT_S
-    while not claim_trainer(conn):
+    while is_held(conn, TRAINER):
         if time.monotonic() > deadline:
             raise WorkFailedError(
                 "another training runs on this database, and there can be one at a time; wait for "
                 "its end or stop it"
             )
         time.sleep(_CLAIM_INTERVAL_S)
-    # The trainer process claims it for itself.
-    release_trainer(conn)
 
 
 def last_error(log: Path) -> str:

@@ -1,9 +1,9 @@
 """The scheduler: one leader among all scheduler processes runs the jobs, each run window once.
 
-Two APSchedulers on one store run everything twice, so only the holder of an advisory lock starts
-one. Each run window has one row in `job_run`, so it counts once even if two processes believe that
-they lead for a moment. A run whose process died is found by its row: the row says that it is
-running, and no connection holds the job's lock. APScheduler is the clock; every few seconds the
+Two APSchedulers on one store run everything twice, so only the holder of a lease starts one, and it
+begins runs only while it has that lease. Each run window has one row in `job_run`, so it counts
+once. A run whose process died or hangs is found by its row: the row says that it is running, and
+nobody has the job's lease. APScheduler is the clock; every few seconds the
 leader also looks for what no clock announces: alarms, runs whose process died, run windows that
 were missed without a leader.
 """
@@ -20,6 +20,7 @@ from ops.jobs.registry import JOBS, Job, run_job
 from ops.jobs.timetable import JobSchedule, job_schedules
 from schemas.errors import RetryLaterError, SigmaError
 from schemas.schedules import Schedule
+from stream.lease import Lease, LostLeaseError, give_up, kept, renew
 from workers.repository import job_runs
 from workers.repository.alarms import Alarm, open_alarms
 from workers.repository.connection import Connection
@@ -55,9 +56,9 @@ class Scheduler:
         self._services = services
         self._schedules = job_schedules(services.settings, jobs)
         self._find_alarms = find_alarms
-        # Cleared when this process no longer leads. Runs at work go on, for they hold their job's
-        # lock, but begin no further run.
-        self._leading = threading.Event()
+        # None when this process does not lead. Runs at work go on, for they have their job's lease,
+        # but begin no further run.
+        self._lead: Lease | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -80,12 +81,15 @@ class Scheduler:
         """Do all runs that a job has pending, unless another process is running the job."""
         try:
             with self._services.connect(f"job {name}") as conn:
-                # The lock of the job, not the lead, makes its runs exclusive: a process that lost
+                # The lease of the job, not the lead, makes its runs exclusive: a process that lost
                 # the lead may still be running one, and so may a person.
-                if job_runs.claim_job(conn, name):
-                    self._run_claimed(conn, self._schedules[name])
-                else:
+                claim = job_runs.claim_job(conn, name)
+                if claim is None:
                     log.debug("job is running elsewhere", job=name)
+                    return
+                with kept(self._connect_keeper, claim):
+                    self._run_claimed(conn, self._schedules[name], claim)
+                job_runs.release_job(conn, claim)
         except TRANSIENT_ERRORS as error:
             log.warning(
                 "job interrupted: database unavailable, its run will be begun again",
@@ -93,20 +97,27 @@ class Scheduler:
                 reason=str(error),
             )
 
-    def _run_claimed(self, conn: Connection, scheduled: JobSchedule) -> None:
-        while self._leading.is_set():
+    def _run_claimed(self, conn: Connection, scheduled: JobSchedule, claim: Lease) -> None:
+        while (lead := self._lead) is not None:
             # Asked anew for each run: alarms were raised and cleared meanwhile.
             alarms = self._find_alarms(conn) if scheduled.on_alarm else ()
             number = job_runs.begin_next_run(
-                conn, scheduled.job.name, scheduled.schedule, scheduled.triggers(alarms)
+                conn,
+                scheduled.job.name,
+                scheduled.schedule,
+                scheduled.triggers(alarms),
+                held=[lead, claim],
             )
             if number is None:
                 return
-            self._run_and_log(conn, scheduled.job, number)
+            self._run_and_log(conn, scheduled.job, number, claim)
 
-    def _run_and_log(self, conn: Connection, job: Job, number: int) -> None:
+    def _run_and_log(self, conn: Connection, job: Job, number: int, claim: Lease) -> None:
         try:
-            done = run_job(self._services, conn, job, number)
+            # Without the lead: a run at work goes on when another process leads.
+            done = run_job(self._services, conn, job, number, [claim])
+        except LostLeaseError:
+            raise
         except RetryLaterError:
             # Without its connection the run keeps its row and loses its lock: it is begun again.
             # With the connection, only something that the job itself needs is unavailable.
@@ -127,37 +138,42 @@ class Scheduler:
     def _session(self, stop: threading.Event) -> None:
         """Wait for the lead and keep it until `stop`, or until its connection is lost."""
         with self._services.connect("scheduler") as conn:
-            while not job_runs.claim_scheduler(conn):
+            while (lead := job_runs.claim_scheduler(conn)) is None:
                 if stop.wait(_LEAD_CHECK_S):
                     return
-            log.info("scheduler leads")
+            log.info("scheduler leads", fence=lead.fence)
             # Windows of a schedule that no longer applies are recorded as skipped, by the leader
             # only.
             for name, scheduled in self._schedules.items():
                 job_runs.apply_schedule(conn, name, scheduled.schedule)
             clock = JobClock(self._services.database_url, self.run_pending)
             # Before the clock starts: a job that is due at once must find it set.
-            self._leading.set()
+            self._lead = lead
             try:
                 clock.start(self._clock_schedules())
-                self._watch(conn, clock, stop)
+                self._watch(conn, clock, lead, stop)
             finally:
-                self._leading.clear()
+                self._lead = None
                 clock.close()
+            give_up(conn, [lead])
             clock.join(_JOIN_S)
 
-    def _watch(self, conn: Connection, clock: JobClock, stop: threading.Event) -> None:
+    def _connect_keeper(self) -> Connection:
+        return self._services.connect("lease")
+
+    def _watch(self, conn: Connection, clock: JobClock, lead: Lease, stop: threading.Event) -> None:
         """Start pending runs until `stop`; `RetryLaterError` when the lead is lost."""
         next_look = time.monotonic()
         try:
             while not stop.wait(_LEAD_CHECK_S):
-                # The lock is lost with the connection, and only a query notices that.
-                conn.execute("SELECT 1")
+                # Notices a lost connection too, with which the lease is lost.
+                if not renew(conn, [lead]):
+                    raise RetryLaterError("another scheduler leads, this one did not renew in time")
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + _PENDING_CHECK_S
                     self._start_pending(conn, clock)
         except psycopg.OperationalError as error:
-            raise RetryLaterError("the scheduler lost its lock with its connection") from error
+            raise RetryLaterError("the scheduler lost its lead with its connection") from error
 
     def _start_pending(self, conn: Connection, clock: JobClock) -> None:
         """Start jobs with a run that no clock announces: by alarm, missed, or left by a death."""

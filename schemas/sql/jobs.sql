@@ -1,29 +1,3 @@
--- name: claim_scheduler
--- One scheduler at a time. A session lock: a leader that dies loses it at once.
-SELECT pg_try_advisory_lock(hashtextextended('sigma scheduler', 0));
-
--- name: claim_job
--- One run of a job at a time, also across schedulers that both believe to lead.
-SELECT pg_try_advisory_lock(hashtextextended('sigma job ' || %(job)s, 0));
-
--- name: release_job
--- Unlocks the job.
-SELECT pg_advisory_unlock(hashtextextended('sigma job ' || %(job)s, 0));
-
--- name: job_is_claimed
--- Whether a job is running now: the scheduler that runs it holds its lock.
-SELECT EXISTS (
-    SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
-       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-       AND (classid::bigint << 32) | objid::bigint = hashtextextended('sigma job ' || %(job)s, 0)
-);
-
--- name: notice_dead_peers
--- A process whose machine vanished must lose its locks soon: the server probes the connection (no
--- effect on a local socket).
-SELECT set_config('tcp_keepalives_idle', '4', false), set_config('tcp_keepalives_interval', '2', false),
-       set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '10000', false);
-
 -- name: job_schedule
 -- The schedule by which a job was run until now.
 SELECT schedule, after_window FROM job_schedule WHERE job = %(job)s;
@@ -38,8 +12,8 @@ ON CONFLICT (job) DO UPDATE SET schedule = excluded.schedule, after_window = exc
 SELECT max(time_window) FROM job_run WHERE job = %(job)s AND time_window >= 0;
 
 -- name: unfinished_run
--- The oldest run that was begun and never ended. If no scheduler holds the job's lock, its process
--- died.
+-- The oldest run that was begun and never ended. If nobody has the job's lease, its process died or
+-- hangs.
 SELECT id, attempt, cause FROM job_run WHERE job = %(job)s AND outcome = 'running' ORDER BY id LIMIT 1;
 
 -- name: begin_run_again

@@ -44,14 +44,6 @@ LEFT JOIN LATERAL (
 WHERE p.topic = ANY(%(topics)s) AND p.next_offset > coalesce(o.next_offset, 0)
 ORDER BY waiting.published_at, p.topic, p.partition;
 
--- name: try_lock_partition
--- A session lock: a consumer that dies loses it at once.
-SELECT pg_try_advisory_lock(hashtextextended('sigma partition ' || %(group)s || ' ' || %(topic)s || ' ' || %(partition)s, 0));
-
--- name: unlock_partition
--- Unlocks a partition.
-SELECT pg_advisory_unlock(hashtextextended('sigma partition ' || %(group)s || ' ' || %(topic)s || ' ' || %(partition)s, 0));
-
 -- name: read_events
 -- Events of a partition from an offset on, oldest first.
 SELECT "offset", key, value, headers, published_at FROM log_event
@@ -94,11 +86,6 @@ FROM unnest(%(topics)s::text[], %(keys)s::text[], %(values)s::bytea[], %(headers
 -- name: notify_outbox
 -- Wakes the relay when this transaction commits.
 SELECT pg_notify('sigma_outbox', '');
-
--- name: claim_relay
--- One relay at a time, so that events of one image keep their order. A session lock: a relay that
--- dies loses it at once.
-SELECT pg_try_advisory_lock(hashtextextended('sigma outbox', 0));
 
 -- name: oldest_in_outbox
 -- The next events to forward.

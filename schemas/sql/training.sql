@@ -1,11 +1,3 @@
--- name: claim_trainer
--- One trainer at a time. A session lock: a trainer that dies loses it at once.
-SELECT pg_try_advisory_lock(hashtextextended('sigma trainer', 0));
-
--- name: release_trainer
--- Unlocks, for the next trainer.
-SELECT pg_advisory_unlock(hashtextextended('sigma trainer', 0));
-
 -- name: trainable_keys
 -- Keys of images with captions, ascending: what a model can learn from, whether in a trie or not.
 SELECT image_key FROM image

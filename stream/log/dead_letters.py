@@ -13,8 +13,9 @@ from schemas.errors import RejectInputError, UsageError, brief
 from schemas.events import REJECTED, ImageAccepted, ImageArrived, ImageRejected, decode
 from schemas.named_sql import queries
 from stream.images.redaction import redact_text, redact_uri
-from stream.log.event_log import Connection, Event, EventLog, Message, message
+from stream.log.event_log import Event, EventLog, Message, message
 from stream.manifest import MAX_ID_LENGTH
+from stream.session import Connection
 
 _PREFIX = "__connect.errors."
 _TOPIC = _PREFIX + "topic"

@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-import psycopg
 from psycopg.pq import TransactionStatus
 
 from schemas.errors import RejectInputError
 from schemas.events import EventRecord, encode, headers
+from stream.lease import Lease
 from stream.log.topics import TOPICS, Topic
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+from stream.session import Connection
 
 # (topic, partition number)
 Partition = tuple[str, int]
@@ -73,6 +72,8 @@ class Batch:
 
     events: tuple[Event, ...] = ()
     positions: Mapping[Partition, tuple[int, int]] = field(default_factory=dict)
+    leases: tuple[Lease, ...] = ()
+    """Of the partitions, where they are shared by leases: without them the commit is refused."""
 
     def __len__(self) -> int:
         return len(self.events)
@@ -96,7 +97,7 @@ class Batch:
                 begins[place] = (begin, split)
             if split < end:
                 rest[place] = (split, end)
-        return Batch(first, begins), Batch(second, rest)
+        return Batch(first, begins, self.leases), Batch(second, rest, self.leases)
 
 
 class Consumer(Protocol):

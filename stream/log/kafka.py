@@ -14,7 +14,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from schemas.errors import RetryLaterError, UsageError
 from schemas.settings import KafkaSettings
-from stream.log.event_log import Connection, Event, Message, Partition
+from stream.log.event_log import Event, Message, Partition
 from stream.log.kafka_client import (
     DELIVERY_TIMEOUT_MS,
     REQUEST_TIMEOUT_MS,
@@ -26,6 +26,7 @@ from stream.log.kafka_client import (
 from stream.log.kafka_consumer import KafkaGroupConsumer
 from stream.log.outbox import add_to_outbox
 from stream.log.topics import TOPICS, Topic
+from stream.session import Connection
 
 # How long one `read` may take; a span of 1000 events takes well below a second.
 _READ_TIMEOUT_S = 15.0

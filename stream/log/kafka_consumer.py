@@ -15,7 +15,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import KafkaError
 
 from schemas.settings import KafkaSettings
-from stream.log.event_log import Batch, Connection, EventLog
+from stream.log.event_log import Batch, EventLog
 from stream.log.kafka_client import (
     HEARTBEAT_S,
     SESSION_TIMEOUT_S,
@@ -24,6 +24,7 @@ from stream.log.kafka_client import (
     retry_later,
 )
 from stream.log.offsets import committed, contiguous_batch
+from stream.session import Connection, connection_options
 
 # How long a broker may wait to fill a fetch.
 _FETCH_WAIT_MS = 250
@@ -74,7 +75,10 @@ class KafkaGroupConsumer:
         """
         with retry_later("join the group"):
             conn = psycopg.connect(
-                database_url, autocommit=True, application_name=f"sigma consumer {group}"
+                database_url,
+                autocommit=True,
+                application_name=f"sigma consumer {group}",
+                **connection_options(database_url),
             )
             try:
                 member = cls(log, _kafka_consumer(settings, group), conn, group, topics)

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from schemas.errors import RetryLaterError
 from schemas.named_sql import queries
-from stream.log.event_log import Batch, Connection, Event, EventLog, Partition
+from stream.lease import check
+from stream.log.event_log import Batch, Event, EventLog, Partition
+from stream.session import Connection
 
 # Events that are read again at a time to fill a gap; bounds the memory and time of one batch.
 _MAX_REREAD_EVENTS = 1000
@@ -17,7 +19,8 @@ def store_offsets(log: EventLog, conn: Connection, group: str, batch: Batch) -> 
     """Commit a batch inside the worker's transaction, by compare-and-set from begin to end.
 
     `RetryLaterError` when another member has committed these events: roll the transaction back,
-    because their work is done. Call this last, so that its row locks are kept briefly.
+    because their work is done. `LostLeaseError` when another member has taken one of its
+    partitions. Call this last, so that its row locks are kept briefly.
     """
     # Sorted, so that two members that commit overlapping batches cannot deadlock.
     for (topic, partition), (begin, end) in sorted(batch.positions.items()):
@@ -33,6 +36,7 @@ def store_offsets(log: EventLog, conn: Connection, group: str, batch: Batch) -> 
                 f"group {group} is no longer at offset {begin} of {topic}/{partition}: "
                 "another worker committed first; roll back and poll again"
             )
+    check(conn, batch.leases)
 
 
 def committed(

@@ -2,11 +2,13 @@
 
 A transaction writes its events to the outbox table; the relay forwards them after the commit, in
 their order, and deletes them. A relay that dies between forwarding and deleting forwards some
-events twice, with the same CloudEvents id; every consumer here tolerates that.
+events twice, with the same CloudEvents id; every consumer here tolerates that. One relay at a time
+is active, by its lease; one that hangs is replaced, and what it deletes afterwards is refused.
 """
 
 import json
 import threading
+import time
 from collections.abc import Sequence
 
 import psycopg
@@ -15,13 +17,18 @@ import structlog
 from schemas.errors import RejectInputError, RetryLaterError, brief
 from schemas.events import REJECTED, ImageRejected
 from schemas.named_sql import queries
-from stream.log.event_log import Connection, EventLog, Message, join_transaction, message
+from stream.lease import RENEW_S, Lease, check, give_up, renew, take
+from stream.log.event_log import EventLog, Message, join_transaction, message
+from stream.session import Connection
 
 # Notified when a transaction that added events commits; the name is also in log.sql.
 CHANNEL = "sigma_outbox"
 
 # Events forwarded at a time: one database round trip and one acknowledged Kafka batch each.
 _CHUNK_EVENTS = 1000
+
+# Name of the active relay's lease.
+_LEASE = "relay"
 
 # How often a relay looks for a stop, and a standby for the end of the active relay.
 _CHECK_INTERVAL_S = 0.5
@@ -48,22 +55,25 @@ def relay(log: EventLog, conn: Connection, stop: threading.Event) -> None:
     try:
         # Before the first look, so that an event added between a look and a wait ends the wait.
         conn.execute(f"LISTEN {CHANNEL}".encode())
-        is_active = False
+        # One active relay at a time keeps the order of events of one image.
         while not stop.is_set():
-            # One active relay at a time keeps the order of events of one image.
-            is_active = is_active or _claim_relay(conn)
-            if not is_active:
+            lease = take(conn, _LEASE)
+            if lease is None:
                 stop.wait(_CHECK_INTERVAL_S)
-            elif forward(log, conn) < _CHUNK_EVENTS:
-                _wait_for_events(conn)
+            else:
+                _forward_until(log, conn, lease, stop)
+                give_up(conn, [lease])
     except psycopg.OperationalError as error:
         raise RetryLaterError(
             f"the database does not answer ({brief(error)}); events stay in the outbox"
         ) from error
 
 
-def forward(log: EventLog, conn: Connection) -> int:
-    """Forward the oldest events of the outbox, at most one chunk; return how many."""
+def forward(log: EventLog, conn: Connection, lease: Lease | None = None) -> int:
+    """Forward the oldest events of the outbox, at most one chunk; return how many.
+
+    `LostLeaseError` when the lease was lost: the events stay, for the relay that has it now.
+    """
     ids: list[int] = []
     messages: list[Message] = []
     for number, topic, key, value, headers in conn.execute(
@@ -74,7 +84,9 @@ def forward(log: EventLog, conn: Connection) -> int:
     # Published before deleted: a relay that dies between repeats events instead of losing them.
     _publish(log, messages)
     if ids:
-        conn.execute(queries()["delete_from_outbox"], {"ids": ids})
+        with conn.transaction():
+            conn.execute(queries()["delete_from_outbox"], {"ids": ids})
+            check(conn, [] if lease is None else [lease])
     return len(ids)
 
 
@@ -117,7 +129,14 @@ def _wait_for_events(conn: Connection) -> None:
         pass
 
 
-def _claim_relay(conn: Connection) -> bool:
-    """Try to become the active relay. The claim ends with the connection."""
-    claimed = conn.execute(queries()["claim_relay"]).fetchone()
-    return bool(claimed and claimed[0])
+def _forward_until(log: EventLog, conn: Connection, lease: Lease, stop: threading.Event) -> None:
+    """Forward events as the active relay until stopped, or until the lease is lost."""
+    renewed_at_s = time.monotonic()
+    while not stop.is_set():
+        if time.monotonic() - renewed_at_s > RENEW_S:
+            renewed_at_s = time.monotonic()
+            # Before publishing: Kafka itself would not refuse a relay that was replaced.
+            if not renew(conn, [lease]):
+                return
+        if forward(log, conn, lease) < _CHUNK_EVENTS:
+            _wait_for_events(conn)

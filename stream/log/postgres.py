@@ -15,9 +15,9 @@ import psycopg
 
 from schemas.errors import RetryLaterError, UsageError, brief
 from schemas.named_sql import queries
+from stream.lease import Lease, give_up, renew, take
 from stream.log.event_log import (
     Batch,
-    Connection,
     Event,
     Message,
     Partition,
@@ -25,6 +25,7 @@ from stream.log.event_log import (
     partition_of,
 )
 from stream.log.topics import TOPICS, Topic
+from stream.session import NOTICE_VANISHED_CLIENTS, Connection, connection_options
 
 # Notified when a transaction that published events commits; the name is also in log.sql.
 CHANNEL = "sigma_log"
@@ -137,17 +138,16 @@ class PostgresLog:
 class PostgresConsumer:
     """One member of a group, with its own connection.
 
-    From one poll to the next it has a session lock on each partition that it returned events of.
-    So members share the partitions without a coordinator, and one that is killed loses its locks
-    with its connection. The locks only avoid doing work twice; that work counts once is ensured
-    by the compare-and-set of the offsets.
+    From one poll to the next it has a lease on each partition that it returned events of. So
+    members share the partitions without a coordinator. One that is killed loses its leases with
+    its connection, and one that hangs by their expiry: what it commits afterwards is refused.
     """
 
     def __init__(self, conn: Connection, group: str, topics: Sequence[str]) -> None:
         self._conn = conn
         self._group = group
         self._topics = list(topics)
-        self._locked: list[Partition] = []
+        self._leases: list[Lease] = []
 
     @classmethod
     def open(cls, url: str, group: str, topics: Sequence[str]) -> Self:
@@ -166,7 +166,7 @@ class PostgresConsumer:
         try:
             while True:
                 # First, so that partitions whose events were committed go to waiting members.
-                self._unlock_partitions()
+                self._give_up_partitions()
                 batch, contended = self._take(max_events)
                 remaining_s = deadline - time.monotonic()
                 if batch.events or remaining_s <= 0:
@@ -178,7 +178,13 @@ class PostgresConsumer:
             ) from error
 
     def heartbeat(self) -> None:
-        """See `Consumer`. Does nothing: the session's locks are the membership."""
+        """See `Consumer`. A lease that was lost shows when the batch is committed."""
+        try:
+            renew(self._conn, self._leases)
+        except psycopg.OperationalError as error:
+            raise RetryLaterError(
+                f"the connection to the event log was lost ({brief(error)}); open a new consumer"
+            ) from error
 
     def close(self) -> None:
         """See `Consumer`."""
@@ -196,23 +202,26 @@ class PostgresConsumer:
         self.close()
 
     def _take(self, max_events: int) -> tuple[Batch, bool]:
-        """Lock and read pending partitions; also whether another member has one of them."""
+        """Take and read pending partitions; also whether another member has one of them."""
         events: list[Event] = []
         positions: dict[Partition, tuple[int, int]] = {}
         contended = False
         for partition in self._pending_partitions():
             if len(events) >= max_events:
                 break
-            if not self._try_lock(partition):
+            lease = take(self._conn, lease_name(self._group, partition))
+            if lease is None:
                 contended = True
                 continue
-            # Read after the lock was taken: before, another member may still be committing.
+            self._leases.append(lease)
+            # Read after the lease was taken: before, another member may still be committing.
             first = self._committed_offset(partition)
             partition_events = _read(self._conn, partition, first, max_events - len(events))
             if partition_events:
                 events += partition_events
                 positions[partition] = (first, partition_events[-1].offset + 1)
-        return Batch(events=tuple(events), positions=positions), contended
+        batch = Batch(events=tuple(events), positions=positions, leases=tuple(self._leases))
+        return batch, contended
 
     def _wait(self, timeout_s: float) -> None:
         # LISTEN was executed before the look, so events published since then end this at once.
@@ -231,23 +240,19 @@ class PostgresConsumer:
         ).fetchone()
         return int(row[0]) if row else 0
 
-    def _try_lock(self, partition: Partition) -> bool:
-        row = self._conn.execute(
-            queries()["try_lock_partition"], self._parameters(partition)
-        ).fetchone()
-        if row and row[0]:
-            self._locked.append(partition)
-            return True
-        return False
-
-    def _unlock_partitions(self) -> None:
-        while self._locked:
-            partition = self._locked.pop()
-            self._conn.execute(queries()["unlock_partition"], self._parameters(partition))
+    def _give_up_partitions(self) -> None:
+        give_up(self._conn, self._leases)
+        self._leases = []
 
     def _parameters(self, partition: Partition) -> dict[str, str | int]:
         topic, number = partition
         return {"group": self._group, "topic": topic, "partition": number}
+
+
+def lease_name(group: str, partition: Partition) -> str:
+    """The name of the lease by which a member of a group has a partition."""
+    topic, number = partition
+    return f"partition {group} {topic} {number}"
 
 
 def _append_to_partition(
@@ -283,7 +288,10 @@ def _read(conn: Connection, partition: Partition, first: int, limit: int) -> lis
 def _connect(url: str, name: str) -> Connection:
     """Open an autocommit connection; `name` shows in pg_stat_activity."""
     try:
-        conn = psycopg.connect(url, autocommit=True, application_name=name)
+        conn = psycopg.connect(
+            url, autocommit=True, application_name=name, **connection_options(url)
+        )
+        conn.execute(NOTICE_VANISHED_CLIENTS.encode())
         # In another zone the server's first and last days lie outside Python's years 1 to 9999.
         conn.execute("SET TIME ZONE 'UTC'")
         return conn

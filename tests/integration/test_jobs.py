@@ -155,13 +155,14 @@ def test_an_alarm_calls_for_one_run_and_a_flood_waits_for_the_cool_down(conn: Co
 
 def test_only_one_leads_and_only_one_holds_a_job(conn: Connection, database: str) -> None:
     assert claim_scheduler(conn)
-    assert claim_job(conn, "j")
+    claim = claim_job(conn, "j")
+    assert claim
     with connect(database) as other:
         assert not claim_scheduler(other)
         assert not claim_job(other, "j")
         assert job_is_claimed(other, "j")
         assert not job_is_claimed(other, "k")
-        release_job(conn, "j")
+        release_job(conn, claim)
         assert not job_is_claimed(other, "j")
         assert claim_job(other, "j")
 

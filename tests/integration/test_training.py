@@ -18,6 +18,7 @@ from model.progress import quiet
 from model.training.stage_gates import Gates
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import FloatArray, IntArray
+from stream.lease import take
 from tests.integration.small_training import (
     fill,
     profile_of_tests,
@@ -32,7 +33,7 @@ from workers.repository import counters, generations
 from workers.repository.connection import Connection, connect
 from workers.repository.images import delete_images
 from workers.repository.postings import identifiers_of, postings_of
-from workers.repository.training_data import claim_trainer, embeddings_of, indexed_images
+from workers.repository.training_data import TRAINER, embeddings_of, indexed_images
 from workers.runtime.services import Services
 from workers.trainer import reclustering
 from workers.trainer.trainer import train
@@ -246,7 +247,7 @@ def test_one_trainer_at_a_time_and_a_refresh_needs_a_live_generation(
     services: Services, conn: Connection, database: str
 ) -> None:
     with connect(database) as other:
-        assert claim_trainer(other)
+        assert take(other, TRAINER)
         with pytest.raises(RetryLaterError, match="another training"):
             train(services, None, request(services), quiet)
     with pytest.raises(RefuseToStartError, match="no generation is live"):

@@ -5,16 +5,16 @@ Connections are in autocommit mode, so that only `transaction` decides what comm
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 from psycopg import errors
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
 from schemas.errors import RefuseToStartError, RejectInputError, RetryLaterError, brief
 from schemas.named_sql import migrations, queries
+from stream.session import NOTICE_VANISHED_CLIENTS, connection_options
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -64,21 +64,9 @@ REPORT_LIMITS = SessionLimits(statement_s=10, lock_s=5, idle_transaction_s=30)
 # For what a client waits for, which is to be answered within a second.
 ANSWER_LIMITS = SessionLimits(statement_s=2, lock_s=0.5, idle_transaction_s=10)
 
-# Longest wait for a connection, for each address of the server.
-_CONNECT_S = 10
-
-# A server that vanishes without a word (power, network) is noticed within 15 seconds. PostgreSQL
-# and libpq leave it to the system's two hours otherwise.
-_KEEPALIVE = {
-    "keepalives": 1,
-    # Seconds of silence before the first probe, and between probes.
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    # Probes without an answer after which the connection is lost: 11 s in all.
-    "keepalives_count": 3,
-    # Milliseconds that sent data may stay unconfirmed; keepalives do not cover that.
-    "tcp_user_timeout": 11_000,
-}
+# For members of a consumer group, whose transactions are short: one that is stopped inside of one
+# keeps its locks no longer than its leases (`stream.lease`).
+MEMBER_LIMITS = replace(WORK_LIMITS, idle_transaction_s=10)
 
 
 def connect(url: str, *, name: str = "sigma", limits: SessionLimits = WORK_LIMITS) -> Connection:
@@ -88,9 +76,10 @@ def connect(url: str, *, name: str = "sigma", limits: SessionLimits = WORK_LIMIT
     """
     try:
         conn: Connection = psycopg.connect(
-            url, autocommit=True, application_name=name, **_connection_options(url)
+            url, autocommit=True, application_name=name, **connection_options(url)
         )
         try:
+            conn.execute(NOTICE_VANISHED_CLIENTS.encode())
             _limit(conn, limits)
         except BaseException:
             conn.close()
@@ -100,13 +89,6 @@ def connect(url: str, *, name: str = "sigma", limits: SessionLimits = WORK_LIMIT
         raise RetryLaterError(
             f"the database does not answer ({brief(error)}); check that it runs, then try again"
         ) from error
-
-
-def _connection_options(url: str) -> dict[str, Any]:
-    """Keepalives and the connection's time limit, where the address does not say otherwise."""
-    chosen = conninfo_to_dict(url)
-    options: dict[str, Any] = {"connect_timeout": _CONNECT_S, **_KEEPALIVE}
-    return {name: value for name, value in options.items() if name not in chosen}
 
 
 def _limit(conn: Connection, limits: SessionLimits) -> None:

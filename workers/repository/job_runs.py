@@ -2,7 +2,7 @@
 
 A *run window* is a moment at which a schedule makes a job due, named by its second since 1970. Each
 run window and each alarm gets one run, which is a row of job_run. Who may begin runs of a job is
-decided by its claim: a session lock, which ends with the connection of the process that has it.
+decided by its claim: a lease (`stream.lease`), which its process keeps while the job runs.
 """
 
 import time
@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from schemas.records import JsonObject
 from schemas.schedules import Schedule
+from stream.lease import Lease, check, give_up, is_held, take
 from workers.repository.connection import (
     Connection,
     execute,
@@ -93,35 +94,27 @@ class AlarmTriggers:
 _NO_ALARMS = AlarmTriggers()
 
 
-def claim_scheduler(conn: Connection) -> bool:
-    """Try to become the active scheduler; return whether this process is it.
+def claim_scheduler(conn: Connection) -> Lease | None:
+    """Try to become the active scheduler, which renews the lease; None while another one is."""
+    return take(conn, "scheduler")
 
-    The claim lasts as long as the connection.
+
+def claim_job(conn: Connection, job: str) -> Lease | None:
+    """Try to claim a job; None while another process has it.
+
+    No other process may run it while the lease is renewed and the connection stands.
     """
-    fetch_rows(conn, "notice_dead_peers")
-    row = fetch_row(conn, "claim_scheduler")
-    return bool(row and row[0])
-
-
-def claim_job(conn: Connection, job: str) -> bool:
-    """Try to claim a job; return whether this connection may run it.
-
-    No other process may until `release_job` or the end of the connection.
-    """
-    fetch_rows(conn, "notice_dead_peers")
-    row = fetch_row(conn, "claim_job", job=job)
-    return bool(row and row[0])
+    return take(conn, _lease_name(job))
 
 
 def job_is_claimed(conn: Connection, job: str) -> bool:
     """Return whether any process has claimed the job."""
-    row = fetch_row(conn, "job_is_claimed", job=job)
-    return bool(row and row[0])
+    return is_held(conn, _lease_name(job))
 
 
-def release_job(conn: Connection, job: str) -> None:
+def release_job(conn: Connection, claim: Lease) -> None:
     """Give up the claim of a job."""
-    fetch_rows(conn, "release_job", job=job)
+    give_up(conn, [claim])
 
 
 def apply_schedule(
@@ -157,27 +150,37 @@ def begin_next_run(
     triggers: AlarmTriggers = _NO_ALARMS,
     *,
     now: int | None = None,
+    held: Sequence[Lease] = (),
 ) -> int | None:
     """Begin the next run of a job and return its id; None when it has nothing to do.
 
     In this order: a run whose process died, the oldest run window that is due, open alarms, and
     the repetition of a run by alarm. The caller has claimed the job, so whatever is marked as
-    running has no process any more.
+    running has no process any more. `LostLeaseError` when one of the leases `held` was lost: the
+    job's claim, and the lead of the scheduler.
     """
     with transaction(conn):
-        # Before new windows, so that runs of one job keep their order.
-        abandoned = _begin_abandoned(conn, job)
-        if abandoned is not None:
-            return abandoned
-        due = _due_windows(conn, job, schedule, _now(now))
-        too_old = due[:-MAX_BACKLOG]
-        _skip(conn, job, too_old, f"more than {MAX_BACKLOG} run windows were missed")
-        if due:
-            return _insert_run(conn, job, due[len(too_old)], RunCause())
-        cause = _trigger_cause(conn, job, triggers)
-        if cause:
-            return _insert_run(conn, job, _extra_window(conn, job), cause)
-        return None
+        number = _begin_next(conn, job, schedule, triggers, _now(now))
+        check(conn, held)
+    return number
+
+
+def _begin_next(
+    conn: Connection, job: str, schedule: Schedule, triggers: AlarmTriggers, now: int
+) -> int | None:
+    # Before new windows, so that runs of one job keep their order.
+    abandoned = _begin_abandoned(conn, job)
+    if abandoned is not None:
+        return abandoned
+    due = _due_windows(conn, job, schedule, now)
+    too_old = due[:-MAX_BACKLOG]
+    _skip(conn, job, too_old, f"more than {MAX_BACKLOG} run windows were missed")
+    if due:
+        return _insert_run(conn, job, due[len(too_old)], RunCause())
+    cause = _trigger_cause(conn, job, triggers)
+    if cause:
+        return _insert_run(conn, job, _extra_window(conn, job), cause)
+    return None
 
 
 def begin_manual_run(conn: Connection, job: str) -> int:
@@ -204,14 +207,17 @@ def run_is_pending(
     )
 
 
-def end_run(conn: Connection, number: int, outcome: str, figures: Figures) -> None:
+def end_run(
+    conn: Connection, number: int, outcome: str, figures: Figures, held: Sequence[Lease] = ()
+) -> None:
     """Record the outcome of a run.
 
-    `RetryLaterError` when the database is unavailable: the run counts as abandoned, and whoever
-    claims the job next begins it again.
+    `RetryLaterError` when the database is unavailable, or the job's claim, in `held`, was lost:
+    the run counts as abandoned, and whoever claims the job next begins it again.
     """
     with transaction(conn):
         execute(conn, "end_run", id=number, outcome=outcome, figures=Jsonb(figures))
+        check(conn, held)
 
 
 def job_runs(conn: Connection, job: str | None = None, *, limit: int = 20) -> list[JobRun]:
@@ -239,6 +245,10 @@ def job_state(conn: Connection, job: str) -> JobState:
         abandoned=unfinished and not running,
         last=None if last is None else JobRun(*last),
     )
+
+
+def _lease_name(job: str) -> str:
+    return f"job {job}"
 
 
 def _begin_abandoned(conn: Connection, job: str) -> int | None:

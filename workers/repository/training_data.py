@@ -40,18 +40,8 @@ class StoredEmbeddings:
     """(N,) whether the image is still stored"""
 
 
-def claim_trainer(conn: Connection) -> bool:
-    """Try to become the only trainer; return whether this process is it.
-
-    The claim lasts until `release_trainer` or the end of the connection.
-    """
-    row = fetch_row(conn, "claim_trainer")
-    return bool(row and row[0])
-
-
-def release_trainer(conn: Connection) -> None:
-    """Give up the claim, so that another process may train."""
-    fetch_rows(conn, "release_trainer")
+# Name of the lease of the only process that trains.
+TRAINER = "trainer"
 
 
 def trainable_keys(conn: Connection, limit: int, seed: int) -> IntArray:

@@ -88,7 +88,10 @@ def train(
     gate: the generation is failed then.
     """
     retrieval = services.settings.retrieval
-    with services.connect("trainer") as conn, sole_trainer(conn):
+    with (
+        services.connect("trainer") as conn,
+        sole_trainer(conn, lambda: services.connect("lease")),
+    ):
         run = begin_run(conn, services.checkpoints, entries, request)
         prepared = _prepare_or_fail(services, conn, run, progress)
         _describe(conn, run, prepared, prepared.record)

@@ -1,6 +1,6 @@
 """The training run: which generation a request makes, and where an interrupted one goes on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
 from schemas.generation_config import GenerationConfig
 from schemas.records import ManifestEntry
 from schemas.training_record import CODEBOOK, TrainingMode, TrainingRecord
+from stream.lease import give_up, kept, take
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
-from workers.repository.training_data import claim_trainer, release_trainer, untrained_images
+from workers.repository.training_data import TRAINER, untrained_images
 from workers.trainer.request import TrainRequest
 from workers.trainer.training_images import manifest_fingerprint, trainable
 
@@ -49,19 +50,25 @@ class TrainingRun:
 
 
 @contextmanager
-def sole_trainer(conn: Connection) -> Iterator[None]:
-    """Hold the right to train while the block runs; `RetryLaterError` if another process has it."""
-    if not claim_trainer(conn):
+def sole_trainer(conn: Connection, connect: Callable[[], Connection]) -> Iterator[None]:
+    """Hold the right to train while the block runs; `RetryLaterError` if another process has it.
+
+    `conn` must be the connection that the training writes by: it is ended when another process has
+    taken the right, because this one hung. `connect` opens another one, to renew the right.
+    """
+    lease = take(conn, TRAINER)
+    if lease is None:
         raise RetryLaterError(
             "another training runs on this database, and only one can run at a time; wait for its "
             "end or stop it"
         )
     try:
-        yield
+        with kept(connect, lease):
+            yield
     finally:
         # A broken connection has released it already.
         with suppress(psycopg.Error):
-            release_trainer(conn)
+            give_up(conn, [lease])
 
 
 def begin_run(
