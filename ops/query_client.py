@@ -1,7 +1,7 @@
 """The query client of the command line: asks the running query worker, or a model loaded for it."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import httpx
@@ -11,6 +11,7 @@ from ops.embedded.database import open_services
 from schemas.errors import RetryLaterError, UsageError
 from schemas.records import JsonObject
 from schemas.settings import Settings
+from workers.query.query_text import checked_query
 from workers.repository.connection import migrate
 
 # Longest wait for an answer: more than the worker itself waits before it says that it is busy.
@@ -29,6 +30,8 @@ class CommandLineQuery:
 
 def ask(settings: Settings, query: CommandLineQuery) -> JsonObject:
     """Return the document of `sigma query`."""
+    # Checked here too: a text that is no Unicode cannot be sent.
+    query = replace(query, text=checked_query(query.text, query.k))
     supervisor = running(settings)
     if supervisor is not None:
         answer = _ask_worker(supervisor.url, query)
@@ -57,31 +60,21 @@ def _ask_worker(url: str, query: CommandLineQuery) -> JsonObject | None:
         return document
     if query.generation is not None and response.status_code == 400:
         return None
-    if response.status_code == 503:
-        raise RetryLaterError(str(document.get("error", document)))
-    raise UsageError(_reason(document))
-
-
-def _reason(document: JsonObject) -> str:
-    """Return why a request was refused; FastAPI lists problems of its own under `detail`."""
-    detail = document.get("detail")
-    if not isinstance(detail, list) or not detail:
-        return str(document.get("error", document))
-    problem = detail[0]
-    place = "/".join(str(part) for part in problem.get("loc", ())[1:])
-    return f"{place}: {problem.get('msg', 'is not allowed')}"
+    reason = str(document.get("error", document))
+    if response.status_code == 429 or response.status_code >= 500:
+        raise RetryLaterError(reason)
+    raise UsageError(reason)
 
 
 def _ask_here(settings: Settings, query: CommandLineQuery) -> JsonObject:
     """Load the generation into this process and search it."""
-    from workers.query.searcher import checked_query, live_generation, open_searcher
+    from workers.query.searcher import live_generation, open_searcher
 
-    text = checked_query(query.text, query.k)
     with open_services(settings) as services, services.connect("query") as conn:
         migrate(conn)
         searcher = open_searcher(services, live_generation(conn, query.generation))
         started = time.monotonic()
-        result = searcher.search([text], query.k, query.mode)[0]
+        result = searcher.search([query.text], query.k, query.mode)[0]
         took_ms = (time.monotonic() - started) * 1000
         searcher.close()
     return result.to_dict(took_ms)

@@ -322,6 +322,13 @@ class Settings:
         "Port on which the query worker listens; 0 takes any free one.",
         default=8631,
     )
+    http_connections: int = setting(
+        "SIGMA_HTTP_CONNECTIONS",
+        whole(1, 65536),
+        "Most connections that the query worker has at once; fewer where the system allows fewer "
+        "open files.",
+        default=4096,
+    )
     query_backlog: int | None = setting(
         "SIGMA_QUERY_BACKLOG",
         whole(1, 4096),

@@ -21,6 +21,7 @@ from ops.embedded.control import (
 from ops.embedded.database import EmbeddedDatabase, start_database
 from ops.embedded.file_lock import HeldLock, hold
 from ops.embedded.home import home_mark, run_folder
+from ops.embedded.log_rotation import LogRotation
 from ops.embedded.process_identity import ProcessIdentity
 from ops.embedded.readiness import ReadinessListener, listen_for_readiness
 from ops.embedded.supervised_worker import SupervisedWorker
@@ -93,7 +94,8 @@ def _supervise(
         stack.callback(listener.close)
         readiness = {role: stack.enter_context(listen_for_readiness()) for role in ANNOUNCING_ROLES}
         workers = _workers(settings, environment, readiness, listener)
-        watch = _Watch(home, record, workers, list(readiness.values()), database)
+        rotation = LogRotation(log_folder(settings))
+        watch = _Watch(home, record, workers, list(readiness.values()), database, rotation)
         try:
             watch.run(stop)
         finally:
@@ -159,12 +161,14 @@ class _Watch:
         workers: Sequence[SupervisedWorker],
         readiness: Sequence[ReadinessListener],
         database: EmbeddedDatabase | None,
+        rotation: LogRotation,
     ) -> None:
         self._home = home
         self._record = record
         self._workers = workers
         self._readiness = readiness
         self._database = database
+        self._rotation = rotation
         self._is_written = False
         self._is_announced = False
 
@@ -180,6 +184,7 @@ class _Watch:
                 self._is_written = False
         self._write()
         self._watch_database()
+        self._rotation.step()
         if not self._is_announced and all(one.is_ready() for one in self._readiness):
             self._is_announced = True
             announce_ready()

@@ -13,7 +13,8 @@ from scipy.stats import binomtest
 from ops.jobs.known_items import sample_known_items
 from schemas.errors import SigmaError
 from workers.query.engine import QueryEngine
-from workers.query.searcher import MAX_QUERY_LETTERS, Searcher, checked_query
+from workers.query.query_text import MAX_QUERY_LETTERS, checked_query
+from workers.query.searcher import Searcher
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, generations
 from workers.repository.images import images_by_key

@@ -6,22 +6,34 @@ import socket
 import sys
 import threading
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
+from starlette.types import ASGIApp
 
-from schemas.errors import RetryLaterError, SigmaError, WorkFailedError
+from schemas.errors import WorkFailedError
 from schemas.records import JsonObject
+from workers.query.connection_guard import ConnectionGuard, GuardedConfig, connection_limit
 from workers.query.pending import PendingQuery
-from workers.query.searcher import MAX_QUERY_LETTERS, MAX_RESULTS, checked_query
+from workers.query.query_request import MAX_BODY_BYTES, QueryRequest, parse_request
+from workers.query.query_text import checked_query
+from workers.query.refusals import (
+    QUERY_PATH,
+    AnswerTimeoutError,
+    ClientLeftError,
+    QueryGate,
+    add_refusals,
+    read_body,
+)
+from workers.query.searcher import AnsweredQuery
 from workers.query.server import QueryServer
 from workers.query.updates import LoadSearcher
 from workers.runtime.metrics import QueryMetrics
-from workers.runtime.process import bind
+from workers.runtime.process import BACKLOG, bind
 from workers.runtime.services import Services
 from workers.runtime.vital_thread import VitalThread
 
@@ -35,31 +47,14 @@ _SWITCH_INTERVAL_S = 0.0005
 # Seconds between looks whether the HTTP server still runs.
 _POLL_S = 0.2
 
+# Seconds between looks whether the HTTP server has started.
+_START_POLL_S = 0.01
+
 # Seconds for which a stuck decode thread is given another chance.
 _STUCK_CONFIRMED_S = 5.0
 
 # Longest wait for open requests at the end.
 _JOIN_S = 10.0
-
-
-class QueryRequest(BaseModel):
-    """A text query."""
-
-    query: Annotated[
-        str,
-        Field(
-            min_length=1, max_length=MAX_QUERY_LETTERS, examples=["two small red circles on navy"]
-        ),
-    ]
-    k: Annotated[int, Field(ge=1, le=MAX_RESULTS, description="how many images")] = 10
-    generation: Annotated[
-        int | None,
-        Field(description="answer from this generation or not at all; the live one without"),
-    ] = None
-    mode: Annotated[
-        Literal["fused", "paper"],
-        Field(description="paper: five tokens decoded, primary identifiers only"),
-    ] = "fused"
 
 
 class QueryResult(BaseModel):
@@ -86,7 +81,7 @@ class QueryResponse(BaseModel):
     results: list[QueryResult]
 
 
-def application(server: QueryServer, metrics: QueryMetrics) -> FastAPI:
+def application(server: QueryServer, metrics: QueryMetrics) -> ASGIApp:
     """Build the HTTP interface of one server."""
     app = FastAPI(
         title="sigma-stream",
@@ -94,45 +89,77 @@ def application(server: QueryServer, metrics: QueryMetrics) -> FastAPI:
         version="1",
     )
 
-    @app.post("/v1/query", response_model=QueryResponse, summary="Find images by text")
-    async def query(request: QueryRequest) -> JsonObject:
+    # The body is read by hand, strictly and within limits; the description says what it is.
+    @app.post(
+        QUERY_PATH,
+        response_model=QueryResponse,
+        summary="Find images by text",
+        openapi_extra={"requestBody": _body_description()},
+    )
+    async def query(request: Request) -> JsonObject:
         started_s = time.monotonic()
-        pending = PendingQuery(
-            checked_query(request.query, request.k), request.k, request.mode, request.generation
-        )
+        body = await read_body(request, MAX_BODY_BYTES)
+        wanted = parse_request(request.headers.get("content-type"), body)
+        text = checked_query(wanted.query, wanted.k)
+        pending = PendingQuery(text, wanted.k, wanted.mode, wanted.generation)
         # From here on the decode thread may answer at any moment, in its own thread.
         server.submit(pending)
-        try:
-            answer = await asyncio.wait_for(asyncio.wrap_future(pending.answer), _ANSWER_S)
-        except TimeoutError:
-            raise RetryLaterError(
-                f"no answer within {_ANSWER_S:g} seconds; the worker is overloaded, try again"
-            ) from None
+        answer = await _answer_of(pending, request, server)
         took_ms = (time.monotonic() - started_s) * 1000
         server.report_served(pending, answer, took_ms)
         return answer.to_dict(took_ms)
 
     @app.get("/healthz", summary="Alive")
     async def healthz() -> Response:
-        return JSONResponse({"alive": server.alive}, status_code=200 if server.alive else 503)
+        alive = server.alive
+        return JSONResponse({"alive": alive}, status_code=200 if alive else 503)
 
-    @app.get("/readyz", summary="Model warm, trie loaded")
+    @app.get("/readyz", summary="Model warm, trie loaded, queries answered")
     async def readyz() -> Response:
+        problem = server.problem
         return JSONResponse(
-            {"ready": not server.problem, "problem": server.problem},
-            status_code=503 if server.problem else 200,
+            {"ready": not problem, "problem": problem}, status_code=503 if problem else 200
         )
 
     @app.get("/metrics", summary="Prometheus metrics")
     async def measured() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.exception_handler(SigmaError)
-    async def refused(_: Request, error: SigmaError) -> Response:
-        status = 503 if isinstance(error, RetryLaterError) else 400
-        return JSONResponse({"error": str(error)}, status_code=status)
+    add_refusals(app)
+    return QueryGate(app, server, metrics)
 
-    return app
+
+def _body_description() -> JsonObject:
+    """Describe the body of a query for OpenAPI."""
+    schema = QueryRequest.model_json_schema()
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+async def _answer_of(pending: PendingQuery, request: Request, server: QueryServer) -> AnsweredQuery:
+    """Wait for the answer, but not longer than the client does."""
+    answered = asyncio.wrap_future(pending.answer)
+    leaving = asyncio.ensure_future(_until_left(request))
+    try:
+        waited_for: set[asyncio.Future[Any]] = {answered, leaving}
+        await asyncio.wait(waited_for, timeout=_ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
+        if answered.done():
+            return answered.result()
+        if leaving.done():
+            raise ClientLeftError("the client left before it was answered")
+        raise AnswerTimeoutError(
+            f"no answer within {_ANSWER_S:g} seconds; the worker is overloaded, try again"
+        )
+    finally:
+        leaving.cancel()
+        answered.cancel()
+        # Frees its place in the line; without effect on a query that was answered.
+        server.withdraw(pending)
+
+
+async def _until_left(request: Request) -> None:
+    """Wait until the client closes the connection; its body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def run(
@@ -151,14 +178,16 @@ def run(
     metrics = QueryMetrics()
     name = f"{socket.gethostname()}-{os.getpid()}"
     server = QueryServer(services, name, stop, metrics, load)
-    config = uvicorn.Config(
-        application(server, metrics), log_level="warning", access_log=False, lifespan="off"
-    )
-    http = uvicorn.Server(config)
+    guard = ConnectionGuard(connection_limit(settings.http_connections))
+    http = uvicorn.Server(GuardedConfig(application(server, metrics), guard))
     # Not in the main thread: there uvicorn would replace the signal handlers, which set `stop`.
     thread = VitalThread("http", lambda: http.run(sockets=[listener]))
     server.start()
     thread.start()
+    while not http.started and thread.is_alive() and not stop.wait(_START_POLL_S):
+        pass
+    # asyncio made the backlog as short as the number of connections that it accepts at once.
+    listener.listen(BACKLOG)
     problem = _watch(stop, thread, server)
     # First no further requests; then those that wait are answered or refused.
     http.should_exit = True

@@ -22,7 +22,7 @@ MOST_WAITING = 4096
 # When a refused client should try again: by then the line is a new one.
 RETRY_AFTER_S = 1
 
-# The pace is the median of so many batches: one slow batch does not count, three do.
+# The pace is that of the latest batches, so many of them.
 _MEASURED_BATCHES = 5
 
 
@@ -45,7 +45,9 @@ def waiting_limit(batches: Sequence[BatchPace]) -> int:
     if not batches:
         return START_LIMIT
     batch_s = median(batch.seconds for batch in batches)
-    query_s = median(batch.seconds / batch.queries for batch in batches)
+    # The best pace, not the usual one: while queries wait, batches are as full as they can be, and
+    # a full batch takes less for each query. A single slow batch does not count either.
+    query_s = min(batch.seconds / batch.queries for batch in batches)
     affordable = (BUDGET_S - batch_s) / max(query_s, 0.5 * BUDGET_S / MOST_WAITING)
     return max(1, min(MOST_WAITING, int(affordable)))
 

@@ -24,12 +24,6 @@ from workers.runtime.services import Services
 # How to rank: by the fused score, or as the paper does, by the identifier's probability alone.
 Mode = Literal["fused", "paper"]
 
-# Letters of a query; the model reads only the first few dozen tokens.
-MAX_QUERY_LETTERS = 2000
-
-# Images of one answer; the default beams reach a few hundred candidates.
-MAX_RESULTS = 100
-
 # Images fetched beyond those asked for, to replace those deleted since the index was updated.
 _SPARE = 10
 
@@ -193,21 +187,6 @@ def hits_of(found: Sequence[FoundImage], link: Callable[[str], str]) -> tuple[Hi
             )
         )
     return tuple(hits)
-
-
-def checked_query(text: str, count: int) -> str:
-    """Return the text to search for; `UsageError` when it or `count` is out of bounds."""
-    if not text.strip():
-        raise UsageError("the query must not be empty; describe the image in words")
-    if len(text) > MAX_QUERY_LETTERS:
-        raise UsageError(
-            f"the query must have at most {MAX_QUERY_LETTERS:,} letters, got {len(text):,}; "
-            "shorten it"
-        )
-    if not 1 <= count <= MAX_RESULTS:
-        raise UsageError(f"k must be between 1 and {MAX_RESULTS}, got {count}; change it")
-    # Lone surrogates, which JSON allows, would fail in the tokenizer and in the database.
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def live_generation(conn: Connection, wanted: int | None = None) -> Generation:

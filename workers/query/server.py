@@ -67,6 +67,7 @@ class QueryServer:
         self._stop = stop
         self._metrics = metrics
         self._line = QueryLine(services.settings.query_backlog)
+        metrics.waiting.set_function(self._line.__len__)
         self._heartbeat = Heartbeat()
         self._closed = threading.Event()
         """Set when nothing takes updates any more."""

@@ -145,6 +145,12 @@ class QueryMetrics:
         self.registry = CollectorRegistry()
         self.queries = self._counter("sigma_queries", "Queries answered")
         self.failures = self._counter("sigma_query_failures", "Queries that failed")
+        self.responses = Counter(
+            "sigma_query_responses",
+            "Answers and refusals by HTTP status and cause",
+            ["status", "cause"],
+            registry=self.registry,
+        )
         self.dropped = self._counter("sigma_reports_dropped", "Reports that could not be written")
         self.latency = self._histogram(
             "sigma_query_seconds", "Seconds from request to answer", _LATENCY_S
@@ -158,6 +164,7 @@ class QueryMetrics:
         self.freshness = self._histogram(
             "sigma_searchable_seconds", "Seconds from appended to searchable", _AGE_S
         )
+        self.waiting = self._gauge("sigma_query_waiting", "Queries that wait to be decoded")
         self.images = self._gauge("sigma_trie_images", "Images that can be found")
         self.leaves = self._gauge("sigma_trie_leaves", "Occupied leaves")
         self.generation = self._gauge("sigma_generation", "Generation that answers")
@@ -177,6 +184,10 @@ class QueryMetrics:
             "sigma_shadow_dropped", "Comparisons dropped for want of an idle moment"
         )
         self.shadow_failures = self._counter("sigma_shadow_failures", "Comparisons that failed")
+
+    def count_response(self, status: int, cause: str) -> None:
+        """Count one answer or refusal. The cause is one of a small fixed set."""
+        self.responses.labels(str(status), cause).inc()
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, registry=self.registry)

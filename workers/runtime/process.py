@@ -34,7 +34,7 @@ LONGEST_PAUSE_S = 5.0
 _ORPHAN_GRACE_S = 10.0
 
 # Connections that may wait to be accepted.
-_BACKLOG = 256
+BACKLOG = 1024
 
 # Whether `settle_memory` ran. To ask the collector instead counts all objects: 60 ms.
 _settled = threading.Event()
@@ -121,7 +121,7 @@ def settle_memory() -> None:
 def bind(host: str, port: int) -> socket.socket:
     """Listen on an address; `RefuseToStartError` when it is taken or belongs to another machine."""
     try:
-        return socket.create_server((host, port), backlog=_BACKLOG)
+        return socket.create_server((host, port), backlog=BACKLOG)
     except OSError as error:
         raise RefuseToStartError(
             f"cannot listen on {host}:{port} ({error.strerror}); "

@@ -86,7 +86,7 @@ def test_the_limit_is_bounded_and_never_zero_and_one_slow_batch_does_not_move_it
 def test_the_line_follows_the_measured_pace_unless_its_limit_is_fixed() -> None:
     following, fixed = QueryLine(), QueryLine(7)
     for _ in range(5):
-        following.record_pace(1, 0.1)
-        fixed.record_pace(1, 0.1)
+        following.record_pace(1, 0.09)
+        fixed.record_pace(1, 0.09)
     assert following.limit == 6
     assert fixed.limit == 7

@@ -1,14 +1,8 @@
 """Searcher: which ranked images are shown, how, and which queries are refused."""
 
-import pytest
-
-from schemas.errors import UsageError
 from tests.unit.workers.query.engines import MOMENT, ranked
 from workers.query.searcher import (
-    MAX_QUERY_LETTERS,
-    MAX_RESULTS,
     AnsweredQuery,
-    checked_query,
     found_images,
     hits_of,
 )
@@ -61,25 +55,3 @@ def test_an_answer_cut_short_keeps_hits_and_captions_together() -> None:
     document = answer.first(1).to_dict(1.234)
     assert [result["captions"] for result in document["results"]] == [["two"]]
     assert (document["candidates"], document["took_ms"]) == (40, 1.23)
-
-
-@pytest.mark.parametrize("text", ["", "  ", "\n"])
-def test_an_empty_query_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="must not be empty"):
-        checked_query(text, 10)
-
-
-def test_a_query_may_be_as_long_as_allowed_and_no_longer() -> None:
-    assert checked_query("a" * MAX_QUERY_LETTERS, 10) == "a" * MAX_QUERY_LETTERS
-    with pytest.raises(UsageError, match=r"at most 2,000 letters, got 2,001"):
-        checked_query("a" * (MAX_QUERY_LETTERS + 1), 10)
-
-
-@pytest.mark.parametrize("count", [0, -1, MAX_RESULTS + 1])
-def test_a_number_of_images_out_of_range_is_refused_with_the_range(count: int) -> None:
-    with pytest.raises(UsageError, match=f"between 1 and {MAX_RESULTS}, got {count}"):
-        checked_query("a circle", count)
-
-
-def test_half_a_character_does_not_reach_the_tokenizer() -> None:
-    assert checked_query("red \ud83d", 10) == "red ?"

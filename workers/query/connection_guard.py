@@ -1,0 +1,202 @@
+"""The connection guard: no client keeps a connection without using it, and none uses up all.
+
+uvicorn closes a connection that idles after an answer, and limits nothing else: not the time until
+a first request is complete, nor until a body is, nor how many connections there are.
+"""
+
+import asyncio
+import json
+import resource
+import time
+from typing import Any, cast
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+# Seconds from the connection, or from the last answer, until the next request's head is complete.
+HEAD_S = 5.0
+
+# Seconds from the head until the body is complete.
+BODY_S = 10.0
+
+# Seconds that a client may take to receive an answer.
+RECEIVE_S = 30.0
+
+# Seconds between looks at all connections.
+_SWEEP_S = 1.0
+
+# Bytes of a request's head.
+MAX_HEAD_BYTES = 16 * 1024
+
+# Connections that one turn of the event loop accepts; asyncio takes it for the socket's backlog,
+# too, and accepts as many at once.
+ACCEPTED_AT_ONCE = 64
+
+# File descriptors for everything else: database, event log, embeddings, libraries, and the
+# connections that are accepted before the guard sees them.
+_RESERVED_FILES = 256
+
+# Of the connections that wait for a request, the share that makes room at once, so that a flood
+# does not make each new connection look at all others.
+_EVICTED_SHARE = 0.05
+
+
+def connection_limit(wanted: int) -> int:
+    """Return how many connections this process can have, `wanted` at most.
+
+    Raises the process's limit of open files where the system allows it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, soft - _RESERVED_FILES))
+
+
+def error_body(message: str) -> bytes:
+    """Encode the JSON body of every refusal."""
+    return json.dumps({"error": message}).encode()
+
+
+class ConnectionGuard:
+    """Watches the connections of one HTTP server. For the thread of its event loop."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit` is how many connections there may be."""
+        self._limit = limit
+        self._connections: set[GuardedConnection] = set()
+        self._sweeping = False
+
+    def admit(self, connection: "GuardedConnection") -> None:
+        """Make room for a new connection, or refuse it."""
+        if len(self._connections) >= self._limit and not self._evict():
+            connection.refuse()
+        self._connections.add(connection)
+        if not self._sweeping:
+            self._sweeping = True
+            connection.loop.call_later(_SWEEP_S, self._sweep, connection.loop)
+
+    def forget(self, connection: "GuardedConnection") -> None:
+        """Take note that a connection is closed."""
+        self._connections.discard(connection)
+
+    def _evict(self) -> bool:
+        """Close those that have waited longest for a request; returns whether there were any."""
+        waiting = [connection for connection in self._connections if connection.is_waiting]
+        waiting.sort(key=lambda connection: connection.phase_since_s)
+        evicted = waiting[: max(1, int(len(waiting) * _EVICTED_SHARE))]
+        for connection in evicted:
+            connection.transport.abort()
+        return bool(evicted)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        now_s = time.monotonic()
+        for connection in list(self._connections):
+            connection.check(now_s)
+        self._sweeping = bool(self._connections)
+        if self._sweeping:
+            loop.call_later(_SWEEP_S, self._sweep, loop)
+
+
+class GuardedConfig(uvicorn.Config):
+    """A server's configuration, with the guard of its connections."""
+
+    def __init__(self, app: Any, guard: ConnectionGuard) -> None:
+        super().__init__(
+            app,
+            http=GuardedConnection,
+            ws="none",
+            lifespan="off",
+            # Warnings are about single requests: anybody could fill the disk with them.
+            log_level="error",
+            access_log=False,
+            backlog=ACCEPTED_AT_ONCE,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        )
+        self.guard = guard
+
+
+class GuardedConnection(H11Protocol):
+    """One connection, in one phase after the other: head, body, answer, and from the start."""
+
+    def __init__(
+        self,
+        config: GuardedConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._guard = config.guard
+        self._answers = 0
+        self._phase: object = None
+        self.phase_since_s = time.monotonic()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is no request under way."""
+        idle = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+        return idle and not self.transport.get_write_buffer_size()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._guard.admit(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._guard.forget(self)
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """See `H11Protocol`."""
+        self._answers += 1
+        super().on_response_complete()
+
+    def check(self, now_s: float) -> None:
+        """Close the connection if it has been in its phase for too long."""
+        unsent = self.transport.get_write_buffer_size() > 0
+        # With the number of answers: the same phase of the next request counts anew.
+        phase = (self.conn.their_state, self.conn.our_state, self._answers, unsent)
+        if phase != self._phase:
+            self._phase = phase
+            self.phase_since_s = now_s
+            return
+        limit_s = self._limit_s(unsent=unsent)
+        if limit_s is not None and now_s - self.phase_since_s > limit_s:
+            self.transport.abort()
+
+    def refuse(self) -> None:
+        """Answer that there is no room, and close."""
+        self._answer_and_close("503 Service Unavailable", "too many connections; try again")
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer to bytes that are no HTTP request, and close."""
+        self._answer_and_close(
+            "400 Bad Request",
+            f"the request must be HTTP with a head of at most {MAX_HEAD_BYTES:,} bytes",
+        )
+
+    def _answer_and_close(self, status: str, message: str) -> None:
+        body = error_body(message)
+        head = (
+            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _limit_s(self, *, unsent: bool) -> float | None:
+        """How long the present phase may take; None while the application works."""
+        if unsent or self.transport.is_closing():
+            return RECEIVE_S
+        if self.conn.their_state is h11.IDLE:
+            return HEAD_S
+        if self.conn.their_state is h11.SEND_BODY:
+            return BODY_S
+        return None

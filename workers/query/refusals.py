@@ -1,0 +1,169 @@
+"""The refusals of the query API: every answer but a good one is `{"error": "one sentence"}`."""
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from schemas.errors import RejectInputError, RetryLaterError, SigmaError, UsageError
+from workers.query.connection_guard import BODY_S, error_body
+from workers.query.query_line import RETRY_AFTER_S, OverloadedError
+from workers.query.query_request import RequestRefusedError
+from workers.query.server import QueryServer
+from workers.runtime.metrics import QueryMetrics
+
+QUERY_PATH = "/v1/query"
+
+TOO_LARGE = 413
+REQUEST_TIMEOUT = 408
+TOO_MANY_REQUESTS = 429
+# No client sees it: it has left. nginx's number for that.
+CLIENT_LEFT = 499
+UNAVAILABLE = 503
+
+# Times the limit of a body that are read and thrown away before it is refused. A client that is
+# still sending when the connection closes would not see the answer.
+_DISCARDED = 256
+
+_OVERLOADED = "as many queries wait as can be answered in time; try again in a second"
+
+
+class AnswerTimeoutError(RetryLaterError):
+    """No answer came in time."""
+
+
+class ClientLeftError(SigmaError):
+    """The client closed its connection before it was answered."""
+
+
+class QueryGate:
+    """The ASGI application in front: counts answers, and refuses at once what cannot be answered.
+
+    In time of overload most requests end here, before anything reads them.
+    """
+
+    def __init__(self, app: ASGIApp, server: QueryServer, metrics: QueryMetrics) -> None:
+        self._app = app
+        self._server = server
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or scope["path"] != QUERY_PATH:
+            await self._app(scope, receive, send)
+            return
+        if self._server.is_full:
+            self._metrics.count_response(TOO_MANY_REQUESTS, "overloaded")
+            await _send_overloaded(send)
+            return
+
+        async def counted_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+                self._metrics.count_response(status, scope["state"].get("cause", "answered"))
+            await send(message)
+
+        scope.setdefault("state", {})
+        await self._app(scope, receive, counted_send)
+
+
+async def _send_overloaded(send: Send) -> None:
+    body = error_body(_OVERLOADED)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", str(RETRY_AFTER_S).encode()),
+    ]
+    await send({"type": "http.response.start", "status": TOO_MANY_REQUESTS, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read a request's body; `RequestRefusedError` when it is too long or takes too long.
+
+    Of a body that is too long no more than `limit` bytes are kept.
+    """
+    try:
+        return await asyncio.wait_for(_read(request, limit), BODY_S)
+    except TimeoutError:
+        raise RequestRefusedError(
+            f"the body must be complete within {BODY_S:g} seconds; send it faster",
+            REQUEST_TIMEOUT,
+        ) from None
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    length = 0
+    try:
+        async for part in request.stream():
+            length += len(part)
+            if length <= limit:
+                body += part
+            elif length > limit * _DISCARDED:
+                break
+    except ClientDisconnect:
+        raise ClientLeftError("the client left before its request was complete") from None
+    if length > limit:
+        raise RequestRefusedError(
+            f"the body must have at most {limit:,} bytes, got more; shorten it", TOO_LARGE
+        )
+    return bytes(body)
+
+
+def add_refusals(app: FastAPI) -> None:
+    """Let every error of an application become a refusal."""
+
+    @app.exception_handler(SigmaError)
+    async def refused(request: Request, error: SigmaError) -> Response:
+        status, cause = _verdict(error)
+        return _refusal(request, status, cause, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def not_ours(request: Request, error: HTTPException) -> Response:
+        sentence = f"{error.detail}; the API is described at /docs"
+        return _refusal(request, error.status_code, "invalid", sentence, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, _: RequestValidationError) -> Response:
+        return _refusal(request, 422, "invalid", "the request is not one that /docs describes")
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, _: Exception) -> Response:
+        # The server logs the error with its traceback.
+        return _refusal(request, 500, "failed", "the query worker made a mistake; see its log")
+
+
+def _verdict(error: SigmaError) -> tuple[int, str]:
+    """Return the HTTP status of an error, and the cause that is counted."""
+    match error:
+        case RequestRefusedError():
+            return error.status, "invalid"
+        case UsageError() | RejectInputError():
+            return 400, "invalid"
+        case ClientLeftError():
+            return CLIENT_LEFT, "client-left"
+        case OverloadedError():
+            return TOO_MANY_REQUESTS, "overloaded"
+        case AnswerTimeoutError():
+            return UNAVAILABLE, "timeout"
+        case _:
+            return UNAVAILABLE, "unavailable"
+
+
+def _refusal(
+    request: Request, status: int, cause: str, sentence: str, extra: Any = None
+) -> Response:
+    request.state.cause = cause
+    headers = dict(extra or {})
+    if status in (TOO_MANY_REQUESTS, UNAVAILABLE):
+        headers["retry-after"] = str(RETRY_AFTER_S)
+    if status in (TOO_LARGE, REQUEST_TIMEOUT):
+        # The rest of the body is not read.
+        headers["connection"] = "close"
+    return JSONResponse({"error": sentence}, status_code=status, headers=headers)
