@@ -11,6 +11,9 @@ from schemas.job_results import skip_reason
 from schemas.json_values import StoredJson, list_of, text, whole_number
 from schemas.training_record import TrainingRecord
 
+# Begin of the names of topics, which stand beside other keys in the figures.
+_TOPIC_PREFIX = "sigma."
+
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
@@ -133,6 +136,8 @@ class PruneResult:
     """Generations that were dropped."""
     events: Mapping[str, int] = field(default_factory=dict)
     """Deleted events by topic; empty with Kafka, which deletes events by itself."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """What else was erased or forgotten, by kind."""
 
     def to_json(self) -> dict[str, object]:
         """The figures of a pruning; topics stand beside the other keys."""
@@ -140,6 +145,7 @@ class PruneResult:
             "shadow_query": self.shadow_queries,
             "generations": list(self.generations),
             **self.events,
+            **self.rows,
         }
 
     @classmethod
@@ -150,12 +156,24 @@ class PruneResult:
             return None
         numbers = map(whole_number, list_of(figures.get("generations")))
         generations = tuple(number for number in numbers if number is not None)
-        events = {}
+        events: dict[str, int] = {}
+        rows: dict[str, int] = {}
         for name, value in figures.items():
             deleted = whole_number(value)
             if name != "shadow_query" and deleted is not None:
-                events[name] = deleted
-        return cls(shadow_queries, generations, events)
+                (events if name.startswith(_TOPIC_PREFIX) else rows)[name] = deleted
+        return cls(shadow_queries, generations, events, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class TrimResult:
+    """`trim-log`: how many events were deleted of each topic."""
+
+    events: Mapping[str, int]
+
+    def to_json(self) -> dict[str, object]:
+        """The figures of a trimming."""
+        return dict(self.events)
 
 
 def _verdict(document: object) -> GateVerdict | None:

@@ -1,25 +1,27 @@
 """The jobs: what the scheduler runs, and what a person can run by name. Each is idempotent."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from model.drift.monitors import RecallCount
 from ops.jobs.arrival_windows import ArrivalWindowReader
 from ops.jobs.candidate_promotion import CandidatePromoter
 from ops.jobs.drift_report import DriftReporter, novel_recall
+from ops.jobs.erasing import CONSUMED_TOPICS, GRACE, erase
 from ops.jobs.recall_probe import recall_probe
 from ops.jobs.retraining import CandidateTrainer
 from schemas.errors import SigmaError, UsageError, WorkFailedError
-from schemas.events import ACCEPTED, ARRIVED, DELETED
 from schemas.job_results import JobFailure, JobResult
-from schemas.maintenance_results import PruneResult
+from schemas.maintenance_results import PruneResult, TrimResult
 from schemas.schedules import Schedule
 from stream.lease import Lease
 from stream.log.topics import TOPICS
 from workers.generations import retiring
 from workers.repository import job_runs
-from workers.repository.connection import Connection, execute
+from workers.repository.connection import Connection, execute, fetch_column, transaction
+from workers.repository.counters import WHOLE_DATABASE, count_up
+from workers.repository.deletions import own_deletions
 from workers.repository.generations import Generation
 from workers.repository.shadow_queries import prune_shadow_queries
 from workers.runtime.services import Services
@@ -37,8 +39,19 @@ SHADOW_QUERY_DAYS = 30
 
 _DAY_S = 86_400.0
 
-_CONSUMED_TOPICS = (ARRIVED, ACCEPTED, DELETED)
-"""Topics whose events are kept until every consumer group of the workers has read them."""
+TOMBSTONE_DAYS = 7
+"""Days that removals are kept for query workers, which load anew after half of that."""
+
+DELETION_DAYS = 400
+"""Days that the id and version of a deleted image are kept, against events that come late."""
+
+REJECTION_DAYS = 90
+"""Days that rejections are kept: as long as the longest retention of a topic."""
+
+HISTORY_DAYS = 400
+"""Days that job runs and alarms that ended are kept: the reports look back a year."""
+
+_MEBIBYTE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +136,57 @@ def _recluster(services: Services, conn: Connection) -> JobResult:
 
 def _prune(services: Services, conn: Connection) -> JobResult:
     """Kafka deletes its old events by itself."""
-    shadow_queries = prune_shadow_queries(conn, SHADOW_QUERY_DAYS)
-    dropped = retiring.prune(conn, services.checkpoints)
+    embedded_log = services.settings.kafka is None
     events: dict[str, int] = {}
-    if services.settings.kafka is None:
+    if embedded_log:
         events = prune_events(conn)
-    return PruneResult(shadow_queries, tuple(dropped), events)
+    log = services.open_log()
+    try:
+        erased = erase(conn, services.store, log, embedded_log=embedded_log, grace=GRACE)
+    finally:
+        log.close()
+    shadow_queries = prune_shadow_queries(conn, SHADOW_QUERY_DAYS)
+    rows = {f"erased_{name}": amount for name, amount in asdict(erased).items()}
+    rows |= prune_history(conn)
+    dropped = retiring.prune(conn, services.checkpoints)
+    return PruneResult(shadow_queries, tuple(dropped), events, rows)
+
+
+def _trim_log(services: Services, conn: Connection) -> JobResult:
+    return TrimResult(trim_events(conn) if services.settings.kafka is None else {})
+
+
+def prune_history(conn: Connection) -> dict[str, int]:
+    """Delete rows whose retention is over; returns how many of each kind."""
+    with transaction(conn):
+        own_deletions(conn)
+        forgotten = int(fetch_column(conn, "prune_deleted_images", days=DELETION_DAYS)[0])
+        rejections = execute(conn, "prune_rejections", days=REJECTION_DAYS)
+        count_up(conn, WHOLE_DATABASE, {"deleted": -forgotten, "rejected": -rejections})
+    return {
+        "deleted_images": forgotten,
+        "rejections": rejections,
+        "tombstones": execute(conn, "prune_tombstones", days=TOMBSTONE_DAYS),
+        "alarms": execute(conn, "prune_alarms", days=HISTORY_DAYS),
+        "job_runs": execute(conn, "prune_job_runs", days=HISTORY_DAYS),
+    }
+
+
+def trim_events(conn: Connection) -> dict[str, int]:
+    """Delete the oldest events of topics that hold more than their bytes, if all have read them.
+
+    Returns how many were deleted of each topic.
+    """
+    deleted = {}
+    for topic in TOPICS:
+        deleted[topic.name] = execute(
+            conn,
+            "trim_events",
+            topic=topic.name,
+            bytes=topic.mebibytes * _MEBIBYTE // topic.partitions,
+            consumed=topic.name in CONSUMED_TOPICS,
+        )
+    return deleted
 
 
 def prune_events(conn: Connection) -> dict[str, int]:
@@ -138,7 +196,7 @@ def prune_events(conn: Connection) -> dict[str, int]:
     """
     deleted = {}
     for topic in TOPICS:
-        consumed = topic.name in _CONSUMED_TOPICS
+        consumed = topic.name in CONSUMED_TOPICS
         deleted[topic.name] = execute(
             conn, "prune_events", topic=topic.name, days=topic.days, consumed=consumed
         )
@@ -195,9 +253,15 @@ _ALL_JOBS = (
     ),
     Job(
         "prune",
-        "forget events of the embedded log and generations that nobody needs any more",
+        "erase what deleted images left, forget events, rows and generations whose time is over",
         _prune,
         Schedule("every 86400"),
+    ),
+    Job(
+        "trim-log",
+        "keep the embedded log within its bytes",
+        _trim_log,
+        Schedule("every 3600"),
     ),
 )
 

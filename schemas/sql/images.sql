@@ -84,8 +84,10 @@ SELECT image_id, version, uri, code, reason, stage, rejected_at FROM rejection
 WHERE %(image_ids)s::text[] IS NULL OR image_id = ANY(%(image_ids)s) ORDER BY rejected_at DESC, image_id LIMIT %(amount)s;
 
 -- name: mark_deleted
--- Marks images as deleted; the row stays, so that a replayed arrival stays deleted.
-UPDATE image SET state = 'deleted' WHERE image_key = ANY(%(image_keys)s);
+-- Marks images as deleted. The row stays, so that a replayed arrival stays deleted, and loses its content.
+UPDATE image SET state = 'deleted', uri = '', normalized_uri = '', checksum = '', width = 0, height = 0, captions = '[]',
+    test_captions = '[]', split = NULL
+WHERE image_key = ANY(%(image_keys)s);
 
 -- name: mark_indexed
 -- Marks images as indexed, keeping the first time.

@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import urllib3
@@ -23,6 +23,9 @@ _ORIGINALS = "arrived"
 # Seconds without a byte. The client's own five minutes would stall a worker.
 _CONNECT_TIMEOUT_S = 2.0
 _READ_TIMEOUT_S = 10.0
+# Time after which bytes that are put once more are sent once more, and so dated anew. Well below
+# the grace of the job that removes unused pictures.
+_DATED_ANEW = timedelta(minutes=10)
 # Connections that are kept open: a few more than a worker has threads that read.
 _CONNECTIONS = 8
 
@@ -109,6 +112,27 @@ class S3ImageStore:
             )
             return link
 
+    def remove(self, uri: str, unused_since: datetime) -> bool:
+        """See `ImageStore`. Takes addresses of `put_original` too, and leaves others alone."""
+        key = self._key_of(uri)
+        if key is None:
+            return True
+        with _transient_errors("remove an image"):
+            stored_at = self._stored_at(key)
+            if stored_at is None:
+                return True
+            if stored_at > unused_since:
+                return False
+            self._client.remove_object(bucket_name=self._bucket, object_name=key)
+            return True
+
+    def _key_of(self, uri: str) -> str | None:
+        """The key of an address in this bucket that this store gave; None for another one."""
+        originals = f"s3://{self._bucket}/{_ORIGINALS}/"
+        if uri.startswith("s3:"):
+            return uri.removeprefix(f"s3://{self._bucket}/") if uri.startswith(originals) else None
+        return f"{_NORMALIZED}/{parse_store_uri(uri)}"
+
     def read(self, bucket: str, key: str, cap_bytes: int | None) -> bytes:
         """Return the bytes of an object of any bucket that the keys open, at most `cap_bytes`.
 
@@ -139,17 +163,24 @@ class S3ImageStore:
     def _put_once(self, key: str, data: bytes) -> None:
         """Store bytes unless they are there: the key is their hash."""
         with _transient_errors("store an image"):
-            if not self._has(key):
+            stored_at = self._stored_at(key)
+            # Again after a while, which dates them anew: old ones that nobody uses are removed.
+            if stored_at is None or datetime.now(UTC) - stored_at > _DATED_ANEW:
                 self._send(key, data)
 
     def _has(self, key: str) -> bool:
+        return self._stored_at(key) is not None
+
+    def _stored_at(self, key: str) -> datetime | None:
+        """When an object was stored last; None without one."""
         try:
-            self._client.stat_object(bucket_name=self._bucket, object_name=key)
+            found = self._client.stat_object(bucket_name=self._bucket, object_name=key)
         except S3Error as error:
             if error.code in _NO_SUCH_OBJECT:
-                return False
+                return None
             raise
-        return True
+        stored_at: datetime | None = found.last_modified
+        return stored_at
 
     def _send(self, key: str, data: bytes) -> None:
         self._client.put_object(

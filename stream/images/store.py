@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -34,6 +35,9 @@ class ImageStore(Protocol):
     def link(self, uri: str) -> str:
         """Return an address from which whoever asked can fetch the bytes."""
 
+    def remove(self, uri: str, unused_since: datetime) -> bool:
+        """Remove bytes unless they were put again since then; return whether they are gone."""
+
 
 class LocalImageStore:
     """`ImageStore` in a folder: the SHA-256 `abcdef…` is the file `ab/cdef….png`.
@@ -49,7 +53,7 @@ class LocalImageStore:
         name = content_name(data, suffix)
         target = self._root / name
         try:
-            if not target.exists():
+            if not _touched(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write_whole(target, data)
         except OSError as error:
@@ -76,6 +80,25 @@ class LocalImageStore:
     def link(self, uri: str) -> str:
         """See `ImageStore`: a `file://` address on this machine."""
         return self.path(uri).as_uri()
+
+    def remove(self, uri: str, unused_since: datetime) -> bool:
+        """See `ImageStore`."""
+        path = self.path(uri)
+        aside = path.with_name(f".gone-{path.name}")
+        try:
+            # Aside first: who puts the same bytes from here on writes them anew.
+            path.replace(aside)
+            if aside.stat().st_mtime > unused_since.timestamp():
+                aside.replace(path)
+                return False
+            aside.unlink()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise RetryLaterError(
+                f"the image store cannot remove {path}: {error.strerror}; correct the permissions"
+            ) from error
+        return True
 
     def path(self, uri: str) -> Path:
         """Return the file of a URI; refuses what is outside the folder, links resolved."""
@@ -119,6 +142,15 @@ def parse_store_uri(uri: str) -> str:
             "use a URI that the store gave",
         )
     return name
+
+
+def _touched(target: Path) -> bool:
+    """Date a file by its newest use, so that it is not removed now; False if there is none."""
+    try:
+        os.utime(target)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _write_whole(target: Path, data: bytes) -> None:

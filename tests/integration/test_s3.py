@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -101,3 +102,17 @@ def test_wrong_keys_and_an_unavailable_store_are_worth_another_try_and_name_no_s
             S3ImageStore(broken).put(DATA)
         assert "wrong-secret" not in str(refused.value)
         assert settings.access_key + ":" not in str(refused.value)
+
+
+def test_pictures_and_originals_are_removed_unless_they_were_put_lately(
+    store: S3ImageStore, settings: S3Settings
+) -> None:
+    hour = timedelta(hours=1)
+    for uri in (store.put(DATA), store.put_original(DATA, ".png")):
+        assert not store.remove(uri, datetime.now(UTC) - hour)
+        assert store.remove(uri, datetime.now(UTC) + hour)
+        assert store.remove(uri, datetime.now(UTC) + hour)
+    key = store.put_original(DATA, ".png").removeprefix(f"s3://{settings.bucket}/")
+    # A producer's object is not ours to remove.
+    assert store.remove(f"s3://elsewhere/{key}", datetime.now(UTC) + hour)
+    assert store.read(settings.bucket, key, None) == DATA

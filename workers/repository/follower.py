@@ -7,6 +7,7 @@ could see (`pg_current_snapshot`), and asks for rows whose writer was not visibl
 It needs its own connection, because it also listens for notifications.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from workers.repository.generations import live_number
 from workers.repository.postings import CHANNEL
 
 _POSTING_LAYOUT = row_layout({"leaf": ">i8", "image_key": ">i8", "weight": ">f4", "suffix": ">i4"})
+
+# Seconds after which what was removed meanwhile may be forgotten: half of the days that tombstones
+# are kept.
+_TOO_LATE_S = 3.5 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,8 @@ class TrieFollower:
         self._conn = conn
         self._snapshot: str | None = None
         """What the last transaction could see; None before the first load."""
+        self._read_at_s = 0.0
+        """When that was, by the monotonic clock."""
 
     @classmethod
     def open(cls, conn: Connection, generation: int) -> Self:
@@ -122,6 +129,7 @@ class TrieFollower:
             )
         # Only now: after an error the next call loads again.
         self._snapshot = snapshot
+        self._read_at_s = time.monotonic()
         return changes
 
     def changes(self) -> Changes:
@@ -131,6 +139,11 @@ class TrieFollower:
         """
         if self._snapshot is None:
             return self.load()
+        if time.monotonic() - self._read_at_s > _TOO_LATE_S:
+            raise RetryLaterError(
+                "the index was read too long ago, and removals since then may be forgotten; "
+                "connect and load again"
+            )
         parameters = {"generation": self.generation, "previous": self._snapshot}
         with self._read_only_transaction() as snapshot:
             postings = read_rows(self._conn, "changed_postings", _POSTING_LAYOUT, parameters)
@@ -141,6 +154,7 @@ class TrieFollower:
             )
         # Only after the transaction ended well.
         self._snapshot = snapshot
+        self._read_at_s = time.monotonic()
         return changes
 
     def wait(self, timeout_s: float) -> bool:

@@ -30,6 +30,7 @@ from workers.repository.deletions import (
     share_deletions,
     store_deletions,
 )
+from workers.repository.erasures import blank_rejections, note_erasures, note_unused_image
 from workers.repository.generations import share_set
 from workers.repository.removal import remove
 
@@ -150,6 +151,7 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[Sto
         stored = _lock_images(conn, newest)
         gone = _gone_with(conn, newest, stored)
         current = _current(conn, newest, stored, gone)
+        _note_unused(conn, images, stored, current)
     return [_stored_key(image, current[image.image_id]) for image in images]
 
 
@@ -368,7 +370,10 @@ def _take_away(
     # Counters of the whole database come before generations in the lock order.
     count_up(conn, WHOLE_DATABASE, {"deleted": len(keys)})
     remove(conn, list(keys.values()))
-    # Last: the removal needs the rows as they were.
+    # Also of images that never had a row: what refused arrivals left.
+    note_erasures(conn, {name: deleted.version for name, deleted in gone.items()})
+    blank_rejections(conn, list(gone))
+    # Last: all of these need the rows as they were.
     if keys:
         execute(conn, "mark_deleted", image_keys=list(keys.values()))
     return keys
@@ -397,6 +402,14 @@ def _current(
     replaced = [stored[image.image_id] for image in accepted if image.image_id in stored]
     # Only indexed images have postings. Removed while their rows still have the old keys.
     remove(conn, [image.image_key for image in replaced if image.state == "indexed"])
+    note_erasures(
+        conn,
+        {
+            image.image_id: stored[image.image_id].version
+            for image in accepted
+            if image.image_id in stored
+        },
+    )
     keys = _upsert(conn, accepted, set(stored))
     _delete_rejections(conn, accepted)
     current = {
@@ -412,6 +425,21 @@ def _current(
             keys[image.image_id], image.version, image.checksum, is_new=True
         )
     return current
+
+
+def _note_unused(
+    conn: Connection,
+    images: Sequence[ImageAccepted],
+    stored: Mapping[str, _LockedImage],
+    current: Mapping[str, _CurrentImage],
+) -> None:
+    """Note the pictures of images that are not kept: deleted, replaced or in conflict."""
+    for image in images:
+        kept = current[image.image_id]
+        is_current = image.version == kept.version
+        # A replay has the picture of the row.
+        if not is_current or kept.checksum != image.checksum:
+            note_unused_image(conn, image, is_gone=not is_current or not kept.checksum)
 
 
 def _bytes_of(image: _LockedImage, deleted: DeletedVersions | None) -> str:

@@ -1,5 +1,7 @@
 """The local image store: bytes by content, and nothing outside its folder."""
 
+import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,19 @@ def test_the_store_keeps_bytes_by_content_and_gives_nothing_else_away(tmp_path: 
             store.get(outside)
     with pytest.raises(UsageError):
         store.put(b"x", "../../evil")
+
+
+def test_bytes_are_removed_unless_they_were_put_again_since(tmp_path: Path) -> None:
+    store = LocalImageStore(tmp_path)
+    uri = store.put(b"picture")
+    before = datetime.now(UTC) - timedelta(hours=1)
+    assert not store.remove(uri, before)
+    assert store.get(uri) == b"picture"
+    os.utime(store.path(uri), (0, 0))
+    store.put(b"picture")
+    assert not store.remove(uri, before)
+    os.utime(store.path(uri), (0, 0))
+    assert store.remove(uri, before)
+    assert not store.exists(uri)
+    assert store.remove(uri, before)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
