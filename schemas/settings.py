@@ -363,7 +363,10 @@ class Settings:
         default=20 * MEBIBYTE,
     )
     max_image_pixels: int = setting(
-        "SIGMA_MAX_IMAGE_PIXELS", whole(1, 1 << 30), "Most pixels of one image.", default=50_000_000
+        "SIGMA_MAX_IMAGE_PIXELS",
+        whole(1, 1 << 30),
+        "Most pixels of one image. The default takes a phone's 50 and 64 megapixels.",
+        default=64_500_000,
     )
     decode_memory_bytes: int = setting(
         "SIGMA_DECODE_MEMORY_BYTES",

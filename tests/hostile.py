@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageCms
 
 
@@ -123,6 +124,61 @@ def animated(kind: str) -> bytes:
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
+def heic(image: Image.Image, **options: object) -> bytes:
+    """Bytes of a HEIC."""
+    buffer = BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, quality=90, **options)
+    return buffer.getvalue()
+
+
+def with_chunk(good: bytes, chunk: bytes, before: bytes = b"IDAT") -> bytes:
+    """A PNG with one more chunk before the first one of a name."""
+    place = good.index(before) - 4
+    return good[:place] + chunk + good[place:]
+
+
+def declaring(good: bytes, name: bytes, width: int, height: int) -> bytes:
+    """A HEIC or AVIF whose boxes of that name declare another size."""
+    parts = good.split(name)
+    size = struct.pack(">III", 0, width, height)
+    return parts[0] + b"".join(name + size + part[12:] for part in parts[1:])
+
+
+def gif_screen(width: int, height: int) -> bytes:
+    """A GIF that declares a screen of that size."""
+    good = encoded(picture(15), "GIF")
+    return good[:6] + struct.pack("<HH", width, height) + good[10:]
+
+
+def gif_frame(width: int, height: int) -> bytes:
+    """A GIF with a small screen and a frame of that size."""
+    good = encoded(picture(15), "GIF")
+    start = good.rindex(b"\x2c\0\0\0\0\x50\0\x3c\0")
+    return good[: start + 5] + struct.pack("<HH", width, height) + good[start + 9 :]
+
+
+def bmp(width: int, height: int, bits: int = 24, compression: int = 0) -> bytes:
+    """A BMP that declares a size, with some bytes of pixels."""
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54) + head + bytes(1500)
+
+
+def tiff(*entries: tuple[int, int, int, int]) -> bytes:
+    """A TIFF of entries (tag, type, count, value) and some bytes of pixels, in front of them."""
+    pixels = bytes(1000)
+    head = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels
+    table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    return head + struct.pack("<H", len(entries)) + table + bytes(4)
+
+
+def tiff_of(width: int, height: int, *more: tuple[int, int, int, int]) -> bytes:
+    """A grey TIFF that declares a size, one strip and more."""
+    plain = {256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 1)}
+    plain |= {262: (3, 1, 1), 273: (4, 1, 8), 278: (4, 1, height), 279: (4, 1, 1000)}
+    plain |= {tag: (kind, count, value) for tag, kind, count, value in more}
+    return tiff(*((tag, *entry) for tag, entry in plain.items()))
+
+
 # By file name, how the bytes are made.
 CONVERTIBLE: dict[str, Callable[[], bytes]] = {
     "plain.jpg": lambda: encoded(picture(1), "JPEG"),
@@ -146,6 +202,17 @@ CONVERTIBLE: dict[str, Callable[[], bytes]] = {
         + b"PK\x03\x04"
         + bytes(100)
     ),
+    "frames.gif": lambda: animated("GIF"),
+    "bitmap.jpg": lambda: encoded(picture(1), "BMP"),
+    "scan.tiff": lambda: encoded(picture(1), "TIFF"),
+    "pages.tiff": lambda: animated("TIFF"),
+    "fax.tiff": lambda: encoded(picture(9).convert("1"), "TIFF", compression="group4"),
+    "photo.heic": lambda: heic(picture(1)),
+    "photo.avif": lambda: encoded(picture(1), "AVIF"),
+    "frames.avif": lambda: animated("AVIF"),
+    "text-bomb.png": lambda: with_chunk(encoded(picture(2), "PNG"), bomb(b"zTXt")),
+    "late-text-bomb.png": lambda: with_chunk(encoded(picture(2), "PNG"), bomb(b"zTXt"), b"IEND"),
+    "profile-bomb.png": lambda: with_chunk(encoded(picture(2), "PNG"), bomb(b"iCCP")),
     "progressive.jpg": lambda: encoded(picture(11), "JPEG", progressive=True),
 }
 
@@ -160,15 +227,11 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "huge.png": ("too-many-pixels", huge_png),
     "animated.png": ("animated", lambda: animated("PNG")),
     "animated.webp": ("animated", lambda: animated("WEBP")),
-    "frames.gif": ("unsupported-format", lambda: animated("GIF")),
-    "bitmap.jpg": ("unsupported-format", lambda: encoded(picture(1), "BMP")),
-    "scan.tiff": ("unsupported-format", lambda: encoded(picture(1), "TIFF")),
     "drawing.svg": ("unsupported-format", lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
     "paper.pdf": ("unsupported-format", lambda: b"%PDF-1.7\n"),
-    "photo.heic": ("unsupported-format", lambda: b"\x00\x00\x00\x18ftypheic" + bytes(40)),
     "zeros.png": ("not-an-image", lambda: bytes(500)),
     "noise.jpg": ("not-an-image", lambda: np.random.default_rng(0).bytes(500)),
-    "tall.png": ("too-many-pixels", lambda: png(1, 49_000_000, bytes(4000))),
+    "tall.png": ("too-many-pixels", lambda: png(1, 63_000_000, bytes(4000))),
     "wide.jpg": ("too-many-pixels", wide_jpeg),
     "canvas.webp": ("too-many-pixels", lambda: webp(b"VP8X", bytes(4) + b"\xfe\x3f\0\xfe\x3f\0")),
     "lossy.webp": (
@@ -177,9 +240,6 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     ),
     "lossless.webp": ("too-many-pixels", lambda: webp(b"VP8L", b"\x2f\xff\xff\xff\x0f")),
     "header-only.webp": ("truncated", lambda: webp(b"VP8X", b"")),
-    "text-bomb.png": ("decode-failed", lambda: png(1, 1, bytes(4), extra=bomb(b"zTXt"))),
-    "late-text-bomb.png": ("decode-failed", lambda: png(1, 1, bytes(4), after=bomb(b"zTXt"))),
-    "profile-bomb.png": ("decode-failed", lambda: png(1, 1, bytes(4), extra=bomb(b"iCCP"))),
     "pixel-bomb.png": ("truncated", lambda: png(7000, 7000, bytes(140_000_000))),
     "checksum.png": ("truncated", bad_checksum),
     "nothing.png": ("truncated", lambda: png(0, 0, b"")),
@@ -194,9 +254,47 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "icon.png": ("unsupported-format", lambda: encoded(picture(1, (32, 32)), "ICO")),
     "layers.jpg": ("unsupported-format", lambda: b"8BPS\0\1" + bytes(60)),
     "both.jpg": (
-        "unsupported-format",
+        "decode-failed",
         lambda: b"GIF89a/*" + encoded(picture(1), "JPEG") + b"*/=1;alert(1)",
     ),
+    "film.mp4": ("unsupported-format", lambda: b"\0\0\0\x18ftypisom" + bytes(40)),
+    "header-only.heic": ("truncated", lambda: b"\0\0\0\x18ftypheic" + bytes(40)),
+    "truncated.heic": ("truncated", lambda: heic(picture(1))[:-300]),
+    "truncated.avif": ("truncated", lambda: encoded(picture(1), "AVIF")[:-300]),
+    "canvas.heic": ("too-many-pixels", lambda: declaring(heic(picture(1)), b"ispe", 60000, 60000)),
+    "canvas.avif": (
+        "too-many-pixels",
+        lambda: declaring(encoded(picture(1), "AVIF"), b"ispe", 1 << 31, 1 << 31),
+    ),
+    "screen.gif": ("too-many-pixels", lambda: gif_screen(65_535, 65_535)),
+    "frame.gif": ("too-many-pixels", lambda: gif_frame(65_535, 65_535)),
+    "truncated.gif": ("truncated", lambda: encoded(picture(1, (400, 300)), "GIF")[:9000]),
+    "no-frame.gif": ("decode-failed", lambda: b"GIF89a" + b"\x50\0\x3c\0\0\0\0" + b";"),
+    "blocks.gif": (
+        "too-many-parts",
+        lambda: b"GIF89a" + b"\x50\0\x3c\0\0\0\0" + b"\x21\xfe\0" * 100_000,
+    ),
+    "wide.bmp": ("too-many-pixels", lambda: bmp(60_000, 60_000)),
+    "upside-down.bmp": ("too-many-pixels", lambda: bmp(60_000, -60_000)),
+    "negative.bmp": ("decode-failed", lambda: bmp(-80, 60)),
+    "nothing.bmp": ("decode-failed", lambda: bmp(0, 0)),
+    "truncated.bmp": ("truncated", lambda: encoded(picture(1), "BMP")[:5000]),
+    "runs.bmp": ("too-many-pixels", lambda: bmp(65_000, 65_000, bits=8, compression=1)),
+    "inner.bmp": ("unsupported-format", lambda: bmp(80, 60, compression=5)),
+    "large.tiff": ("too-many-pixels", lambda: tiff_of(60_000, 60_000)),
+    "strips.tiff": ("too-many-parts", lambda: tiff_of(80, 60, (273, 4, 1 << 28, 8))),
+    "outside.tiff": ("truncated", lambda: tiff_of(80, 60, (273, 4, 60, 1 << 30))),
+    "tile.tiff": (
+        "out-of-memory",
+        lambda: tiff_of(80, 60, (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 8)),
+    ),
+    "samples.tiff": ("decode-failed", lambda: tiff_of(80, 60, (277, 3, 1, 60_000))),
+    "lossy.tiff": ("unsupported-format", lambda: tiff_of(80, 60, (259, 3, 1, 6))),
+    "raw.tiff": ("unsupported-format", lambda: tiff_of(80, 60, (50706, 1, 4, 0x0401))),
+    "truncated.tiff": ("truncated", lambda: encoded(picture(1), "TIFF")[:5000]),
+    "line.png": ("aspect-ratio", lambda: encoded(Image.new("RGB", (20_000, 1)), "PNG")),
+    "strip.jpg": ("aspect-ratio", lambda: encoded(Image.new("RGB", (2000, 8)), "JPEG")),
+    "pole.bmp": ("aspect-ratio", lambda: encoded(Image.new("RGB", (3, 400)), "BMP")),
     "archive.jpg": ("not-an-image", lambda: b"PK\x03\x04" + bytes(100)),
 }
 

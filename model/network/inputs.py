@@ -72,7 +72,11 @@ class ImagePreprocessor:
     def __call__(self, images: Pixels) -> ImagePatches:
         """Patches of N images of any sizes."""
         if self._processor is not None:
-            processed = self._processor(images=list(images), return_tensors="pt")
+            # The order of the axes is told: left to guess, the processor takes a picture of three
+            # or fewer rows for one of three channels.
+            processed = self._processor(
+                images=list(images), return_tensors="pt", input_data_format="channels_last"
+            )
             return ImagePatches(processed["pixel_values"], processed["image_grid_thw"])
         return self.from_squares(np.stack([resize(image, self.side_px) for image in images]))
 

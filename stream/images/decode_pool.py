@@ -8,7 +8,6 @@ import os
 import queue
 import subprocess
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +16,10 @@ from typing import BinaryIO, Self, cast
 from schemas.errors import RejectInputError, RetryLaterError
 from schemas.settings import MEBIBYTE
 from stream.images.decode_protocol import READY, NormalizedImage, Refusal, read_reply, write_part
+from stream.images.decode_watchdog import Watchdog
 
 _PROCESS_MODULE = "stream.images.normalize"
+_LARGE_BLOCK_BYTES = 128 << 10
 _PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,10 +28,12 @@ class DecodeLimits:
     """What one image may cost."""
 
     max_bytes: int = 20 * MEBIBYTE
-    max_pixels: int = 50_000_000
+    max_pixels: int = 64_500_000
+    """Phones take 50 and 64 million pixels: 8,160 x 6,144 and 9,248 x 6,936."""
     memory_bytes: int = 256 * MEBIBYTE
     """Address space beyond that of the idle process."""
     timeout_s: float = 10.0
+    """Of processor time."""
 
 
 class DecodePool:
@@ -52,14 +55,15 @@ class DecodePool:
         """Decode an image; waits while all processes are in use.
 
         Raises `RejectInputError` with the codes empty, too-many-bytes, not-an-image,
-        unsupported-format, truncated, too-many-parts, too-many-pixels, animated, decode-failed,
-        out-of-memory and timeout.
+        unsupported-format, truncated, too-many-parts, too-many-pixels, aspect-ratio, animated,
+        decode-failed, out-of-memory and timeout.
         """
         if len(data) > self.limits.max_bytes:
             raise RejectInputError(
                 "too-many-bytes",
-                f"the image must have at most {self.limits.max_bytes:,} bytes, got {len(data):,}; "
-                "shrink it or raise SIGMA_MAX_IMAGE_BYTES",
+                f"the image must have at most {self.limits.max_bytes:,} bytes "
+                f"(SIGMA_MAX_IMAGE_BYTES={self.limits.max_bytes}), got {len(data):,}; "
+                "shrink it or raise it",
             )
         process = self._idle.get()
         try:
@@ -119,36 +123,28 @@ class _DecoderProcess:
         return self._process.poll() is None
 
     def decode(self, data: bytes, timeout_s: float) -> NormalizedImage:
-        """Decode one image; a process that takes longer than the timeout is killed."""
-        overdue = threading.Event()
-
-        def kill() -> None:
-            overdue.set()
-            self._process.kill()
-
-        # A timer and not a timeout of the pipe: reads of pipes have none, but end with the process.
-        timer = threading.Timer(timeout_s, kill)
-        timer.daemon = True
-        timer.start()
+        """Decode one image; a process that computes longer than the timeout is killed."""
+        # A watchdog and not a timeout of the pipe: reads of pipes have none, but end with the
+        # process.
+        watchdog = Watchdog(self._process, timeout_s)
         try:
-            write_part(self._requests, data)
-            self._requests.flush()
-            reply = read_reply(self._replies)
+            with watchdog:
+                write_part(self._requests, data)
+                self._requests.flush()
+                reply = read_reply(self._replies)
         except (OSError, EOFError) as error:
             self.close()
-            if overdue.is_set():
+            if watchdog.overdue:
                 raise RejectInputError(
                     "timeout",
-                    f"the image must decode within {timeout_s:g} seconds, got no answer by then; "
-                    "send a smaller or simpler copy",
+                    f"the image must decode within {timeout_s:g} seconds of computing, got no "
+                    "answer by then; send a smaller or simpler copy",
                 ) from error
             raise RejectInputError(
                 "decode-failed",
                 "the image cannot be decoded: the decoding process died of it; "
                 "save it again and send that",
             ) from error
-        finally:
-            timer.cancel()
         if isinstance(reply, Refusal):
             raise RejectInputError(reply.code, reply.reason)
         return reply
@@ -170,6 +166,12 @@ def _spawn(limits: DecodeLimits) -> "subprocess.Popen[bytes]":
     environment = {
         "PYTHONPATH": os.pathsep.join([str(_PROJECT_ROOT), *(path for path in sys.path if path)]),
         "PATH": os.defpath,
+        # A decoder's thread would otherwise reserve 64 MiB of the address space for itself.
+        "MALLOC_ARENA_MAX": "1",
+        # Large blocks go back to the system when they are freed. Left to itself, glibc soon keeps
+        # them in pieces (mallopt(3), M_MMAP_THRESHOLD), and the next large picture finds no room.
+        "MALLOC_MMAP_THRESHOLD_": str(_LARGE_BLOCK_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(_LARGE_BLOCK_BYTES),
     }
     # -P: a module in the working directory must not replace one of the standard library.
     command = [

@@ -24,7 +24,7 @@ class NormalizedImage:
     """Pixels of the image that arrived, turned upright; so is `height`."""
     height: int
     format: str
-    """Format of the image that arrived: JPEG, PNG or WEBP."""
+    """Format of the image that arrived, as Pillow names it: JPEG, PNG, WEBP, HEIF and others."""
 
 
 @dataclass(frozen=True, slots=True)

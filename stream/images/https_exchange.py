@@ -159,6 +159,6 @@ def _require_header(
 def _too_large(target: HttpsTarget, size: int, cap_bytes: int) -> RejectInputError:
     return RejectInputError(
         "too-many-bytes",
-        f"the image must have at most {cap_bytes:,} bytes, got {size:,} or more from "
-        f"{target.label}; shrink it or raise SIGMA_MAX_IMAGE_BYTES",
+        f"the image must have at most {cap_bytes:,} bytes (SIGMA_MAX_IMAGE_BYTES={cap_bytes}), "
+        f"got {size:,} or more from {target.label}; shrink it or raise it",
     )

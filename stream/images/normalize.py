@@ -4,26 +4,27 @@
 `stream.images.decode_protocol` on stdin and stdout until stdin ends.
 """
 
-import importlib
 import io
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import Image
 
 from schemas.errors import RejectInputError
+from stream.images.colour import to_srgb
 from stream.images.decode_protocol import READY, NormalizedImage, Refusal, read_part, write_reply
-from stream.images.image_header import (
-    WEBP_BYTES_PER_PIXEL,
-    check_parts,
-    check_signature,
+from stream.images.decoders import Picture, avif_orientation, load_decoders, open_picture
+from stream.images.formats.container import (
+    Container,
     check_size,
-    damaged_header,
-    webp_size,
+    cut_short,
+    damaged,
 )
+from stream.images.formats.jpeg import endings
+from stream.images.image_header import read_container
 
 # Pixels. The largest input of the image encoders here; a larger store would only cost.
 LONGEST_SIDE = 448
@@ -31,61 +32,65 @@ LONGEST_SIDE = 448
 # Pixels that are converted at a time; a strip then takes at most a few megabytes.
 _STRIP_PIXELS = 1 << 20
 
-# Memory of a decoded picture by its Pillow mode; all other modes take 4.
-_BYTES_PER_PIXEL = {"L": 1, "P": 1, "1": 1, "I;16": 2}
-
-# EXIF orientations of an image that lies on its side.
-_ORIENTATION_TAG = 0x0112
+# By EXIF orientation, what turns a picture upright.
+_FLIPS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Those of a picture that lies on its side.
 _TURNED_ORIENTATIONS = (5, 6, 7, 8)
 
-# What Pillow raises for damaged files.
+# Modes of Pillow's that resize well and that a colour profile can be for.
+_PLAIN_MODES = ("L", "RGB", "CMYK")
+
+_SIXTEEN_BITS = 65_535
+
+# What Pillow and libheif raise for damaged files.
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
     struct.error,
-    OverflowError,
-    ZeroDivisionError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
 )
 
-# Words of Pillow's messages for a file that ends too early.
-_TRUNCATION_WORDS = ("truncated", "premature", "incomplete", "broken data stream", "not enough")
+# Words of their messages for a file that ends too early.
+_TRUNCATION_WORDS = ("truncated", "premature", "incomplete", "not enough", "end of", "too short")
+_MEMORY_WORDS = ("out of memory", "memory allocation", "could not allocate", "security limit")
 
 
 def normalize(data: bytes, *, max_pixels: int, memory_bytes: int = sys.maxsize) -> NormalizedImage:
-    """Decode an image, turn it upright, and shrink it to `LONGEST_SIDE`.
+    """Decode an image, turn it upright, convert it to sRGB, and shrink it to `LONGEST_SIDE`.
 
     Raises `RejectInputError` for everything that is not such an image; see `DecodePool.decode` for
     its codes. Nothing is decoded before the header was checked, and a picture that would take more
     than `memory_bytes` is refused by its header where that can be told.
     """
-    kind = check_signature(data)
-    check_parts(data, kind)
-    if kind == "WEBP":
-        # Before opening, because that is when Pillow takes memory for the whole canvas.
-        check_size(
-            webp_size(data), WEBP_BYTES_PER_PIXEL, max_pixels=max_pixels, memory_bytes=memory_bytes
-        )
-    # Pillow's own guard only warns at half its limit; ours is stricter and reads the header alone.
-    Image.MAX_IMAGE_PIXELS = None
+    container = read_container(data)
+    # The container has its own copy of the pixels.
+    del data
+    check_size(
+        container.size,
+        container.bytes_per_pixel,
+        max_pixels=max_pixels,
+        memory_bytes=memory_bytes,
+    )
+    load_decoders()
     try:
-        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise damaged_header(kind) from error
-    except ValueError as error:
-        raise _damaged(kind, str(error)) from error
-    with image:
-        check_size(
-            image.size, _bytes_per_pixel(image), max_pixels=max_pixels, memory_bytes=memory_bytes
-        )
-        # A phone's MPO is a JPEG with a second view of the same moment, not an animation.
-        if image.format != "MPO" and getattr(image, "is_animated", False):
-            raise RejectInputError(
-                "animated",
-                "the image must have one frame, got an animation; send the frame that counts",
-            )
-        return _decode(image, kind)
+        return _decode(container, max_pixels)
+    except _DECODING_ERRORS as error:
+        raise _refusal(container, str(error) or type(error).__name__, memory_bytes) from error
 
 
 def limit_memory(extra_bytes: int) -> None:
@@ -112,9 +117,7 @@ def main() -> None:
     """Run the process: limits first, then the ready mark, then requests."""
     max_pixels = int(sys.argv[1])
     memory_bytes = int(sys.argv[2])
-    # Loaded before the limit is set, so that the memory is spent on the image alone.
-    Image.preinit()
-    importlib.import_module("PIL.WebPImagePlugin")
+    load_decoders()
     limit_memory(memory_bytes)
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
@@ -127,7 +130,9 @@ def _serve_next(requests: BinaryIO, replies: BinaryIO, max_pixels: int, memory_b
         data = read_part(requests)
     except EOFError:
         return False
-    write_reply(replies, _answer(data, max_pixels, memory_bytes))
+    answer = [data]
+    del data
+    write_reply(replies, _answer(answer.pop(), max_pixels, memory_bytes))
     return True
 
 
@@ -137,105 +142,127 @@ def _answer(data: bytes, max_pixels: int, memory_bytes: int) -> NormalizedImage 
     except RejectInputError as error:
         return Refusal(error.code, str(error))
     except MemoryError:
-        return Refusal(
-            "out-of-memory",
-            f"the image must take at most {memory_bytes >> 20:,} MiB to decode, got one that "
-            "takes more; send a smaller copy or raise SIGMA_DECODE_MEMORY_BYTES",
-        )
+        refusal = _out_of_memory(memory_bytes)
+        return Refusal(refusal.code, str(refusal))
 
 
-def _bytes_per_pixel(image: Image.Image) -> float:
-    """Memory that decoding takes per pixel, as measured."""
-    if image.format == "WEBP":
-        return WEBP_BYTES_PER_PIXEL
-    if isinstance(image, JpegImageFile):
-        return _jpeg_bytes_per_pixel(image)
-    return _BYTES_PER_PIXEL.get(image.mode, 4)
-
-
-def _jpeg_bytes_per_pixel(image: JpegImageFile) -> float:
-    """A progressive JPEG is kept whole until its last scan is read, 2 bytes a coefficient.
-
-    Other JPEGs are decoded line by line and take next to nothing.
-    """
-    samples = [(across, down) for _, across, down, _ in image.layer]
-    most_across = max(across for across, _ in samples)
-    most_down = max(down for _, down in samples)
-    if "progressive" not in image.info:
-        return 0
-    coefficients = sum(across * down for across, down in samples)
-    return 2 * coefficients / max(1, most_across * most_down)
-
-
-def _decode(image: Image.Image, kind: str) -> NormalizedImage:
-    width, height = image.size
-    buffer = io.BytesIO()
-    try:
-        # Lets the JPEG decoder skip what is shrunk away; a hint, without effect on other formats.
-        image.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
-        image.load()
-        upright = ImageOps.exif_transpose(_shrink(image))
-        turned = image.getexif().get(_ORIENTATION_TAG, 1) in _TURNED_ORIENTATIONS
-        # No metadata: it may hold a place, a name, or text for another program's parser.
-        _on_white(upright).save(buffer, format="PNG", pnginfo=None, exif=b"", icc_profile=None)
-    except _DECODING_ERRORS as error:
-        raise _damaged(kind, str(error)) from error
-    if turned:
+def _decode(container: Container, max_pixels: int) -> NormalizedImage:
+    if container.kind == "JPEG" and not container.complete:
+        container = _completed(container)
+    picture = open_picture(container.kind, container.pixels)
+    # The decoder's own view of the size, which is what it takes memory for.
+    check_size(picture.size, 0, max_pixels=max_pixels, memory_bytes=sys.maxsize)
+    orientation = container.orientation
+    if container.kind == "AVIF" and picture.image is not None:
+        orientation = avif_orientation(picture.image)
+    shrunk = _shrink(picture)
+    upright = _upright(_on_white(to_srgb(shrunk, container.profile)), orientation)
+    width, height = picture.size
+    if orientation in _TURNED_ORIENTATIONS:
         width, height = height, width
-    return NormalizedImage(png=buffer.getvalue(), width=width, height=height, format=kind)
+    buffer = io.BytesIO()
+    # No metadata: it may hold a place, a name, or text for another program's parser.
+    upright.save(buffer, format="PNG", pnginfo=None, exif=b"", icc_profile=None)
+    return NormalizedImage(png=buffer.getvalue(), width=width, height=height, format=container.kind)
 
 
-def _damaged(kind: str, problem: str) -> RejectInputError:
-    if any(word in problem.lower() for word in _TRUNCATION_WORDS):
-        return RejectInputError(
-            "truncated",
-            f"the {kind} must be whole, got one that ends too early ({problem}); "
-            "send the whole file",
-        )
+def _completed(container: Container) -> Container:
+    """Put an end to a JPEG without one; refuse it when pixels are missing too.
+
+    Whether they are, no marker tells. But then the picture depends on what follows its data.
+    """
+    plain, noisy = (container.pixels + ending for ending in endings())
+    if _drafted(plain) != _drafted(noisy):
+        raise cut_short(container.kind, "it ends inside its picture")
+    return replace(container, pixels=plain, complete=True)
+
+
+def _drafted(pixels: bytes) -> bytes:
+    picture = open_picture("JPEG", pixels)
+    assert picture.image is not None
+    _load(picture.image)
+    return picture.image.tobytes()
+
+
+def _load(image: Image.Image) -> None:
+    # Lets the JPEG decoder skip what is shrunk away; a hint, without effect on other formats.
+    image.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
+    image.load()
+
+
+def _refusal(container: Container, problem: str, memory_bytes: int) -> RejectInputError:
+    """Tell why a picture cannot be decoded, in the decoder's own words."""
+    words = problem.lower()
+    if any(word in words for word in _MEMORY_WORDS):
+        return _out_of_memory(memory_bytes)
+    if not container.complete or any(word in words for word in _TRUNCATION_WORDS):
+        return cut_short(container.kind, problem)
+    return damaged(container.kind, problem)
+
+
+def _out_of_memory(memory_bytes: int) -> RejectInputError:
     return RejectInputError(
-        "decode-failed", f"the {kind} cannot be decoded ({problem}); save it again and send that"
+        "out-of-memory",
+        f"the image must take at most {memory_bytes >> 20:,} MiB to decode "
+        f"(SIGMA_DECODE_MEMORY_BYTES={memory_bytes}), got one that takes more; "
+        "send a smaller copy or raise it",
     )
 
 
-def _shrink(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data or image.mode not in ("L", "RGB"):
-        image = _convert(image)
+def _shrink(picture: Picture) -> Image.Image:
+    image = picture.image
+    if image is not None:
+        _load(image)
+        picture = replace(picture, size=image.size)
+    if image is None or image.has_transparency_data or image.mode not in _PLAIN_MODES:
+        image = _convert(picture)
     if max(image.size) > LONGEST_SIDE:
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return image
 
 
-def _convert(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_FLIPS[orientation]) if orientation in _FLIPS else image
+
+
+def _convert(picture: Picture) -> Image.Image:
     """Convert to a mode that resizes well; a large picture strip by strip, averaged on the way.
 
     Copies of a whole large picture in other modes would take hundreds of megabytes.
     """
-    factor = max(image.size) // (4 * LONGEST_SIDE)
-    if factor <= 1:
-        return _eight_bit(image)
-    width, height = image.size
+    width, height = picture.size
+    factor = max(1, max(picture.size) // (4 * LONGEST_SIDE))
+    top_value = _top_value(picture.image)
     # A multiple of the factor, so that no block of averaged pixels crosses two strips.
     rows = factor * max(1, _STRIP_PIXELS // (width * factor))
     strips: list[Image.Image] = []
     for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
-        strips.append(_eight_bit(strip).reduce(factor))
+        strip = _eight_bit(picture.crop(top, min(top + rows, height)), top_value)
+        strips.append(strip if factor == 1 else strip.reduce(factor))
     first = strips[0]
     joined = Image.new(first.mode, (first.width, sum(strip.height for strip in strips)))
-    joined.info = first.info
     for number, strip in enumerate(strips):
         joined.paste(strip, (0, number * rows // factor))
     return joined
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Convert any mode to one that resizes well: L, RGB, or RGBA where there is transparency."""
+def _top_value(image: Image.Image | None) -> float:
+    """What counts as white in a picture of wide numbers: of 16 bits all, else the largest one."""
+    if image is None or image.mode not in ("I", "F"):
+        return _SIXTEEN_BITS
+    ((_, largest),) = (image.getextrema(),)
+    return float(largest) if isinstance(largest, (int, float)) and 0 < largest < 1e30 else 1.0
+
+
+def _eight_bit(image: Image.Image, top_value: float) -> Image.Image:
+    """Convert any mode to one that resizes well: L, RGB or CMYK, LA or RGBA with transparency."""
     if image.mode.startswith("I") or image.mode == "F":
         # Plain conversion would clip everything above 255 to white: scale 16 bits to 8.
-        return image.convert("I").point(lambda value: value * (1 / 257) + 0).convert("L")
+        wide = image.convert("F" if image.mode == "F" else "I")
+        return wide.point(lambda value: value * (255 / top_value) + 0).convert("L")
     if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+        return image.convert("LA" if image.mode in ("L", "LA") else "RGBA")
+    return image if image.mode in _PLAIN_MODES else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

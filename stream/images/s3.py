@@ -155,8 +155,8 @@ class S3ImageStore:
         if cap_bytes is not None and len(data) > cap_bytes:
             raise RejectInputError(
                 "too-many-bytes",
-                f"s3://{bucket}/{key} must have at most {cap_bytes:,} bytes, got more; "
-                "shrink it or raise SIGMA_MAX_IMAGE_BYTES",
+                f"s3://{bucket}/{key} must have at most {cap_bytes:,} bytes "
+                f"(SIGMA_MAX_IMAGE_BYTES={cap_bytes}), got more; shrink it or raise it",
             )
         return data
 

@@ -247,6 +247,6 @@ def _is_key(key: str) -> bool:
 def _too_large(name: str, size: int, cap_bytes: int) -> RejectInputError:
     return RejectInputError(
         "too-many-bytes",
-        f"{name} must have at most {cap_bytes:,} bytes, got {size:,}; "
-        "shrink it or raise SIGMA_MAX_IMAGE_BYTES",
+        f"{name} must have at most {cap_bytes:,} bytes (SIGMA_MAX_IMAGE_BYTES={cap_bytes}), "
+        f"got {size:,}; shrink it or raise it",
     )

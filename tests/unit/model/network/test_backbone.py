@@ -27,6 +27,22 @@ def test_patches_equal_the_image_processors() -> None:
     np.testing.assert_allclose(ours.patches, theirs["pixel_values"], atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 100, 3), (3, 100, 3), (100, 3, 3), (3, 3, 3), (4, 400, 3)])
+def test_a_picture_of_few_rows_is_not_taken_for_one_of_few_channels(
+    shape: tuple[int, int, int],
+) -> None:
+    red = np.zeros(shape, dtype=np.uint8)
+    red[..., 0] = 255
+    processor = Qwen2VLImageProcessor(image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    made = ImagePreprocessor(processor, 0, 0)([red])
+    # Red, green, blue; each for two frames.
+    by_channel = made.patches.reshape(len(made.patches), 3, -1)
+    assert float(by_channel[:, 0].min()) > 0.99
+    assert float(by_channel[:, 1:].max()) < 0.01
+    _, rows, columns = made.grid[0].tolist()
+    assert (rows < columns) == (shape[0] < shape[1])
+
+
 @pytest.mark.parametrize("with_image", [True, False])
 def test_positions_equal_the_models_own(parts: ModelParts, with_image: bool) -> None:
     sigma = parts.sigma

@@ -4,6 +4,8 @@ import io
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +16,17 @@ from PIL import Image
 
 from schemas.errors import RejectInputError
 from stream.images.decode_pool import DecodeLimits, DecodePool
+from stream.images.decode_watchdog import Watchdog
 from stream.images.normalize import LONGEST_SIDE, normalize
+from tests.heic_grid import grid_heic
 from tests.hostile import CONVERTIBLE, REFUSED, encoded, picture, rotated
 
-PIXELS = 50_000_000
-"""Most pixels allowed."""
+# Most pixels allowed.
+PIXELS = DecodeLimits().max_pixels
+# Most memory allowed beyond that of a warm decoder.
 PEAK_BYTES = 256 << 20
-"""Most memory allowed beyond that of a warm decoder."""
+# 49 million pixels in a square, just under what is allowed.
 SIDE = 7000
-"""49 million pixels in a square, just under what is allowed."""
 
 
 class Warm:
@@ -77,7 +81,7 @@ def test_a_convertible_image_becomes_plain_rgb(name: str) -> None:
 def test_everything_else_is_refused_with_a_reason(name: str) -> None:
     code, make = REFUSED[name]
     with pytest.raises(RejectInputError) as refused:
-        normalize(make(), max_pixels=PIXELS)
+        normalize(make(), max_pixels=PIXELS, memory_bytes=PEAK_BYTES)
     assert refused.value.code == code
     assert len(str(refused.value)) > 20
 
@@ -160,6 +164,54 @@ def test_a_large_picture_is_the_same_when_it_is_converted_in_strips(mode: str) -
     assert np.abs(made - np.asarray(whole.convert("RGB"), dtype=int)).mean() < 2
 
 
+# Pixels of a phone with 50 megapixels.
+PHONE = (8160, 6144)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "JPEG", {}),
+        ("RGB", "JPEG", {"progressive": True}),
+        ("RGB", "PNG", {"compress_level": 1}),
+        ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+        ("RGB", "TIFF", {"compression": "jpeg"}),
+        ("P", "GIF", {}),
+        ("1", "BMP", {}),
+    ],
+)
+def test_a_phones_picture_of_50_megapixels_is_taken_by_default(
+    mode: str, kind: str, options: dict[str, object], warm: Warm
+) -> None:
+    made = warm.pool.decode(encoded(Image.new(mode, PHONE), kind, **options))
+    assert (made.width, made.height, made.format) == (*PHONE, kind)
+    warm.assert_unharmed()
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_a_phones_heic_of_50_megapixels_is_taken_by_default(turns: int, warm: Warm) -> None:
+    made = warm.pool.decode(grid_heic(PHONE, (200, 90, 30), turns=turns))
+    size = PHONE if turns == 0 else PHONE[::-1]
+    assert (made.width, made.height, made.format) == (*size, "HEIF")
+    shown = np.asarray(Image.open(io.BytesIO(made.png)), dtype=int)
+    assert np.abs(shown - (200, 90, 30)).max() <= 4
+    warm.assert_unharmed()
+
+
+def test_large_pictures_of_all_kinds_one_after_another_find_room() -> None:
+    files = [
+        grid_heic(PHONE, (1, 2, 3)),
+        encoded(Image.new("RGB", PHONE), "JPEG", progressive=True),
+        encoded(Image.new("RGB", PHONE), "PNG", compress_level=1),
+        encoded(Image.new("RGB", PHONE), "TIFF", compression="jpeg"),
+        *(make() for make in CONVERTIBLE.values()),
+    ]
+    with DecodePool() as pool:
+        for _ in range(3):
+            for data in files:
+                pool.decode(data)
+
+
 def test_a_picture_on_its_side_is_turned_upright() -> None:
     normalized = normalize(rotated(), max_pixels=PIXELS)
     assert (normalized.width, normalized.height) == (60, 80)
@@ -212,3 +264,27 @@ def test_a_decoder_that_dies_costs_one_image() -> None:
         while process.alive and time.monotonic() < deadline:
             time.sleep(0.01)
         assert pool.decode(CONVERTIBLE["plain.jpg"]()).format == "JPEG"
+
+
+BUSY = "import time; began = time.process_time()\nwhile time.process_time() - began < 60: pass"
+ASLEEP = "import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize("program", [BUSY, ASLEEP])
+def test_a_process_that_computes_or_sleeps_for_too_long_is_ended(program: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    with Watchdog(process, 0.2) as watchdog:
+        process.wait(timeout=60)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert watchdog.overdue
+
+
+def test_a_process_that_only_waits_for_its_turn_is_left_alone() -> None:
+    # Stopped for longer than its limit, as on a machine with other things to do.
+    process = subprocess.Popen([sys.executable, "-c", ASLEEP])
+    with Watchdog(process, 0.5) as watchdog, pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1.5)
+    assert not watchdog.overdue
+    process.kill()
+    process.wait()
