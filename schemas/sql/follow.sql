@@ -3,6 +3,10 @@
 -- to come.
 SELECT pg_current_snapshot()::text;
 
+-- name: epoch
+-- Rises when the database was restored: what a follower has read is of another time then.
+SELECT number FROM epoch;
+
 -- name: copy_postings
 -- All postings of a generation, binary; suffix -1 marks an alternate, so that all rows have the
 -- same width.
@@ -21,21 +25,24 @@ TO STDOUT (FORMAT BINARY);
 -- name: changed_postings
 -- Postings that became visible since `previous`. The order of commits does not matter: a row is new
 -- when its writer was not visible then, however low its number. A row that is read at all is
--- visible now.
+-- visible now; one whose writer is still to come was restored from another cluster.
 COPY (SELECT leaf, image_key, weight, coalesce(suffix, -1) FROM posting
       WHERE generation = %(generation)s AND changed_by >= pg_snapshot_xmin(%(previous)s::pg_snapshot)
-        AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot))
+        AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot)
+        AND changed_by < pg_snapshot_xmax(pg_current_snapshot()))
 TO STDOUT (FORMAT BINARY);
 
 -- name: changed_embeddings
 -- Ranking embeddings that became visible since `previous`.
 COPY (SELECT image_key, confidence, trained, embedding FROM image_embedding
       WHERE generation = %(generation)s AND changed_by >= pg_snapshot_xmin(%(previous)s::pg_snapshot)
-        AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot) ORDER BY image_key)
+        AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot)
+        AND changed_by < pg_snapshot_xmax(pg_current_snapshot()) ORDER BY image_key)
 TO STDOUT (FORMAT BINARY);
 
 -- name: changed_tombstones
 -- Images that were removed since `previous`.
 SELECT image_key FROM tombstone
 WHERE changed_by >= pg_snapshot_xmin(%(previous)s::pg_snapshot)
-  AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot) ORDER BY image_key;
+  AND NOT pg_visible_in_snapshot(changed_by, %(previous)s::pg_snapshot)
+  AND changed_by < pg_snapshot_xmax(pg_current_snapshot()) ORDER BY image_key;

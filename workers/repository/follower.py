@@ -90,6 +90,8 @@ class TrieFollower:
         """What the last transaction could see; None before the first load."""
         self._read_at_s = 0.0
         """When that was, by the monotonic clock."""
+        self._epoch: int | None = None
+        """The database's epoch then."""
 
     @classmethod
     def open(cls, conn: Connection, generation: int) -> Self:
@@ -114,6 +116,7 @@ class TrieFollower:
         """
         parameters = {"generation": self.generation}
         with self._read_only_transaction() as snapshot:
+            epoch = self._read_epoch()
             postings = _joined_postings(
                 read_rows(self._conn, "copy_postings", _POSTING_LAYOUT, parameters)
             )
@@ -129,6 +132,7 @@ class TrieFollower:
             )
         # Only now: after an error the next call loads again.
         self._snapshot = snapshot
+        self._epoch = epoch
         self._read_at_s = time.monotonic()
         return changes
 
@@ -146,6 +150,8 @@ class TrieFollower:
             )
         parameters = {"generation": self.generation, "previous": self._snapshot}
         with self._read_only_transaction() as snapshot:
+            if self._read_epoch() != self._epoch:
+                raise RetryLaterError("the database was restored; connect and load again")
             postings = read_rows(self._conn, "changed_postings", _POSTING_LAYOUT, parameters)
             changes = Changes(
                 postings=_joined_postings(postings),
@@ -180,6 +186,10 @@ class TrieFollower:
                 confidences=chunk["confidence"].astype(np.float32),
                 trained=chunk["trained"].astype(np.bool_),
             )
+
+    def _read_epoch(self) -> int:
+        row = fetch_row(self._conn, "epoch")
+        return 0 if row is None else int(row[0])
 
     def _deleted_since(self, snapshot: str) -> IntArray:
         keys = fetch_column(self._conn, "changed_tombstones", previous=snapshot)

@@ -1,0 +1,49 @@
+"""The engine over a trie and a gallery: what changes do to it, also when they come twice."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from model.decoding.beam import TextDecodingEngine
+from tests.unit.workers.query.engines import SHAPE, UnitEncoder
+from workers.query.engine import TrieEngine
+from workers.query.gallery import Gallery
+from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+
+
+def changes(keys: list[int], deleted: list[int]) -> Changes:
+    """Images with a primary and an alternate each, and keys that are gone."""
+    both = np.repeat(np.array(keys, np.int64), 2)
+    return Changes(
+        PostingRows(
+            leaves=np.tile(np.array([1, 2], np.int64), len(keys)),
+            image_keys=both,
+            weights=np.zeros(len(both), np.float32),
+            suffixes=np.where(np.arange(len(both)) % 2, -1, both),
+        ),
+        EmbeddingRows(
+            image_keys=np.array(keys, np.int64),
+            embeddings=np.tile(np.array([[1, 0]], np.float16), (len(keys), 1)),
+            confidences=np.zeros(len(keys), np.float32),
+            trained=np.zeros(len(keys), np.bool_),
+        ),
+        deleted=np.array(deleted, np.int64),
+    )
+
+
+def test_changes_that_are_read_twice_count_once(tmp_path: Path) -> None:
+    decoding = cast(TextDecodingEngine[Any], None)
+    engine = TrieEngine(1, SHAPE, UnitEncoder(), decoding, Gallery.open(tmp_path))
+    for _ in range(3):
+        engine.apply(changes([1, 2, 3], []))
+        assert engine.images == 3
+        assert engine.trie.branches.load.tolist()[:3] == [0, 3, 3]
+    for _ in range(2):
+        engine.apply(changes([4], [2]))
+        assert engine.images == 3
+    # A key that is gone never comes back, whatever is read again.
+    engine.apply(changes([1, 2, 3, 4], []))
+    assert engine.images == 3
+    assert len(engine.trie.reached(np.arange(SHAPE.leaves)).slots) == 6
+    engine.close()
