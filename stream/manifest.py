@@ -88,6 +88,8 @@ def write_manifest(path: Path, entries: Iterable[ManifestEntry]) -> None:
 
 
 def _read_text(path: Path) -> str:
+    if path.is_char_device() or path.is_block_device():
+        raise UsageError(f"a manifest must be a file, got the device {path}; check the path")
     try:
         # -sig: some editors put a byte order mark first, which is not JSON.
         return path.read_text(encoding="utf-8-sig")
@@ -146,7 +148,7 @@ def _parse_entry(document: Any, home: Path) -> ManifestEntry:
     if not isinstance(document, dict):
         raise UsageError(
             "an entry must be an object with image_id and path, "
-            f"got a value of type {type(document).__name__}"
+            f"got a value of type {_kind(document)}"
         )
     image_id = _required_text(document, "image_id")
     path = _required_text(document, "path")
@@ -166,15 +168,20 @@ def _parse_entry(document: Any, home: Path) -> ManifestEntry:
 def _required_text(document: Mapping[str, Any], name: str) -> str:
     value = document.get(name)
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{name} must be a text that is not empty, got {value!r}")
+        raise UsageError(f"{name} must be a text that is not empty, got {_shown(value)}")
     return value
 
 
 def _optional_text(document: Mapping[str, Any], name: str, example: str) -> str | None:
     value = document.get(name)
     if value is not None and not isinstance(value, str):
-        raise UsageError(f"{name} must be a text such as {example}, got {value!r}")
+        raise UsageError(f"{name} must be a text such as {example}, got {_shown(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A wrong value for a message: all of it could be megabytes."""
+    return repr(value)[:_SHOWN_CHARACTERS]
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
@@ -226,14 +233,12 @@ def _read_karpathy(path: Path, images: Sequence[Any]) -> list[ManifestEntry]:
     for number, image in enumerate(images, start=1):
         try:
             entries.append(_karpathy_entry(image, home))
-        except (KeyError, TypeError, UsageError) as error:
-            problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        except UsageError as error:
             raise UsageError(
-                f"{path}, image {number}: {problem}; "
-                "each image needs filename and sentences with raw"
+                f"{path}, image {number}: {error}; each image needs filename and sentences with raw"
             ) from error
     # The document names files only. With the folder elsewhere every image would be a dead letter.
-    if not any(Path(entry.path).exists() for entry in entries):
+    if not any(os.path.exists(entry.path) for entry in entries):
         raise UsageError(
             f"the images of {path} must be in {home} or {home / 'images'}, "
             f"got none of {len(entries)} there; put the image folder there"
@@ -241,12 +246,13 @@ def _read_karpathy(path: Path, images: Sequence[Any]) -> list[ManifestEntry]:
     return entries
 
 
-def _karpathy_entry(image: Mapping[str, Any], home: Path) -> ManifestEntry:
-    name = _checked_id(str(image["filename"]))
-    folder = _storable("filepath", str(image.get("filepath", "")))
-    sentences = [sentence["raw"].strip() for sentence in image.get("sentences", [])]
-    captions = _texts("sentences", sentences)
-    split = image.get("split")
+def _karpathy_entry(image: Any, home: Path) -> ManifestEntry:
+    if not isinstance(image, dict):
+        raise UsageError(f"an image must be an object, got a value of type {_kind(image)}")
+    name = _checked_id(_required_text(image, "filename"))
+    folder = _storable("filepath", _optional_text(image, "filepath", "val2014") or "")
+    captions = _karpathy_captions(image.get("sentences"))
+    split = _optional_text(image, "split", "train or test")
     if split == "restval":
         # COCO validation images that everyone trains on.
         split = "train"
@@ -258,12 +264,33 @@ def _karpathy_entry(image: Mapping[str, Any], home: Path) -> ManifestEntry:
     return entry
 
 
+def _karpathy_captions(sentences: Any) -> tuple[str, ...]:
+    if sentences is None:
+        return ()
+    if not isinstance(sentences, list):
+        raise UsageError(f"sentences must be a list, got a value of type {_kind(sentences)}")
+    captions = []
+    for sentence in sentences:
+        if not isinstance(sentence, dict):
+            raise UsageError(f"a sentence must be an object, got a value of type {_kind(sentence)}")
+        raw = sentence.get("raw")
+        if not isinstance(raw, str):
+            raise UsageError(f"raw must be a text, got {_shown(raw)}")
+        captions.append(raw.strip())
+    return _texts("sentences", captions)
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
 def _karpathy_path(home: Path, folder: str, name: str) -> str:
     """Return where an image is; the first of the usual places when it is in none of them."""
     images = home / "images"
     places = (home / folder / name, images / folder / name, images / name, home / name)
     for place in places:
-        if place.exists():
+        # Not `Path.exists`, which raises where a name is longer than the disk allows.
+        if os.path.exists(place):
             return str(place)
     return str(places[0])
 

@@ -11,6 +11,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
+from model.network.hub import loading
 from model.network.profiles import TinySize
 from model.network.tokenizer import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, token_id
 from schemas.errors import RefuseToStartError
@@ -114,4 +115,5 @@ def pretrained_backbone(
     source: str | Path, dtype: torch.dtype
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Pretrained Qwen2.5-VL from a folder or a hub name."""
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(str(source), dtype=dtype)
+    with loading(source):
+        return Qwen2_5_VLForConditionalGeneration.from_pretrained(str(source), dtype=dtype)

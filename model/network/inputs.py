@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 
 from model.network.backbone import FRAMES, MERGE, backbone_info
+from model.network.hub import loading
 from model.network.profiles import TinySize
 from model.network.resize import Pixels, resize
 from schemas.records import ByteArray
@@ -62,7 +63,8 @@ class ImagePreprocessor:
     @classmethod
     def pretrained(cls, source: str | Path) -> "ImagePreprocessor":
         """With the processor saved beside pretrained weights."""
-        return cls(AutoImageProcessor.from_pretrained(str(source)), 0, 0)
+        with loading(source):
+            return cls(AutoImageProcessor.from_pretrained(str(source)), 0, 0)
 
     @property
     def fixed_size(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
+from model.network.hub import loading
 from model.network.resize import Pixels
 from schemas.records import FloatArray
 
@@ -91,7 +92,8 @@ class JinaTeacher:
 def _load_model(source: str | Path) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model: Any = AutoModel.from_pretrained(str(source), trust_remote_code=True, dtype=dtype)
+    with loading(source):
+        model: Any = AutoModel.from_pretrained(str(source), trust_remote_code=True, dtype=dtype)
     return model.to(device).eval()
 
 

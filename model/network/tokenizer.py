@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from model.network.hub import loading
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import LEVELS, IdentifierShape
 
@@ -51,7 +52,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
     `RefuseToStartError` when it lacks tokens that prompts need.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(source))
+    with loading(source):
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
     unknown = (None, tokenizer.unk_token_id)
     missing = [token for token in SPECIAL if tokenizer.convert_tokens_to_ids(token) in unknown]
     if missing:

@@ -1,12 +1,13 @@
 """What command groups share: declaring a command, opening the installation, printing the answer."""
 
 import json
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from schemas.errors import UsageError
+from schemas.errors import UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from schemas.settings import Settings
 from stream.manifest import read_manifest
@@ -29,8 +30,18 @@ class AddCommand(Protocol):
 
 def emit(document: Any, as_json: bool, text: str) -> None:
     """Print the JSON document, or the text for people."""
-    answer = json.dumps(document, ensure_ascii=False) if as_json else text
-    print(answer, flush=True)
+    # On a terminal that has no letters for it, JSON has escapes of its own for every letter.
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    answer = json.dumps(document, ensure_ascii=not is_utf8) if as_json else text
+    try:
+        print(answer, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WorkFailedError(
+            f"the work is done and its answer cannot be written ({error.strerror}); ask again with"
+            " room for it"
+        ) from error
 
 
 def open_database(services: Services, name: str) -> Connection:

@@ -31,6 +31,9 @@ def jobs(options: Namespace, settings: Settings) -> int:
     """`sigma jobs`"""
     if (options.action == "run") != (options.name is not None):
         raise UsageError("name a job to run, and only then: sigma jobs run NAME")
+    if options.action == "run":
+        # Before anything is started for a name that is misspelt.
+        job_named(options.name)
     limit_threads(settings)
     with open_services(settings) as services, open_database(services, "jobs") as conn:
         if options.action == "run":

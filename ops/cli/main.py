@@ -8,12 +8,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+
+import structlog
 
 from ops.cli import generations, images, jobs, material, measure, processes, report, search, train
 from ops.cli.context import RunCommand
-from schemas.errors import SigmaError
+from ops.cli.failures import report as report_failure
 from schemas.settings import Settings
-from workers.runtime.logs import configure
+from workers.runtime.logs import configure, tolerant_streams
+
+log = structlog.get_logger()
 
 DESCRIPTION = "A streaming incremental index for generative text-to-image retrieval."
 
@@ -23,22 +28,27 @@ GROUPS = (processes, train, images, search, generations, jobs, report, material,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `sigma`. Exit codes: 0 done, 1 the work failed, 2 bad usage or bad input."""
-    parsed = parser().parse_args(arguments)
-    # Standard output is for the answer; workers set a log level of their own.
-    configure("warning")
-    try:
-        return int(parsed.run(parsed, Settings.from_environment(os.environ)) or 0)
-    except SigmaError as error:
-        print(f"sigma: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("sigma: interrupted", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # The reader of our output has left, as `head` does. Without this redirection the
-        # interpreter would report the same error again when it flushes standard output.
+    with tolerant_streams():
+        parsed = parser().parse_args(arguments)
+        # Standard output is for the answer; workers set a log level of their own.
+        configure("warning")
+        try:
+            return int(parsed.run(parsed, Settings.from_environment(os.environ)) or 0)
+        except BrokenPipeError:
+            # The reader of our output has left, as `head` does.
+            _abandon_output()
+            return 1
+        except (Exception, KeyboardInterrupt) as error:
+            if parsed.command == "worker":
+                # Its log is for those who look after it, who need to know where.
+                log.critical("worker failed", reason=str(error), exc_info=error)
+            return report_failure(error)
+
+
+def _abandon_output() -> None:
+    """Let go of standard output, which the interpreter would otherwise try to flush at its end."""
+    with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """`sigma report`: reads what the jobs recorded and writes a page, JSON or a few lines."""
 
 import logging
+import os
 from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,6 +92,8 @@ def _check_writable(out: Path) -> None:
     folder = out.absolute().parent
     if not folder.is_dir():
         raise UsageError(f"--out {out}: the folder {folder} does not exist; create it first")
+    if not os.access(out if out.exists() else folder, os.W_OK):
+        raise UsageError(f"--out {out} cannot be written; name a file where you may write")
 
 
 def _write(out: Path, page: str) -> None:

@@ -16,7 +16,7 @@ from ops.embedded.isolation import ISOLATED_ENVIRONMENT, python_module
 from ops.embedded.log_tail import last_error
 from ops.embedded.readiness import ReadinessListener, listen_for_readiness
 from ops.embedded.supervisor_record import SupervisorRecord, record_file, supervisor_lock
-from schemas.errors import WorkFailedError
+from schemas.errors import RefuseToStartError, WorkFailedError
 from schemas.settings import Settings
 
 # Longest wait for the first readiness: a database has to be made and a model loaded, maybe on two
@@ -103,12 +103,12 @@ def up(settings: Settings) -> SupervisorRecord:
     if supervisor is not None:
         return supervisor
     reason = _dying(settings) or last_error(log_file, begin) or "they left no message"
+    reason = reason.removeprefix("sigma: ")
     if process.poll() is None:
         process.terminate()
-    raise WorkFailedError(
-        f"the processes did not start: {reason.removeprefix('sigma: ')}; logs are in"
-        f" {log_file.parent}"
-    )
+    elif process.returncode == RefuseToStartError.exit_code:
+        raise RefuseToStartError(reason)
+    raise WorkFailedError(f"the processes did not start: {reason}; logs are in {log_file.parent}")
 
 
 def _dying(settings: Settings) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 _TAIL_BYTES = 16_384
 
 # Characters of one line that a message shows.
-_SHOWN_CHARACTERS = 300
+_SHOWN_CHARACTERS = 500
 
 _ERROR_LEVELS = ("error", "critical")
 

@@ -57,7 +57,7 @@ def test_a_worker_that_died_twice_or_does_not_run_is_named_with_its_last_error()
             "failed: OSError: full",
         ),
         (["\x1b[31mred\x07"], "[31mred"),
-        (["x" * 100_000], "x" * 300),
+        (["x" * 100_000], "x" * 500),
     ],
 )
 def test_the_last_error_of_a_log_is_found(
