@@ -148,14 +148,18 @@ class EmbeddedDatabase:
             python_module("ops.embedded.keeper", server.to_json()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            # The keeper writes to its log from the moment that it has one.
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
             env=_keeper_environment(),
             timeout=START_TIMEOUT_S,
             check=False,
         )
         if done.returncode:
+            said = done.stderr.strip().splitlines() or [self._last_log_line()]
             raise RefuseToStartError(
-                f"the embedded PostgreSQL does not start in {self.data}: {self._last_log_line()};"
+                f"the embedded PostgreSQL does not start in {self.data}: {said[-1]};"
                 f" see {self.data / 'log'}, or set SIGMA_DATABASE_URL"
             )
 
