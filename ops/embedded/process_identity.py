@@ -16,7 +16,8 @@ import psutil
 _POLL_S = 0.05
 
 # Places in /proc/PID/stat after the command's closing bracket: fields 3 and 22 of proc(5).
-_STATE, _START_TIME = 0, 19
+_STATE = 0
+_START_TIME = 19
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,11 @@ from stream.images.formats.container import (
 SIGNATURES = (b"GIF87a", b"GIF89a")
 _HEAD_BYTES = 13
 _FRAME_HEAD_BYTES = 10
-_EXTENSION, _FRAME, _TRAILER = 0x21, 0x2C, 0x3B
-_GRAPHIC_CONTROL, _APPLICATION = 0xF9, 0xFF
+_EXTENSION = 0x21
+_FRAME = 0x2C
+_TRAILER = 0x3B
+_GRAPHIC_CONTROL = 0xF9
+_APPLICATION = 0xFF
 _PROFILE_NAME = b"ICCRGBG1012"
 # One byte a pixel for the picture, one for what the decoder puts aside.
 _BYTES_PER_PIXEL = 2

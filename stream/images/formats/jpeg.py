@@ -34,7 +34,10 @@ _WITHOUT_LENGTH = (0x01, _START)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE_FRAMES = (0xC2, 0xC6, 0xCA, 0xCE)
 _APPLICATION = range(0xE0, 0xF0)
-_JFIF, _EXIF, _ICC, _ADOBE = 0xE0, 0xE1, 0xE2, 0xEE
+_JFIF = 0xE0
+_EXIF = 0xE1
+_ICC = 0xE2
+_ADOBE = 0xEE
 _COMMENT = 0xFE
 
 # Whether there is one decides between RGB and YCbCr; the resolution and thumbnail in it do not.

@@ -25,7 +25,9 @@ _CHUNK_OVERHEAD = 12
 _HEADER_BYTES = 13
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 
-_GREY, _COLOUR, _PALETTE = 0, 2, 3
+_GREY = 0
+_COLOUR = 2
+_PALETTE = 3
 # By colour type: a grey value, a colour. A palette has one byte an entry, 256 at most.
 _TRANSPARENCY_BYTES = {_GREY: 2, _COLOUR: 6}
 
