@@ -2,6 +2,8 @@
 
 import io
 import re
+import struct
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -78,6 +80,31 @@ def test_a_picture_with_a_profile_comes_out_in_srgb(space: str, kind: str) -> No
     expected = in_srgb(raw, *SPACES[space])
     assert np.abs(expected - raw).max() > 8
     made = pixels(stored(kind, patches(), profile))
+    assert np.abs(made - expected).max() <= WITHIN
+
+
+def gif_with_profile(profile: bytes) -> bytes:
+    """The patches as a GIF with an extension that holds a profile."""
+    good = encoded(patches().quantize(16), "GIF")
+    place = 13 + (3 << (good[10] & 7) + 1)
+    blocks = [profile[at : at + 255] for at in range(0, len(profile), 255)]
+    chain = b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
+    return good[:place] + b"\x21\xff\x0bICCRGBG1012" + chain + good[place:]
+
+
+def bmp_with_profile(profile: bytes) -> bytes:
+    """The patches as a BMP with a version 5 header and a profile behind the pixels."""
+    good = encoded(patches(), "BMP")
+    head = struct.pack("<I", 124) + good[18:54] + bytes(16) + b"DEBM"
+    head = head.ljust(112, b"\0")
+    head += struct.pack("<II", 124 + len(good) - 54, len(profile)) + bytes(4)
+    return good[:10] + struct.pack("<I", 14 + 124) + head + good[54:] + profile
+
+
+@pytest.mark.parametrize("make", [gif_with_profile, bmp_with_profile])
+def test_old_formats_with_a_profile_come_out_in_srgb(make: Callable[[bytes], bytes]) -> None:
+    made = pixels(make(rgb_profile(*SPACES["swapped"])))
+    expected = in_srgb(centres(patches()), *SPACES["swapped"])
     assert np.abs(made - expected).max() <= WITHIN
 
 
