@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -65,6 +66,19 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 30.0) -> float:
         assert time.monotonic() - begin < timeout_s, "it did not come true in time"
         time.sleep(0.05)
     return time.monotonic() - begin
+
+
+def listening(port: int) -> socket.socket:
+    """Take a port as soon as the process that had it has ended, with all its threads."""
+    found: list[socket.socket] = []
+
+    def take() -> bool:
+        with suppress(OSError):
+            found.append(socket.create_server(("127.0.0.1", port)))
+        return bool(found)
+
+    wait_until(take)
+    return found[0]
 
 
 def test_after_kill_9_of_the_supervisor_nothing_of_it_serves_on_and_up_starts_one_fleet(
@@ -226,12 +240,16 @@ def test_a_worker_that_dies_again_and_again_is_named_with_its_last_error(empty: 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     home = Home(empty.folder, {"SIGMA_METRICS_PORT": str(port)})
-    home.ok("up")
+    supervisor = home.ok("up")["pid"]
     (index,) = workers_of(home)["index"]
-    os.kill(index, signal.SIGKILL)
-    wait_until(lambda: ProcessIdentity.of(index) is None)
-    # The index worker has the second port.
-    with socket.create_server(("127.0.0.1", port + 1)):
+    # It must not be quicker than this test, which takes the index worker's port: the second one.
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        os.kill(index, signal.SIGKILL)
+        taken = listening(port + 1)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    with taken:
 
         def told() -> bool:
             alarms = home.ok("status")["alarms"]
