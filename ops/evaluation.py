@@ -156,6 +156,7 @@ class Evaluation:
 
 def evaluate(
     searcher: Searcher[ModelEngine],
+    conn: Connection,
     entries: Sequence[ManifestEntry],
     *,
     limit: int | None,
@@ -168,7 +169,7 @@ def evaluate(
     With `ablate`, other ways to post the images are measured too. `UsageError` when no image of the
     manifest has a caption and is indexed.
     """
-    images = read_gallery(searcher.conn, searcher.generation.id)
+    images = read_gallery(conn, searcher.generation.id)
     splits = queries_by_split(entries, images, limit, seed)
     if not splits:
         raise UsageError(
@@ -178,7 +179,7 @@ def evaluate(
     gallery = EvaluationGallery(
         image_keys=np.array([image.image_key for image in images]),
         towers=_embed_again(searcher, images, progress),
-        occupied_leaves=_occupied_leaves(searcher.conn, searcher.generation.id),
+        occupied_leaves=_occupied_leaves(conn, searcher.generation.id),
     )
     recalls = {}
     invalid = 0

@@ -1,12 +1,12 @@
 """What command groups share: declaring a command, opening the installation, printing the answer."""
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from ops.cli.terminal import terminal_json, terminal_text
 from schemas.errors import UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from schemas.settings import Settings
@@ -32,7 +32,7 @@ def emit(document: Any, as_json: bool, text: str) -> None:
     """Print the JSON document, or the text for people."""
     # On a terminal that has no letters for it, JSON has escapes of its own for every letter.
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    answer = json.dumps(document, ensure_ascii=not is_utf8) if as_json else text
+    answer = terminal_json(document, ascii_only=not is_utf8) if as_json else terminal_text(text)
     try:
         print(answer, flush=True)
     except BrokenPipeError:

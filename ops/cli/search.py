@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ops.cli.context import AddCommand, emit, entries_of, open_database
+from ops.cli.terminal import terminal_line
 from ops.embedded.database import open_services
 from schemas.errors import UsageError
 from schemas.records import JsonObject
@@ -70,7 +71,8 @@ def query(options: Namespace, settings: Settings) -> int:
     for result in document["results"]:
         caption = result["captions"][0] if result["captions"] else ""
         lines.append(
-            f"{result['rank']:>3}  {result['score']:8.3f}  {result['image_id']}  {caption}"
+            f"{result['rank']:>3}  {result['score']:8.3f}  {terminal_line(result['image_id'])}"
+            f"  {terminal_line(caption)}"
         )
     emit(document, options.json, "\n".join(lines) or "nothing found")
     return 0
@@ -87,6 +89,7 @@ def evaluate(options: Namespace, settings: Settings) -> int:
         searcher = open_searcher(services, live_generation(conn, options.generation))
         evaluation = run_evaluation(
             searcher,
+            conn,
             entries,
             limit=options.queries,
             seed=options.seed,

@@ -148,6 +148,7 @@ def _evaluate(
         searcher = open_searcher(services, live_generation(conn))
         evaluation = evaluate(
             searcher,
+            conn,
             entries,
             limit=config.queries,
             seed=config.seed,

@@ -11,6 +11,9 @@ from typing import Any
 # Characters of an address or a path that a message shows.
 _SHOWN_CHARACTERS = 200
 
+# Characters of an address that an answer shows: longer ones hold data, not a place.
+_ANSWERED_CHARACTERS = 2000
+
 _LOCAL_FILE = re.compile(r"file:(///|/[^/])", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]{1,3}\S+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]*")
@@ -20,6 +23,13 @@ _HOST_AND_PORT = re.compile(r"[^:]*:[0-9]*|\[[0-9A-Fa-f:.]*\](:[0-9]*)?")
 def redact_uri(uri: str) -> str:
     """Drop what may be secret from a URI; a path on this machine stays whole."""
     return uri if _LOCAL_FILE.match(uri) else uri_for_message(uri)
+
+
+def uri_for_answer(uri: str) -> str:
+    """Return a URI as answers show it: nothing secret, in one line, and of bounded length."""
+    if _LOCAL_FILE.match(uri):
+        return printable(uri, _ANSWERED_CHARACTERS)
+    return uri_for_message(uri, _ANSWERED_CHARACTERS)
 
 
 def redact_text(text: str) -> str:
@@ -37,7 +47,7 @@ def redact_text(text: str) -> str:
     return text if redacted == document else json.dumps(redacted, ensure_ascii=False)
 
 
-def uri_for_message(uri: str) -> str:
+def uri_for_message(uri: str, limit: int = _SHOWN_CHARACTERS) -> str:
     """Return a URI without user, password, query and fragment, fit for one line of a message."""
     bare = re.split(r"[?#]", uri, maxsplit=1)[0]
     match = _SCHEME.match(bare)
@@ -48,15 +58,15 @@ def uri_for_message(uri: str) -> str:
     # the place is a part of the password. Show only what looks like host:port.
     if ":" in place and ("@" in uri or not _HOST_AND_PORT.fullmatch(place)):
         rest = "[hidden]"
-    return printable(scheme + rest)
+    return printable(scheme + rest, limit)
 
 
-def printable(text: str) -> str:
+def printable(text: str, limit: int = _SHOWN_CHARACTERS) -> str:
     """Return the beginning of a hostile text, fit for one line of a message or a log.
 
     Line ends would forge log lines, and other control characters would steer a terminal.
     """
-    shown = text[:_SHOWN_CHARACTERS]
+    shown = text[:limit]
     return "".join(letter if letter.isprintable() else "?" for letter in shown)
 
 

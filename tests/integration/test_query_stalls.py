@@ -9,12 +9,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psycopg
+import psycopg.conninfo
 import pytest
 
 from ops.bench.stub import stub_generation
 from ops.bench.stub_query import stub_searcher_loader
+from schemas.errors import SigmaError
 from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.serving import (
@@ -188,3 +192,63 @@ def test_a_statement_that_waits_for_a_lock_ends_by_itself(database: str) -> None
         with pytest.raises(Exception, match="lock timeout"):
             conn.execute("SELECT count(*) FROM image")
         assert time.monotonic() - began_s < 3
+
+
+def test_while_the_database_restarts_answers_keep_coming(
+    services: Services, conn: Connection, postgres: Any, database: str
+) -> None:
+    leave_in(
+        conn,
+        stub_generation(conn),
+        accepted(services.store, [f"image {number}" for number in range(10)]),
+    )
+    with serving(services) as (query_server, metrics):
+        until(lambda: not query_server.problem, "it is ready")
+        # Ten images: the first answers describe all of them.
+        expected = {hit.image_id for hit in asked(query_server, "a query").hits}
+        failures: list[BaseException] = []
+        loads = value(metrics, "sigma_candidate_load_failures_total")
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+        with psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
+            # As a restart does: all connections are lost, and for two seconds none is accepted.
+            name = psycopg.conninfo.conninfo_to_dict(database)["dbname"]
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
+            admin.execute(ended, (name,))
+            end_s = time.monotonic() + 2
+            answered = 0
+            while time.monotonic() < end_s:
+                try:
+                    assert {hit.image_id for hit in asked(query_server).hits} <= expected
+                    answered += 1
+                except SigmaError as error:
+                    failures.append(error)
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
+        assert failures == []
+        assert answered > 10
+        assert value(metrics, "sigma_candidate_load_failures_total") == loads
+        with connect(database) as again:
+            leave_in(again, 1, accepted(services.store, ["newcomer"]))
+        until(
+            lambda: "newcomer" in {hit.image_id for hit in asked(query_server).hits},
+            "new images are found again",
+        )
+
+
+def test_a_query_that_needs_the_database_waits_for_its_return(
+    services: Services, conn: Connection, postgres: Any, database: str
+) -> None:
+    leave_in(conn, stub_generation(conn), accepted(services.store, ["a", "b"]))
+    with serving(services) as (query_server, _):
+        until(lambda: not query_server.problem, "it is ready")
+        name = psycopg.conninfo.conninfo_to_dict(database)["dbname"]
+        with psycopg.connect(postgres.get_uri(), autocommit=True) as admin:
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+            query = PendingQuery("nothing is remembered", 10, "fused", None)
+            query_server.submit(query)
+            time.sleep(1)
+            assert not query.answer.done()
+            admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
+        assert len(query.answer.result(30).hits) == 2

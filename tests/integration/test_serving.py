@@ -142,6 +142,7 @@ def test_generations_that_are_needed_no_more_are_unloaded(
     services: Services, conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = filled(services, conn)
+    loaded: list[int] = []
     closed: list[int] = []
 
     load_stub = stub_searcher_loader(services)
@@ -150,6 +151,7 @@ def test_generations_that_are_needed_no_more_are_unloaded(
         generation: Generation, previous: Searcher[QueryEngine] | None, live: bool
     ) -> Searcher[QueryEngine]:
         searcher = load_stub(generation, previous, live)
+        loaded.append(generation.id)
         close = searcher.engine.close
 
         def close_engine() -> None:
@@ -171,7 +173,9 @@ def test_generations_that_are_needed_no_more_are_unloaded(
         generations.drop(conn, first)
         generations.set_state(conn, shadow_generation(conn), "failed")
         assert answers(server, third)
-    assert sorted(closed) == [first, second, third]
+    # Perhaps the fourth too, which was a candidate for a moment.
+    assert sorted(closed) == sorted(loaded)
+    assert {first, second, third} <= set(closed)
 
 
 def test_the_fallback_generation_can_be_left_out_of_memory(

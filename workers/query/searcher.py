@@ -3,22 +3,23 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from model.decoding.export import delete_stale_exports
 from model.network.checkpoint import Checkpoint
 from schemas.errors import RefuseToStartError, UsageError
-from schemas.records import Hit, JsonObject
+from schemas.records import Hit, IntArray, JsonObject
 from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
 from workers.generations.model_assigner import load_generation_checkpoint
+from workers.query.descriptions import Descriptions
 from workers.query.engine import EXPORTS, ModelEngine, QueryEngine, RankedImages, export_name
 from workers.repository.connection import ANSWER_LIMITS, Connection
-from workers.repository.follower import TrieFollower
+from workers.repository.follower import Changes, TrieFollower
 from workers.repository.generations import Generation, get, live, receiving
-from workers.repository.images import StoredImage, images_by_key
-from workers.repository.postings import identifiers_of
+from workers.repository.images import StoredImage
 from workers.runtime.services import Services
 
 # How to rank: by the fused score, or as the paper does, by the identifier's probability alone.
@@ -85,13 +86,13 @@ class Searcher(Generic[E_co]):
         self,
         generation: Generation,
         engine: E_co,
-        conn: Connection,
+        descriptions: Descriptions,
         follower: TrieFollower,
         store: ImageStore,
         settings: RetrievalSettings,
     ) -> None:
         self.generation = generation
-        self.conn = conn
+        self.descriptions = descriptions
         self.follower = follower
         self.store = store
         self.settings = settings
@@ -112,7 +113,16 @@ class Searcher(Generic[E_co]):
 
     def refresh(self) -> None:
         """Take over what changed in the database."""
-        self.engine.apply(self.follower.changes())
+        self.apply(self.follower.changes())
+
+    def apply(self, changes: Changes) -> IntArray:
+        """Apply changes to the engine; returns the image keys that became searchable."""
+        self.descriptions.memory.forget(changes.deleted.tolist())
+        return self.engine.apply(changes)
+
+    def inherit(self, previous: "Searcher[QueryEngine]") -> None:
+        """Take over what a searcher of the same generation, which this one replaces, remembers."""
+        self.descriptions.memory = previous.descriptions.memory
 
     def listen(self, channel: str) -> None:
         """Let notifications of a further channel wake the follower."""
@@ -122,23 +132,24 @@ class Searcher(Generic[E_co]):
         """Close connections and files."""
         self.engine.close()
         self.follower.close()
-        self.conn.close()
+        self.descriptions.close()
 
     def _describe(
         self, texts: Sequence[str], ranked: Sequence[RankedImages], count: int
     ) -> list[AnsweredQuery]:
         # Two queries for all answers of a batch, instead of two for each.
-        unique_keys: set[int] = set()
+        keys: set[int] = set()
+        needed: set[int] = set()
         for images in ranked:
-            unique_keys.update(images.image_keys.tolist())
-        keys = sorted(unique_keys)
-        stored = images_by_key(self.conn, keys)
-        identifiers = identifiers_of(self.conn, self.engine.generation, self.engine.shape, keys)
+            ranked_keys = images.image_keys.tolist()
+            keys.update(ranked_keys)
+            needed.update(ranked_keys[:count])
+        described = self.descriptions.read(sorted(keys), needed)
         answers = []
         for text, images in zip(texts, ranked, strict=True):
-            found = found_images(images, stored, identifiers, count)
+            found = found_images(images, described.stored, described.identifiers, count)
             hits = hits_of(found, self.store.link)
-            captions = tuple(image.stored.captions or image.stored.test_captions for image in found)
+            captions = tuple(image.stored.captions for image in found)
             answers.append(
                 AnsweredQuery(text, self.engine.generation, hits, images.candidates, captions)
             )
@@ -238,14 +249,18 @@ def follow(services: Services, generation: Generation, engine: E) -> Searcher[E]
     # file behind at each try.
     with ExitStack() as undo:
         undo.callback(engine.close)
-        conn = services.connect(f"search {generation.id}", ANSWER_LIMITS)
+        connect = partial(services.connect, f"search {generation.id}", ANSWER_LIMITS)
+        conn = connect()
         undo.callback(conn.close)
         following = services.connect(f"follow {generation.id}")
         undo.callback(following.close)
         follower = TrieFollower.open(following, generation.id)
         engine.apply(follower.load(sink=engine.add_embeddings))
         undo.pop_all()
-    return Searcher(generation, engine, conn, follower, services.store, services.settings.retrieval)
+    descriptions = Descriptions(conn, connect, generation.id, engine.shape)
+    return Searcher(
+        generation, engine, descriptions, follower, services.store, services.settings.retrieval
+    )
 
 
 def _delete_unused_exports(conn: Connection, exports: Path, generation: Generation) -> None:

@@ -94,6 +94,7 @@ class ServedGenerations:
         log.info("generation loaded", generation=number, images=searcher.engine.images)
         if previous is None:
             return
+        searcher.inherit(previous)
         # Comparisons may refer to the searcher that is closed below.
         self._shadows.clear()
         if previous is self.live:
@@ -120,7 +121,7 @@ class ServedGenerations:
             log.info("generation promoted", generation=number, previous=previous.generation.id)
 
     def _apply(self, update: ChangesApplied) -> None:
-        keys = update.searcher.engine.apply(update.changes)
+        keys = update.searcher.apply(update.changes)
         if update.searcher is not self.live:
             return
         if len(keys):

@@ -52,6 +52,8 @@ class SessionLimits:
     """Waiting for one lock."""
     idle_transaction_s: float
     """Between two statements of a transaction, which holds up others with its locks."""
+    connect_s: int | None = None
+    """Opening the connection, at each address of the server; None for the usual time."""
 
 
 # For workers and jobs: a generation of many millions of images is read in one statement, and a
@@ -62,7 +64,7 @@ WORK_LIMITS = SessionLimits(statement_s=3600, lock_s=600, idle_transaction_s=360
 REPORT_LIMITS = SessionLimits(statement_s=10, lock_s=5, idle_transaction_s=30)
 
 # For what a client waits for, which is to be answered within a second.
-ANSWER_LIMITS = SessionLimits(statement_s=2, lock_s=0.5, idle_transaction_s=10)
+ANSWER_LIMITS = SessionLimits(statement_s=2, lock_s=0.5, idle_transaction_s=10, connect_s=2)
 
 # For members of a consumer group, whose transactions are short: one that is stopped inside of one
 # keeps its locks no longer than its leases (`stream.lease`).
@@ -75,9 +77,10 @@ def connect(url: str, *, name: str = "sigma", limits: SessionLimits = WORK_LIMIT
     `RetryLaterError` when the database is unavailable.
     """
     try:
-        conn: Connection = psycopg.connect(
-            url, autocommit=True, application_name=name, **connection_options(url)
-        )
+        options = connection_options(url)
+        if limits.connect_s is not None:
+            options["connect_timeout"] = limits.connect_s
+        conn: Connection = psycopg.connect(url, autocommit=True, application_name=name, **options)
         try:
             conn.execute(NOTICE_VANISHED_CLIENTS.encode())
             _limit(conn, limits)

@@ -7,11 +7,13 @@ from typing import cast
 import numpy as np
 
 from model.network.encoder import Encoder
+from schemas.errors import RetryLaterError
 from schemas.generation_config import GenerationConfig
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
 from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
+from workers.query.descriptions import Descriptions
 from workers.query.engine import QueryEngine, RankedImages
 from workers.query.searcher import Searcher
 from workers.repository.connection import Connection
@@ -98,6 +100,11 @@ def ranked(keys: Sequence[int]) -> RankedImages:
     return RankedImages(np.array(keys, np.int64), scores, len(keys), np.empty(0, np.int64))
 
 
+def unreachable() -> Connection:
+    """In place of opening another connection."""
+    raise RetryLaterError("the database does not answer")
+
+
 def generation(number: int, state: str = "shadow", ended_day: int | None = None) -> Generation:
     """A generation's row; `ended_day` is the day of January on which it was retired."""
     ended_at = None if ended_day is None else MOMENT.replace(day=ended_day)
@@ -110,7 +117,7 @@ def searcher(engine: KeysEngine) -> Searcher[QueryEngine]:
     found: Searcher[QueryEngine] = Searcher(
         generation(engine.generation),
         engine,
-        cast(Connection, idle),
+        Descriptions(cast(Connection, idle), unreachable, engine.generation, SHAPE),
         cast(TrieFollower, idle),
         cast(ImageStore, idle),
         RetrievalSettings(),
