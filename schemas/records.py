@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.errors import UsageError
+from schemas.errors import RejectInputError, UsageError
 
 # A JSON document where it enters or leaves the project; inside, values are frozen records.
 JsonObject = dict[str, Any]
@@ -45,6 +45,19 @@ def require_aware(name: str, moment: datetime | None) -> None:
     if moment is not None and moment.tzinfo is None:
         raise UsageError(
             f"{name} must have a time zone, got {moment.isoformat()}; add an offset such as +00:00"
+        )
+
+
+def require_finite(name: str, values: npt.ArrayLike) -> None:
+    """Refuse numbers of a model that are not finite: nothing can be ranked or found by them.
+
+    `RejectInputError`, because a model that works otherwise may fail on one input.
+    """
+    if not np.isfinite(values).all():
+        raise RejectInputError(
+            "not-finite",
+            f"{name} must be finite, the model gave NaN or infinity; check the picture and the "
+            "generation's checkpoint",
         )
 
 
@@ -95,6 +108,13 @@ class Assignment:
     """More leaves, best first, to try when the primary leaf has no free suffix."""
     trained: bool = False
     """Whether the generation's model was trained on this image."""
+
+    def __post_init__(self) -> None:
+        require_finite("the embedding of an image", self.embedding)
+        require_finite("the confidence of an image", self.confidence)
+        require_finite(
+            "the weights of an image's postings", [posting.weight for posting in self.postings]
+        )
 
 
 @dataclass(frozen=True, slots=True)

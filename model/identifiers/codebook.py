@@ -135,7 +135,28 @@ class Codebook:
 
     @classmethod
     def load(cls, folder: Path) -> "Codebook":
-        """Read a saved codebook; refuses one whose content does not match its version."""
+        """Read a saved codebook.
+
+        `RefuseToStartError` when it is damaged, or its content does not match its version.
+        """
+        try:
+            book, version = cls._read(folder)
+        # Damage shows as whatever the readers of JSON, ZIP and arrays stumble over.
+        except Exception as error:
+            raise RefuseToStartError(
+                f"the codebook {folder / 'codebook.npz'} cannot be read ({error}); restore it or"
+                " train again"
+            ) from error
+        if book.version != version:
+            raise RefuseToStartError(
+                f"the codebook {folder} must have the content {version}, got"
+                f" {book.version}: it was changed or damaged; restore it or train again"
+            )
+        return book
+
+    @classmethod
+    def _read(cls, folder: Path) -> "tuple[Codebook, str]":
+        """Read the codebook, and the version that it had when it was written."""
         about = json.loads((folder / "codebook.json").read_text())
         settings = about["config"]
         shape = settings.pop("shape")
@@ -145,12 +166,7 @@ class Codebook:
         )
         with np.load(folder / "codebook.npz", allow_pickle=False) as arrays:
             book = cls(config=config, **{name: arrays[name] for name in arrays.files})
-        if book.version != about["version"]:
-            raise RefuseToStartError(
-                f"the codebook {folder} must have the content {about['version']}, got"
-                f" {book.version}: it was changed or damaged; restore it or train again"
-            )
-        return book
+        return book, about["version"]
 
     def _encode_block(self, rows: FloatArray) -> IntArray:
         codes = np.zeros((len(rows), 4), dtype=np.int64)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 
 from model.network.backbone import tiny_config
 from model.network.encoder import SmallEncoder, TwoTower
+from model.network.file_digests import DIGESTS, check_digests, write_digests
 from model.network.profiles import TinySize
 from model.network.teacher import CrossHead, SmallTeacher
 from model.network.tokenizer import load_tokenizer
@@ -60,7 +61,9 @@ class Base:
     def save(self, folder: Path) -> None:
         """Write tokenizer, weights (matrices in half precision) and `base.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save_pretrained(str(folder))
+        # Those of another base must not stay, should this be cut short.
+        (folder / DIGESTS).unlink(missing_ok=True)
+        tokenizer_files = self.tokenizer.save_pretrained(str(folder))
         tensors: dict[str, Tensor] = {}
         for part, module in self._modules():
             for name, value in deduplicated_state(module).items():
@@ -75,6 +78,8 @@ class Base:
             **self.about,
         }
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        written = {Path(name).name for name in tokenizer_files if Path(name).is_file()}
+        write_digests(folder, written | {WEIGHTS, ABOUT})
 
     @classmethod
     def load(cls, folder: Path) -> "Base":
@@ -87,6 +92,7 @@ class Base:
                 f"{folder} holds no base ({ABOUT} is missing); "
                 f"make one with: sigma base --out {folder}"
             )
+        check_digests(folder)
         document = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         size = TinySize(**{field.name: document["size"][field.name] for field in fields(TinySize)})
         width = int(document["width"])

@@ -1,7 +1,7 @@
 """The checkpoint: all that rebuilds one generation's model, and checks that it fits together.
 
-In its folder: `checkpoint.json`, the codebook, `backbone/`, `tokenizer/`, `head.safetensors`, and
-for the `tiny` profile `encoder.safetensors` with `encoder-tokenizer/`.
+In its folder: `checkpoint.json`, the codebook, `backbone/`, `tokenizer/`, `head.safetensors`,
+`digests.json`, and for the `tiny` profile `encoder.safetensors` with `encoder-tokenizer/`.
 """
 
 import json
@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from model.identifiers.codebook import Codebook
 from model.network.encoder import Encoder, SmallEncoder, TwoTower
+from model.network.file_digests import check_digests, write_digests
 from model.network.inputs import ImagePreprocessor
 from model.network.jina import JinaEncoder
 from model.network.parts import default_device
@@ -162,6 +163,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     )
     text = json.dumps(description.to_json(), indent=2) + "\n"
     (folder / ABOUT).write_text(text, encoding="utf-8")
+    write_digests(folder)
 
 
 def load_record(folder: Path) -> TrainingRecord:
@@ -187,6 +189,7 @@ def load_checkpoint(folder: Path, codebook: str | None = None) -> Checkpoint:
                 f"the codebook of checkpoint {folder} must be {expected}, got {book.version}; "
                 "restore the folder or retrain"
             )
+    check_digests(folder)
     # The profile's numbers may have changed since; shape and sizes are those of the weights.
     own_profile = replace(
         profile(description.profile), shape=description.shape, tiny=description.size

@@ -16,8 +16,15 @@ from model.decoding.beam import NEVER, TextDecodingEngine, search_identifiers, s
 from model.network.encoder import Encoder
 from model.retrieval.ranking import rank
 from model.retrieval.trie import Trie
+from schemas.errors import WorkFailedError
 from schemas.records import FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
+
+# A damaged model would otherwise answer every query with nothing, or with anything.
+_NOT_FINITE = (
+    "the generation's model gives NaN or infinity; restore its checkpoint from a copy, or go back"
+    " with: sigma generations rollback"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,11 +60,13 @@ def search(
 ) -> list[SearchResult]:
     """The `count` best images of each text: decode leaves, then rank all members of them."""
     queries = index.encoder.embed_texts(texts)
+    _require_finite(queries)
     prompt = index.decoding.read_texts(texts)
     trie = index.trie
     beams = search_leaves(index.decoding, prompt, trie.shape, settings.beams, trie.branches)
     leaves = beams.leaves.cpu().numpy()
     leaf_scores = beams.scores.cpu().numpy()
+    _require_scores(leaf_scores, trie)
     results = []
     for row, query in enumerate(queries):
         # A trie with fewer leaves than beams fills the rest with leaves of score -inf.
@@ -90,6 +99,7 @@ def search_paper(
         best = identified[:count]
         slots = np.array([image.slot for image in best], dtype=np.int64)
         scores = np.array([image.score for image in best], dtype=np.float32)
+        _require_finite(scores)
         leaves = np.array([image.leaf for image in identified], dtype=np.int64)
         results.append(SearchResult(slots, scores, len(identified), leaves))
     return results
@@ -111,3 +121,15 @@ def search_exact(
         best = np.argsort(-scores, kind="stable")[:count]
         results.append(SearchResult(slots[best], scores[best], len(slots), no_leaves))
     return results
+
+
+def _require_scores(leaf_scores: FloatArray, trie: Trie) -> None:
+    """Refuse (B, W) scores with NaN, and beams that all died though there are leaves to reach."""
+    died = trie.branches.leaves > 0 and not (leaf_scores > NEVER).any(axis=1).all()
+    if died or np.isnan(leaf_scores).any() or np.isposinf(leaf_scores).any():
+        raise WorkFailedError(_NOT_FINITE)
+
+
+def _require_finite(values: FloatArray) -> None:
+    if not np.isfinite(values).all():
+        raise WorkFailedError(_NOT_FINITE)

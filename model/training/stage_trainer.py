@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from model.network.file_digests import check_digests, write_digests
 from model.network.inputs import ImagePatches, VisualTokens
 from model.network.profiles import Stage
 from model.network.prompts import TrainingExample
@@ -166,10 +167,12 @@ class StageTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_module(self.sigma, folder / WEIGHTS)
+        write_digests(folder, [WEIGHTS])
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
+        check_digests(Path(resume_from_checkpoint))
         load_module(self.sigma, Path(resume_from_checkpoint) / WEIGHTS)
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psycopg
 import psycopg.conninfo
 import pytest
 
 from ops.bench.stub import stub_generation
 from ops.bench.stub_query import stub_searcher_loader
-from schemas.errors import SigmaError
+from schemas.errors import SigmaError, WorkFailedError
 from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.serving import (
@@ -252,3 +253,35 @@ def test_a_query_that_needs_the_database_waits_for_its_return(
             assert not query.answer.done()
             admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
         assert len(query.answer.result(30).hits) == 2
+
+
+def test_a_model_that_gives_nan_gets_503_and_answers_of_nothing_are_counted(
+    services: Services, conn: Connection
+) -> None:
+    leave_in(conn, stub_generation(conn), accepted(services.store, ["a", "b"]))
+    load_stub = stub_searcher_loader(services)
+    engines: list[QueryEngine] = []
+
+    def load(
+        generation: Generation, previous: Searcher[QueryEngine] | None, live: bool
+    ) -> Searcher[QueryEngine]:
+        searcher = load_stub(generation, previous, live)
+        engines.append(searcher.engine)
+        return searcher
+
+    with serving(services, load) as (query_server, metrics):
+        until(lambda: not query_server.problem, "it is ready")
+        assert asked(query_server).hits
+        engine = engines[-1]
+        encoder = engine.encoder
+        embed = encoder.embed_texts
+        encoder.__dict__["embed_texts"] = lambda texts: embed(texts) * np.nan
+        with pytest.raises(WorkFailedError, match="NaN"):
+            asked(query_server, "another")
+        assert value(metrics, "sigma_query_failures_total") == 1
+        encoder.__dict__["embed_texts"] = embed
+        nothing = RankedImages(np.empty(0, np.int64), np.empty(0, np.float32), 0, np.empty(0))
+        engine.__dict__["answer"] = lambda texts, *_: [nothing for _ in texts]
+        assert asked(query_server, "a third").hits == ()
+        assert value(metrics, "sigma_query_empty_total") == 1
+        assert query_server.alive

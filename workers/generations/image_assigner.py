@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
 from workers.generations.inferred import Inferred
@@ -28,7 +29,6 @@ class ImageAssigner(Protocol):
         ...
 
 
-# Loads the model of a generation; takes seconds.
 def is_working(assigner: ImageAssigner) -> bool:
     """Tell whether a model answers for a plain grey picture."""
     grey = np.full((_PROBE_SIDE, _PROBE_SIDE, 3), 128, np.uint8)
@@ -38,6 +38,7 @@ def is_working(assigner: ImageAssigner) -> bool:
         return False
 
 
+# Loads the model of a generation; takes seconds.
 LoadAssigner = Callable[[Generation], ImageAssigner]
 
 
@@ -52,6 +53,13 @@ def assigner_loader(checkpoints: Path, postings: int) -> LoadAssigner:
         # PyTorch.
         from workers.generations.model_assigner import ModelAssigner
 
-        return ModelAssigner.load(checkpoints, generation, postings)
+        assigner = ModelAssigner.load(checkpoints, generation, postings)
+        # Weights of a version without digests may be damaged and load all the same.
+        if not is_working(assigner):
+            raise RefuseToStartError(
+                f"the model of generation {generation.id} gives no finite numbers; restore its"
+                f" folder {checkpoints / generation.folder} from a copy or train again"
+            )
+        return assigner
 
     return load

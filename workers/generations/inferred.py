@@ -13,6 +13,10 @@ class Inferred:
     leaves: Leaves
     embedding: HalfArray
 
+    def __post_init__(self) -> None:
+        # Here, before anything is locked or written for this picture.
+        self.assignment(image_key=0)
+
     def assignment(self, image_key: int) -> Assignment:
         """What to append to the trie for the image that is stored under `image_key`."""
         return Assignment(

@@ -240,6 +240,9 @@ class QueryServer:
         compared = group.mode == "fused" and searcher is self._served.live
         for query, answer in zip(group.queries, answers, strict=True):
             self._metrics.candidates.observe(answer.candidates)
+            # Whatever is asked, the best of the images are some: a damaged model shows here.
+            if not answer.hits and searcher.engine.images:
+                self._metrics.empty.inc()
             query.resolve(answer.first(query.count))
             if compared:
                 candidates = self._served.select(self._residents.shadows)

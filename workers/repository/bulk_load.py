@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from schemas.errors import UsageError
-from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
+from schemas.records import BoolArray, FloatArray, HalfArray, IntArray, require_finite
 from workers.repository.binary_copy import Column, as_bytes, write_rows
 from workers.repository.connection import (
     Connection,
@@ -39,6 +39,11 @@ class InitialLoad:
     """(N,)"""
     trained: bool | BoolArray = True
     """(N,), or the same for all"""
+
+    def __post_init__(self) -> None:
+        require_finite("the embeddings of a generation", self.embeddings)
+        require_finite("the confidences of a generation", self.confidences)
+        require_finite("the weights of a generation's postings", self.weights)
 
 
 def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: bool = False) -> int:

@@ -145,6 +145,9 @@ class QueryMetrics:
         self.registry = CollectorRegistry()
         self.queries = self._counter("sigma_queries", "Queries answered")
         self.failures = self._counter("sigma_query_failures", "Queries that failed")
+        self.empty = self._counter(
+            "sigma_query_empty", "Answers without an image although there are some"
+        )
         self.responses = Counter(
             "sigma_query_responses",
             "Answers and refusals by HTTP status and cause",

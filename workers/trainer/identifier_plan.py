@@ -1,13 +1,16 @@
 """The identifier plan: the identifiers a generation begins with, and which of them are learnt."""
 
+import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from model.identifiers.codebook import Codebook, pack_all
 from model.identifiers.instance_suffixes import keep_suffixes
 from model.training.replay import refresh_rows
+from schemas.errors import RefuseToStartError
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import BoolArray, IntArray
 from workers.repository.training_data import IndexedImages, sampled
@@ -64,14 +67,40 @@ class IdentifierPlan:
         # Renamed last: a process killed here leaves no half plan to resume with.
         unfinished = folder / f".{PLAN}"
         with unfinished.open("wb") as file:
-            np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+            arrays: dict[str, Any] = {"digest": np.array(self._digest()), **self._arrays()}
+            np.savez(file, **arrays)
         unfinished.replace(folder / PLAN)
 
     @classmethod
     def load(cls, folder: Path) -> "IdentifierPlan":
-        """The plan that `save` wrote."""
-        with np.load(folder / PLAN, allow_pickle=False) as arrays:
-            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        """The plan that `save` wrote; `RefuseToStartError` when it is damaged."""
+        file = folder / PLAN
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                plan = cls(**{field.name: arrays[field.name] for field in fields(cls)})
+                # A plan of an older version has none.
+                digest = str(arrays["digest"]) if "digest" in arrays else plan._digest()
+        # Damage shows as whatever the readers of ZIP and arrays stumble over.
+        except Exception as error:
+            raise RefuseToStartError(
+                f"the identifier plan {file} cannot be read ({error}); restore it or train anew"
+            ) from error
+        if digest != plan._digest():
+            raise RefuseToStartError(
+                f"the identifier plan {file} is not what was written; restore it or train anew"
+            )
+        return plan
+
+    def _arrays(self) -> dict[str, IntArray | BoolArray]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def _digest(self) -> str:
+        """SHA-256 of names, types, shapes and contents."""
+        content = hashlib.sha256()
+        for name, array in self._arrays().items():
+            content.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            content.update(np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()
 
 
 def codes_of(leaves: IntArray, shape: IdentifierShape) -> IntArray:

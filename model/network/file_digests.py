@@ -1,0 +1,79 @@
+"""File digests: a folder of weights knows the content of its files, and damage has a name.
+
+A file whose bytes were flipped, by a disk or a copy, often still loads: its tensors have the right
+names and shapes, and the model answers nonsense.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+from schemas.errors import RefuseToStartError
+
+# Lists the digests of all other files of its folder.
+DIGESTS = "digests.json"
+
+# Of the digest, so that a later version can use another one.
+_ALGORITHM = "sha256"
+
+log = structlog.get_logger()
+
+
+def write_digests(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Write the digests of a folder's files, which are complete: all of them, or those named."""
+    chosen = file_names(folder) if names is None else sorted(names)
+    digests = {name: digest_of(folder / name) for name in chosen}
+    text = json.dumps({"algorithm": _ALGORITHM, "files": digests}, indent=2) + "\n"
+    (folder / DIGESTS).write_text(text, encoding="utf-8")
+
+
+def check_digests(folder: Path) -> None:
+    """Compare a folder's files with their digests; `RefuseToStartError` names one that differs.
+
+    A folder of an older version has none, which is only logged.
+    """
+    file = folder / DIGESTS
+    if not file.exists():
+        log.warning("weights without digests, damage would not be noticed", folder=str(folder))
+        return
+    for name, expected in _read(file).items():
+        if not (folder / name).is_file():
+            raise RefuseToStartError(
+                f"{folder / name} is missing; restore the folder from a copy or train again"
+            )
+        if digest_of(folder / name) != expected:
+            raise RefuseToStartError(
+                f"{folder / name} cannot be read as it was written: it was damaged or exchanged;"
+                " restore the folder from a copy or train again"
+            )
+
+
+def file_names(folder: Path) -> list[str]:
+    """Name all files below a folder but the digests, relative to it, sorted."""
+    names = []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != DIGESTS:
+            names.append(name)
+    return sorted(names)
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, _ALGORITHM).hexdigest()
+
+
+def _read(file: Path) -> dict[str, str]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if document["algorithm"] != _ALGORITHM:
+            raise ValueError(f"the algorithm is {document['algorithm']}")
+        return {str(name): str(digest) for name, digest in document["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RefuseToStartError(
+            f"{file} cannot be read ({error}); restore the folder from a copy or train again"
+        ) from error
