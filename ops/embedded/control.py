@@ -10,10 +10,11 @@ from pathlib import Path
 import httpx
 
 from ops.embedded.database import EmbeddedDatabase
-from ops.embedded.file_lock import is_held
+from ops.embedded.file_lock import holder, is_held
 from ops.embedded.home import run_folder
 from ops.embedded.isolation import ISOLATED_ENVIRONMENT, python_module
 from ops.embedded.log_tail import last_error
+from ops.embedded.process_identity import ProcessIdentity
 from ops.embedded.readiness import ReadinessListener, listen_for_readiness
 from ops.embedded.supervisor_record import SupervisorRecord, record_file, supervisor_lock
 from schemas.errors import RefuseToStartError, WorkFailedError
@@ -26,11 +27,13 @@ START_TIMEOUT_S = 180.0
 # Deaths of one worker during a start after which it is given up: something lasting is wrong.
 DEATHS_AT_START = 3
 
-# Longest wait for the supervisor's end; it gives its own workers half of that.
-STOP_TIMEOUT_S = 20.0
+# Longest wait for workers to finish their batch and end; then they are killed.
+WORKERS_STOP_S = 10.0
+
+# Longest wait for the supervisor's end: first its workers, then PostgreSQL.
+STOP_TIMEOUT_S = 45.0
 
 START_POLL_S = 0.1
-STOP_POLL_S = 0.05
 
 # Longest wait for one answer of `/readyz`.
 READINESS_TIMEOUT_S = 2.0
@@ -102,7 +105,8 @@ def up(settings: Settings) -> SupervisorRecord:
         supervisor = _wait_until_ready(settings, process, announcement)
     if supervisor is not None:
         return supervisor
-    reason = _dying(settings) or last_error(log_file, begin) or "they left no message"
+    late = f"they are not ready within {START_TIMEOUT_S:g} seconds"
+    reason = _dying(settings) or last_error(log_file, begin) or late
     reason = reason.removeprefix("sigma: ")
     if process.poll() is None:
         process.terminate()
@@ -176,13 +180,10 @@ def down(settings: Settings) -> bool:
     home = settings.home.absolute()
     if not (home / "run").is_dir():
         return False
-    supervisor = running(settings)
+    # By its lock, which it holds before it has written anything: one that starts is stopped too.
+    supervisor = holder(supervisor_lock(home))
     if supervisor is not None:
         _stop_supervisor(settings, supervisor)
-    elif is_held(supervisor_lock(home)):
-        raise WorkFailedError(
-            f"the processes of {home} are starting and cannot be stopped yet; try again in a moment"
-        )
     left = end_leftovers(settings)
     # Its keeper stops it by itself when the last process that uses it has gone.
     database = EmbeddedDatabase(settings)
@@ -191,17 +192,13 @@ def down(settings: Settings) -> bool:
     return supervisor is not None or left or (kept and not database.is_kept())
 
 
-def _stop_supervisor(settings: Settings, supervisor: SupervisorRecord) -> None:
-    supervisor.process.send(signal.SIGTERM)
-    lock = supervisor_lock(settings.home.absolute())
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while is_held(lock) and supervisor.process.alive:
-        if time.monotonic() > deadline:
-            raise WorkFailedError(
-                f"process {supervisor.pid} must stop within {STOP_TIMEOUT_S:g} seconds and still"
-                " runs; see its log, or kill it: sigma down then stops what it leaves"
-            )
-        time.sleep(STOP_POLL_S)
+def _stop_supervisor(settings: Settings, supervisor: ProcessIdentity) -> None:
+    supervisor.send(signal.SIGTERM)
+    if not supervisor.wait(STOP_TIMEOUT_S):
+        raise WorkFailedError(
+            f"process {supervisor.pid} must stop within {STOP_TIMEOUT_S:g} seconds and still runs;"
+            f" see {log_folder(settings)}, or kill it: sigma down then stops what it leaves"
+        )
 
 
 def end_leftovers(settings: Settings) -> bool:
@@ -214,6 +211,6 @@ def end_leftovers(settings: Settings) -> bool:
         return False
     left = [worker.process for worker in dead.workers if worker.process and worker.process.alive]
     for process in left:
-        process.end(STOP_TIMEOUT_S / 2)
+        process.end(WORKERS_STOP_S)
     record_file(settings.home.absolute()).unlink(missing_ok=True)
     return bool(left)

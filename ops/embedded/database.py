@@ -6,7 +6,6 @@ comes back for those who still use it.
 """
 
 import importlib
-import json
 import logging
 import os
 import signal
@@ -21,12 +20,11 @@ from urllib.parse import quote
 from psycopg.pq import PGconn, Ping
 
 from ops.embedded.cluster import ROLE, prepare_cluster, server_account
-from ops.embedded.file_lock import HeldLock, hold, is_held
+from ops.embedded.file_lock import HeldLock, hold, holder, is_held
 from ops.embedded.home import run_folder
 from ops.embedded.isolation import ISOLATED_ENVIRONMENT, python_module
 from ops.embedded.keeper import STOP_TIMEOUT_S, KeptServer
 from ops.embedded.log_tail import log_tail
-from ops.embedded.process_identity import ProcessIdentity
 from ops.embedded.socket_folder import clear_sockets, socket_folder
 from schemas.errors import RefuseToStartError, SigmaError
 from schemas.settings import Settings
@@ -121,10 +119,10 @@ class EmbeddedDatabase:
 
     def stop(self) -> None:
         """Stop the server although it is used, until somebody starts it."""
-        with self._keeper_lock.open(encoding="utf-8") as file:
-            keeper = ProcessIdentity(**json.load(file))
-        keeper.send(signal.SIGTERM)
-        keeper.wait(2 * STOP_TIMEOUT_S)
+        keeper = holder(self._keeper_lock)
+        if keeper is not None:
+            keeper.send(signal.SIGTERM)
+            keeper.wait(2 * STOP_TIMEOUT_S)
 
     def close(self) -> None:
         """End this use; the server has stopped afterwards if this was the last one."""

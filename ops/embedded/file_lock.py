@@ -1,11 +1,16 @@
 """File locks: who holds one is alive. The kernel frees it when its holder ends, however it ends."""
 
 import fcntl
+import json
 import os
 import time
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from ops.embedded.process_identity import ProcessIdentity
 
 _POLL_S = 0.02
 
@@ -16,11 +21,14 @@ class HeldLock:
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
 
-    def write(self, text: str) -> None:
-        """Replace what the locked file says."""
-        if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, text.encode("utf-8"), 0)
+    def sign(self) -> None:
+        """Write into the locked file which process holds it, for `holder`."""
+        # A full disk is no reason not to work.
+        with suppress(OSError):
+            if self._descriptor is not None:
+                os.ftruncate(self._descriptor, 0)
+                text = json.dumps(asdict(ProcessIdentity.current()))
+                os.pwrite(self._descriptor, text.encode("utf-8"), 0)
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -75,6 +83,18 @@ def is_held(path: Path, *, exclusively: bool = False) -> bool:
         return not _lock(descriptor, fcntl.LOCK_SH if exclusively else fcntl.LOCK_EX, 0.0)
     finally:
         os.close(descriptor)
+
+
+def holder(path: Path) -> ProcessIdentity | None:
+    """The process that holds a lock and has signed it; None when nobody does."""
+    if not is_held(path):
+        return None
+    try:
+        signed = ProcessIdentity(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    # It may have been signed by an earlier holder, which is no more.
+    return signed if signed.alive else None
 
 
 def _lock(descriptor: int, kind: int, wait_s: float) -> bool:

@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from ops.embedded.file_lock import HeldLock, hold, hold_when_unused
-from ops.embedded.process_identity import ProcessIdentity
+from ops.embedded.file_lock import hold, hold_when_unused
 
 # Longest wait for PostgreSQL to disconnect its clients and write its checkpoint.
 STOP_TIMEOUT_S = 15.0
@@ -194,16 +193,9 @@ def main(arguments: Sequence[str]) -> int:
     lock = hold(Path(server.lock), wait_s=2 * STOP_TIMEOUT_S)
     if lock is None:
         return 1
-    _sign(lock)
+    lock.sign()
     _log_to(Path(server.log))
     return 0 if Keeper(server, tell_ready).run() else 1
-
-
-def _sign(lock: HeldLock) -> None:
-    """Write into the lock who holds it."""
-    # A full disk is no reason not to work.
-    with suppress(OSError):
-        lock.write(json.dumps(asdict(ProcessIdentity.current())))
 
 
 def _log_to(log: Path) -> None:

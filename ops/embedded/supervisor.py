@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from ops.embedded.control import (
-    STOP_TIMEOUT_S,
+    WORKERS_STOP_S,
     end_leftovers,
     log_folder,
     process_environment,
@@ -68,6 +68,7 @@ def _only_one(settings: Settings) -> HeldLock:
         raise UsageError(
             f"the processes of {settings.home} run already; stop them with: sigma down"
         )
+    lock.sign()
     return lock
 
 
@@ -213,9 +214,9 @@ class _Watch:
 
 
 def _stop_workers(workers: Sequence[SupervisedWorker]) -> None:
-    """Ask all workers to end; kill those that do not within half of what `sigma down` waits."""
+    """Ask all workers to end; kill those that do not in time."""
     for worker in workers:
         worker.ask_to_stop()
-    deadline = time.monotonic() + STOP_TIMEOUT_S / 2
+    deadline = time.monotonic() + WORKERS_STOP_S
     for worker in workers:
         worker.stop(max(0.1, deadline - time.monotonic()))

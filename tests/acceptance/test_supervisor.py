@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -282,3 +283,68 @@ def test_up_tells_at_once_which_worker_cannot_start_and_why(empty: Home) -> None
     assert "in use" in started.err
     assert "Traceback" not in started.err
     wait_until(lambda: not workers_of(empty), 60)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A disk of 400 megabytes."""
+    with tempfile.TemporaryDirectory(prefix="sigma-test-") as name:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=400m,mode=755", "tmpfs", name], check=False
+        )
+        if mounted.returncode:
+            pytest.skip("only root can make a disk that is small")
+        try:
+            yield Path(name)
+        finally:
+            subprocess.run(["umount", "-l", name], check=True)
+
+
+def fill(file: Path) -> None:
+    """Write until the disk is full, down to the last byte."""
+    for size in (1 << 20, 4096, 1):
+        # Unbuffered: what is not written is not kept for later.
+        with file.open("ab", buffering=0) as out, suppress(OSError):
+            while out.write(bytes(size)) == size:
+                pass
+
+
+def test_a_full_disk_stops_nothing_for_good_and_all_comes_back_with_the_space(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    home = Home(small_disk / "home")
+    pid = home.ok("up")["pid"]
+    filler = small_disk / "filler"
+    try:
+        fill(filler)
+        # Nothing that they say can be written any more, and they end of other reasons, too.
+        for pids in workers_of(home).values():
+            os.kill(pids[0], signal.SIGKILL)
+        killed = postgres_of(home)
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        # Long enough for several starts to fail.
+        time.sleep(15)
+        told = home.sigma("status")
+        assert "Traceback" not in told.err
+        assert ProcessIdentity.of(pid) is not None
+        filler.unlink()
+        assert wait_until(lambda: set(workers_of(home)) == ROLES) < 15
+        generate(CorpusConfig(3, seed=5), tmp_path / "three", "train", lambda _: None)
+        home.ok("ingest", *sorted((tmp_path / "three").rglob("*.png")))
+        wait_until(lambda: home.ok("status")["lag"]["generation"] == 3, 90)
+        assert home.ok("status")["url"]
+        assert home.ok("up")["pid"] == pid
+    finally:
+        filler.unlink(missing_ok=True)
+        home.sigma("down")
+
+
+def test_down_stops_processes_that_are_still_starting(empty: Home) -> None:
+    lock = empty.folder / "run" / "supervisor.lock"
+    command = [sys.executable, "-m", "ops.cli", "up", "--foreground"]
+    with subprocess.Popen(command, env=empty.environment()) as starting:
+        wait_until(lambda: lock.exists() and lock.read_text() != "", 60)
+        assert empty.ok("down")["stopped"]
+        assert starting.wait(60) is not None
+    wait_until(lambda: not workers_of(empty) and postgres_of(empty) is None)
