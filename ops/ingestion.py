@@ -20,13 +20,8 @@ from stream.images.sources import read_source
 from stream.log.event_log import EventLog, Message, message
 from workers.repository.connection import Connection, fetch_rows
 from workers.repository.deletions import deleted_versions
-from workers.repository.images import (
-    Rejection,
-    StoredImage,
-    images_by_id,
-    next_version,
-    rejections,
-)
+from workers.repository.rejections import Rejection, rejections
+from workers.repository.stored_images import StoredImage, images_by_id, next_version
 from workers.trainer.seeding import arrival
 
 # Images looked up and published at once: bounds memory, and keeps the progress bar moving.

@@ -19,8 +19,9 @@ from workers.repository import generations
 from workers.repository.alarms import open_alarms
 from workers.repository.connection import Connection
 from workers.repository.counters import ImageTotals, Totals, image_totals, totals
+from workers.repository.freshness import Freshness, freshness
 from workers.repository.generations import Generation
-from workers.repository.images import Freshness, accepted_images, freshness
+from workers.repository.stored_images import accepted_images
 
 # Seconds from arrival to searchable (p95) above which status raises an alarm.
 MAX_FRESHNESS_S = 5.0

@@ -15,7 +15,7 @@ from schemas.settings import Settings
 from stream.images.store import ImageStore
 from workers.repository import generations
 from workers.repository.connection import Connection, transaction
-from workers.repository.images import accept_images
+from workers.repository.image_acceptance import accept_images
 from workers.repository.postings import append
 from workers.runtime.services import Services
 

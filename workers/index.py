@@ -40,8 +40,10 @@ from workers.index_batch import (
 )
 from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation, receiving, share_set
-from workers.repository.images import StoredKey, accept_images, images_by_id, reject_image
+from workers.repository.image_acceptance import StoredKey, accept_images
 from workers.repository.postings import AppendStatus, append, present_images
+from workers.repository.rejections import reject_image
+from workers.repository.stored_images import images_by_id
 from workers.runtime.membership import work_as_member
 from workers.runtime.metrics import IndexMetrics
 from workers.runtime.model_loader import ModelLoader

@@ -19,8 +19,8 @@ from stream.log.event_log import Event, Message, message
 from workers.generations.image_assigner import ImageAssigner
 from workers.generations.inferred import Inferred
 from workers.repository.generations import Generation
-from workers.repository.images import StoredImage
 from workers.repository.postings import AppendOutcome, AppendStatus
+from workers.repository.stored_images import StoredImage
 
 # The stage that dead letters name.
 STAGE = "index"

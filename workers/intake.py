@@ -32,7 +32,9 @@ from stream.log.offsets import committed, contiguous_batch, lag, store_offsets
 from stream.validation import STAGE, accept
 from workers.repository.connection import MEMBER_LIMITS, Connection, transaction
 from workers.repository.deletions import DeletedVersions, DeletionRequest, deleted_versions
-from workers.repository.images import LateArrival, delete_images, reject_image
+from workers.repository.image_deletion import delete_images
+from workers.repository.image_rows import LateArrival
+from workers.repository.rejections import reject_image
 from workers.runtime.membership import work_as_member
 from workers.runtime.metrics import IntakeMetrics
 from workers.runtime.poison import handle_split, pass_over

@@ -17,7 +17,8 @@ from stream.log.event_log import EventLog, message
 from stream.manifest import read_paths
 from workers.repository import generations
 from workers.repository.connection import Connection, transaction
-from workers.repository.images import Deletion, delete_images, images_by_id
+from workers.repository.image_deletion import Deletion, delete_images
+from workers.repository.stored_images import images_by_id
 from workers.runtime.services import Services
 
 # Rejections that are printed for a person; `--json` has all of them.

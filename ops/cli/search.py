@@ -12,8 +12,8 @@ from schemas.records import JsonObject
 from schemas.settings import Settings
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
-from workers.repository.images import images_by_id, images_by_key
 from workers.repository.postings import image_at, postings_of
+from workers.repository.stored_images import images_by_id, images_by_key
 
 
 def add_commands(add: AddCommand) -> None:

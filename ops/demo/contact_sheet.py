@@ -17,7 +17,7 @@ from ops.embedded.database import open_services
 from ops.query_client import CommandLineQuery, ask
 from schemas.errors import SigmaError
 from schemas.settings import Settings
-from workers.repository.images import images_by_id
+from workers.repository.stored_images import images_by_id
 from workers.runtime.pictures import read_picture
 
 # Answers shown for each query.

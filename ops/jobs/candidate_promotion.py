@@ -33,8 +33,8 @@ from workers.generations.switching import promote as switch_generation
 from workers.repository import generations
 from workers.repository.connection import Connection, fetch_row, transaction
 from workers.repository.generations import Generation
-from workers.repository.images import newest_image
 from workers.repository.shadow_queries import shadow_summary
+from workers.repository.stored_images import newest_image
 from workers.runtime.services import Services
 
 if TYPE_CHECKING:

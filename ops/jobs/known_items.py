@@ -10,7 +10,7 @@ import numpy as np
 from schemas.records import IntArray
 from workers.repository.connection import Connection, fetch_row
 from workers.repository.generations import Generation
-from workers.repository.images import images_by_key
+from workers.repository.stored_images import images_by_key
 
 if TYPE_CHECKING:
     # Its import loads PyTorch, which the processes that only look at jobs do without.

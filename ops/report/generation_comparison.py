@@ -17,8 +17,8 @@ from workers.query.query_text import MAX_QUERY_LETTERS, checked_query
 from workers.query.searcher import Searcher
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, generations
-from workers.repository.images import images_by_key
 from workers.repository.postings import postings_of
+from workers.repository.stored_images import images_by_key
 
 # Queries asked of both generations.
 MAX_QUERIES = 100

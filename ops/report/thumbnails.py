@@ -9,7 +9,7 @@ from PIL import Image
 from schemas.errors import SigmaError
 from stream.images.store import ImageStore
 from workers.repository.connection import Connection
-from workers.repository.images import images_by_id
+from workers.repository.stored_images import images_by_id
 from workers.runtime.pictures import read_picture
 
 # Longer side of a thumbnail; the page shows it at half that size, sharp on dense screens.

@@ -29,7 +29,7 @@ from workers.generations.switching import rollback
 from workers.query.residents import searcher_loader
 from workers.repository import generations
 from workers.repository.connection import Connection, migrate
-from workers.repository.images import accept_images
+from workers.repository.image_acceptance import accept_images
 from workers.runtime.services import Services
 
 ROLLBACK_S = 10.0

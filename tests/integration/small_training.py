@@ -23,7 +23,7 @@ from schemas.events import ImageAccepted
 from schemas.settings import Settings
 from tests.unit.model.conftest import TEXTS, pictures, small_base, small_profile
 from workers.repository.connection import Connection
-from workers.repository.images import accept_images
+from workers.repository.image_acceptance import accept_images
 from workers.runtime.services import Services
 from workers.trainer.request import TrainRequest
 from workers.trainer.trainer import TrainResult, train

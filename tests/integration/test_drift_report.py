@@ -29,10 +29,11 @@ from schemas.records import Assignment, Posting
 from schemas.settings import Settings
 from stream.log.event_log import message
 from workers.query.searcher import Searcher
-from workers.repository import alarms, generations, images, monitoring, postings
+from workers.repository import alarms, generations, monitoring, postings
 from workers.repository import job_runs as jobs
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
+from workers.repository.image_acceptance import accept_images
 from workers.runtime.metrics import DriftMetrics
 from workers.runtime.services import Services
 
@@ -90,7 +91,7 @@ def accept(
         )
         for n in range(count)
     ]
-    keys = [stored.image_key for stored in images.accept_images(conn, events)]
+    keys = [stored.image_key for stored in accept_images(conn, events)]
     work = []
     for key in keys:
         odd, topic = rng.random() < new, int(rng.integers(0, 4))

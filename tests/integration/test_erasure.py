@@ -22,9 +22,13 @@ from stream.images.store import LocalImageStore
 from stream.log.dead_letters import dead_letter
 from stream.log.event_log import Message, message
 from stream.log.postgres import PostgresLog
-from workers.repository import counters, generations, images, postings
+from workers.repository import counters, generations, postings
 from workers.repository.connection import Connection, execute
 from workers.repository.follower import TrieFollower
+from workers.repository.image_acceptance import accept_images
+from workers.repository.image_deletion import delete_images
+from workers.repository.rejections import reject_image, rejections
+from workers.repository.stored_images import images_by_id
 from workers.runtime.services import Services
 
 SHAPE = IdentifierShape(codes=(2, 2, 2, 2), suffixes=4)
@@ -61,7 +65,7 @@ class Installation:
         )
         arrived = ImageArrived(image_id, accepted.uri, version=version, captions=captions)
         self.log.publish(None, [message(arrived, image_id), message(accepted, image_id)])
-        (stored,) = images.accept_images(self.conn, [accepted])
+        (stored,) = accept_images(self.conn, [accepted])
         if stored.is_new:
             embedding = np.full(8, 0.25, np.float16)
             work = Assignment(stored.image_key, (Posting(3, 0.0),), embedding, -1.0)
@@ -85,7 +89,7 @@ class Installation:
         ]
         event = next(event for event in self.log.read(*place) if event.key == image_id)
         rejected = ImageRejected(image_id, uri, "unreadable", f"cannot read {uri}", "intake")
-        images.reject_image(self.conn, rejected)
+        reject_image(self.conn, rejected)
         self.log.publish(None, [dead_letter(event, rejected)])
 
     def read_everything(self) -> None:
@@ -149,7 +153,7 @@ def test_after_a_deletion_nothing_of_the_image_is_left_in_rows_and_soon_nothing_
     installation.index("stays")
     installation.read_everything()
     assert installation.contains(words("gone")) == words("gone")
-    images.delete_images(installation.conn, ["gone"])
+    delete_images(installation.conn, ["gone"])
     in_rows = ["caption", "held out", "checksum"]
     left = installation.contains(words("gone"), log=False)
     # At once from the rows of images; the job takes the rest.
@@ -177,14 +181,14 @@ def test_the_address_and_the_reason_of_a_refused_image_go_with_its_deletion(
     installation.reject("bad")
     installation.read_everything()
     assert installation.contains(["example.org/bad/1"])
-    images.delete_images(installation.conn, ["bad"])
+    delete_images(installation.conn, ["bad"])
     assert installation.contains(["example.org/bad/1"], log=False) == []
     installation.prune()
     assert installation.contains(["example.org/bad/1"]) == []
 
 
 def test_what_arrives_again_after_its_deletion_leaves_nothing(installation: Installation) -> None:
-    images.delete_images(installation.conn, ["late"])
+    delete_images(installation.conn, ["late"])
     installation.index("late")
     installation.read_everything()
     installation.prune()
@@ -198,11 +202,11 @@ def test_a_picture_that_another_image_has_too_stays_until_that_one_goes(
     picture = installation.index("a")
     installation.index("b", picture=picture)
     installation.read_everything()
-    images.delete_images(installation.conn, ["a"])
+    delete_images(installation.conn, ["a"])
     assert installation.prune().pictures == 0
     assert installation.contains(["picture of a 1"])
     assert installation.contains(words("a")[1:]) == []
-    images.delete_images(installation.conn, ["b"])
+    delete_images(installation.conn, ["b"])
     assert installation.prune().pictures == 1
     assert not installation.contains(["picture of a 1"])
 
@@ -210,7 +214,7 @@ def test_a_picture_that_another_image_has_too_stays_until_that_one_goes(
 def test_a_picture_that_an_arrival_under_way_needs_stays(installation: Installation) -> None:
     picture = installation.index("a")
     installation.read_everything()
-    images.delete_images(installation.conn, ["a"])
+    delete_images(installation.conn, ["a"])
     # Another image with the same picture has passed intake, and its row is still to come.
     uri = installation.store.put(picture)
     assert installation.prune(timedelta(hours=1)).waiting == 1
@@ -220,7 +224,7 @@ def test_a_picture_that_an_arrival_under_way_needs_stays(installation: Installat
     # It waits for longer than pictures are kept for.
     assert installation.prune().waiting == 1
     assert installation.store.get(uri) == picture
-    images.accept_images(installation.conn, [accepted])
+    accept_images(installation.conn, [accepted])
     installation.read_everything()
     assert (installation.prune().waiting, installation.store.exists(uri)) == (0, True)
 
@@ -229,7 +233,7 @@ def test_events_that_a_group_has_not_read_are_erased_when_it_has(
     installation: Installation,
 ) -> None:
     installation.index("a")
-    images.delete_images(installation.conn, ["a"])
+    delete_images(installation.conn, ["a"])
     assert installation.prune(timedelta(days=1)).waiting == 1
     assert "caption of a 1" in installation.contains(words("a"))
     installation.read_everything()
@@ -244,7 +248,7 @@ def test_the_job_prune_erases_and_tells_how_much(
     services = Services(Settings(home=tmp_path), database)
     picture = installation.index("a")
     installation.read_everything()
-    images.delete_images(conn, ["a"])
+    delete_images(conn, ["a"])
     os.utime(installation.store.path(installation.store.put(picture)), (0, 0))
     figures = JOBS["prune"].work(services, conn).to_json()
     assert figures["erased_pictures"] == 1
@@ -257,7 +261,7 @@ def test_rows_are_kept_for_their_time_and_no_longer(installation: Installation) 
     for image_id in ("old", "new"):
         installation.index(image_id)
         installation.reject(f"bad {image_id}")
-        images.delete_images(conn, [image_id])
+        delete_images(conn, [image_id])
     conn.execute(
         "UPDATE deletion SET deleted_at = now() - interval '401 days' WHERE image_id = 'old'"
     )
@@ -282,8 +286,8 @@ def test_rows_are_kept_for_their_time_and_no_longer(installation: Installation) 
         "alarms": 1,
         "job_runs": 2,
     }
-    assert list(images.images_by_id(conn, ["old", "new"])) == ["new"]
-    assert [rejection.image_id for rejection in images.rejections(conn)] == ["bad new"]
+    assert list(images_by_id(conn, ["old", "new"])) == ["new"]
+    assert [rejection.image_id for rejection in rejections(conn)] == ["bad new"]
     totals = counters.image_totals(conn)
     assert (totals.deleted, totals.rejected) == (1, 1)
     # The newest run window stays: whatever came before it is done.

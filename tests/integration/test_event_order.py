@@ -17,14 +17,11 @@ from tests.line import Line, open_line
 from workers.repository import counters, generations
 from workers.repository.connection import Connection, transaction
 from workers.repository.deletions import DeletionRequest
-from workers.repository.images import (
-    LateArrival,
-    accept_images,
-    delete_images,
-    images_by_id,
-    next_version,
-)
+from workers.repository.image_acceptance import accept_images
+from workers.repository.image_deletion import delete_images
+from workers.repository.image_rows import LateArrival
 from workers.repository.postings import append
+from workers.repository.stored_images import images_by_id, next_version
 
 SHAPE = IdentifierShape(codes=(2, 2, 2, 2), suffixes=64)
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -12,9 +12,10 @@ import pytest
 from schemas.errors import RetryLaterError
 from schemas.identifiers import IdentifierShape
 from tests.integration.test_repository import SHAPE, accept, assignment
-from workers.repository import counters, generations, images, postings
+from workers.repository import counters, generations, postings
 from workers.repository.connection import Connection, connect, migrate, transaction
 from workers.repository.follower import Changes, TrieFollower
+from workers.repository.image_deletion import delete_images
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_deletions_follow_what_was_loaded(conn: Connection, database: str, gener
         loaded = follower.load()
         assert keys_of(loaded) == set(keys)
         assert sorted(loaded.postings.suffixes.tolist()) == [-1, -1, 0, 1]
-        images.delete_images(conn, ["a"])
+        delete_images(conn, ["a"])
         changes = follower.changes()
         assert changes.deleted.tolist() == [keys[0]]
         assert len(changes.postings) == 0
@@ -110,7 +111,7 @@ def test_rows_of_a_restored_database_are_read_once_and_later_changes_are_followe
     generation = generations.create_generation(conn, SHAPE)
     keys = accept(conn, ["a", "b", "gone"])
     postings.append(conn, generation, SHAPE, [assignment(key, 1, 2) for key in keys])
-    images.delete_images(conn, ["gone"])
+    delete_images(conn, ["gone"])
     # The former cluster has seen far more transactions than the new one.
     for table in ("posting", "image_embedding", "tombstone"):
         conn.execute(
@@ -144,7 +145,7 @@ def test_rows_of_a_restored_database_are_read_once_and_later_changes_are_followe
                 assert not early.changes()
             (late,) = accept(restored, ["late"])
             postings.append(restored, generation, SHAPE, [assignment(late, 3)])
-            images.delete_images(restored, ["a"])
+            delete_images(restored, ["a"])
             changes = early.changes()
             assert keys_of(changes) == {late}
             assert changes.deleted.tolist() == keys[:1]

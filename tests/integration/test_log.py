@@ -19,7 +19,7 @@ from stream.log.offsets import lag, rewind, store_offsets
 from stream.log.outbox import forward
 from stream.log.postgres import PostgresLog
 from workers.repository.connection import Connection, connect, transaction
-from workers.repository.images import reject_image
+from workers.repository.rejections import reject_image
 
 
 @pytest.fixture(params=["postgres", "kafka"])

@@ -22,7 +22,7 @@ from workers import index, intake
 from workers.generations.inferred import Inferred
 from workers.repository.connection import Connection, connect, transaction
 from workers.repository.generations import Generation
-from workers.repository.images import images_by_id
+from workers.repository.stored_images import images_by_id
 
 TIMES: list[tuple[str, datetime | None]] = [
     ("2026-01-01T00:00:00+23:59", datetime(2025, 12, 31, 0, 1, tzinfo=UTC)),

@@ -14,11 +14,16 @@ from schemas.errors import RefuseToStartError, UsageError
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
 from schemas.identifiers import IdentifierShape
 from schemas.records import Assignment, Posting
-from workers.repository import bulk_load, counters, generations, images, postings
+from workers.repository import bulk_load, counters, generations, postings
 from workers.repository.bulk_load import InitialLoad
 from workers.repository.connection import Connection, connect, migrate
 from workers.repository.follower import TrieFollower
+from workers.repository.freshness import Freshness, freshness, record_visibility
+from workers.repository.image_acceptance import StoredKey, accept_images
+from workers.repository.image_deletion import Deletion, delete_images
 from workers.repository.postings import AppendStatus, StoredPosting
+from workers.repository.rejections import reject_image, rejections
+from workers.repository.stored_images import images_by_id, images_by_key, missing_images
 
 SHAPE = IdentifierShape(codes=(2, 2, 2, 2), suffixes=4)
 
@@ -38,12 +43,12 @@ def accepted(image_id: str, version: int = 1) -> ImageAccepted:
 
 
 def accept(conn: Connection, names: Sequence[str]) -> list[int]:
-    stored = images.accept_images(conn, [accepted(name) for name in names])
+    stored = accept_images(conn, [accepted(name) for name in names])
     return [image.image_key for image in stored]
 
 
-def accept_one(conn: Connection, image: ImageAccepted) -> images.StoredKey:
-    (stored,) = images.accept_images(conn, [image])
+def accept_one(conn: Connection, image: ImageAccepted) -> StoredKey:
+    (stored,) = accept_images(conn, [image])
     return stored
 
 
@@ -101,7 +106,7 @@ def test_processes_that_start_at_once_migrate_in_turn(
 def test_a_replayed_arrival_keeps_its_key(conn: Connection) -> None:
     stored = accept_one(conn, accepted("a", version=2))
     assert stored.is_new
-    replayed = images.StoredKey(stored.image_key, is_new=False)
+    replayed = StoredKey(stored.image_key, is_new=False)
     assert accept_one(conn, accepted("a", version=2)) == replayed
     assert accept_one(conn, accepted("a", version=1)) == replayed
 
@@ -110,10 +115,8 @@ def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_ve
     conn: Connection, generation: int
 ) -> None:
     (key,) = accept(conn, ["a"])
-    assert images.delete_images(conn, ["a", "unknown"]) == images.Deletion(
-        deleted=("a",), untouched=("unknown",)
-    )
-    assert accept_one(conn, accepted("a")) == images.StoredKey(key, is_new=False)
+    assert delete_images(conn, ["a", "unknown"]) == Deletion(deleted=("a",), untouched=("unknown",))
+    assert accept_one(conn, accepted("a")) == StoredKey(key, is_new=False)
     assert (
         postings.append(conn, generation, SHAPE, [assignment(key, 1)])[0].status
         is AppendStatus.GONE
@@ -127,8 +130,8 @@ def test_a_deleted_image_stays_deleted_on_replay_and_comes_back_with_a_higher_ve
 
 def test_a_replayed_deletion_spares_a_newer_version(conn: Connection) -> None:
     accept_one(conn, accepted("a", version=2))
-    assert images.delete_images(conn, [ImageDeleted("a", version=1)]).untouched == ("a",)
-    assert images.delete_images(conn, [ImageDeleted("a", version=2)]).deleted == ("a",)
+    assert delete_images(conn, [ImageDeleted("a", version=1)]).untouched == ("a",)
+    assert delete_images(conn, [ImageDeleted("a", version=2)]).deleted == ("a",)
 
 
 def test_a_new_version_replaces_the_old_one_and_late_work_for_the_old_one_is_dropped(
@@ -150,9 +153,9 @@ def test_an_image_is_rejected_once_and_no_longer_when_it_is_accepted(conn: Conne
     refused = ImageRejected(
         image_id="a", uri="file:///a.jpg", code="truncated", reason="cut short", stage="intake"
     )
-    assert images.reject_image(conn, refused)
-    assert not images.reject_image(conn, refused)
-    assert [rejection.code for rejection in images.rejections(conn)] == ["truncated"]
+    assert reject_image(conn, refused)
+    assert not reject_image(conn, refused)
+    assert [rejection.code for rejection in rejections(conn)] == ["truncated"]
     assert counters.image_totals(conn).rejected == 1
     accept(conn, ["a"])
     assert counters.image_totals(conn).rejected == 0
@@ -174,7 +177,7 @@ def test_an_image_gets_a_primary_with_a_suffix_and_alternates_without(
     }
     assert postings.identifiers_of(conn, generation, SHAPE, [second]) == {second: [0, 1, 0, 1, 1]}
     assert postings.image_at(conn, generation, 5, 1) == second
-    assert images.images_by_id(conn, ["a"])["a"].state == "indexed"
+    assert images_by_id(conn, ["a"])["a"].state == "indexed"
 
 
 def test_replaying_a_batch_three_times_leaves_the_same_checksum(
@@ -254,12 +257,12 @@ def test_an_image_whose_leaves_are_all_full_is_indexed_beyond_the_shape_and_coun
         (AppendStatus.BEYOND, 5),
         (AppendStatus.INDEXED, 0),
     ]
-    assert images.images_by_key(conn, [keys[4]])[keys[4]].state == "indexed"
+    assert images_by_key(conn, [keys[4]])[keys[4]].state == "indexed"
     assert postings.identifiers_of(conn, generation, SHAPE, [keys[4]]) == {keys[4]: [0, 0, 1, 1, 4]}
     assert counters.totals(conn, generation) == counters.recount(conn, generation)
     assert counters.totals(conn, generation).beyond == 2
     # A suffix of the shape that becomes free is used again, one beyond it is not.
-    images.delete_images(conn, ["i1", "i4"])
+    delete_images(conn, ["i1", "i4"])
     assert counters.totals(conn, generation).beyond == 1
     late = accept(conn, ["j1", "j2"])
     again = postings.append(conn, generation, SHAPE, [assignment(key, 3) for key in late])
@@ -305,7 +308,7 @@ def test_a_full_leaf_reuses_the_gap_that_a_deleted_image_left(
 ) -> None:
     keys = accept(conn, [f"i{n}" for n in range(5)])
     postings.append(conn, generation, SHAPE, [assignment(key, 3) for key in keys[:4]])
-    images.delete_images(conn, ["i2"])
+    delete_images(conn, ["i2"])
     outcome = postings.append(conn, generation, SHAPE, [assignment(keys[4], 3)])[0]
     assert (outcome.status, outcome.suffix) == (AppendStatus.INDEXED, 2)
 
@@ -317,8 +320,8 @@ def test_deleting_removes_every_trace_from_every_generation(
     keys = accept(conn, ["a", "b"])
     for number in (generation, other):
         postings.append(conn, number, SHAPE, [assignment(key, 3, 4) for key in keys])
-    images.delete_images(conn, ["a", "b"])
-    images.delete_images(conn, ["a", "b"])
+    delete_images(conn, ["a", "b"])
+    delete_images(conn, ["a", "b"])
     for number in (generation, other):
         assert counters.totals(conn, number) == counters.recount(conn, number) == counters.Totals()
         assert not postings.postings_of(conn, number, keys)
@@ -348,7 +351,7 @@ def test_eight_writers_hand_out_unique_suffixes_without_deadlock(
                         outcome.status for outcome in postings.append(own, generation, shape, work)
                     )
                     doomed = f"i{start}"
-                    images.delete_images(own, [doomed])
+                    delete_images(own, [doomed])
         except BaseException as error:
             failures.append(error)
 
@@ -377,7 +380,7 @@ def test_the_initial_load_equals_appending_one_by_one_and_leaves_out_deleted_ima
     conn: Connection, generation: int
 ) -> None:
     keys = np.array(accept(conn, [f"i{n}" for n in range(5)]))
-    images.delete_images(conn, ["i4"])
+    delete_images(conn, ["i4"])
     load = InitialLoad(
         leaves=np.array([1, 1, 2, 3, 3, 9, 9]),
         posted_keys=np.array([*keys, keys[0], keys[4]]),
@@ -439,18 +442,18 @@ def test_two_live_generations_are_refused_by_the_database(conn: Connection) -> N
 def test_a_candidate_learns_which_images_it_misses(conn: Connection, generation: int) -> None:
     keys = accept(conn, ["a", "b", "c"])
     postings.append(conn, generation, SHAPE, [assignment(keys[0], 1)])
-    images.delete_images(conn, ["b"])
-    assert [image.image_id for image in images.missing_images(conn, generation)] == ["c"]
+    delete_images(conn, ["b"])
+    assert [image.image_id for image in missing_images(conn, generation)] == ["c"]
 
 
 def test_freshness_is_measured_from_publishing_to_searchable(
     conn: Connection, generation: int
 ) -> None:
-    assert images.freshness(conn) == images.Freshness(None, None)
+    assert freshness(conn) == Freshness(None, None)
     keys = accept(conn, ["a"])
     postings.append(conn, generation, SHAPE, [assignment(keys[0], 1)])
-    images.record_visibility(conn, "query-1", keys)
-    fresh = images.freshness(conn)
+    record_visibility(conn, "query-1", keys)
+    fresh = freshness(conn)
     assert fresh.p50_s is not None
     assert 0 <= fresh.p50_s < 60
     assert fresh.p95_s == fresh.p50_s

@@ -23,7 +23,8 @@ from workers.index import GROUP, TOPICS, IndexWorker
 from workers.repository import generations
 from workers.repository.connection import Connection, connect, transaction
 from workers.repository.generations import Generation
-from workers.repository.images import delete_images, missing_images
+from workers.repository.image_deletion import delete_images
+from workers.repository.stored_images import missing_images
 from workers.runtime.metrics import IndexMetrics
 from workers.runtime.services import Services
 

@@ -31,7 +31,7 @@ from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.repository import counters, generations
 from workers.repository.connection import Connection, connect
-from workers.repository.images import delete_images
+from workers.repository.image_deletion import delete_images
 from workers.repository.postings import identifiers_of, postings_of
 from workers.repository.training_data import TRAINER, embeddings_of, indexed_images
 from workers.runtime.services import Services

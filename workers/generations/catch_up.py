@@ -11,8 +11,8 @@ from stream.images.store import ImageStore
 from workers.generations.image_assigner import ImageAssigner, LoadAssigner, is_working
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
-from workers.repository.images import StoredImage, missing_images
 from workers.repository.postings import APPENDED, append
+from workers.repository.stored_images import StoredImage, missing_images
 from workers.runtime.pictures import read_picture
 from workers.runtime.poison import is_of_the_event
 

@@ -19,7 +19,7 @@ from workers.generations.image_assigner import ImageAssigner, LoadAssigner
 from workers.repository import generations
 from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation
-from workers.repository.images import newest_image
+from workers.repository.stored_images import newest_image
 
 # Sweeps before a switch gives up. Each leaves fewer images than the one before, unless images
 # arrive faster than the model assigns them.

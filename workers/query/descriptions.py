@@ -15,8 +15,8 @@ from schemas.errors import RetryLaterError
 from schemas.identifiers import IdentifierShape
 from stream.images.redaction import uri_for_answer
 from workers.repository.connection import Connection
-from workers.repository.images import StoredImage, images_by_key
 from workers.repository.postings import identifiers_of
+from workers.repository.stored_images import StoredImage, images_by_key
 from workers.runtime.process import TRANSIENT_ERRORS
 
 # Captions of one image in an answer, as many as the usual data sets have.

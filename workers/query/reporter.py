@@ -18,7 +18,7 @@ from schemas.errors import RetryLaterError
 from schemas.records import IntArray
 from stream.log.event_log import EventLog, Message
 from workers.repository.connection import REPORT_LIMITS, Connection, SessionLimits
-from workers.repository.images import record_visibility
+from workers.repository.freshness import record_visibility
 from workers.repository.shadow_queries import ShadowQuery, record_shadow_queries
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import TRANSIENT_ERRORS, keep_running

@@ -19,7 +19,7 @@ from workers.query.engine import EXPORTS, ModelEngine, QueryEngine, RankedImages
 from workers.repository.connection import ANSWER_LIMITS, Connection
 from workers.repository.follower import Changes, TrieFollower
 from workers.repository.generations import Generation, get, live, receiving
-from workers.repository.images import StoredImage
+from workers.repository.stored_images import StoredImage
 from workers.runtime.services import Services
 
 # How to rank: by the fused score, or as the paper does, by the identifier's probability alone.

@@ -14,8 +14,8 @@ from psycopg.types.json import Jsonb
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray, JsonObject
 from workers.repository.connection import Connection, execute, fetch_column, fetch_row, fetch_rows
-from workers.repository.images import newest_image
 from workers.repository.job_runs import Figures
+from workers.repository.stored_images import newest_image
 
 # Random keys drawn for each image wanted; keys have gaps, so several draws may meet one image.
 _DRAWS_PER_IMAGE = 4

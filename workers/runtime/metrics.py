@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
 from schemas.settings import Settings
-from workers.repository.images import LateArrival
+from workers.repository.image_rows import LateArrival
 from workers.repository.monitoring import JobTotal
 
 # Buckets of a query's seconds: finest around the goal of 50 to 100 ms.

@@ -13,8 +13,8 @@ from schemas.records import BoolArray, ByteArray, FloatArray, HalfArray, Posting
 from stream.images.store import ImageStore
 from workers.repository.bulk_load import InitialLoad, bulk_append
 from workers.repository.connection import Connection
-from workers.repository.images import images_by_key
 from workers.repository.postings import postings_of, present_images
+from workers.repository.stored_images import images_by_key
 from workers.repository.training_data import embeddings_of
 from workers.runtime.pictures import StoredPictures
 from workers.trainer.identifier_plan import IdentifierPlan

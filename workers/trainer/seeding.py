@@ -17,7 +17,8 @@ from stream.images.sources import read_source
 from stream.images.store import ImageStore
 from stream.validation import accept
 from workers.repository.connection import Connection
-from workers.repository.images import StoredImage, accept_images, images_by_id, next_version
+from workers.repository.image_acceptance import accept_images
+from workers.repository.stored_images import StoredImage, images_by_id, next_version
 
 # Images accepted in one transaction, which locks them.
 _BATCH = 256

@@ -14,7 +14,7 @@ from schemas.records import BoolArray, ByteArray, IntArray, ManifestEntry
 from stream.images.decode_pool import DecodeLimits
 from stream.images.store import ImageStore
 from workers.repository.connection import Connection
-from workers.repository.images import StoredImage, images_by_key
+from workers.repository.stored_images import StoredImage, images_by_key
 from workers.runtime.pictures import StoredPictures
 from workers.trainer.seeding import RejectedEntry, seed_images
 

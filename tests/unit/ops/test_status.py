@@ -15,8 +15,8 @@ from ops.status import (
 from schemas.generation_config import GateVerdict, GenerationConfig
 from schemas.identifiers import IdentifierShape
 from workers.repository.counters import ImageTotals, Totals
+from workers.repository.freshness import Freshness
 from workers.repository.generations import Generation
-from workers.repository.images import Freshness
 
 SHAPE = IdentifierShape((4, 4, 2, 2), 16)
 

@@ -42,8 +42,8 @@ from workers.index_batch import (
     without_repeats,
 )
 from workers.repository.generations import Generation
-from workers.repository.images import StoredImage
 from workers.repository.postings import AppendOutcome, AppendStatus
+from workers.repository.stored_images import StoredImage
 
 SHAPE = IdentifierShape((2, 2, 2, 2), 4)
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)

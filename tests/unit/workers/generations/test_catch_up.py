@@ -21,8 +21,8 @@ from workers.generations.inferred import Inferred
 from workers.generations.switching import may_assign_under_lock, require_promotable
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
-from workers.repository.images import StoredImage
 from workers.repository.postings import AppendOutcome, AppendStatus
+from workers.repository.stored_images import StoredImage
 
 
 def image(key: int) -> StoredImage:

@@ -17,7 +17,7 @@ from workers.query.descriptions import (
     shown_image,
 )
 from workers.repository.connection import Connection
-from workers.repository.images import StoredImage
+from workers.repository.stored_images import StoredImage
 
 
 def stored(key: int, uri: str = "file:///a.png", captions: tuple[str, ...] = ()) -> StoredImage:

@@ -6,7 +6,7 @@ from workers.query.searcher import (
     found_images,
     hits_of,
 )
-from workers.repository.images import StoredImage
+from workers.repository.stored_images import StoredImage
 
 
 def stored(key: int, state: str = "indexed") -> StoredImage:
