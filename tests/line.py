@@ -53,7 +53,8 @@ class Line:
             ThreadPoolExecutor(1),
             IntakeMetrics(),
         )
-        self.worker = IndexWorker(services.store, load, IndexMetrics())
+        self.index_metrics = IndexMetrics()
+        self.worker = IndexWorker(services.store, load, self.index_metrics)
         for generation in generations.receiving(conn):
             self.worker.models.wait(generation)
 

@@ -127,7 +127,7 @@ class IndexWorker:
             batch,
             partial(self._handle, conn, events),
             partial(self._set_aside, conn, events),
-            partial(pass_over, conn, events, GROUP),
+            partial(self._pass_over, conn, events),
         )
 
     def _handle(self, conn: Connection, events: EventLog, batch: Batch) -> None:
@@ -159,6 +159,10 @@ class IndexWorker:
             rejection = rejection_of_failure(event, error, stage=STAGE)
             refused.append(RefusedEvent(event, rejection))
         self._commit(conn, events, batch, [], {}, refused)
+
+    def _pass_over(self, conn: Connection, events: EventLog, batch: Batch) -> None:
+        pass_over(conn, events, GROUP, batch)
+        self._metrics.count_passed_over()
 
     def _consume(self, conn: Connection, events: EventLog, stop: threading.Event) -> None:
         # Join the group only once the live model is loaded: a member that cannot work yet would
@@ -234,9 +238,12 @@ class IndexWorker:
         while True:
             try:
                 with transaction(conn):
-                    _write(conn, events, items, inferences, refused)
+                    conflicts = _write(conn, events, items, inferences, refused)
                     # Last, so that the row locks of the offsets are held briefly.
                     store_offsets(events, conn, GROUP, batch)
+                # Counted after the commit: a batch that is rolled back comes again.
+                for refusal in [*refused, *conflicts]:
+                    self._metrics.rejected.labels(refusal.rejection.code).inc()
                 return
             except _LiveNotLoadedError as error:
                 # The transaction was rolled back, so no lock is held while the model loads.
@@ -261,8 +268,11 @@ def _write(
     items: Sequence[IndexItem],
     inferences: Mapping[int, BatchInference],
     refused: Sequence[RefusedEvent],
-) -> None:
-    """Append the items and publish what that led to, in the caller's transaction."""
+) -> list[RefusedEvent]:
+    """Append the items and publish what that led to, in the caller's transaction.
+
+    Returns the items whose version is stored with other bytes: they were refused, too.
+    """
     messages: list[Message] = []
     conflicts: list[RefusedEvent] = []
     if items:
@@ -272,6 +282,7 @@ def _write(
     messages += refusal_messages([*refused, *conflicts])
     if messages:
         events.publish(conn, messages)
+    return conflicts
 
 
 def _append_everywhere(

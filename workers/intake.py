@@ -98,7 +98,7 @@ class Intake:
             batch,
             partial(self._process, conn, events),
             partial(self._set_aside, conn, events),
-            partial(pass_over, conn, events, GROUP),
+            partial(self._pass_over, conn, events),
         )
 
     def _process(self, conn: Connection, events: EventLog, batch: Batch) -> None:
@@ -118,6 +118,10 @@ class Intake:
         for event in batch.events:
             judged.append(JudgedEvent(event, rejection_of_failure(event, error, stage=STAGE)))
         self._commit(conn, events, batch, judged)
+
+    def _pass_over(self, conn: Connection, events: EventLog, batch: Batch) -> None:
+        pass_over(conn, events, GROUP, batch)
+        self.metrics.count_passed_over()
 
     def _commit(
         self, conn: Connection, events: EventLog, batch: Batch, judged: Sequence[JudgedEvent]

@@ -4,12 +4,15 @@ import threading
 from collections.abc import Callable
 
 from ops.jobs import drift_report
+from ops.jobs.registry import JOBS
 from schemas.job_results import DriftReportResult, RecallProbeResult
+from workers.generations.retiring import refused_by_gate
 from workers.repository import monitoring
 from workers.repository.alarms import open_alarms
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, generations, live
-from workers.runtime.metrics import DriftMetrics, MonitoringSnapshot
+from workers.repository.job_runs import JobState, job_state
+from workers.runtime.metrics import DriftMetrics, JobPlan, MonitoringSnapshot
 from workers.runtime.process import keep_running
 from workers.runtime.vital_thread import VitalThread
 
@@ -55,13 +58,32 @@ class DriftWatcher:
 
 def monitoring_snapshot(conn: Connection) -> MonitoringSnapshot:
     """What the metrics show: the newest window and probe, open alarms, and how the jobs do."""
+    serving = live(conn)
     return MonitoringSnapshot(
-        effects=_effects(conn, live(conn)),
+        effects=_effects(conn, serving),
         levels=tuple(alarm.level for alarm in open_alarms(conn)),
         recalls=_recalls(conn),
         jobs=tuple(monitoring.job_totals(conn)),
-        refused=sum(map(_is_refused, generations(conn))),
+        plans=_plans(conn),
+        refused=sum(_is_refused(candidate, serving) for candidate in generations(conn)),
     )
+
+
+def job_plan(name: str, state: JobState, failures: int) -> JobPlan:
+    """When a job is due by the schedule that the leading scheduler follows."""
+    if state.schedule is None or state.handled_until is None:
+        return JobPlan(name, failures, None, None)
+    due = state.schedule.next_window(state.handled_until)
+    if due is None:
+        return JobPlan(name, failures, None, None)
+    following = state.schedule.next_window(due)
+    period = None if following is None else float(following - due)
+    return JobPlan(name, failures, None if state.running else float(due), period)
+
+
+def _plans(conn: Connection) -> tuple[JobPlan, ...]:
+    failures = monitoring.failures_in_a_row(conn)
+    return tuple(job_plan(name, job_state(conn, name), failures.get(name, 0)) for name in JOBS)
 
 
 def _effects(conn: Connection, generation: Generation | None) -> dict[str, tuple[float, float]]:
@@ -88,6 +110,7 @@ def _recalls(conn: Connection) -> dict[str, tuple[float, float]]:
     return recalls
 
 
-def _is_refused(generation: Generation) -> bool:
-    verdict = generation.config.gate
-    return generation.state == "shadow" and verdict is not None and not verdict.passed
+def _is_refused(candidate: Generation, serving: Generation | None) -> bool:
+    # One that was compared with another generation than serves now waits for its gate, not for a
+    # person.
+    return candidate.state == "shadow" and refused_by_gate(candidate, serving)

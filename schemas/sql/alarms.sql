@@ -71,9 +71,15 @@ WHERE job = %(job)s AND outcome = 'done' AND jsonb_array_length(coalesce(figures
 ORDER BY id DESC LIMIT %(amount)s;
 
 -- name: job_totals
--- How often each job ended with each outcome, and when it was last done (seconds since 1970).
-SELECT job, outcome, count(*), (max(extract(epoch FROM ended_at)) FILTER (WHERE outcome = 'done'))::float8 FROM job_run
+-- How often each job ended with each outcome, and when that happened last (seconds since 1970).
+SELECT job, outcome, count(*), max(extract(epoch FROM ended_at))::float8 FROM job_run
 GROUP BY job, outcome ORDER BY job, outcome;
+
+-- name: failures_in_a_row
+-- How many runs of each job failed since the newest one that was done.
+SELECT job, count(*) FILTER (WHERE outcome = 'failed' AND id > coalesce(done, 0))
+FROM (SELECT job, outcome, id, max(id) FILTER (WHERE outcome = 'done') OVER (PARTITION BY job) AS done FROM job_run) runs
+GROUP BY job;
 
 -- name: newest_figures
 -- Figures of the newest run of a job that was done.

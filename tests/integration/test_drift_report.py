@@ -26,6 +26,7 @@ from schemas.job_results import (
     RecallProbeResult,
 )
 from schemas.records import Assignment, Posting
+from schemas.schedules import Schedule
 from schemas.settings import Settings
 from stream.log.event_log import message
 from workers.query.searcher import Searcher
@@ -360,6 +361,31 @@ def test_a_scheduler_shows_what_the_database_says(
     assert value("sigma_job_last_success_timestamp_seconds", job="drift-report") == pytest.approx(
         datetime.now(UTC).timestamp(), abs=300
     )
+
+
+def test_a_scheduler_shows_when_jobs_failed_and_when_they_are_due(conn: Connection) -> None:
+    metrics = DriftMetrics()
+    day = Schedule.parse("every 86400")
+    jobs.apply_schedule(conn, "prune", day, now=100_000)
+    jobs.apply_schedule(conn, "trim-log", Schedule.parse("off"), now=100_000)
+    outcomes = {"prune": "failed done failed failed", "retrain": "done", "trim-log": "failed done"}
+    for job, each in outcomes.items():
+        for outcome in each.split():
+            jobs.end_run(conn, jobs.begin_manual_run(conn, job), outcome, {})
+    metrics.snapshot = monitoring_snapshot(conn)
+
+    def value(name: str, job: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {"job": job})
+
+    assert value("sigma_job_failures_in_a_row", "prune") == 2
+    assert value("sigma_job_failures_in_a_row", "retrain") == 0
+    assert value("sigma_job_failures_in_a_row", "trim-log") == 0
+    assert value("sigma_job_due_timestamp_seconds", "prune") == 86_400
+    assert value("sigma_job_period_seconds", "prune") == 86_400
+    assert value("sigma_job_due_timestamp_seconds", "trim-log") is None
+    failed = "sigma_job_last_failure_timestamp_seconds"
+    assert value(failed, "prune") == pytest.approx(datetime.now(UTC).timestamp(), abs=300)
+    assert value(failed, "retrain") is None
 
 
 def test_a_record_that_cannot_be_read_does_not_stop_the_metrics(

@@ -218,6 +218,8 @@ def test_a_picture_on_which_the_model_fails_is_set_aside_alone(
         assert line.letters().keys() == bad
         assert line.letters()["image 3"].code == "failed"
         assert "shape mismatch" in line.letters()["image 3"].reason
+        registry = line.index_metrics.registry
+        assert registry.get_sample_value("sigma_index_rejected_total", {"code": "failed"}) == 3
         assert line.searchable().keys() == {f"image {number}" for number in range(20)} - bad
         assert settled(line)
 
@@ -256,6 +258,9 @@ def test_an_event_of_which_not_even_a_dead_letter_can_be_made_is_passed(line: Li
     line.arrive("a")
     line.run()
     assert line.searchable() == {"a": 1}
+    registry = line.intake.metrics.registry
+    passed = {"verdict": "passed-over"}
+    assert registry.get_sample_value("sigma_intake_verdicts_total", passed) == 1
     assert settled(line)
 
 

@@ -24,14 +24,16 @@ import pytest
 
 from ops.bench.stub import stub_generation
 from ops.bench.stub_query import stub_searcher_loader
+from schemas.errors import RetryLaterError
 from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.serving import http_serving, until
 from tests.stubs import accepted, leave_in, services_at
-from workers.query import connection_guard
+from workers.query import connection_guard, http, refusals
 from workers.query.engine import QueryEngine, RankedImages
 from workers.query.query_request import MAX_BODY_BYTES
 from workers.query.searcher import Searcher
+from workers.query.server import QueryServer
 from workers.query.updates import LoadSearcher
 from workers.repository.connection import connect
 from workers.repository.generations import Generation
@@ -227,11 +229,99 @@ def test_other_addresses_and_methods_are_refused_in_the_same_shape(
     refused(httpx.request(method, f"{url}{path}"))
 
 
-def test_every_refusal_is_counted_by_status_and_cause(url: str) -> None:
-    line = 'sigma_query_responses_total{cause="invalid",status="422"}'
-    before = metric(url, line)
-    post(url, b"{}")
-    assert metric(url, line) == before + 1
+def counted(url: str, status: int, cause: str) -> float:
+    """How many answers of a kind were counted."""
+    return metric(url, f'sigma_query_responses_total{{cause="{cause}",status="{status}"}}')
+
+
+REFUSED_REQUESTS: dict[int, Callable[[str], httpx.Response]] = {
+    400: lambda url: post(url, b'{"query": "red", "generation": 99}'),
+    404: lambda url: httpx.get(f"{url}/v1/queries"),
+    405: lambda url: httpx.get(f"{url}/v1/query"),
+    413: lambda url: post(url, b"x" * 100_000),
+    415: lambda url: post(url, b"red", "text/plain"),
+    422: lambda url: post(url, b"{}"),
+}
+
+
+@pytest.mark.parametrize("status", REFUSED_REQUESTS)
+def test_every_refusal_is_counted_by_status_and_cause(url: str, status: int) -> None:
+    before = counted(url, status, "invalid")
+    assert REFUSED_REQUESTS[status](url).status_code == status
+    assert counted(url, status, "invalid") == before + 1
+
+
+def test_a_body_that_does_not_come_is_counted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "BODY_S", 0.2)
+    with socket.create_connection(address(url), timeout=20) as client:
+        client.sendall(BEGINNINGS["half a body"])
+        assert b" 408 " in received(client)
+    assert counted(url, 408, "invalid") == 1
+
+
+def test_mistakes_and_want_of_an_answer_are_counted_apart(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b'{"query": "red"}'
+    for error, status, cause in (
+        (ValueError("a mistake in the program"), 500, "failed"),
+        (RetryLaterError("the database is away"), 503, "unavailable"),
+        (refusals.AnswerTimeoutError("no answer"), 503, "timeout"),
+    ):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        before = counted(url, status, cause)
+        with monkeypatch.context() as patched:
+            patched.setattr(http, "parse_request", fail)
+            assert post(url, body).status_code == status
+        assert counted(url, status, cause) == before + 1
+
+
+def test_a_worker_that_is_asked_whether_it_is_ready_and_is_not_counts_no_failed_query(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed() -> list[float]:
+        return [counted(url, 503, cause) for cause in ("connections", "timeout", "unavailable")]
+
+    before = failed()
+    with monkeypatch.context() as patched:
+        patched.setattr(QueryServer, "problem", "it is stuck")
+        assert httpx.get(f"{url}/readyz").status_code == 503
+        assert metric(url, "sigma_query_ready") == 0
+    assert metric(url, "sigma_query_ready") == 1
+    assert failed() == before
+    # Exported from the start, so that the first failure is an increase.
+    assert len(re.findall(r'status="503"', httpx.get(f"{url}/metrics").text)) >= len(before)
+
+
+def test_connections_that_are_refused_are_counted(services: Services) -> None:
+    released = threading.Event()
+    limited = services_at(services.database_url, services.home, http_connections=1)
+    body = b'{"query": "red"}'
+    with http_serving(limited, loader_that_waits(limited, lambda: released.wait(60))) as full:
+        with ThreadPoolExecutor(1) as executor:
+            asked = executor.submit(post, full, body)
+            # Its connection is in use, so it cannot make room for another one.
+            until(lambda: refused_connection(full), "there is no room", within_s=20)
+            released.set()
+            assert asked.result(30).status_code == 200
+        with socket.create_connection(address(full), timeout=20) as client:
+            client.sendall(b"rubbish\r\n\r\n")
+            assert b" 400 " in received(client)
+        assert counted(full, 503, "connections") > 0
+        assert counted(full, 400, "not-http") == 1
+
+
+def refused_connection(url: str) -> bool:
+    """Whether the server has no room for one more connection."""
+    with socket.create_connection(address(url), timeout=20) as client:
+        client.settimeout(1)
+        try:
+            return b" 503 " in client.recv(65536)
+        except OSError:
+            return False
 
 
 def test_the_description_of_the_api_names_the_fields(url: str) -> None:
@@ -430,6 +520,7 @@ def test_a_refused_client_is_told_when_to_come_again_and_one_that_leaves_frees_i
                 client.sendall(request)
             busy = post(blocked, body)
             assert busy.status_code == 429
+            assert counted(blocked, 429, "overloaded") == 1
             assert busy.headers["retry-after"] == "1"
             refused(busy)
         until(lambda: waiting() == 0, "the places are free", within_s=20)

@@ -8,6 +8,7 @@ import asyncio
 import json
 import resource
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import h11
@@ -63,12 +64,19 @@ def error_body(message: str) -> bytes:
     return json.dumps({"error": message}).encode()
 
 
+CountRefusal = Callable[[int, str], None]
+
+
 class ConnectionGuard:
     """Watches the connections of one HTTP server. For the thread of its event loop."""
 
-    def __init__(self, limit: int) -> None:
-        """`limit` is how many connections there may be."""
+    def __init__(self, limit: int, count_refusal: CountRefusal) -> None:
+        """`limit` is how many connections there may be.
+
+        `count_refusal` is called with the HTTP status and the cause of each refusal.
+        """
         self._limit = limit
+        self.count_refusal = count_refusal
         self._connections: set[GuardedConnection] = set()
         self._sweeping = False
 
@@ -173,10 +181,12 @@ class GuardedConnection(H11Protocol):
 
     def refuse(self) -> None:
         """Answer that there is no room, and close."""
+        self._guard.count_refusal(503, "connections")
         self._answer_and_close("503 Service Unavailable", "too many connections; try again")
 
     def send_400_response(self, msg: str) -> None:
         """Answer to bytes that are no HTTP request, and close."""
+        self._guard.count_refusal(400, "not-http")
         self._answer_and_close(
             "400 Bad Request",
             f"the request must be HTTP with a head of at most {MAX_HEAD_BYTES:,} bytes",

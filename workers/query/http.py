@@ -178,7 +178,7 @@ def run(
     metrics = QueryMetrics()
     name = f"{socket.gethostname()}-{os.getpid()}"
     server = QueryServer(services, name, stop, metrics, load)
-    guard = ConnectionGuard(connection_limit(settings.http_connections))
+    guard = ConnectionGuard(connection_limit(settings.http_connections), metrics.count_response)
     http = uvicorn.Server(GuardedConfig(application(server, metrics), guard))
     # Not in the main thread: there uvicorn would replace the signal handlers, which set `stop`.
     thread = VitalThread("http", lambda: http.run(sockets=[listener]))

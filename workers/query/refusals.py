@@ -22,6 +22,8 @@ QUERY_PATH = "/v1/query"
 TOO_LARGE = 413
 REQUEST_TIMEOUT = 408
 TOO_MANY_REQUESTS = 429
+# The lowest HTTP status of a refusal.
+_REFUSED_FROM = 400
 # No client sees it: it has left. nginx's number for that.
 CLIENT_LEFT = 499
 UNAVAILABLE = 503
@@ -41,10 +43,15 @@ class ClientLeftError(SigmaError):
     """The client closed its connection before it was answered."""
 
 
+# Addresses whose refusals are no refused queries: they say whether this worker can answer.
+_PROBED = ("/readyz", "/healthz")
+
+
 class QueryGate:
     """The ASGI application in front: counts answers, and refuses at once what cannot be answered.
 
-    In time of overload most requests end here, before anything reads them.
+    In time of overload most requests end here, before anything reads them. Of other addresses than
+    that of queries only refusals are counted.
     """
 
     def __init__(self, app: ASGIApp, server: QueryServer, metrics: QueryMetrics) -> None:
@@ -54,10 +61,11 @@ class QueryGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http" or scope["path"] != QUERY_PATH:
+        if scope["type"] != "http" or scope["path"] in _PROBED:
             await self._app(scope, receive, send)
             return
-        if self._server.is_full:
+        is_query = scope["path"] == QUERY_PATH
+        if is_query and self._server.is_full:
             self._metrics.count_response(TOO_MANY_REQUESTS, "overloaded")
             await _send_overloaded(send)
             return
@@ -65,7 +73,8 @@ class QueryGate:
         async def counted_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status = int(message["status"])
-                self._metrics.count_response(status, scope["state"].get("cause", "answered"))
+                if is_query or status >= _REFUSED_FROM:
+                    self._metrics.count_response(status, scope["state"].get("cause", "answered"))
             await send(message)
 
         scope.setdefault("state", {})

@@ -68,6 +68,7 @@ class QueryServer:
         self._metrics = metrics
         self._line = QueryLine(services.settings.query_backlog)
         metrics.waiting.set_function(self._line.__len__)
+        metrics.ready.set_function(lambda: float(not self.problem))
         self._heartbeat = Heartbeat()
         self._closed = threading.Event()
         """Set when nothing takes updates any more."""

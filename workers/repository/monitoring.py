@@ -54,13 +54,13 @@ class StoredReference:
 
 @dataclass(frozen=True, slots=True)
 class JobTotal:
-    """How many runs of a job ended with an outcome, and when the newest one that was done ended."""
+    """How many runs of a job ended with an outcome, and when the newest of them ended."""
 
     job: str
     outcome: str
     runs: int
-    last_done_s: float | None
-    """Seconds since 1970; None unless the outcome is done."""
+    last_ended_s: float | None
+    """Seconds since 1970; None while it runs."""
 
 
 def first_key_since(conn: Connection, moment: datetime) -> int:
@@ -180,3 +180,8 @@ def newest_figures(conn: Connection, job: str) -> Figures:
 def job_totals(conn: Connection) -> list[JobTotal]:
     """Return the totals of every job and outcome, in that order."""
     return [JobTotal(*columns) for columns in fetch_rows(conn, "job_totals")]
+
+
+def failures_in_a_row(conn: Connection) -> dict[str, int]:
+    """Return how many runs of each job failed since its newest run that was done."""
+    return dict(fetch_rows(conn, "failures_in_a_row"))

@@ -4,10 +4,19 @@ Each worker has a registry of its own, so that two workers in one process do not
 are what Grafana shows beside a name; the units are in the names, as Prometheus wants them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -34,6 +43,33 @@ _CANDIDATES = (10, 30, 100, 300, 1000, 3000)
 # Urgencies of an alarm. Both are always exported, because a missing series cannot be graphed.
 ALARM_LEVELS = ("ticket", "page")
 
+# Seconds for which a measured lag is shown: twelve measurements. While the database or Kafka is
+# away there are none, and an old number would say that nothing waits.
+LAG_SHOWN_S = 60.0
+
+# Verdict of an event of which not even a dead letter could be made.
+PASSED_OVER = "passed-over"
+
+# Answers and refusals of a query by HTTP status and cause. All are exported from the start: a
+# series that begins with the first failure does not show that failure as an increase.
+RESPONSES = (
+    (200, "answered"),
+    (400, "invalid"),
+    (400, "not-http"),
+    (404, "invalid"),
+    (405, "invalid"),
+    (408, "invalid"),
+    (413, "invalid"),
+    (415, "invalid"),
+    (422, "invalid"),
+    (429, "overloaded"),
+    (499, "client-left"),
+    (500, "failed"),
+    (503, "connections"),
+    (503, "timeout"),
+    (503, "unavailable"),
+)
+
 
 def expose(settings: Settings, registry: CollectorRegistry) -> None:
     """Serve a registry over HTTP on `SIGMA_METRICS_PORT`, if that is set.
@@ -44,11 +80,42 @@ def expose(settings: Settings, registry: CollectorRegistry) -> None:
         start_http_server(settings.metrics_port, addr=settings.http_host, registry=registry)
 
 
-class IntakeMetrics:
-    """The metrics of one intake worker."""
+def worker_registry() -> CollectorRegistry:
+    """Make a worker's registry, with its process: when it started, its memory and open files."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+
+class LagGauge:
+    """How many events wait, as last measured; not a number when that was too long ago."""
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        registry: CollectorRegistry,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._measured = (math.nan, -math.inf)
+        """The number, and when it was measured by `clock`; replaced in one step."""
+        Gauge(name, text, registry=registry).set_function(self._value)
+
+    def set(self, waiting: float) -> None:
+        """Take note of a measurement."""
+        self._measured = (waiting, self._clock())
+
+    def _value(self) -> float:
+        waiting, measured_s = self._measured
+        return waiting if self._clock() - measured_s <= LAG_SHOWN_S else math.nan
+
+
+class IntakeMetrics:
+    """The metrics of one intake worker. `clock` tells how old a measurement is."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.registry = worker_registry()
         self.batch = Histogram(
             "sigma_intake_batch",
             "Events taken in together",
@@ -61,10 +128,12 @@ class IntakeMetrics:
             ["verdict"],
             registry=self.registry,
         )
-        self.lag = Gauge(
+        self.verdicts.labels("accepted")
+        self.lag = LagGauge(
             "sigma_intake_lag",
-            "Arrivals and deletions that the group has not committed yet",
-            registry=self.registry,
+            "Arrivals and deletions that the group has not committed yet; NaN when not known",
+            self.registry,
+            clock,
         )
         self.last_minute = Gauge(
             "sigma_intake_last_minute",
@@ -78,6 +147,10 @@ class IntakeMetrics:
     ) -> None:
         """Count one verdict; rejections by their code."""
         self.verdicts.labels(verdict_name(verdict)).inc()
+
+    def count_passed_over(self) -> None:
+        """Count one event of which not even a dead letter could be made."""
+        self.verdicts.labels(PASSED_OVER).inc()
 
     def set_last_minute(self, verdict: str, count: int) -> None:
         """Show how many events of the running minute had this verdict."""
@@ -95,10 +168,10 @@ def verdict_name(verdict: ImageAccepted | ImageRejected | ImageDeleted | LateArr
 
 
 class IndexMetrics:
-    """The metrics of one index worker."""
+    """The metrics of one index worker. `clock` tells how old a measurement is."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.registry = worker_registry()
         self.batch = Histogram(
             "sigma_index_batch",
             "Images assigned together",
@@ -119,10 +192,17 @@ class IndexMetrics:
             "Seconds of batches outside the model",
             registry=self.registry,
         )
-        self.lag = Gauge(
-            "sigma_index_lag",
-            "Accepted images that the group has not appended yet",
+        self.rejected = Counter(
+            "sigma_index_rejected",
+            "Accepted images that could not be indexed, by code",
+            ["code"],
             registry=self.registry,
+        )
+        self.lag = LagGauge(
+            "sigma_index_lag",
+            "Accepted images that the group has not appended yet; NaN when not known",
+            self.registry,
+            clock,
         )
         self.generations = Gauge(
             "sigma_index_generations", "Generations whose model is loaded", registry=self.registry
@@ -137,12 +217,16 @@ class IndexMetrics:
         self.model_seconds.inc(model_s)
         self.other_seconds.inc(other_s)
 
+    def count_passed_over(self) -> None:
+        """Count one event of which not even a dead letter could be made."""
+        self.rejected.labels(PASSED_OVER).inc()
+
 
 class QueryMetrics:
     """The metrics of one query worker."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = worker_registry()
         self.queries = self._counter("sigma_queries", "Queries answered")
         self.failures = self._counter("sigma_query_failures", "Queries that failed")
         self.empty = self._counter(
@@ -153,6 +237,11 @@ class QueryMetrics:
             "Answers and refusals by HTTP status and cause",
             ["status", "cause"],
             registry=self.registry,
+        )
+        for status, cause in RESPONSES:
+            self.responses.labels(str(status), cause)
+        self.ready = self._gauge(
+            "sigma_query_ready", "1 when queries are answered, as /readyz says"
         )
         self.dropped = self._counter("sigma_reports_dropped", "Reports that could not be written")
         self.latency = self._histogram(
@@ -203,6 +292,20 @@ class QueryMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class JobPlan:
+    """When a job is due by its schedule, and how often it failed since it last did its work."""
+
+    job: str
+    failures: int
+    """Runs that failed since the newest one that was done."""
+    due_s: float | None
+    """The run window that comes next or is due, in seconds since 1970; None while the job runs, and
+    when it is off."""
+    period_s: float | None
+    """Seconds between run windows; None when it is off."""
+
+
+@dataclass(frozen=True, slots=True)
 class MonitoringSnapshot:
     """Drift, recall and jobs as the database has them at one moment."""
 
@@ -213,6 +316,7 @@ class MonitoringSnapshot:
     recalls: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """(ours, exact dense) R@10 of each cohort"""
     jobs: Sequence[JobTotal] = ()
+    plans: Sequence[JobPlan] = ()
     refused: int = 0
     """candidates that their gate refused"""
 
@@ -222,7 +326,7 @@ class DriftMetrics(Collector):
 
     def __init__(self) -> None:
         self.snapshot = MonitoringSnapshot()
-        self.registry = CollectorRegistry()
+        self.registry = worker_registry()
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -233,6 +337,7 @@ class DriftMetrics(Collector):
         yield _alarm_family(snapshot)
         yield _recall_family(snapshot)
         yield from _job_families(snapshot)
+        yield from _plan_families(snapshot)
         yield GaugeMetricFamily(
             "sigma_candidates_refused",
             "Candidates that their gate refused",
@@ -274,7 +379,7 @@ def _recall_family(snapshot: MonitoringSnapshot) -> Metric:
     return recalls
 
 
-def _job_families(snapshot: MonitoringSnapshot) -> tuple[Metric, Metric]:
+def _job_families(snapshot: MonitoringSnapshot) -> tuple[Metric, ...]:
     runs = CounterMetricFamily(
         "sigma_job_runs", "Runs of scheduled jobs", labels=["job", "outcome"]
     )
@@ -283,8 +388,37 @@ def _job_families(snapshot: MonitoringSnapshot) -> tuple[Metric, Metric]:
         "When a job last did its work",
         labels=["job"],
     )
+    failures = GaugeMetricFamily(
+        "sigma_job_last_failure_timestamp_seconds",
+        "When a job last failed",
+        labels=["job"],
+    )
+    by_outcome = {"done": successes, "failed": failures}
     for total in snapshot.jobs:
         runs.add_metric([total.job, total.outcome], total.runs)
-        if total.last_done_s is not None:
-            successes.add_metric([total.job], total.last_done_s)
-    return runs, successes
+        if total.outcome in by_outcome and total.last_ended_s is not None:
+            by_outcome[total.outcome].add_metric([total.job], total.last_ended_s)
+    return runs, successes, failures
+
+
+def _plan_families(snapshot: MonitoringSnapshot) -> tuple[Metric, ...]:
+    failures = GaugeMetricFamily(
+        "sigma_job_failures_in_a_row",
+        "Runs of a job that failed since it last did its work",
+        labels=["job"],
+    )
+    due = GaugeMetricFamily(
+        "sigma_job_due_timestamp_seconds",
+        "Run window of a job that comes next, or that is due and waits",
+        labels=["job"],
+    )
+    period = GaugeMetricFamily(
+        "sigma_job_period_seconds", "Seconds between run windows of a job", labels=["job"]
+    )
+    for plan in snapshot.plans:
+        failures.add_metric([plan.job], plan.failures)
+        if plan.due_s is not None:
+            due.add_metric([plan.job], plan.due_s)
+        if plan.period_s is not None:
+            period.add_metric([plan.job], plan.period_s)
+    return failures, due, period
