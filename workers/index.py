@@ -316,13 +316,16 @@ def _append(
     keys: Sequence[StoredKey],
     inference: BatchInference,
 ) -> list[Message]:
-    """Append the items that are no conflict; `keys` and the inference are in their order."""
+    """Append the items whose version is stored; `keys` and the inference are in their order.
+
+    Several versions of an image may be in one batch: all have the key of the newest one.
+    """
     shape = inference.assigner.shape
     items: list[IndexItem] = []
     inferences: list[Inferred] = []
     assignments = []
     for item, inferred, key in zip(all_items, inference.inferred, keys, strict=True):
-        if key.conflict is None:
+        if key.conflict is None and not key.outdated:
             items.append(item)
             inferences.append(inferred)
             assignments.append(inferred.assignment(key.image_key))

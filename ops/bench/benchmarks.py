@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from ops.bench.comparison import Comparison, document, table
+from schemas.errors import RefuseToStartError
 from schemas.records import JsonObject
 
 # The JSON document of a benchmark, and the same for people.
@@ -16,6 +17,11 @@ Report = tuple[JsonObject, str]
 # The figures of docs/delivery.md.
 DEFAULT_CHAOS_EVENTS = 5000
 DEFAULT_DISTURBANCES = 100
+
+# The figures of docs/experiments/fuzz.md.
+DEFAULT_FUZZ_EVENTS = 20_000
+DEFAULT_FUZZ_IMAGES = 2000
+
 # Images, seconds of work for the stub model.
 DEFAULT_INGEST_EVENTS = 2000
 
@@ -33,6 +39,8 @@ def run_benchmark(options: Namespace) -> Report:
             return _chaos(options)
         case "drift":
             return _drift(options)
+        case "fuzz":
+            return _fuzz(options)
         case "recluster":
             return _recluster(options)
         case "switch":
@@ -86,6 +94,23 @@ def _drift(options: Namespace) -> Report:
     from ops.bench.drift import DriftConfig, drift
 
     return drift(DriftConfig(seed=options.seed, peer=options.peer))
+
+
+def _fuzz(options: Namespace) -> Report:
+    try:
+        from ops.bench.fuzz import FuzzConfig, fuzz
+    except ModuleNotFoundError as error:
+        raise RefuseToStartError(
+            f"sigma bench fuzz needs the package {error.name}, got none; install sigma-stream[dev]"
+        ) from error
+
+    config = FuzzConfig(
+        events=options.events or DEFAULT_FUZZ_EVENTS,
+        images=options.images or DEFAULT_FUZZ_IMAGES,
+        seed=options.seed,
+        files=options.files,
+    )
+    return _as_json(fuzz(config).to_json())
 
 
 def _recluster(options: Namespace) -> Report:

@@ -14,6 +14,7 @@ BENCHMARKS = (
     "ingest",
     "query",
     "chaos",
+    "fuzz",
     "steady",
     "drift",
     "recluster",
@@ -49,6 +50,12 @@ def add_commands(add: AddCommand) -> None:
         help="a broker for tests, whose topics of this project are deleted first",
     )
     bench_command.add_argument("--events", type=int, metavar="N", help="how many images flow")
+    bench_command.add_argument(
+        "--images", type=int, metavar="N", help="fuzz: how many mutated images (default 2000)"
+    )
+    bench_command.add_argument(
+        "--files", type=Path, metavar="FOLDER", help="fuzz: further image files to mutate"
+    )
     bench_command.add_argument(
         "--seconds", type=float, metavar="S", help="steady: how long; switch: how long each phase"
     )

@@ -48,6 +48,8 @@ class StoredKey:
     """False for a replay, or a version older than the stored one: then the key is that one's."""
     conflict: str | None = None
     """The SHA-256 that is stored under the same version, when the accepted bytes are others."""
+    outdated: bool = False
+    """A newer version is stored under this key: nothing of the accepted one belongs there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,11 @@ def _stored_key(image: ImageAccepted, current: _CurrentImage) -> StoredKey:
     is_same_version = image.version == current.version
     if is_same_version and current.checksum not in ("", image.checksum):
         return StoredKey(current.image_key, is_new=False, conflict=current.checksum)
-    return StoredKey(current.image_key, is_new=current.is_new and is_same_version)
+    return StoredKey(
+        current.image_key,
+        is_new=current.is_new and is_same_version,
+        outdated=not is_same_version,
+    )
 
 
 def _upsert(conn: Connection, images: Sequence[ImageAccepted], known: set[str]) -> dict[str, int]:
