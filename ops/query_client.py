@@ -1,6 +1,7 @@
 """The query client of the command line: asks the running query worker, or a model loaded for it."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -34,13 +35,13 @@ def ask(settings: Settings, query: CommandLineQuery) -> JsonObject:
     query = replace(query, text=checked_query(query.text, query.k))
     supervisor = running(settings)
     if supervisor is not None:
-        answer = _ask_worker(supervisor.url, query)
+        answer = _ask_worker(supervisor.url, query, settings.access.key_headers())
         if answer is not None:
             return answer
     return _ask_here(settings, query)
 
 
-def _ask_worker(url: str, query: CommandLineQuery) -> JsonObject | None:
+def _ask_worker(url: str, query: CommandLineQuery, headers: Mapping[str, str]) -> JsonObject | None:
     """Return the worker's answer, None when it has not loaded the generation that was named."""
     request = {
         "query": query.text,
@@ -49,7 +50,10 @@ def _ask_worker(url: str, query: CommandLineQuery) -> JsonObject | None:
         "mode": query.mode,
     }
     try:
-        response = httpx.post(f"{url}/v1/query", json=request, timeout=TIMEOUT_S)
+        # Not by the proxy of the environment, which would see the key: it is on this machine.
+        response = httpx.post(
+            f"{url}/v1/query", json=request, headers=headers, timeout=TIMEOUT_S, trust_env=False
+        )
         document: JsonObject = response.json()
     except (httpx.HTTPError, ValueError) as error:
         raise RetryLaterError(
@@ -61,6 +65,8 @@ def _ask_worker(url: str, query: CommandLineQuery) -> JsonObject | None:
     if query.generation is not None and response.status_code == 400:
         return None
     reason = str(document.get("error", document))
+    if response.status_code in (401, 403):
+        raise UsageError(f"{reason}; sigma query sends the key of SIGMA_API_KEY")
     if response.status_code == 429 or response.status_code >= 500:
         raise RetryLaterError(reason)
     raise UsageError(reason)

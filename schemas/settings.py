@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from schemas.access_settings import AccessSettings
 from schemas.environment import (
     DocumentedSetting,
     Form,
@@ -305,15 +306,22 @@ class Settings:
     metrics_port: int | None = setting(
         "SIGMA_METRICS_PORT",
         whole(1, 65535),
-        "Port of a worker's Prometheus metrics. The query worker has them on its own port.",
+        "Port of a worker's Prometheus metrics, which needs no key.",
         default=None,
-        unset="no metrics",
+        unset="no port; the query worker has `/metrics` on its HTTP port too",
     )
-    # Loopback: the HTTP port has no authentication, so opening it must be a decision.
+    # Loopback: the metrics tell much and need no key, so opening them must be a decision.
+    metrics_host: str = setting(
+        "SIGMA_METRICS_HOST",
+        any_text(),
+        "Address on which the metrics port listens.",
+        default="127.0.0.1",
+    )
+    # Loopback: beyond it keys are required, so opening the port must be a decision.
     http_host: str = setting(
         "SIGMA_HTTP_HOST",
         any_text(),
-        "Address on which the query worker listens.",
+        "Address on which the query worker listens. Beyond loopback SIGMA_API_KEYS is required.",
         default="127.0.0.1",
     )
     http_port: int = setting(
@@ -336,6 +344,7 @@ class Settings:
         default=None,
         unset="as many as can be answered within a second",
     )
+    access: AccessSettings = AccessSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     shadow_share: float = setting(
         "SIGMA_SHADOW_SHARE",
@@ -427,6 +436,7 @@ class Settings:
         return cls(
             kafka=KafkaSettings.from_environment(environ),
             s3=S3Settings.from_environment(environ),
+            access=AccessSettings(**read_variables(AccessSettings, environ)),
             retrieval=RetrievalSettings(**read_variables(RetrievalSettings, environ)),
             **read_variables(cls, environ),
         )
@@ -434,7 +444,7 @@ class Settings:
 
 def documented_settings() -> Iterator[DocumentedSetting]:
     """Yield (variable, default, description) of every setting, ordered as in the documentation."""
-    for settings in (Settings, RetrievalSettings, KafkaSettings, S3Settings):
+    for settings in (Settings, AccessSettings, RetrievalSettings, KafkaSettings, S3Settings):
         yield from document(settings)
 
 

@@ -33,7 +33,7 @@ async def ask_on(
         body = json.dumps({"query": f"query {number} {turn}"}).encode()
         began_s = time.perf_counter()
         writer.write(
-            b"POST /v1/query HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+            b"POST /v1/query HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n" % len(body) + body
         )
         head = await reader.readuntil(b"\r\n\r\n")

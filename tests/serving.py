@@ -100,11 +100,19 @@ def filled(services: Services, conn: Connection, count: int = 30) -> tuple[int, 
 
 
 @contextmanager
-def http_serving(services: Services, load: LoadSearcher | None = None) -> Iterator[str]:
-    """The address of a query worker that listens on a free port of this machine."""
+def http_serving(
+    services: Services,
+    load: LoadSearcher | None = None,
+    host: str = "127.0.0.1",
+    ready: str = "/readyz",
+) -> Iterator[str]:
+    """The address of a query worker that listens on a free port of this machine.
+
+    `ready` is what answers with 200 once the block may begin.
+    """
     stop = threading.Event()
     errors: list[BaseException] = []
-    listener = bind("127.0.0.1", 0)
+    listener = bind(host, 0)
 
     def run() -> None:
         try:
@@ -114,9 +122,10 @@ def http_serving(services: Services, load: LoadSearcher | None = None) -> Iterat
 
     thread = threading.Thread(target=run)
     thread.start()
+    # An address that is not loopback listens to all, so loopback reaches it.
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        until(lambda: errors or _is_ready(url), "the worker is ready")
+        until(lambda: errors or _is_ready(url + ready), "the worker is ready")
         yield url
     finally:
         stop.set()
@@ -127,6 +136,6 @@ def http_serving(services: Services, load: LoadSearcher | None = None) -> Iterat
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").status_code == 200
+        return httpx.get(url).status_code == 200
     except httpx.HTTPError:
         return False

@@ -12,7 +12,18 @@ from contextlib import suppress
 
 import structlog
 
-from ops.cli import generations, images, jobs, material, measure, processes, report, search, train
+from ops.cli import (
+    generations,
+    images,
+    jobs,
+    keys,
+    material,
+    measure,
+    processes,
+    report,
+    search,
+    train,
+)
 from ops.cli.context import RunCommand
 from ops.cli.failures import report as report_failure
 from schemas.settings import Settings
@@ -23,7 +34,18 @@ log = structlog.get_logger()
 DESCRIPTION = "A streaming incremental index for generative text-to-image retrieval."
 
 # Command groups in the order of the help text.
-GROUPS = (processes, train, images, search, generations, jobs, report, material, measure)
+GROUPS = (
+    processes,
+    keys,
+    train,
+    images,
+    search,
+    generations,
+    jobs,
+    report,
+    material,
+    measure,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -54,7 +54,7 @@ def up(options: Namespace, settings: Settings) -> int:
         supervisor.supervise(settings)
         return 0
     running = control.up(settings)
-    problem = control.readiness(running).problem or None
+    problem = control.readiness(running, settings.access).problem or None
     logs = settings.home.absolute() / "logs"
     state = f"running, but {problem}\n" if problem else "running: "
     text = (
@@ -176,44 +176,47 @@ def worker(options: Namespace, settings: Settings) -> int:
 def _run_intake(services: Services, stop: threading.Event) -> None:
     # Needs no model: PyTorch is not imported here.
     from workers import intake
-    from workers.runtime.metrics import IntakeMetrics, expose
+    from workers.runtime.metrics import IntakeMetrics
+    from workers.runtime.metrics_server import exposed
     from workers.runtime.relay import start_relay
 
-    start_relay(services.settings.kafka, services.database_url, stop)
     metrics = IntakeMetrics()
-    expose(services.settings, metrics.registry)
-    intake.run(services, stop, metrics)
+    with exposed(services.settings, metrics.registry):
+        start_relay(services.settings.kafka, services.database_url, stop)
+        intake.run(services, stop, metrics)
 
 
 def _run_index(services: Services, stop: threading.Event) -> None:
     from workers.generations.image_assigner import assigner_loader
     from workers.index import IndexWorker
-    from workers.runtime.metrics import IndexMetrics, expose
+    from workers.runtime.metrics import IndexMetrics
+    from workers.runtime.metrics_server import exposed
     from workers.runtime.relay import start_relay
 
-    start_relay(services.settings.kafka, services.database_url, stop)
     limit_threads(services.settings)
     metrics = IndexMetrics()
-    expose(services.settings, metrics.registry)
     load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
     worker = IndexWorker(services.store, load, metrics)
-    worker.run(partial(services.connect, limits=MEMBER_LIMITS), services.open_log, stop)
+    with exposed(services.settings, metrics.registry):
+        start_relay(services.settings.kafka, services.database_url, stop)
+        worker.run(partial(services.connect, limits=MEMBER_LIMITS), services.open_log, stop)
 
 
 def _run_scheduler(services: Services, stop: threading.Event) -> None:
     from ops.jobs.drift_watcher import DriftWatcher
     from ops.jobs.scheduler import Scheduler
-    from workers.runtime.metrics import DriftMetrics, expose
+    from workers.runtime.metrics import DriftMetrics
+    from workers.runtime.metrics_server import exposed
 
     metrics = DriftMetrics()
-    expose(services.settings, metrics.registry)
     scheduler = Scheduler(services)
     watcher = DriftWatcher(services.connect, metrics)
-    watcher.start()
-    try:
-        scheduler.run(stop)
-    finally:
-        watcher.close()
+    with exposed(services.settings, metrics.registry):
+        watcher.start()
+        try:
+            scheduler.run(stop)
+        finally:
+            watcher.close()
 
 
 def _run_query(services: Services, stop: threading.Event, listener: int | None) -> None:

@@ -116,15 +116,16 @@ def _run(
     with clock.phase("start", "start intake, index and query worker"):
         address = up(services.settings).url
         wait_until_ready(address)
+        headers = services.settings.access.key_headers()
     announcement = f"stream {len(unseen):,} unseen images one by one while queries are served"
     with clock.phase("stream", announcement):
         log = services.open_log()
         with services.connect("demo stream") as conn:
-            streamed = stream(conn, log, address, unseen, _held_out(seen), bar)
+            streamed = stream(conn, log, address, headers, unseen, _held_out(seen), bar)
         log.close()
     with clock.phase("evaluate", "evaluate: every held-out caption is a query"):
         figures, state = _evaluate(services, config, [*seen, *unseen])
-    examples = ask(address, _held_out(unseen[:EXAMPLE_QUERIES]), EXAMPLE_RESULTS)
+    examples = ask(address, headers, _held_out(unseen[:EXAMPLE_QUERIES]), EXAMPLE_RESULTS)
     down(services.settings)
     return {
         "training": trained.figures(),

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -60,12 +60,13 @@ def stream(
     conn: Connection,
     log: EventLog,
     address: str,
+    headers: Mapping[str, str],
     unseen: Sequence[ManifestEntry],
     queries: Sequence[str],
     progress: Progress,
 ) -> LiveStreamResult:
     """Publish images one by one while a client asks; return when the last one is searchable."""
-    client = QueryingClient(address, queries)
+    client = QueryingClient(address, headers, queries)
     client.start()
     with progress("stream", len(unseen)) as bar:
         published = _publish_slowly(conn, log, unseen)
@@ -92,8 +93,10 @@ def _publish_slowly(
 class QueryingClient:
     """A client that asks one query after the other, in a thread, until it is stopped."""
 
-    def __init__(self, address: str, queries: Sequence[str]) -> None:
+    def __init__(self, address: str, headers: Mapping[str, str], queries: Sequence[str]) -> None:
+        """`headers` carry the key, where keys are configured."""
         self._address = address
+        self._headers = headers
         self._queries = queries
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="demo client", daemon=True)
@@ -123,7 +126,7 @@ class QueryingClient:
         return round(sorted(self._took_ms)[len(self._took_ms) // 2], 1)
 
     def _run(self) -> None:
-        with httpx.Client(timeout=HTTP_TIMEOUT_S) as client:
+        with httpx.Client(timeout=HTTP_TIMEOUT_S, headers=self._headers, trust_env=False) as client:
             number = 0
             while not self._stopping.wait(QUERY_PAUSE_S):
                 query = self._queries[number % len(self._queries)]
@@ -151,12 +154,18 @@ def wait_until_ready(address: str) -> None:
     )
 
 
-def ask(address: str, queries: Sequence[str], k: int) -> list[JsonObject]:
+def ask(
+    address: str, headers: Mapping[str, str], queries: Sequence[str], k: int
+) -> list[JsonObject]:
     """Return the answers to a few queries."""
     answers = []
     for query in queries:
         response = httpx.post(
-            f"{address}/v1/query", json={"query": query, "k": k}, timeout=HTTP_TIMEOUT_S
+            f"{address}/v1/query",
+            json={"query": query, "k": k},
+            headers=headers,
+            timeout=HTTP_TIMEOUT_S,
+            trust_env=False,
         )
         answers.append(response.json())
     return answers

@@ -17,6 +17,7 @@ from ops.embedded.log_tail import last_error
 from ops.embedded.process_identity import ProcessIdentity
 from ops.embedded.readiness import ReadinessListener, listen_for_readiness
 from ops.embedded.supervisor_record import SupervisorRecord, record_file, supervisor_lock
+from schemas.access_settings import AccessSettings
 from schemas.errors import RefuseToStartError, WorkFailedError
 from schemas.settings import Settings
 
@@ -63,8 +64,10 @@ def log_folder(settings: Settings) -> Path:
 
 def process_environment(settings: Settings) -> dict[str, str]:
     """The environment of every process of a home."""
-    home = {"SIGMA_HOME": str(settings.home.absolute())}
-    return os.environ | home | ISOLATED_ENVIRONMENT
+    environment = os.environ | {"SIGMA_HOME": str(settings.home.absolute())} | ISOLATED_ENVIRONMENT
+    # For the command line: a worker has only the hashes of keys.
+    environment.pop("SIGMA_API_KEY", None)
+    return environment
 
 
 def running(settings: Settings) -> SupervisorRecord | None:
@@ -151,7 +154,7 @@ def _wait_until_ready(
         # It ends at once when somebody else's start was faster: then that one is waited for.
         announced = announcement.is_ready() or ended
         if announced and supervisor is not None:
-            found = readiness(supervisor)
+            found = readiness(supervisor, settings.access)
             if found.is_answering and not found.is_starting:
                 return supervisor
         alone = ended and not is_held(supervisor_lock(settings.home.absolute()))
@@ -161,10 +164,16 @@ def _wait_until_ready(
     return None
 
 
-def readiness(supervisor: SupervisorRecord) -> Readiness:
-    """Ask the query worker whether it answers queries, and why not."""
+def readiness(supervisor: SupervisorRecord, access: AccessSettings) -> Readiness:
+    """Ask the query worker whether it answers queries, and why not; the latter may need a key."""
     try:
-        response = httpx.get(f"{supervisor.url}/readyz", timeout=READINESS_TIMEOUT_S)
+        # Not by the proxy of the environment: it is on this machine.
+        response = httpx.get(
+            f"{supervisor.url}/readyz",
+            headers=access.key_headers(),
+            timeout=READINESS_TIMEOUT_S,
+            trust_env=False,
+        )
         problem = "" if response.status_code == 200 else str(response.json()["problem"])
         return Readiness(is_answering=True, problem=problem)
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:

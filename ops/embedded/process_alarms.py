@@ -31,7 +31,7 @@ def process_alarms(settings: Settings, *, is_live: bool, now: float | None = Non
     for worker in supervisor.workers:
         alarms += worker_alarms(worker, moment)
     if is_live:
-        found = readiness(supervisor)
+        found = readiness(supervisor, settings.access)
         if found.problem and not found.is_starting:
             alarms.append(f"queries are not answered: {found.problem}")
     return alarms

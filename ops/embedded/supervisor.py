@@ -28,7 +28,9 @@ from ops.embedded.supervised_worker import SupervisedWorker
 from ops.embedded.supervisor_record import SupervisorRecord, record_file, supervisor_lock
 from schemas.errors import RefuseToStartError, SigmaError, UsageError
 from schemas.settings import Settings
+from workers.query.key_ring import KeyRing
 from workers.repository.connection import connect, migrate
+from workers.runtime.host_check import require_keys
 from workers.runtime.process import announce_ready, bind, stop_on_signals
 from workers.runtime.services import Services
 
@@ -115,11 +117,19 @@ def _prepare(settings: Settings, database_url: str) -> None:
 def _listen(settings: Settings) -> socket.socket:
     """Listen on the configured port, or in the embedded mode on any free one if it is taken."""
     try:
-        return bind(settings.http_host, settings.http_port)
+        listener = bind(settings.http_host, settings.http_port)
     except RefuseToStartError:
         if not settings.embedded:
             raise
-        return bind(settings.http_host, 0)
+        listener = bind(settings.http_host, 0)
+    try:
+        # Here, where a person reads it: the worker would die of it again and again.
+        require_keys(settings, listener)
+        KeyRing.open(settings.access)
+    except SigmaError:
+        listener.close()
+        raise
+    return listener
 
 
 def _workers(

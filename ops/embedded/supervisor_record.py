@@ -45,8 +45,10 @@ class SupervisorRecord:
 
     @property
     def url(self) -> str:
-        """Address of the query worker."""
-        return f"http://{self.host}:{self.port}"
+        """Address of the query worker, for this machine."""
+        # Of all addresses, one that every client can name.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def write(self, home: Path) -> None:
         """Write the home's record. The old one stays whole until the new one is complete."""

@@ -29,7 +29,7 @@ from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.serving import http_serving, until
 from tests.stubs import accepted, leave_in, services_at
-from workers.query import connection_guard, http, refusals
+from workers.query import http, refusals
 from workers.query.engine import QueryEngine, RankedImages
 from workers.query.query_request import MAX_BODY_BYTES
 from workers.query.searcher import Searcher
@@ -37,6 +37,7 @@ from workers.query.server import QueryServer
 from workers.query.updates import LoadSearcher
 from workers.repository.connection import connect
 from workers.repository.generations import Generation
+from workers.runtime import connection_guard
 from workers.runtime.services import Services
 
 SHORT = 300
@@ -355,7 +356,7 @@ def memory_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-HEAD = b"POST /v1/query HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /v1/query HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
 def test_a_body_without_end_is_refused_and_not_kept_in_memory(url: str) -> None:
@@ -395,7 +396,7 @@ BEGINNINGS = {
     "half a head": HEAD,
     "half a body": HEAD + b"content-length: 20\r\n\r\n{",
     "half a chunked body": HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n",
-    "an unwanted body": b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n",
+    "an unwanted body": b"GET /healthz HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n",
 }
 
 

@@ -9,15 +9,19 @@ import time
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.types import ASGIApp
 
+from schemas.access_settings import AccessSettings
 from schemas.errors import WorkFailedError
 from schemas.records import JsonObject
-from workers.query.connection_guard import ConnectionGuard, GuardedConfig, connection_limit
+from workers.query.access_gate import HEALTH_PATH, READINESS_PATH, AccessGate
+from workers.query.key_rates import KeyRates
+from workers.query.key_ring import KeyRing
 from workers.query.pending import PendingQuery
 from workers.query.query_request import MAX_BODY_BYTES, QueryRequest, parse_request
 from workers.query.query_text import checked_query
@@ -32,7 +36,10 @@ from workers.query.refusals import (
 from workers.query.searcher import AnsweredQuery
 from workers.query.server import QueryServer
 from workers.query.updates import LoadSearcher
+from workers.runtime.connection_guard import ConnectionGuard, GuardedConfig, connection_limit
+from workers.runtime.host_check import HostCheck, listening_address, require_keys
 from workers.runtime.metrics import QueryMetrics
+from workers.runtime.metrics_server import METRICS_PATH, exposed
 from workers.runtime.process import BACKLOG, bind
 from workers.runtime.services import Services
 from workers.runtime.vital_thread import VitalThread
@@ -55,6 +62,12 @@ _STUCK_CONFIRMED_S = 5.0
 
 # Longest wait for open requests at the end.
 _JOIN_S = 10.0
+
+# What `/readyz` tells somebody without a key, where keys are configured.
+_NOT_TOLD = "not ready; the reason is told to whoever sends a key"
+
+# Only for the description of the API: the access gate has judged the key before.
+_KEYED = [Security(HTTPBearer(auto_error=False, description="where keys are configured"))]
 
 
 class QueryResult(BaseModel):
@@ -81,12 +94,15 @@ class QueryResponse(BaseModel):
     results: list[QueryResult]
 
 
-def application(server: QueryServer, metrics: QueryMetrics) -> ASGIApp:
-    """Build the HTTP interface of one server."""
+def application(server: QueryServer, metrics: QueryMetrics) -> FastAPI:
+    """Build the HTTP interface of one server; `workers.query.access_gate` says who may ask it."""
     app = FastAPI(
         title="sigma-stream",
         description="Generative text-to-image retrieval over a stream of images",
         version="1",
+        # A redirection would repeat the host that the client named.
+        redirect_slashes=False,
+        swagger_ui_oauth2_redirect_url=None,
     )
 
     # The body is read by hand, strictly and within limits; the description says what it is.
@@ -94,6 +110,7 @@ def application(server: QueryServer, metrics: QueryMetrics) -> ASGIApp:
         QUERY_PATH,
         response_model=QueryResponse,
         summary="Find images by text",
+        dependencies=_KEYED,
         openapi_extra={"requestBody": _body_description()},
     )
     async def query(request: Request) -> JsonObject:
@@ -109,24 +126,40 @@ def application(server: QueryServer, metrics: QueryMetrics) -> ASGIApp:
         server.report_served(pending, answer, took_ms)
         return answer.to_dict(took_ms)
 
-    @app.get("/healthz", summary="Alive")
+    @app.get(HEALTH_PATH, summary="Alive")
     async def healthz() -> Response:
         alive = server.alive
         return JSONResponse({"alive": alive}, status_code=200 if alive else 503)
 
-    @app.get("/readyz", summary="Model warm, trie loaded, queries answered")
-    async def readyz() -> Response:
+    @app.get(READINESS_PATH, summary="Model warm, trie loaded, queries answered")
+    async def readyz(request: Request) -> Response:
         problem = server.problem
+        if problem and not (request.state.trusted or server.problem_is_public):
+            problem = _NOT_TOLD
         return JSONResponse(
             {"ready": not problem, "problem": problem}, status_code=503 if problem else 200
         )
 
-    @app.get("/metrics", summary="Prometheus metrics")
+    @app.get(METRICS_PATH, summary="Prometheus metrics", dependencies=_KEYED)
     async def measured() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     add_refusals(app)
-    return QueryGate(app, server, metrics)
+    return app
+
+
+def guarded(
+    server: QueryServer, metrics: QueryMetrics, access: AccessSettings, address: str
+) -> ASGIApp:
+    """Build the application with its gates, for a port that listens on an address."""
+    return AccessGate(
+        QueryGate(application(server, metrics), server, metrics),
+        HostCheck.of_listener(address, access.allowed_hosts),
+        KeyRing.open(access),
+        KeyRates(),
+        access,
+        metrics,
+    )
 
 
 def _body_description() -> JsonObject:
@@ -170,16 +203,31 @@ def run(
 ) -> None:
     """Serve until stopped, on a socket that listens already, or on the configured address.
 
-    The address is taken before anything is loaded, so a second worker fails at once.
+    The address is taken before anything is loaded, so a second worker fails at once. So does one
+    that would listen beyond loopback without keys: `RefuseToStartError`.
     """
     settings = services.settings
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    listener = listener or bind(settings.http_host, settings.http_port)
-    metrics = QueryMetrics()
+    with listener or bind(settings.http_host, settings.http_port) as own_listener:
+        require_keys(settings, own_listener)
+        metrics = QueryMetrics()
+        with exposed(settings, metrics.registry):
+            _serve(services, stop, load, own_listener, metrics)
+
+
+def _serve(
+    services: Services,
+    stop: threading.Event,
+    load: LoadSearcher,
+    listener: socket.socket,
+    metrics: QueryMetrics,
+) -> None:
+    settings = services.settings
     name = f"{socket.gethostname()}-{os.getpid()}"
     server = QueryServer(services, name, stop, metrics, load)
+    app = guarded(server, metrics, settings.access, listening_address(listener))
     guard = ConnectionGuard(connection_limit(settings.http_connections), metrics.count_response)
-    http = uvicorn.Server(GuardedConfig(application(server, metrics), guard))
+    http = uvicorn.Server(GuardedConfig(app, guard))
     # Not in the main thread: there uvicorn would replace the signal handlers, which set `stop`.
     thread = VitalThread("http", lambda: http.run(sockets=[listener]))
     server.start()

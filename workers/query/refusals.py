@@ -11,11 +11,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.errors import RejectInputError, RetryLaterError, SigmaError, UsageError
-from workers.query.connection_guard import BODY_S, error_body
 from workers.query.query_line import RETRY_AFTER_S, OverloadedError
 from workers.query.query_request import RequestRefusedError
 from workers.query.server import QueryServer
+from workers.runtime.connection_guard import BODY_S
 from workers.runtime.metrics import QueryMetrics
+from workers.runtime.refusal import Refusal
 
 QUERY_PATH = "/v1/query"
 
@@ -32,7 +33,11 @@ UNAVAILABLE = 503
 # still sending when the connection closes would not see the answer.
 _DISCARDED = 256
 
-_OVERLOADED = "as many queries wait as can be answered in time; try again in a second"
+_OVERLOADED = Refusal(
+    TOO_MANY_REQUESTS,
+    "as many queries wait as can be answered in time; try again in a second",
+    (("retry-after", str(RETRY_AFTER_S)),),
+)
 
 
 class AnswerTimeoutError(RetryLaterError):
@@ -67,7 +72,7 @@ class QueryGate:
         is_query = scope["path"] == QUERY_PATH
         if is_query and self._server.is_full:
             self._metrics.count_response(TOO_MANY_REQUESTS, "overloaded")
-            await _send_overloaded(send)
+            await _OVERLOADED.send(send)
             return
 
         async def counted_send(message: Message) -> None:
@@ -79,17 +84,6 @@ class QueryGate:
 
         scope.setdefault("state", {})
         await self._app(scope, receive, counted_send)
-
-
-async def _send_overloaded(send: Send) -> None:
-    body = error_body(_OVERLOADED)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(RETRY_AFTER_S).encode()),
-    ]
-    await send({"type": "http.response.start", "status": TOO_MANY_REQUESTS, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 async def read_body(request: Request, limit: int) -> bytes:

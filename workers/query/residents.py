@@ -45,6 +45,8 @@ _JOIN_S = 5.0
 # Seconds until a live generation that failed to load is tried again: queries fail meanwhile.
 _LIVE_RETRY_S = 5.0
 
+_STARTING = "starting"
+
 _NONE_LIVE = "no generation is live yet; train one with: sigma train --manifest F"
 
 log = structlog.get_logger()
@@ -143,7 +145,7 @@ class ResidentGenerations:
 
         `end` is called when the thread of a follower dies.
         """
-        self.problem = "starting"
+        self.problem = _STARTING
         """Why no generation can answer, as far as it is known."""
         self.leading: int | None = None
         """The generation that answers; set by the decode thread."""
@@ -165,6 +167,11 @@ class ResidentGenerations:
             end=end,
         )
         self._followers: dict[int, GenerationFollower] = {}
+
+    @property
+    def problem_is_public(self) -> bool:
+        """Whether everybody may know it. Why a generation cannot be loaded holds paths."""
+        return self.problem in (_STARTING, _NONE_LIVE)
 
     def run(self) -> None:
         """Check which generations are wanted whenever one changes its state; until stopped."""

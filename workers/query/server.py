@@ -129,6 +129,11 @@ class QueryServer:
         return ""
 
     @property
+    def problem_is_public(self) -> bool:
+        """Whether the problem holds nothing of this installation, such as paths and addresses."""
+        return self._served.live is not None or self._residents.problem_is_public
+
+    @property
     def is_full(self) -> bool:
         """Whether as many queries wait as can be answered in time."""
         return self._line.is_full

@@ -7,21 +7,14 @@ are what Grafana shows beside a name; the units are in the names, as Prometheus 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from schemas.events import ImageAccepted, ImageDeleted, ImageRejected
-from schemas.settings import Settings
 from workers.repository.image_rows import LateArrival
 from workers.repository.monitoring import JobTotal
 
@@ -56,13 +49,18 @@ RESPONSES = (
     (200, "answered"),
     (400, "invalid"),
     (400, "not-http"),
+    (401, "no-key"),
+    (401, "unknown-key"),
+    (403, "forbidden"),
     (404, "invalid"),
     (405, "invalid"),
     (408, "invalid"),
     (413, "invalid"),
     (415, "invalid"),
+    (421, "host"),
     (422, "invalid"),
     (429, "overloaded"),
+    (429, "rate-limited"),
     (499, "client-left"),
     (500, "failed"),
     (503, "connections"),
@@ -70,14 +68,8 @@ RESPONSES = (
     (503, "unavailable"),
 )
 
-
-def expose(settings: Settings, registry: CollectorRegistry) -> None:
-    """Serve a registry over HTTP on `SIGMA_METRICS_PORT`, if that is set.
-
-    The query worker serves its registry as `/metrics` on its own port instead.
-    """
-    if settings.metrics_port is not None:
-        start_http_server(settings.metrics_port, addr=settings.http_host, registry=registry)
+# What can come of a request with a known key.
+KEY_OUTCOMES = ("admitted", "forbidden", "rate-limited")
 
 
 def worker_registry() -> CollectorRegistry:
@@ -243,6 +235,12 @@ class QueryMetrics:
         self.ready = self._gauge(
             "sigma_query_ready", "1 when queries are answered, as /readyz says"
         )
+        self.key_requests = Counter(
+            "sigma_key_requests",
+            "Requests with a known key, by the key's name and what came of them",
+            ["key", "outcome"],
+            registry=self.registry,
+        )
         self.dropped = self._counter("sigma_reports_dropped", "Reports that could not be written")
         self.latency = self._histogram(
             "sigma_query_seconds", "Seconds from request to answer", _LATENCY_S
@@ -280,6 +278,17 @@ class QueryMetrics:
     def count_response(self, status: int, cause: str) -> None:
         """Count one answer or refusal. The cause is one of a small fixed set."""
         self.responses.labels(str(status), cause).inc()
+
+    def count_key_request(self, key: str, outcome: str) -> None:
+        """Count a request by its key's name; the outcome is one of `KEY_OUTCOMES`."""
+        self.key_requests.labels(key, outcome).inc()
+
+    def forget_key(self, key: str) -> None:
+        """Drop the series of a key that was revoked: there would be ever more of them."""
+        for outcome in KEY_OUTCOMES:
+            # Not every key has met every outcome.
+            with suppress(KeyError):
+                self.key_requests.remove(key, outcome)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, registry=self.registry)

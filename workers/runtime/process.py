@@ -118,14 +118,19 @@ def settle_memory() -> None:
         gc.freeze()
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Listen on an address; `RefuseToStartError` when it is taken or belongs to another machine."""
+def bind(
+    host: str, port: int, set_by: str = "SIGMA_HTTP_HOST and SIGMA_HTTP_PORT"
+) -> socket.socket:
+    """Listen on an address; `RefuseToStartError` when it is taken or belongs to another machine.
+
+    `set_by` names the settings of the address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise RefuseToStartError(
-            f"cannot listen on {host}:{port} ({error.strerror}); "
-            "free it or set SIGMA_HTTP_HOST and SIGMA_HTTP_PORT"
+            f"cannot listen on {host}:{port} ({error.strerror}); free it or set {set_by}"
         ) from error
 
 

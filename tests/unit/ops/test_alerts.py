@@ -256,10 +256,19 @@ def a_fifth_is_refused_while_scanners_ask_for_other_pages(fleet: WatchedFleet) -
             fleet.query.count_response(429, "overloaded")
         for _ in range(5000):
             fleet.query.count_response(404, "invalid")
+            fleet.query.count_response(401, "unknown-key")
+            fleet.query.count_response(429, "rate-limited")
 
     fleet.run(5)
     fleet.run(14, crowd)
     fleet.expect("QueriesRefused")
+
+
+@silent("QueriesRefused")
+def one_key_asks_more_than_its_rate(fleet: WatchedFleet) -> None:
+    fleet.run(5)
+    fleet.run(14, lambda: fleet.query.responses.labels("429", "rate-limited").inc(500))
+    fleet.expect()
 
 
 @silent("QueriesRefused")

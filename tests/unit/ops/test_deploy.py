@@ -12,6 +12,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from ops.cli.main import parser
+from schemas.settings import Settings, documented_settings
+from workers.query.key_ring import KeyRing
 from workers.runtime import metrics
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,18 +31,20 @@ def test_every_command_of_ours_is_one_that_the_command_line_knows() -> None:
 
 
 def test_every_setting_is_one_that_is_read() -> None:
-    known = set(
-        re.findall(
-            r"SIGMA_[A-Z0-9_]+", (ROOT / "schemas" / "settings.py").read_text(encoding="utf-8")
-        )
-    )
+    known = {documented.variable for documented in documented_settings()}
     for name in OURS:
         assert set(COMPOSE["services"][name]["environment"]) <= known
 
 
 def test_no_secret_has_a_default_and_no_port_is_open_beyond_loopback() -> None:
     text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
-    for name in ("POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "GRAFANA_PASSWORD"):
+    for name in (
+        "POSTGRES_PASSWORD",
+        "S3_ACCESS_KEY",
+        "S3_SECRET_KEY",
+        "GRAFANA_PASSWORD",
+        "SIGMA_API_KEYS",
+    ):
         uses = re.findall(rf"\$\{{{name}([^}}]*)\}}", text)
         assert uses
         assert all(use.startswith(":?") for use in uses)
@@ -107,6 +111,33 @@ def test_a_label_named_job_survives_the_scrape() -> None:
     targets = [target for scrape in scrapes for target in scrape["dns_sd_configs"]]
     names = {name for target in targets for name in target["names"]}
     assert {"intake", "index", "scheduler", "query"} <= names
+
+
+def test_prometheus_asks_every_worker_on_the_port_that_needs_no_key() -> None:
+    text = (ROOT / "ops/deploy/prometheus.yml").read_text(encoding="utf-8")
+    scrapes = yaml.safe_load(text)["scrape_configs"]
+    ports = {}
+    for target in [target for scrape in scrapes for target in scrape["dns_sd_configs"]]:
+        ports |= dict.fromkeys(target["names"], target["port"])
+    for name in ("intake", "index", "scheduler", "query"):
+        environment = COMPOSE["services"][name]["environment"]
+        assert ports[name] == ports[f"tasks.{name}"] == int(environment["SIGMA_METRICS_PORT"])
+        # Prometheus is another container: it does not reach this one's loopback.
+        assert environment["SIGMA_METRICS_HOST"] == "0.0.0.0"
+
+
+def test_the_query_service_listens_to_everybody_and_so_has_keys() -> None:
+    environment = COMPOSE["services"]["query"]["environment"]
+    assert environment["SIGMA_HTTP_HOST"] == "0.0.0.0"
+    assert environment["SIGMA_API_KEYS"].startswith("${SIGMA_API_KEYS:?")
+
+
+def test_the_key_of_the_development_example_is_let_in() -> None:
+    text = (ROOT / "compose.env.development.example").read_text(encoding="utf-8")
+    (entries,) = re.findall(r"^SIGMA_API_KEYS=(.+)$", text, re.MULTILINE)
+    settings = Settings.from_environment({"SIGMA_API_KEYS": entries})
+    (key,) = re.findall(r'hash of the key "(.+)"', text)
+    assert KeyRing.open(settings.access).find(key.encode()) is not None
 
 
 def rules() -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ a first request is complete, nor until a body is, nor how many connections there
 """
 
 import asyncio
-import json
 import resource
 import time
 from collections.abc import Callable
@@ -15,6 +14,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
+
+from workers.runtime.refusal import error_body
 
 # Seconds from the connection, or from the last answer, until the next request's head is complete.
 HEAD_S = 5.0
@@ -57,11 +58,6 @@ def connection_limit(wanted: int) -> int:
     if soft == resource.RLIM_INFINITY:
         return wanted
     return max(1, min(wanted, soft - _RESERVED_FILES))
-
-
-def error_body(message: str) -> bytes:
-    """Encode the JSON body of every refusal."""
-    return json.dumps({"error": message}).encode()
 
 
 CountRefusal = Callable[[int, str], None]
@@ -120,6 +116,9 @@ class GuardedConfig(uvicorn.Config):
             http=GuardedConnection,
             ws="none",
             lifespan="off",
+            # Anybody can send X-Forwarded-For, also through a proxy on this machine.
+            proxy_headers=False,
+            server_header=False,
             # Warnings are about single requests: anybody could fill the disk with them.
             log_level="error",
             access_log=False,
