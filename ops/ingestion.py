@@ -18,6 +18,7 @@ from schemas.records import JsonObject, ManifestEntry
 from stream.images.s3 import S3ImageStore
 from stream.images.sources import read_source
 from stream.log.event_log import EventLog, Message, message
+from stream.manifest import LeftOut
 from workers.repository.connection import Connection, fetch_rows
 from workers.repository.deletions import deleted_versions
 from workers.repository.rejections import Rejection, rejections
@@ -76,7 +77,7 @@ class PublishedImages:
     paths: Mapping[str, str]
     """Image id to the file it was read from."""
     unreadable: tuple[RefusedFile, ...] = ()
-    """Files that could not be read for the upload, or whose event would be too large."""
+    """Files and folders that were left out, could not be uploaded, or make too large an event."""
     checksums: Mapping[str, str | None] = field(default_factory=dict)
     """Image id to the SHA-256 of its file; None where it could not be read."""
 
@@ -135,6 +136,12 @@ def publish(
     return PublishedImages(
         tuple(events), frozenset(known), since, paths, tuple(unreadable), checksums
     )
+
+
+def with_left_out(published: PublishedImages, left_out: Sequence[LeftOut]) -> PublishedImages:
+    """The same with the files and folders that were left out before anything was published."""
+    refused = [RefusedFile(refusal.path, refusal.reason, refusal.code) for refusal in left_out]
+    return replace(published, unreadable=(*refused, *published.unreadable))
 
 
 def _checksum(path: str) -> str | None:

@@ -7,7 +7,7 @@ Karpathy's splits of Flickr30k and COCO; or a folder. The command line also take
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,31 @@ from schemas.records import JsonObject, ManifestEntry, storable_time
 # Characters of an image id; the event schemas allow as many.
 MAX_ID_LENGTH = 512
 
+_LINKED = (
+    "it is a link to a folder, and links may be loops; give the folder that it leads to as well"
+)
+
 # Characters of a wrong value that a message shows.
 _SHOWN_CHARACTERS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file or a folder that was named or found, and whose images are not among the entries."""
+
+    path: str
+    reason: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The entries of a manifest or of folders, and what of them was left out."""
+
+    entries: list[ManifestEntry]
+    left_out: list[LeftOut] = field(default_factory=list)
+    hidden: int = 0
+    """Hidden files and folders that were skipped; a folder counts as one."""
 
 
 def read_manifest(path: Path) -> list[ManifestEntry]:
@@ -28,8 +51,13 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
     `UsageError` names the file and the line. Image files are not opened here: one that is missing
     or broken becomes a dead letter, not a failed command.
     """
+    return list_manifest(path).entries
+
+
+def list_manifest(path: Path) -> Listing:
+    """The same with what is left out of a folder; a manifest's own lines are never left out."""
     if path.is_dir():
-        return _require_unique(path, read_folder(path))
+        return list_folder(path)
     text = _read_text(path)
     images = _karpathy_images(text)
     entries = _read_json_lines(path, text) if images is None else _read_karpathy(path, images)
@@ -38,38 +66,78 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
             f"a manifest must name images, got none in {path}; "
             'write one JSON object a line, such as {"image_id": "a", "path": "a.jpg"}'
         )
-    return _require_unique(path, entries)
+    return Listing(_require_unique(path, entries))
 
 
-def read_paths(paths: Sequence[Path]) -> list[ManifestEntry]:
-    """Read the entries of folders and single image files, as the command line gives them."""
-    entries: list[ManifestEntry] = []
+def list_paths(paths: Sequence[Path]) -> Listing:
+    """List folders and single image files, as the command line gives them.
+
+    A file that is named twice, or whose folder is too, is one entry.
+    """
+    entries: dict[str, ManifestEntry] = {}
+    left_out: dict[str, LeftOut] = {}
+    hidden = 0
     for path in paths:
         if path.is_dir():
-            entries += read_folder(path)
+            listing = list_folder(path)
         elif path.exists():
-            entries.append(_file_entry(path, path.name))
+            listing = _list_files([path.parent.resolve() / path.name])
         else:
             raise UsageError(f"{path} does not exist; give image files or folders")
-    return _require_unique(Path("the paths given"), entries)
+        entries |= {entry.path: entry for entry in listing.entries}
+        left_out |= {refused.path: refused for refused in listing.left_out}
+        hidden += listing.hidden
+    kept = _require_unique(Path("the paths given"), list(entries.values()))
+    return Listing(kept, list(left_out.values()), hidden)
 
 
-def read_folder(folder: Path) -> list[ManifestEntry]:
-    """List every file beneath a folder, sorted, with its relative path as id.
+def list_folder(folder: Path) -> Listing:
+    """List every file beneath a folder, sorted.
 
-    Hidden files and folders are skipped; links to folders are not followed, for they may be loops.
+    A file's id is its absolute path without the first slash, with the links in the folder's own
+    path resolved: files of two folders never share an id, and the same folder gives the same ids
+    wherever the command is typed. Hidden files and folders are skipped and counted. Links to
+    folders are not followed, for they may be loops; they are told, and so is a folder that cannot
+    be read.
     """
-    entries: list[ManifestEntry] = []
-    for place, folders, names in os.walk(folder):
+    files: list[Path] = []
+    left_out: list[LeftOut] = []
+    hidden = 0
+
+    def tell(error: OSError) -> None:
+        reason = f"the folder cannot be read: {error.strerror}; correct its permissions"
+        left_out.append(LeftOut(str(error.filename), reason, "unreadable-folder"))
+
+    for place, folders, names in os.walk(folder.resolve(), onerror=tell):
+        hidden += sum(map(_is_hidden, folders)) + sum(map(_is_hidden, names))
         # In place: os.walk goes on with what this list then holds.
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        for name in sorted(names):
-            if not _is_hidden(name):
-                path = Path(place) / name
-                entries.append(_file_entry(path, path.relative_to(folder).as_posix()))
-    if not entries:
+        for name in folders:
+            link = Path(place) / name
+            # os.walk itself does not go on into it.
+            if link.is_symlink():
+                left_out.append(LeftOut(str(link), _LINKED, "linked-folder"))
+        files += [Path(place) / name for name in sorted(names) if not _is_hidden(name)]
+    listing = _list_files(files)
+    if not listing.entries and not listing.left_out and not left_out:
         raise UsageError(f"folder {folder} must hold files, got none; give a folder with images")
-    return entries
+    return Listing(listing.entries, [*left_out, *listing.left_out], hidden)
+
+
+def _list_files(files: Iterable[Path]) -> Listing:
+    entries: list[ManifestEntry] = []
+    left_out: list[LeftOut] = []
+    for file in files:
+        image_id = _printable_id(file.as_posix().removeprefix("/"))
+        if len(image_id) <= MAX_ID_LENGTH:
+            entries.append(ManifestEntry(image_id=image_id, path=str(file)))
+            continue
+        reason = (
+            f"its path makes an image id of {len(image_id)} characters, at most {MAX_ID_LENGTH} "
+            "are allowed; shorten it, or give it an id in a manifest"
+        )
+        left_out.append(LeftOut(str(file), reason, "long-id"))
+    return Listing(entries, left_out)
 
 
 def write_manifest(path: Path, entries: Iterable[ManifestEntry]) -> None:
@@ -106,10 +174,6 @@ def _read_text(path: Path) -> str:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".")
-
-
-def _file_entry(path: Path, name: str) -> ManifestEntry:
-    return ManifestEntry(image_id=_printable_id(name), path=str(path.absolute()))
 
 
 def _document(entry: ManifestEntry, home: Path) -> JsonObject:

@@ -10,7 +10,7 @@ from ops.cli.terminal import terminal_json, terminal_text
 from schemas.errors import UsageError, WorkFailedError
 from schemas.records import ManifestEntry
 from schemas.settings import Settings
-from stream.manifest import read_manifest
+from stream.manifest import list_manifest
 from workers.repository.connection import Connection, migrate
 from workers.runtime.services import Services
 
@@ -62,13 +62,29 @@ def open_database(services: Services, name: str) -> Connection:
 def entries_of(manifest: Path, split: str | None) -> list[ManifestEntry]:
     """Read a manifest's entries, only those of `split` if one is named.
 
-    `UsageError` if none is left.
+    What is left out of a folder is told on standard error. `UsageError` if none is left.
     """
-    entries = read_manifest(manifest)
+    listing = list_manifest(manifest)
+    for refused in listing.left_out:
+        print(f"left out: {refused.path}: {refused.reason}", file=sys.stderr)
+    if listing.hidden:
+        print(f"skipped: {listing.hidden:,} hidden files and folders", file=sys.stderr)
+    return split_of(manifest, listing.entries, split)
+
+
+def split_of(
+    manifest: Path, entries: list[ManifestEntry], split: str | None
+) -> list[ManifestEntry]:
+    """Choose the entries of a split, or all. `UsageError` if none is left."""
     if split is None:
         chosen = entries
     else:
         chosen = [entry for entry in entries if entry.split == split]
+    if not entries:
+        raise UsageError(
+            f"{manifest} must hold files that can be used, got none; "
+            "give what was left out in another way, such as by a manifest"
+        )
     if not chosen:
         splits = ", ".join(sorted({str(entry.split) for entry in entries}))
         raise UsageError(f"split must be one of {splits} in {manifest}, got {split!r}")

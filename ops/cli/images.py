@@ -2,19 +2,19 @@
 
 import json
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ops import ingestion
-from ops.cli.context import AddCommand, emit, entries_of, open_database
+from ops.cli.context import AddCommand, emit, open_database, split_of
 from ops.embedded.database import open_services
 from ops.ingestion import IngestOutcome, PublishedImages, Upload
 from schemas.errors import UsageError
 from schemas.events import ImageDeleted
-from schemas.records import JsonObject, ManifestEntry
+from schemas.records import JsonObject
 from schemas.settings import Settings
 from stream.log.event_log import EventLog, message
-from stream.manifest import read_paths
+from stream.manifest import Listing, list_manifest, list_paths
 from workers.repository import generations
 from workers.repository.connection import Connection, transaction
 from workers.repository.image_deletion import Deletion, delete_images
@@ -66,7 +66,8 @@ def ingest(options: Namespace, settings: Settings) -> int:
     """`sigma ingest`: exit code 2 when images were rejected, after all others went through."""
     from ops.cli.progress_bar import bar
 
-    entries = _entries_to_ingest(options, settings)
+    listing = _listing_to_ingest(options, settings)
+    entries = listing.entries
     with open_services(settings) as services, open_database(services, "ingest") as conn:
         if options.wait:
             _require_live(conn)
@@ -75,17 +76,18 @@ def ingest(options: Namespace, settings: Settings) -> int:
             published = ingestion.publish(
                 conn, log, entries, options.version, progress.update, _upload(services)
             )
+        published = ingestion.with_left_out(published, listing.left_out)
         outcome = None
         if options.wait:
             outcome = _wait_until_searchable(conn, settings, published, options.timeout)
         log.close()
-    document = ingestion.summary(published, outcome)
+    document = ingestion.summary(published, outcome) | {"hidden": listing.hidden}
     searchable = None if outcome is None else outcome.indexed
     emit(document, options.json, _ingest_text(document, searchable))
     return 2 if document["rejected"] else 0
 
 
-def _entries_to_ingest(options: Namespace, settings: Settings) -> list[ManifestEntry]:
+def _listing_to_ingest(options: Namespace, settings: Settings) -> Listing:
     from ops.embedded.control import running
 
     if bool(options.paths) == bool(options.manifest):
@@ -93,14 +95,17 @@ def _entries_to_ingest(options: Namespace, settings: Settings) -> list[ManifestE
     if options.version is not None and options.version < 1:
         raise UsageError(f"--version must be at least 1, got {options.version}")
     if options.manifest:
-        entries = entries_of(options.manifest, options.split)
+        listing = list_manifest(options.manifest)
+        if options.split is not None:
+            chosen = split_of(options.manifest, listing.entries, options.split)
+            listing = replace(listing, entries=chosen)
     else:
-        entries = read_paths(options.paths)
+        listing = list_paths(options.paths)
     if options.wait and settings.embedded and running(settings) is None:
         raise UsageError(
             "no workers run here, so nothing would become searchable; start them with: sigma up"
         )
-    return entries
+    return listing
 
 
 def _require_live(conn: Connection) -> None:
@@ -138,11 +143,15 @@ def _ingest_text(document: JsonObject, searchable: int | None) -> str:
     text = f"published {document['published']:,} images"
     if searchable is not None:
         text += f", {searchable:,} are searchable, {len(rejected):,} were rejected"
+    elif rejected:
+        text += f", {len(rejected):,} were left out"
     for rejection in rejected[:SHOWN_REJECTIONS]:
         text += f"\n  {rejection['path']}: {rejection['reason']}"
     if len(rejected) > SHOWN_REJECTIONS:
         more = len(rejected) - SHOWN_REJECTIONS
-        text += f"\n  … and {more:,} more; all of them: sigma dead-letters list"
+        text += f"\n  … and {more:,} more; all of them: with --json"
+    if document["hidden"]:
+        text += f"\n{document['hidden']:,} hidden files and folders were skipped"
     return text
 
 

@@ -121,16 +121,21 @@ def test_the_api_says_what_it_is_and_refuses_bad_queries_clearly(running: Home) 
 
 def test_a_folder_full_of_surprises(running: Home, tmp_path: Path) -> None:
     good, codes = write_folder(tmp_path / "folder", 20)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "folder" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "folder" / ".DS_Store").write_bytes(b"x")
     done = running.sigma("ingest", tmp_path / "folder", "--wait", "--json")
     assert done.code == 2
     document = done.json
     assert document["published"] == good + len(codes)
     assert document["indexed"] == good
-    assert {Path(one["path"]).name: one["code"] for one in document["rejected"]} == codes
+    told = {Path(one["path"]).name: one["code"] for one in document["rejected"]}
+    assert told == codes | {"linked": "linked-folder"}
+    assert document["hidden"] == 1
     assert all(len(one["reason"]) > 20 for one in document["rejected"])
     assert peak_bytes(pid_of(running, "intake")) < 1 << 30
     letters = running.ok("dead-letters")["dead_letters"]
-    assert {one["image_id"] for one in letters} == set(codes)
+    assert {Path(one["image_id"]).name for one in letters} == set(codes)
     assert running.ok("status")["images"]["rejected"] == len(codes)
     # Mended and replayed, an image goes in; the others are refused again.
     (tmp_path / "folder" / "empty.jpg").write_bytes(
