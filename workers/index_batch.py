@@ -11,11 +11,11 @@ from itertools import islice
 from typing import TypeVar
 
 from schemas.errors import RejectInputError
-from schemas.events import ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent, decode
+from schemas.events import ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
 from stream.log.dead_letters import dead_letter, rejection_of_event, rejection_of_image
-from stream.log.event_log import Event, Message, message
+from stream.log.event_log import Event, Message, message, record_of
 from workers.generations.image_assigner import ImageAssigner
 from workers.generations.inferred import Inferred
 from workers.repository.generations import Generation
@@ -91,7 +91,7 @@ def read_events(events: Iterable[Event]) -> tuple[list[AcceptedEvent], list[Refu
     refused: list[RefusedEvent] = []
     for event in events:
         try:
-            record = decode(event.topic, event.value)
+            record = record_of(event)
         except RejectInputError as error:
             refused.append(RefusedEvent(event, rejection_of_event(event, error, stage=STAGE)))
             continue

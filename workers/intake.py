@@ -21,13 +21,12 @@ from schemas.events import (
     ImageArrived,
     ImageDeleted,
     ImageRejected,
-    decode,
     trace_of,
 )
 from stream.images.decode_pool import DecodePool
 from stream.images.store import ImageStore
 from stream.log.dead_letters import dead_letter, rejection_of_event, rejection_of_failure
-from stream.log.event_log import Batch, Event, EventLog, Message, Partition, message
+from stream.log.event_log import Batch, Event, EventLog, Message, Partition, message, record_of
 from stream.log.offsets import committed, contiguous_batch, lag, store_offsets
 from stream.validation import STAGE, accept
 from workers.repository.connection import MEMBER_LIMITS, Connection, transaction
@@ -55,6 +54,9 @@ _POLL_S = 1.0
 
 # Decoding processes, and threads that wait for them and for sources.
 _PROCESSES = 2
+
+# Most batches of one partition in a sweep; other partitions and what faust brings wait meanwhile.
+_SWEEP_BATCHES = 20
 
 # Seconds between tries while a service is unavailable and faust waits for the batch.
 _PAUSE_S = 0.5
@@ -171,6 +173,8 @@ class FaustHandler:
         self._set_lag = set_lag
         self._conn: Connection | None = None
         self._offsets_at_last_sweep: Mapping[Partition, int] = {}
+        self._told_open: dict[Partition, int] = {}
+        """Where each partition waited for an open transaction when that was told."""
 
     def handle(self, events: Sequence[Event]) -> None:
         """Work until the events are committed, by this member or another.
@@ -205,11 +209,39 @@ class FaustHandler:
             self._set_lag(backlog(ends, done))
             stuck = stuck_partitions(ends, done, self._offsets_at_last_sweep)
             self._offsets_at_last_sweep = {place: done.get(place, 0) for place in ends}
-            for topic, partition in stuck:
-                first = done.get((topic, partition), 0)
-                self.handle(self._log.read(topic, partition, first=first, limit=_BATCH))
+            for place in stuck:
+                self._work_off(place, done.get(place, 0), ends[place])
         except TRANSIENT_ERRORS as error:
             log.warning("sweep skipped", worker=GROUP, reason=str(error))
+
+    def _work_off(self, place: Partition, first: int, end: int) -> None:
+        """Work on what a partition holds from `first` on, at most a few batches of it."""
+        for _ in range(_SWEEP_BATCHES):
+            if self._stop.is_set():
+                return
+            span = self._log.read_span(*place, first=first, limit=_BATCH)
+            if span.end <= first:
+                self._tell_open_transaction(place, first, end)
+                return
+            if span.events:
+                self.handle(span.events)
+                first = span.events[-1].offset + 1
+            else:
+                # Aborted transactions and the markers of all of them take offsets, without events.
+                self._process(self._connected(), self._log, Batch((), {place: (first, span.end)}))
+                first = span.end
+
+    def _tell_open_transaction(self, place: Partition, first: int, end: int) -> None:
+        """Tell once that a partition holds events which nobody can read yet."""
+        if first < end and self._told_open.get(place) != first:
+            self._told_open[place] = first
+            log.warning(
+                "events wait for a producer to end its transaction",
+                topic=place[0],
+                partition=place[1],
+                offset=first,
+                offsets=end - first,
+            )
 
     def close(self) -> None:
         """Close the log and the connection."""
@@ -261,7 +293,7 @@ def stuck_partitions(
 def read_record(event: Event) -> InputRecord:
     """Parse an event of one of the topics; a rejection when it cannot be parsed."""
     try:
-        record = decode(event.topic, event.value)
+        record = record_of(event)
     except RejectInputError as error:
         return rejection_of_event(event, error, stage=STAGE)
     if isinstance(record, ImageArrived | ImageDeleted):

@@ -77,6 +77,10 @@ UPDATE consumer_offset SET next_offset = 0 WHERE consumer_group = %(group)s AND 
 -- Which of these images are still rejected.
 SELECT DISTINCT image_id FROM rejection WHERE image_id = ANY(%(image_ids)s);
 
+-- name: forget_rejections
+-- Ends rejections of what was published again under other keys.
+DELETE FROM rejection WHERE image_id = ANY(%(image_ids)s);
+
 -- name: add_to_outbox
 -- Events to forward once this transaction has committed.
 INSERT INTO outbox (topic, key, value, headers)

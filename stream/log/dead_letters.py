@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from schemas.errors import RejectInputError, UsageError, brief
-from schemas.events import REJECTED, ImageAccepted, ImageArrived, ImageRejected, decode
+from schemas.events import REJECTED, ImageAccepted, ImageArrived, ImageRejected
 from schemas.named_sql import queries
 from stream.images.redaction import redact_text, redact_uri
-from stream.log.event_log import Event, EventLog, Message, message
+from stream.log.event_log import Event, EventLog, Message, message, record_of
 from stream.manifest import MAX_ID_LENGTH
 from stream.session import Connection
 
@@ -27,6 +27,9 @@ _MESSAGE = _PREFIX + "exception.message"
 
 # The header with our short code of the reason; Kafka Connect has none like it.
 _CODE = "sigma_code"
+
+# The header with the first of the offsets that cannot be read; the origin's is the last.
+_FIRST = "sigma_first_offset"
 
 # Dead letters that a replay reads at a time; bounds its memory.
 _CHUNK_EVENTS = 1000
@@ -84,7 +87,10 @@ class DeadLetterContent:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a replay did: originals published again, and dead letters whose original is gone."""
+    """What a replay did: originals published again, and dead letters whose original is gone.
+
+    An original that cannot be read, still, counts as gone.
+    """
 
     replayed: int
     lost: int
@@ -102,7 +108,20 @@ def dead_letter(origin: Event, rejected: ImageRejected) -> Message:
         _MESSAGE: rejected.reason,
         _CODE: rejected.code,
     }
+    if origin.unreadable is not None:
+        error_headers[_FIRST] = str(origin.unreadable.first)
     return message(rejected, rejected.image_id, cause=origin, extra_headers=error_headers)
+
+
+def letter_without_origin(rejected: ImageRejected) -> Message:
+    """Make the message that reports an event which never came into the log."""
+    error_headers = {
+        _STAGE: rejected.stage,
+        _CLASS: f"{RejectInputError.__module__}.{RejectInputError.__qualname__}",
+        _MESSAGE: rejected.reason,
+        _CODE: rejected.code,
+    }
+    return message(rejected, rejected.image_id, extra_headers=error_headers)
 
 
 def rejection_of_image(
@@ -145,7 +164,7 @@ def rejection_of_failure(origin: Event, error: Exception, *, stage: str) -> Imag
             "replay it when the cause is mended",
         )
     try:
-        record = decode(origin.topic, origin.value)
+        record = record_of(origin)
     except RejectInputError:
         return rejection_of_event(origin, refusal, stage=stage)
     if isinstance(record, ImageArrived | ImageAccepted):
@@ -206,18 +225,24 @@ def replay(log: EventLog, conn: Connection) -> Replay:
     multiply: copies of one original are recognised by their key and content.
     """
     originals: dict[tuple[str, str, bytes], Message] = {}
+    whole_batches: list[str] = []
     lost = 0
     for letters in _all_letters(log):
         for letter in _still_rejected(conn, letters):
-            origin = _origin(log, letter)
-            if origin is None:
+            origins = _origins(log, letter)
+            if not origins:
                 lost += 1
                 continue
-            originals[origin.topic, origin.key, origin.value] = Message(
-                topic=origin.topic, key=origin.key, value=origin.value, headers=origin.headers
-            )
+            for origin in origins:
+                originals[origin.topic, origin.key, origin.value] = Message(
+                    topic=origin.topic, key=origin.key, value=origin.value, headers=origin.headers
+                )
+            if _FIRST in letter.headers:
+                whole_batches.append(letter.key)
     # All at the end: an original is published once, however many dead letters report it.
     log.publish(None, list(originals.values()))
+    # No image has the key of such a letter, so nothing else ends the rejection.
+    conn.execute(queries()["forget_rejections"], {"image_ids": whole_batches})
     return Replay(len(originals), lost)
 
 
@@ -277,6 +302,30 @@ def _origin(log: EventLog, letter: Event) -> Event | None:
     if _TOPIC not in headers:
         return None
     return _event_at(log, headers[_TOPIC], int(headers[_PARTITION]), int(headers[_OFFSET]))
+
+
+def _origins(log: EventLog, letter: Event) -> list[Event]:
+    """Read what a dead letter reports: one event, or all of a batch that could not be read.
+
+    Empty when that is unknown, when retention removed it, or while it cannot be read.
+    """
+    if _FIRST not in letter.headers:
+        origin = _origin(log, letter)
+        return [] if origin is None or origin.unreadable is not None else [origin]
+    place = (letter.headers[_TOPIC], int(letter.headers[_PARTITION]))
+    first = int(letter.headers[_FIRST])
+    end = int(letter.headers[_OFFSET]) + 1
+    origins: list[Event] = []
+    while first < end:
+        span = log.read_span(*place, first=first, limit=min(_CHUNK_EVENTS, end - first))
+        events = [event for event in span.events if event.offset < end]
+        if any(event.unreadable is not None for event in events):
+            return []
+        origins += events
+        if span.end <= first:
+            break
+        first = span.end
+    return origins
 
 
 def _letter_at(log: EventLog, place: str) -> Event:

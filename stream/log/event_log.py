@@ -14,7 +14,7 @@ from typing import Protocol, Self
 from psycopg.pq import TransactionStatus
 
 from schemas.errors import RejectInputError
-from schemas.events import EventRecord, encode, headers
+from schemas.events import EventRecord, decode, encode, headers
 from stream.lease import Lease
 from stream.log.topics import TOPICS, Topic
 from stream.session import Connection
@@ -45,6 +45,17 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Why offsets from `first` up to an event's own cannot be read; the event stands for them.
+
+    It has the last of these offsets, so that whoever commits it has passed them all.
+    """
+
+    first: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """An event read from the log: a message with its partition, offset and time."""
 
@@ -55,6 +66,8 @@ class Event:
     value: bytes
     headers: Mapping[str, str]
     published_at: datetime
+    unreadable: Unreadable | None = None
+    """If it stands for a batch of records that cannot be unpacked."""
 
     @property
     def topic_partition(self) -> Partition:
@@ -63,9 +76,21 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """What a log has of one partition from an offset on: all events before the offset `end`.
+
+    Offsets without an event hold none: Kafka's markers of transactions, and what was aborted.
+    """
+
+    events: tuple[Event, ...]
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Events of one poll, and for each partition the offsets [begin, end) that they cover.
 
+    It may cover offsets without any event: of transactions that were aborted, and of their markers.
     The worker commits `positions` in the transaction that writes its rows
     (`stream.log.offsets.store_offsets`). Without that commit, the same events are polled again.
     """
@@ -77,6 +102,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.events)
+
+    def __bool__(self) -> bool:
+        return bool(self.positions)
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """Split the events in two, each part with the offsets that it covers, the earlier first.
@@ -139,13 +167,20 @@ class EventLog(Protocol):
         """
 
     def end_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
-        """Return the offset that the next event of each partition will get."""
+        """Return the offset that the next event of each partition will get.
+
+        Events of a transaction that is still open, and those behind it, count, though nobody can
+        read them yet.
+        """
 
     def open_consumer(self, group: str, topics: Sequence[str]) -> Consumer:
         """Join a group as a new member. A new group starts at the oldest event."""
 
     def read(self, topic: str, partition: int, *, first: int = 0, limit: int = 100) -> list[Event]:
         """Read events of one partition from offset `first` on, without a group."""
+
+    def read_span(self, topic: str, partition: int, *, first: int, limit: int) -> Span:
+        """Read the same, and say how far that came."""
 
     def close(self) -> None:
         """Close the log's own connections. Consumers are closed by whoever opened them."""
@@ -191,6 +226,16 @@ def message(
             f"got {made.size:,}; send fewer or shorter captions",
         )
     return made
+
+
+def record_of(event: Event) -> EventRecord:
+    """Decode what an event holds.
+
+    `RejectInputError` when it is not what its topic carries, or its batch could not be unpacked.
+    """
+    if event.unreadable is not None:
+        raise RejectInputError("unreadable-batch", event.unreadable.reason)
+    return decode(event.topic, event.value)
 
 
 def partition_of(key: str, partitions: int) -> int:

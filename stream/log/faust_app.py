@@ -7,6 +7,8 @@ Traps of faust that this module avoids, each with a test (tests/integration/test
   hint, the real ones are in PostgreSQL, and a sweep compares the log with them.
 - A codec that meets a malformed payload ends the agent. So topics are read as raw bytes.
 - More than one task per agent commits past events in flight. So there is one.
+- Events of aborted transactions are read, and a batch that cannot be unpacked ends the app. So its
+  consumer is one of our own (stream/log/faust_transport.py).
 """
 
 import asyncio
@@ -25,6 +27,7 @@ from schemas.errors import RetryLaterError
 from schemas.events import ACCEPTED, ARRIVED, DELETED, REJECTED
 from schemas.settings import KafkaSettings
 from stream.log.event_log import Event
+from stream.log.faust_transport import CommittedApp
 from stream.log.kafka_client import HEARTBEAT_S, SESSION_TIMEOUT_S, event_of, headers_of
 from stream.log.topics import TOPICS
 
@@ -76,7 +79,7 @@ def build_app(
 
     `folder` is faust's own data folder. Nothing connects before `run_app`.
     """
-    app = faust.App(
+    app = CommittedApp(
         "sigma-intake",
         broker=[f"kafka://{address}" for address in settings.bootstrap],
         broker_credentials=_credentials(settings),

@@ -14,17 +14,19 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from schemas.errors import RetryLaterError, UsageError
 from schemas.settings import KafkaSettings
-from stream.log.event_log import Event, Message, Partition
+from stream.log.event_log import Event, Message, Partition, Span
 from stream.log.kafka_client import (
     DELIVERY_TIMEOUT_MS,
     REQUEST_TIMEOUT_MS,
     TOO_LARGE,
     client_settings,
     event_of,
+    reader_settings,
     retry_later,
 )
 from stream.log.kafka_consumer import KafkaGroupConsumer
 from stream.log.outbox import add_to_outbox
+from stream.log.record_batches import open_kafka_reader
 from stream.log.topics import TOPICS, Topic
 from stream.session import Connection
 
@@ -53,9 +55,10 @@ class KafkaLog:
         self._settings = settings
         self._url = database_url
         self._lock = threading.Lock()
-        """Guards `_producer` and `_reader`. Held while reading: the reader is not thread-safe."""
+        """Guards the clients. Held while reading: consumers are not thread-safe."""
         self._producer: KafkaProducer | None = None
         self._reader: KafkaConsumer | None = None
+        self._ends: KafkaConsumer | None = None
         self._offset_scopes: dict[str, str] = {}
 
     def ensure_topics(self, topics: Sequence[Topic] = TOPICS) -> None:
@@ -106,7 +109,7 @@ class KafkaLog:
     def end_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
         """See `EventLog`."""
         with self._lock, retry_later("read offsets"):
-            reader = self._open_reader()
+            reader = self._open_ends()
             partitions = []
             for topic in topics:
                 for number in sorted(reader.partitions_for_topic(topic) or ()):
@@ -119,9 +122,18 @@ class KafkaLog:
             }
 
     def read(self, topic: str, partition: int, *, first: int = 0, limit: int = 100) -> list[Event]:
-        """See `EventLog`. Events older than the topic's retention are left out."""
-        with self._lock, retry_later("read events"):
-            return _read(self._open_reader(), TopicPartition(topic, partition), first, limit)
+        """See `EventLog`. Events older than the topic's retention are left out.
+
+        So are those of transactions that were aborted or are still open. A batch that cannot be
+        unpacked is one event that says so.
+        """
+        return list(self.read_span(topic, partition, first=first, limit=limit).events)
+
+    def read_span(self, topic: str, partition: int, *, first: int, limit: int) -> Span:
+        """See `EventLog`. It ends where the first open transaction begins, if there is one."""
+        place = TopicPartition(topic, partition)
+        with self._lock, retry_later(f"read {topic}/{partition} from offset {first} on"):
+            return _read(self._open_reader(), place, first, limit)
 
     def open_consumer(self, group: str, topics: Sequence[str]) -> KafkaGroupConsumer:
         """See `EventLog`."""
@@ -130,11 +142,12 @@ class KafkaLog:
     def close(self) -> None:
         """See `EventLog`."""
         with self._lock:
-            for client in (self._producer, self._reader):
+            for client in (self._producer, self._reader, self._ends):
                 if client is not None:
                     client.close()
             self._producer = None
             self._reader = None
+            self._ends = None
 
     @contextmanager
     def _admin(self) -> Iterator[Any]:
@@ -196,15 +209,23 @@ class KafkaLog:
             producer.close(timeout=_CLOSE_TIMEOUT_S)
 
     def _open_reader(self) -> KafkaConsumer:
-        """Return the consumer without a group that reads events and offsets; call with the lock."""
+        """Return the consumer without a group that reads events; call with the lock."""
         if self._reader is None:
-            self._reader = KafkaConsumer(
+            self._reader = open_kafka_reader(**reader_settings(self._settings))
+        return self._reader
+
+    def _open_ends(self) -> KafkaConsumer:
+        """Return the consumer that asks for the ends of partitions; call with the lock.
+
+        One that reads what was committed is told where the first open transaction begins.
+        """
+        if self._ends is None:
+            self._ends = KafkaConsumer(
                 **client_settings(self._settings),
                 enable_auto_commit=False,
-                auto_offset_reset="earliest",
                 allow_auto_create_topics=False,
             )
-        return self._reader
+        return self._ends
 
 
 def _require_declared(messages: Sequence[Message]) -> None:
@@ -217,7 +238,7 @@ def _require_declared(messages: Sequence[Message]) -> None:
         )
 
 
-def _read(reader: KafkaConsumer, partition: TopicPartition, first: int, limit: int) -> list[Event]:
+def _read(reader: KafkaConsumer, partition: TopicPartition, first: int, limit: int) -> Span:
     # Assigned, not subscribed: a reader without a group never waits for a rebalance.
     reader.assign([partition])
     begin = reader.beginning_offsets([partition])[partition]
@@ -229,13 +250,15 @@ def _read(reader: KafkaConsumer, partition: TopicPartition, first: int, limit: i
     deadline = time.monotonic() + _READ_TIMEOUT_S
     while offset < end and len(events) < limit:
         if time.monotonic() > deadline:
-            raise RetryLaterError(
-                f"{partition.topic}/{partition.partition} was not read up to offset {end} "
-                f"within {_READ_TIMEOUT_S:g} seconds; try again"
-            )
+            break
         records = reader.poll(timeout_ms=_READ_POLL_MS, max_records=limit - len(events))
         for record in records.get(partition, ()):
             events.append(event_of(record, record.timestamp / 1000))
         # Not the offset after the last event: control records have offsets but are not returned.
         offset = reader.position(partition)
-    return events
+    if first < offset or offset >= end:
+        return Span(tuple(events), max(first, offset))
+    raise RetryLaterError(
+        f"nothing of {partition.topic}/{partition.partition} came from offset {first} on within "
+        f"{_READ_TIMEOUT_S:g} seconds; try again"
+    )

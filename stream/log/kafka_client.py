@@ -11,7 +11,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLarg
 from schemas.errors import RejectInputError, RetryLaterError, brief
 from schemas.records import EARLIEST, LATEST, storable_time
 from schemas.settings import KafkaSettings
-from stream.log.event_log import Event
+from stream.log.event_log import Event, Unreadable
 
 # A killed member loses its partitions after this long: the least a broker allows by default.
 SESSION_TIMEOUT_S = 6.0
@@ -48,11 +48,27 @@ def client_settings(settings: KafkaSettings) -> dict[str, Any]:
     return arguments
 
 
+def reader_settings(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the keyword arguments with which every consumer reads."""
+    return client_settings(settings) | {
+        # Events of a transaction that was aborted were never published.
+        "isolation_level": "read_committed",
+        # Committing by itself, it would report events whose transaction failed.
+        "enable_auto_commit": False,
+        # A new group starts at the oldest event; the default is the newest.
+        "auto_offset_reset": "earliest",
+        # A topic created by accident would have the wrong partitions.
+        "allow_auto_create_topics": False,
+    }
+
+
 def event_of(record: Any, published_s: float) -> Event:
     """Convert a record of kafka-python, or a message of faust; `published_s` counts from 1970.
 
     A foreign producer may leave out key, value and headers, or write them in any bytes.
     """
+    if isinstance(record.value, Unreadable):
+        return _unreadable_event(record, record.value, published_s)
     key = (record.key or b"").decode("utf-8", "replace")
     return Event(
         topic=record.topic,
@@ -63,6 +79,20 @@ def event_of(record: Any, published_s: float) -> Event:
         value=record.value or b"",
         headers=headers_of(record),
         published_at=_moment(published_s),
+    )
+
+
+def _unreadable_event(record: Any, bad: Unreadable, published_s: float) -> Event:
+    """An event that stands for offsets; its key is their place, for nothing is known of theirs."""
+    return Event(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        key=f"{record.topic}/{record.partition}/{bad.first}",
+        value=b"",
+        headers={},
+        published_at=_moment(published_s),
+        unreadable=bad,
     )
 
 

@@ -15,15 +15,16 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import KafkaError
 
 from schemas.settings import KafkaSettings
-from stream.log.event_log import Batch, EventLog
+from stream.log.event_log import Batch, EventLog, Partition
 from stream.log.kafka_client import (
     HEARTBEAT_S,
     SESSION_TIMEOUT_S,
-    client_settings,
     event_of,
+    reader_settings,
     retry_later,
 )
 from stream.log.offsets import committed, contiguous_batch
+from stream.log.record_batches import open_kafka_reader
 from stream.session import Connection, connection_options
 
 # How long a broker may wait to fill a fetch.
@@ -146,6 +147,22 @@ class KafkaGroupConsumer:
         """Forget partitions that another member has now; called in a poll."""
         self._forget(partitions)
 
+    def _begins(self) -> dict[Partition, int]:
+        """The offset at which each assigned partition goes on."""
+        return {
+            (partition.topic, partition.partition): offset
+            for partition, offset in self._next_offsets.items()
+        }
+
+    def _moved(self) -> set[Partition]:
+        """Partitions in which the client has come on, events or not."""
+        moved = set()
+        for partition, offset in self._next_offsets.items():
+            position = self._consumer.position(partition, timeout_ms=0)
+            if position is not None and position > offset:
+                moved.add((partition.topic, partition.partition))
+        return moved
+
     def _forget(self, partitions: Iterable[TopicPartition]) -> None:
         for partition in partitions:
             self._next_offsets.pop(partition, None)
@@ -172,11 +189,7 @@ class KafkaGroupConsumer:
             if partition in self._next_offsets:
                 for record in partition_records:
                     delivered.append(event_of(record, record.timestamp / 1000))
-        next_offsets = {
-            (partition.topic, partition.partition): offset
-            for partition, offset in self._next_offsets.items()
-        }
-        return contiguous_batch(self._log, next_offsets, delivered)
+        return contiguous_batch(self._log, self._begins(), delivered, self._moved())
 
     def _report_offsets(self) -> None:
         """Tell Kafka the group's offsets, for tools that show its lag. Nothing here reads them."""
@@ -206,14 +219,9 @@ class _RebalanceListener(ConsumerRebalanceListener):
 
 
 def _kafka_consumer(settings: KafkaSettings, group: str) -> KafkaConsumer:
-    return KafkaConsumer(
-        **client_settings(settings),
+    return open_kafka_reader(
+        **reader_settings(settings),
         group_id=f"sigma-{group}",
-        # Committing by itself, it would report events whose transaction failed.
-        enable_auto_commit=False,
-        # A new group starts at the oldest event; the default is the newest.
-        auto_offset_reset="earliest",
-        allow_auto_create_topics=False,
         partition_assignment_strategy=(CooperativeStickyAssignor,),
         session_timeout_ms=int(SESSION_TIMEOUT_S * 1000),
         heartbeat_interval_ms=int(HEARTBEAT_S * 1000),

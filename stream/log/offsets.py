@@ -3,7 +3,7 @@
 They are stored in PostgreSQL beside the rows that the events led to, so that both commit together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from schemas.errors import RetryLaterError
 from schemas.named_sql import queries
@@ -52,7 +52,10 @@ def committed(
 
 
 def contiguous_batch(
-    log: EventLog, committed_offsets: Mapping[Partition, int], delivered: Sequence[Event]
+    log: EventLog,
+    committed_offsets: Mapping[Partition, int],
+    delivered: Sequence[Event],
+    moved: Collection[Partition] = (),
 ) -> Batch:
     """Turn what a client delivered into a batch without gaps, in the log's order.
 
@@ -60,8 +63,11 @@ def contiguous_batch(
     order, or skip some: it prefetches, and a rebalance drops what it has fetched. Committing such
     events as they are would skip the missing ones for good. So wherever an offset is missing, the
     span is read from the log. What the log does not have either was never an event (Kafka's
-    transaction markers), or retention has removed it. A span longer than one read is cut; the
-    next call continues it.
+    transaction markers, and what was aborted), or retention has removed it. What lies beyond the
+    span that one read gives is left for the next call.
+
+    In partitions of `moved` the client has come on, maybe without an event: offsets that hold none
+    are covered too.
     """
     events: list[Event] = []
     positions: dict[Partition, tuple[int, int]] = {}
@@ -74,14 +80,26 @@ def contiguous_batch(
         if len(by_offset) < end - begin:
             # Read anew as a whole: one read, however many gaps there are.
             limit = min(_MAX_REREAD_EVENTS, end - begin)
-            reread = log.read(*partition, first=begin, limit=limit)
-            # Maybe cut by the limit: what was delivered beyond the cut is left for the next call.
-            if len(reread) == limit:
-                end = min(end, reread[-1].offset + 1)
-            by_offset |= {event.offset: event for event in reread}
-        events += [by_offset[offset] for offset in sorted(by_offset) if offset < end]
-        positions[partition] = (begin, end)
+            span = log.read_span(*partition, first=begin, limit=limit)
+            by_offset |= {event.offset: event for event in span.events}
+            # Between what was read and what was delivered there may be more.
+            end = min(end, span.end)
+        if begin < end:
+            events += [by_offset[offset] for offset in sorted(by_offset) if offset < end]
+            positions[partition] = (begin, end)
+    for partition in moved:
+        begin = committed_offsets.get(partition, 0)
+        if partition not in positions:
+            end = end_of_hole(log, partition, begin)
+            if begin < end:
+                positions[partition] = (begin, end)
     return Batch(tuple(events), positions)
+
+
+def end_of_hole(log: EventLog, partition: Partition, begin: int) -> int:
+    """Return up to where the offsets from `begin` on hold no event, as far as can be read."""
+    span = log.read_span(*partition, first=begin, limit=1)
+    return span.events[0].offset if span.events else span.end
 
 
 def rewind(log: EventLog, conn: Connection, group: str, topic: str) -> None:

@@ -18,7 +18,8 @@ from schemas.errors import RejectInputError, RetryLaterError, brief
 from schemas.events import REJECTED, ImageRejected
 from schemas.named_sql import queries
 from stream.lease import RENEW_S, Lease, check, give_up, renew, take
-from stream.log.event_log import EventLog, Message, join_transaction, message
+from stream.log.dead_letters import letter_without_origin
+from stream.log.event_log import EventLog, Message, join_transaction
 from stream.session import Connection
 
 # Notified when a transaction that added events commits; the name is also in log.sql.
@@ -114,8 +115,8 @@ def _set_aside(log: EventLog, refused: Message, error: RejectInputError) -> None
     )
     # A dead letter that is too large itself is told by the log line only.
     if refused.topic != REJECTED:
-        letter = ImageRejected(refused.key, "", error.code, str(error), "outbox")
-        log.publish(None, [message(letter, refused.key)])
+        rejected = ImageRejected(refused.key, "", error.code, str(error), "outbox")
+        log.publish(None, [letter_without_origin(rejected)])
 
 
 def outbox_size(conn: Connection) -> int:

@@ -21,6 +21,7 @@ from stream.log.event_log import (
     Event,
     Message,
     Partition,
+    Span,
     join_transaction,
     partition_of,
 )
@@ -93,6 +94,11 @@ class PostgresLog:
         """See `EventLog`."""
         with self._lock:
             return _read(self._open_connection(), (topic, partition), first, limit)
+
+    def read_span(self, topic: str, partition: int, *, first: int, limit: int) -> Span:
+        """See `EventLog`. There are no holes, except where old events were removed."""
+        events = self.read(topic, partition, first=first, limit=limit)
+        return Span(tuple(events), events[-1].offset + 1 if events else first)
 
     def open_consumer(self, group: str, topics: Sequence[str]) -> "PostgresConsumer":
         """See `EventLog`."""

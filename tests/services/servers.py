@@ -92,6 +92,11 @@ class KafkaServer(Server):
         return server
 
     @property
+    def data(self) -> Path:
+        """The folder with a folder for each partition."""
+        return self._log.parent / "data"
+
+    @property
     def bootstrap(self) -> str:
         """The address of the broker."""
         return f"127.0.0.1:{self.port}"
