@@ -28,6 +28,9 @@ DEFAULT_INGEST_EVENTS = 2000
 # Seconds of a steady flow: long enough for caches, merges and autovacuum to play their part.
 DEFAULT_STEADY_S = 300.0
 
+# Seconds of each phase of the load benchmark; the long overload lasts twenty times as long.
+DEFAULT_LOAD_PHASE_S = 30.0
+
 # Seconds of each phase of the switch benchmark: ten switches with pauses between them.
 DEFAULT_SWITCH_PHASE_S = 60.0
 
@@ -41,6 +44,8 @@ def run_benchmark(options: Namespace) -> Report:
             return _drift(options)
         case "fuzz":
             return _fuzz(options)
+        case "load":
+            return _load(options)
         case "recluster":
             return _recluster(options)
         case "switch":
@@ -111,6 +116,13 @@ def _fuzz(options: Namespace) -> Report:
         files=options.files,
     )
     return _as_json(fuzz(config).to_json())
+
+
+def _load(options: Namespace) -> Report:
+    from ops.bench.load import load
+
+    result = load(options.seconds or DEFAULT_LOAD_PHASE_S, options.seed)
+    return result.to_json(), result.table()
 
 
 def _recluster(options: Namespace) -> Report:

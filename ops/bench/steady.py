@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from model.network.profiles import profile
 from ops.bench.comparison import Comparison
 from ops.bench.fleet import delete_topics
 from ops.bench.publisher import Publisher
-from ops.cli.progress_bar import bar
+from ops.bench.scene_training import CORPUS_SEED, TRAINING_IMAGES, train_on_scenes
 from ops.embedded.control import down, up
 from ops.embedded.database import open_services
 from ops.scenes.corpus import CorpusConfig, generate
@@ -26,15 +25,10 @@ from stream.log.event_log import EventLog
 from stream.manifest import read_manifest
 from workers.repository.connection import Connection, migrate
 from workers.runtime.services import Services
-from workers.trainer.request import TrainRequest
 from workers.trainer.seeding import arrival
-from workers.trainer.trainer import train
 
 # Percentile → seconds from arrival to searchable that are the goal.
 ALLOWED_S = {50: 0.5, 95: 1.0, 99: 2.0}
-
-# Scenes to train on: what is measured is time, so a bad model serves.
-_TRAINING_IMAGES = 240
 
 # Arrivals at once that show the model's speed: several seconds of work.
 _BURST_IMAGES = 600
@@ -44,9 +38,6 @@ _TIMEOUT_S = 120.0
 
 # Seconds between two looks; the times come from the database, not from the looks.
 _POLL_S = 0.5
-
-# Any seed does; training, burst and flow are disjoint ranges of one corpus.
-_CORPUS_SEED = 3
 
 # For each searchable image, the fields of `ImageFreshness`.
 _FRESHNESS = """
@@ -103,7 +94,7 @@ def _run(services: Services, conn: Connection, folder: Path, seconds: float) -> 
     migrate(conn)
     log = services.open_log()
     log.ensure_topics()
-    _train(services, folder)
+    train_on_scenes(services, folder)
     up(services.settings)
     run = _measure(log, conn, folder, seconds)
     down(services.settings)
@@ -111,22 +102,15 @@ def _run(services: Services, conn: Connection, folder: Path, seconds: float) -> 
     return run
 
 
-def _train(services: Services, folder: Path) -> None:
-    corpus = CorpusConfig(_TRAINING_IMAGES, seed=_CORPUS_SEED)
-    manifest = generate(corpus, folder / "seen", "train", lambda _: None)
-    request = TrainRequest(profile("tiny"), adapt="never")
-    train(services, read_manifest(manifest), request, bar)
-
-
 def _measure(log: EventLog, conn: Connection, folder: Path, seconds: float) -> SteadyRun:
-    burst = _scene_arrivals(folder / "burst", _BURST_IMAGES, start=_TRAINING_IMAGES)
+    burst = _scene_arrivals(folder / "burst", _BURST_IMAGES, start=TRAINING_IMAGES)
     Publisher(log, burst, 0).run()
     burst_s = max(image.since_first_s for image in _wait_until_searchable(conn, burst))
     burst_rate = len(burst) / burst_s
     # Half of the speed: queues stay short, so the wait is the system's own and not a backlog.
     steady_rate = burst_rate / 2
     flow = _scene_arrivals(
-        folder / "flow", int(steady_rate * seconds), start=_TRAINING_IMAGES + _BURST_IMAGES
+        folder / "flow", int(steady_rate * seconds), start=TRAINING_IMAGES + _BURST_IMAGES
     )
     Publisher(log, flow, seconds).run()
     freshness_s = [image.seconds for image in _wait_until_searchable(conn, flow)]
@@ -134,7 +118,7 @@ def _measure(log: EventLog, conn: Connection, folder: Path, seconds: float) -> S
 
 
 def _scene_arrivals(folder: Path, count: int, *, start: int) -> list[ImageArrived]:
-    corpus = CorpusConfig(count, seed=_CORPUS_SEED, start=start)
+    corpus = CorpusConfig(count, seed=CORPUS_SEED, start=start)
     manifest = generate(corpus, folder, "stream", lambda _: None)
     return [arrival(entry) for entry in read_manifest(manifest)]
 

@@ -18,6 +18,7 @@ from ops.bench.generation_copy import copy_generation
 from ops.bench.load_client import LoadClient
 from ops.bench.publisher import Publisher, noise_arrivals
 from ops.bench.query_texts import query_texts
+from ops.bench.scene_training import CORPUS_SEED, TRAINING_IMAGES, train_on_scenes
 from ops.bench.settling import events_under_way, settle
 from ops.bench.stub import StubAssigner
 from ops.bench.switch_result import (
@@ -41,17 +42,12 @@ from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.runtime.process import bind
-from workers.trainer.request import TrainRequest
 from workers.trainer.seeding import arrival
-from workers.trainer.trainer import train
 
 # The query worker too, unlike in benchmarks of the stream alone.
 ROLES = ("intake", "index", "query")
 
-# Scenes to train on: what is measured is time, so a bad model serves.
-_TRAINING_IMAGES = 240
-
-# Epochs of each stage, as a share of the profile's, for the same reason.
+# Epochs of each stage, as a share of the profile's: what is measured is time.
 _TRAINING_SHARE = 0.25
 
 # Arrivals before the first query, so that there is something to find.
@@ -59,9 +55,6 @@ _WARM_UP_EVENTS = 40
 
 # Different queries; they are repeated.
 _QUERY_TEXTS = 500
-
-# Any seed does; training and flow are disjoint ranges of one corpus.
-_CORPUS_SEED = 3
 
 # Longest wait for workers to start, or for a generation to answer: a model has to be loaded.
 _TIMEOUT_S = 240.0
@@ -175,10 +168,7 @@ def _open_stage(config: SwitchConfig) -> Iterator[_Stage]:
 
 def _train(fleet: Fleet, conn: Connection) -> LoadAssigner:
     """Train the tiny model for a moment; all candidates share its weights."""
-    corpus = CorpusConfig(_TRAINING_IMAGES, seed=_CORPUS_SEED)
-    manifest = generate(corpus, fleet.folder / "seen", "train", lambda _: None)
-    request = TrainRequest(_short_profile(), adapt="never")
-    result = train(fleet.services, read_manifest(manifest), request, bar)
+    result = train_on_scenes(fleet.services, fleet.folder, _short_profile())
     fleet.generation = result.generation
     services = fleet.services
     trained = ModelAssigner.load(
@@ -208,7 +198,7 @@ def _make_arrivals(fleet: Fleet, config: SwitchConfig) -> list[ImageArrived]:
     count = _WARM_UP_EVENTS + int(2 * config.seconds * config.images)
     if config.stub:
         return noise_arrivals(fleet.folder, count, config.seed)
-    corpus = CorpusConfig(count, seed=_CORPUS_SEED, start=_TRAINING_IMAGES)
+    corpus = CorpusConfig(count, seed=CORPUS_SEED, start=TRAINING_IMAGES)
     manifest = generate(corpus, fleet.folder / "flow", "stream", lambda _: None)
     return [arrival(entry) for entry in read_manifest(manifest)]
 

@@ -13,6 +13,7 @@ BENCHMARKS = (
     "decode",
     "ingest",
     "query",
+    "load",
     "chaos",
     "fuzz",
     "steady",
@@ -57,7 +58,10 @@ def add_commands(add: AddCommand) -> None:
         "--files", type=Path, metavar="FOLDER", help="fuzz: further image files to mutate"
     )
     bench_command.add_argument(
-        "--seconds", type=float, metavar="S", help="steady: how long; switch: how long each phase"
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="steady: how long; load and switch: how long each phase",
     )
     bench_command.add_argument(
         "--stub", action="store_true", help="switch: with the stub model instead of the tiny one"

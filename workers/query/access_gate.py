@@ -3,7 +3,7 @@
 Refusing is cheap: no body is read, nothing is logged, and what is counted has few names.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,7 @@ from workers.query.refusals import QUERY_PATH, TOO_MANY_REQUESTS
 from workers.runtime.host_check import HostCheck
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.metrics_server import METRICS_PATH
-from workers.runtime.refusal import Refusal
+from workers.runtime.refusal import RawHeaders, Refusal
 
 HEALTH_PATH = "/healthz"
 READINESS_PATH = "/readyz"
@@ -96,19 +96,27 @@ class AccessGate:
         """Answer one request. Nothing but HTTP is served."""
         if scope["type"] != "http":
             return
-        self._forget_revoked()
-        verdict = self._judge(scope)
+        verdict = self._counted_verdict(scope["path"], scope["headers"])
         if verdict.refusal is not None:
-            self._metrics.count_response(verdict.refusal.status, verdict.cause)
             await verdict.refusal.send(send)
             return
         trusted = verdict.key is not None or not self._ring.is_required
         scope.setdefault("state", {})["trusted"] = trusted
         await self._app(scope, receive, send)
 
-    def _judge(self, scope: Scope) -> AccessVerdict:
-        path = scope["path"]
-        wrong_host = self._hosts.refusal(scope, may_be_missing=path in _HEALTH_PATHS)
+    def refusal(self, path: str, headers: RawHeaders) -> Refusal | None:
+        """Judge and count a request that gets another answer than ours if this returns None."""
+        return self._counted_verdict(path, headers).refusal
+
+    def _counted_verdict(self, path: str, headers: RawHeaders) -> AccessVerdict:
+        self._forget_revoked()
+        verdict = self._judge(path, headers)
+        if verdict.refusal is not None:
+            self._metrics.count_response(verdict.refusal.status, verdict.cause)
+        return verdict
+
+    def _judge(self, path: str, headers: RawHeaders) -> AccessVerdict:
+        wrong_host = self._hosts.refusal(headers, may_be_missing=path in _HEALTH_PATHS)
         if wrong_host is not None:
             return AccessVerdict(wrong_host, "host")
         # RFC 9112, section 3.2: a target with a scheme and a host overrules the Host header.
@@ -119,7 +127,7 @@ class AccessGate:
         if not self._ring.is_required:
             return AccessVerdict(None)
         needed = NEEDED_SCOPES[path]
-        secret = bearer_secret(scope["headers"])
+        secret = bearer_secret(headers)
         key = None if secret is None else self._ring.find(secret)
         if needed is None:
             return AccessVerdict(None, key=key)
@@ -149,7 +157,7 @@ class AccessGate:
             self._metrics.forget_key(name)
 
 
-def bearer_secret(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+def bearer_secret(headers: RawHeaders) -> bytes | None:
     """Return the key of a request's one Authorization header, None without a usable one."""
     values = [value for name, value in headers if name == b"authorization"]
     if len(values) != 1:

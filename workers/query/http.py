@@ -14,12 +14,12 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
-from starlette.types import ASGIApp
 
 from schemas.access_settings import AccessSettings
 from schemas.errors import WorkFailedError
 from schemas.records import JsonObject
 from workers.query.access_gate import HEALTH_PATH, READINESS_PATH, AccessGate
+from workers.query.early_refusal import EarlyRefusal
 from workers.query.key_rates import KeyRates
 from workers.query.key_ring import KeyRing
 from workers.query.pending import PendingQuery
@@ -31,6 +31,7 @@ from workers.query.refusals import (
     ClientLeftError,
     QueryGate,
     add_refusals,
+    count_overloaded,
     read_body,
 )
 from workers.query.searcher import AnsweredQuery
@@ -40,7 +41,7 @@ from workers.runtime.connection_guard import ConnectionGuard, GuardedConfig, con
 from workers.runtime.host_check import HostCheck, listening_address, require_keys
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.metrics_server import METRICS_PATH, exposed
-from workers.runtime.process import BACKLOG, bind
+from workers.runtime.process import bind
 from workers.runtime.services import Services
 from workers.runtime.vital_thread import VitalThread
 
@@ -150,7 +151,7 @@ def application(server: QueryServer, metrics: QueryMetrics) -> FastAPI:
 
 def guarded(
     server: QueryServer, metrics: QueryMetrics, access: AccessSettings, address: str
-) -> ASGIApp:
+) -> AccessGate:
     """Build the application with its gates, for a port that listens on an address."""
     return AccessGate(
         QueryGate(application(server, metrics), server, metrics),
@@ -227,15 +228,19 @@ def _serve(
     server = QueryServer(services, name, stop, metrics, load)
     app = guarded(server, metrics, settings.access, listening_address(listener))
     guard = ConnectionGuard(connection_limit(settings.http_connections), metrics.count_response)
-    http = uvicorn.Server(GuardedConfig(app, guard))
+    early = EarlyRefusal(
+        lambda: server.is_full,
+        lambda: server.most_under_way,
+        app.refusal,
+        lambda: count_overloaded(metrics),
+    )
+    http = uvicorn.Server(GuardedConfig(app, guard, early))
     # Not in the main thread: there uvicorn would replace the signal handlers, which set `stop`.
     thread = VitalThread("http", lambda: http.run(sockets=[listener]))
     server.start()
     thread.start()
     while not http.started and thread.is_alive() and not stop.wait(_START_POLL_S):
         pass
-    # asyncio made the backlog as short as the number of connections that it accepts at once.
-    listener.listen(BACKLOG)
     problem = _watch(stop, thread, server)
     # First no further requests; then those that wait are answered or refused.
     http.should_exit = True

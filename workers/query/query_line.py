@@ -11,7 +11,7 @@ from workers.query.pending import PendingQuery
 
 # Longest that a query should wait from joining until its own batch begins: for the batch that is
 # being decoded and for those before it. The rest of a second is for its own batch and for HTTP.
-BUDGET_S = 0.7
+BUDGET_S = 0.6
 
 # Queries that may wait before the first batch has been measured.
 START_LIMIT = 64
@@ -22,8 +22,8 @@ MOST_WAITING = 4096
 # When a refused client should try again: by then the line is a new one.
 RETRY_AFTER_S = 1
 
-# The pace is that of the latest batches, so many of them.
-_MEASURED_BATCHES = 5
+# The pace is that of the latest batches, so many of them: about a second of overload.
+_MEASURED_BATCHES = 9
 
 
 class OverloadedError(RetryLaterError):
@@ -44,10 +44,14 @@ def waiting_limit(batches: Sequence[BatchPace]) -> int:
     """Return how many queries may wait so that the last of them is answered in time."""
     if not batches:
         return START_LIMIT
-    batch_s = median(batch.seconds for batch in batches)
-    # The best pace, not the usual one: while queries wait, batches are as full as they can be, and
-    # a full batch takes less for each query. A single slow batch does not count either.
-    query_s = min(batch.seconds / batch.queries for batch in batches)
+    # While queries wait, batches are as full as they can be, and a full batch takes less for each
+    # query: emptier ones tell nothing about overload.
+    most = max(batch.queries for batch in batches)
+    full = [batch for batch in batches if batch.queries >= most / 2]
+    # The usual pace. The best one would promise what a busy machine does not keep, and a single
+    # slow batch does not count.
+    batch_s = median(batch.seconds for batch in full)
+    query_s = median(batch.seconds / batch.queries for batch in full)
     affordable = (BUDGET_S - batch_s) / max(query_s, 0.5 * BUDGET_S / MOST_WAITING)
     return max(1, min(MOST_WAITING, int(affordable)))
 

@@ -33,7 +33,7 @@ UNAVAILABLE = 503
 # still sending when the connection closes would not see the answer.
 _DISCARDED = 256
 
-_OVERLOADED = Refusal(
+OVERLOADED = Refusal(
     TOO_MANY_REQUESTS,
     "as many queries wait as can be answered in time; try again in a second",
     (("retry-after", str(RETRY_AFTER_S)),),
@@ -55,8 +55,8 @@ _PROBED = ("/readyz", "/healthz")
 class QueryGate:
     """The ASGI application in front: counts answers, and refuses at once what cannot be answered.
 
-    In time of overload most requests end here, before anything reads them. Of other addresses than
-    that of queries only refusals are counted.
+    In time of overload most queries do not come so far (`workers.query.early_refusal`). Of other
+    addresses than that of queries only refusals are counted.
     """
 
     def __init__(self, app: ASGIApp, server: QueryServer, metrics: QueryMetrics) -> None:
@@ -71,8 +71,8 @@ class QueryGate:
             return
         is_query = scope["path"] == QUERY_PATH
         if is_query and self._server.is_full:
-            self._metrics.count_response(TOO_MANY_REQUESTS, "overloaded")
-            await _OVERLOADED.send(send)
+            count_overloaded(self._metrics)
+            await OVERLOADED.send(send)
             return
 
         async def counted_send(message: Message) -> None:
@@ -84,6 +84,11 @@ class QueryGate:
 
         scope.setdefault("state", {})
         await self._app(scope, receive, counted_send)
+
+
+def count_overloaded(metrics: QueryMetrics) -> None:
+    """Count a query that found the line full."""
+    metrics.count_response(TOO_MANY_REQUESTS, "overloaded")
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -138,6 +138,12 @@ class QueryServer:
         """Whether as many queries wait as can be answered in time."""
         return self._line.is_full
 
+    @property
+    def most_under_way(self) -> int:
+        """How many queries may be on their way from request to answer."""
+        # In line, being decoded, and on their way to the line or back.
+        return self._line.limit + 2 * _BATCH
+
     def submit(self, query: PendingQuery) -> None:
         """Put a query in line.
 

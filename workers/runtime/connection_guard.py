@@ -8,13 +8,15 @@ import asyncio
 import resource
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from workers.runtime.process import BACKLOG
 from workers.runtime.refusal import error_body
 
 # Seconds from the connection, or from the last answer, until the next request's head is complete.
@@ -31,10 +33,6 @@ _SWEEP_S = 1.0
 
 # Bytes of a request's head.
 MAX_HEAD_BYTES = 16 * 1024
-
-# Connections that one turn of the event loop accepts; asyncio takes it for the socket's backlog,
-# too, and accepts as many at once.
-ACCEPTED_AT_ONCE = 64
 
 # File descriptors for everything else: database, event log, embeddings, libraries, and the
 # connections that are accepted before the guard sees them.
@@ -107,14 +105,37 @@ class ConnectionGuard:
             loop.call_later(_SWEEP_S, self._sweep, loop)
 
 
+@dataclass(frozen=True, slots=True)
+class EarlyAnswer:
+    """The answer to a request that no HTTP library has read."""
+
+    answer: bytes
+    missing_bytes: int
+    """Of the request, still to come; nobody reads them."""
+
+
+class EarlyAnswers(Protocol):
+    """Answers requests before they are parsed. For the thread of the event loop."""
+
+    def answer(self, connection: object, data: bytes) -> EarlyAnswer | None:
+        """Answer the request that begins with these bytes, or None to let them in."""
+        ...
+
+    def end(self, connection: object) -> None:
+        """Take note that what a connection was let in with is answered, or the connection gone."""
+        ...
+
+
 class GuardedConfig(uvicorn.Config):
     """A server's configuration, with the guard of its connections."""
 
-    def __init__(self, app: Any, guard: ConnectionGuard) -> None:
+    def __init__(self, app: Any, guard: ConnectionGuard, early: EarlyAnswers | None = None) -> None:
         super().__init__(
             app,
             http=GuardedConnection,
             ws="none",
+            # Under a flood it answers twice as soon as asyncio's own.
+            loop="uvloop",
             lifespan="off",
             # Anybody can send X-Forwarded-For, also through a proxy on this machine.
             proxy_headers=False,
@@ -122,10 +143,13 @@ class GuardedConfig(uvicorn.Config):
             # Warnings are about single requests: anybody could fill the disk with them.
             log_level="error",
             access_log=False,
-            backlog=ACCEPTED_AT_ONCE,
+            # uvloop accepts one connection in each turn; the others wait here. asyncio would accept
+            # all of them at once, beyond the limit, before the guard sees the first.
+            backlog=BACKLOG,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         )
         self.guard = guard
+        self.early = early
 
 
 class GuardedConnection(H11Protocol):
@@ -140,6 +164,9 @@ class GuardedConnection(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._guard = config.guard
+        self._early = config.early
+        self._unread_bytes = 0
+        """Of a request that was answered early."""
         self._answers = 0
         self._phase: object = None
         self.phase_since_s = time.monotonic()
@@ -150,6 +177,12 @@ class GuardedConnection(H11Protocol):
         idle = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
         return idle and not self.transport.get_write_buffer_size()
 
+    @property
+    def _at_start(self) -> bool:
+        """Whether the next byte is the first one of a request."""
+        received, _ = self.conn.trailing_data
+        return self.is_waiting and self.conn.our_state is h11.IDLE and not received
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         super().connection_made(cast(asyncio.Transport, transport))
@@ -158,12 +191,36 @@ class GuardedConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._guard.forget(self)
+        self._end_early()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._unread_bytes:
+            begin = min(self._unread_bytes, len(data))
+            self._unread_bytes -= begin
+            data = data[begin:]
+            if not data:
+                return
+        early = self._early.answer(self, data) if self._early and self._at_start else None
+        if early is None:
+            super().data_received(data)
+            return
+        self._unread_bytes = early.missing_bytes
+        # Instead of uvicorn's timer, the sweep watches the connection from here on.
+        self._unset_keepalive_if_required()
+        self._answers += 1
+        self.transport.write(early.answer)
 
     def on_response_complete(self) -> None:
         """See `H11Protocol`."""
+        self._end_early()
         self._answers += 1
         super().on_response_complete()
+
+    def _end_early(self) -> None:
+        if self._early is not None:
+            self._early.end(self)
 
     def check(self, now_s: float) -> None:
         """Close the connection if it has been in its phase for too long."""

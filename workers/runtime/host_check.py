@@ -12,12 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from starlette.types import Scope
-
 from schemas.errors import RefuseToStartError
 from schemas.settings import Settings
 from stream.images.redaction import printable
-from workers.runtime.refusal import Refusal
+from workers.runtime.refusal import RawHeaders, Refusal
 
 MISDIRECTED_REQUEST = 421
 
@@ -67,7 +65,9 @@ class HostCheck:
             return cls(frozenset())
         return cls(LOCAL_HOSTS | {address, *allowed})
 
-    def refusal(self, scope: Scope, *, may_be_missing: bool = False) -> Refusal | None:
+    def refusal(
+        self, request_headers: RawHeaders, *, may_be_missing: bool = False
+    ) -> Refusal | None:
         """Return why a request is refused, None when it is not.
 
         `may_be_missing` is for addresses that load balancers ask by HTTP/1.0, which has no Host.
@@ -75,7 +75,7 @@ class HostCheck:
         """
         if not self.names:
             return None
-        headers = host_headers(scope)
+        headers = host_headers(request_headers)
         if not headers and may_be_missing:
             return None
         # h11 refuses several Host headers, and HTTP/1.1 without one; here for HTTP/1.0.
@@ -88,9 +88,9 @@ class HostCheck:
         )
 
 
-def host_headers(scope: Scope) -> list[bytes]:
+def host_headers(headers: RawHeaders) -> list[bytes]:
     """The Host headers of a request."""
-    return [value for name, value in scope["headers"] if name == b"host"]
+    return [value for name, value in headers if name == b"host"]
 
 
 def is_loopback(address: str) -> bool:

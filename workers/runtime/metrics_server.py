@@ -43,7 +43,7 @@ class MetricsGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        refusal = self._hosts.refusal(scope)
+        refusal = self._hosts.refusal(scope["headers"])
         if refusal is None and scope["path"] != METRICS_PATH:
             refusal = _NOT_FOUND
         if refusal is not None:

@@ -83,10 +83,16 @@ def test_the_limit_is_bounded_and_never_zero_and_one_slow_batch_does_not_move_it
     assert waiting_limit([quick, quick, BatchPace(1, 5.0)]) == waiting_limit([quick])
 
 
+def test_neither_a_lucky_batch_nor_half_empty_ones_decide_how_many_may_wait() -> None:
+    usual, lucky, single = BatchPace(16, 0.16), BatchPace(16, 0.05), BatchPace(1, 0.03)
+    assert waiting_limit([usual, usual, usual, lucky]) == waiting_limit([usual])
+    assert waiting_limit([single] * 8 + [usual]) == waiting_limit([usual])
+
+
 def test_the_line_follows_the_measured_pace_unless_its_limit_is_fixed() -> None:
     following, fixed = QueryLine(), QueryLine(7)
     for _ in range(5):
         following.record_pace(1, 0.09)
         fixed.record_pace(1, 0.09)
-    assert following.limit == 6
+    assert following.limit == 5
     assert fixed.limit == 7

@@ -13,6 +13,7 @@ from schemas.errors import RefuseToStartError, UsageError
 from schemas.settings import Settings
 from workers.runtime.host_check import HostCheck, is_loopback, require_keys
 from workers.runtime.process import bind
+from workers.runtime.refusal import RawHeaders
 
 ANSWERED = {
     "as by default": b"localhost:8631",
@@ -87,8 +88,8 @@ REFUSED = {
 LOCAL = HostCheck.of_listener("127.0.0.1", ("search.example.org",))
 
 
-def request(hosts: Sequence[bytes]) -> dict[str, object]:
-    return {"headers": [(b"host", host) for host in hosts] + [(b"accept", b"localhost")]}
+def request(hosts: Sequence[bytes]) -> RawHeaders:
+    return [(b"host", host) for host in hosts] + [(b"accept", b"localhost")]
 
 
 @pytest.mark.parametrize("name", ANSWERED)
