@@ -24,7 +24,8 @@ from schemas.named_sql import queries
 from stream.session import Connection
 
 # Seconds that a lease holds after it was renewed: the longest that a hung holder stops the others.
-# Far more than a busy machine or a slow statement takes from one renewal to the next.
+# Far more than a busy machine or a slow statement takes from one renewal to the next. The function
+# `lease_holds` takes one that lasts a second longer for a clock that was set back.
 LEASE_S = 10.0
 
 # Seconds between renewals.
@@ -69,6 +70,12 @@ def renew(conn: Connection, leases: Sequence[Lease]) -> bool:
     return len(renewed) == len(leases)
 
 
+def require_renewal(conn: Connection, leases: Sequence[Lease]) -> None:
+    """Renew leases before an effect outside of the database; `LostLeaseError` when one was lost."""
+    if not renew(conn, leases):
+        raise _lost(", ".join(f"{lease.name!r} with fence {lease.fence}" for lease in leases))
+
+
 def give_up(conn: Connection, leases: Sequence[Lease]) -> None:
     """Let others take the leases at once. Those that were lost already are left alone."""
     if leases:
@@ -85,10 +92,7 @@ def check(conn: Connection, leases: Sequence[Lease]) -> None:
     for lease in sorted(leases, key=lambda lease: lease.name):
         parameters = {"name": lease.name, "fence": lease.fence}
         if conn.execute(queries()["check_lease"], parameters).fetchone() is None:
-            raise LostLeaseError(
-                f"the lease {lease.name!r} with fence {lease.fence} was lost: this process did not "
-                f"renew it for {LEASE_S:g} s; nothing was written, whoever has it now does the work"
-            )
+            raise _lost(f"{lease.name!r} with fence {lease.fence}")
 
 
 def is_held(conn: Connection, name: str) -> bool:
@@ -119,14 +123,23 @@ def _keep(connect: Callable[[], Connection], lease: Lease, stop: threading.Event
     while not stop.is_set():
         try:
             with connect() as conn:
-                while not stop.wait(RENEW_S):
-                    if not renew(conn, [lease]):
-                        log.warning("lease lost", lease=lease.name, fence=lease.fence)
+                # At once: to connect anew may have taken most of the time that is left.
+                while renew(conn, [lease]):
+                    if stop.wait(RENEW_S):
                         return
+                log.warning("lease lost", lease=lease.name, fence=lease.fence)
+                return
         except (psycopg.OperationalError, RetryLaterError) as error:
             # The work itself meets the same; if the database is back soon, nothing was lost.
             log.warning("lease not renewed, retrying", lease=lease.name, reason=str(error))
             stop.wait(RENEW_S)
+
+
+def _lost(leases: str) -> LostLeaseError:
+    return LostLeaseError(
+        f"the lease {leases} was lost: this process did not renew it for {LEASE_S:g} s; "
+        "nothing was written, whoever has it now does the work"
+    )
 
 
 def _columns(leases: Sequence[Lease]) -> dict[str, list[object]]:

@@ -134,7 +134,7 @@ def chaos(config: ChaosConfig) -> ChaosResult:
         log = fleet.services.open_log()
         with fleet.services.connect("chaos") as conn:
             run = _run_disturbed(fleet, log, conn, events, config)
-            audit = _audit(log, conn, fleet.generation, config.events)
+            audit = audit_index(log, conn, fleet.generation, config.events)
         log.close()
     result = ChaosResult(config.events, run, audit, _undisturbed_checksum(config))
     if not result.passed:
@@ -222,7 +222,7 @@ def _undisturbed_checksum(config: ChaosConfig) -> str:
     return checksum
 
 
-def _audit(log: EventLog, conn: Connection, generation: int, events: int) -> IndexAudit:
+def audit_index(log: EventLog, conn: Connection, generation: int, events: int) -> IndexAudit:
     """Count the rows; the counters are only compared with them."""
     counters = totals(conn, generation)
     scanned = recount(conn, generation)

@@ -9,7 +9,7 @@ is active, by its lease; one that hangs is replaced, and what it deletes afterwa
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psycopg
 import structlog
@@ -17,7 +17,7 @@ import structlog
 from schemas.errors import RejectInputError, RetryLaterError, brief
 from schemas.events import REJECTED, ImageRejected
 from schemas.named_sql import queries
-from stream.lease import RENEW_S, Lease, check, give_up, renew, take
+from stream.lease import RENEW_S, Lease, check, give_up, require_renewal, take
 from stream.log.dead_letters import letter_without_origin
 from stream.log.event_log import EventLog, Message, join_transaction
 from stream.session import Connection
@@ -51,7 +51,7 @@ def add_to_outbox(conn: Connection, messages: Sequence[Message]) -> None:
 def relay(log: EventLog, conn: Connection, stop: threading.Event) -> None:
     """Forward events until stopped; wait as a standby while another relay is active.
 
-    `RetryLaterError` when the database or Kafka is unavailable.
+    `RetryLaterError` when the database or Kafka is unavailable, or another relay took over.
     """
     try:
         # Before the first look, so that an event added between a look and a wait ends the wait.
@@ -70,10 +70,16 @@ def relay(log: EventLog, conn: Connection, stop: threading.Event) -> None:
         ) from error
 
 
-def forward(log: EventLog, conn: Connection, lease: Lease | None = None) -> int:
+def forward(
+    log: EventLog,
+    conn: Connection,
+    lease: Lease | None = None,
+    keep: Callable[[], None] = lambda: None,
+) -> int:
     """Forward the oldest events of the outbox, at most one chunk; return how many.
 
-    `LostLeaseError` when the lease was lost: the events stay, for the relay that has it now.
+    `keep` is called before anything is published: it renews the lease. `LostLeaseError` when it
+    was lost: the events stay, for the relay that has it now.
     """
     ids: list[int] = []
     messages: list[Message] = []
@@ -83,7 +89,7 @@ def forward(log: EventLog, conn: Connection, lease: Lease | None = None) -> int:
         ids.append(number)
         messages.append(Message(topic, key, value, headers))
     # Published before deleted: a relay that dies between repeats events instead of losing them.
-    _publish(log, messages)
+    _publish(log, messages, keep)
     if ids:
         with conn.transaction():
             conn.execute(queries()["delete_from_outbox"], {"ids": ids})
@@ -91,8 +97,10 @@ def forward(log: EventLog, conn: Connection, lease: Lease | None = None) -> int:
     return len(ids)
 
 
-def _publish(log: EventLog, messages: Sequence[Message]) -> None:
+def _publish(log: EventLog, messages: Sequence[Message], keep: Callable[[], None]) -> None:
     """Publish; an event that the log will never take is replaced by a dead letter about it."""
+    # Each time: halving may take longer than a lease, and a process may have been stopped since.
+    keep()
     try:
         log.publish(None, messages)
     except RejectInputError as error:
@@ -101,8 +109,8 @@ def _publish(log: EventLog, messages: Sequence[Message]) -> None:
             return
         # Halved until it is alone; events that went through come twice, which readers tolerate.
         middle = len(messages) // 2
-        _publish(log, messages[:middle])
-        _publish(log, messages[middle:])
+        _publish(log, messages[:middle], keep)
+        _publish(log, messages[middle:], keep)
 
 
 def _set_aside(log: EventLog, refused: Message, error: RejectInputError) -> None:
@@ -131,13 +139,19 @@ def _wait_for_events(conn: Connection) -> None:
 
 
 def _forward_until(log: EventLog, conn: Connection, lease: Lease, stop: threading.Event) -> None:
-    """Forward events as the active relay until stopped, or until the lease is lost."""
+    """Forward events as the active relay until stopped; `LostLeaseError` when it is replaced."""
     renewed_at_s = time.monotonic()
+
+    def keep() -> None:
+        nonlocal renewed_at_s
+        now_s = time.monotonic()
+        if now_s - renewed_at_s > RENEW_S:
+            # Kafka itself would not refuse a relay that was replaced.
+            require_renewal(conn, [lease])
+            # The time before it: the lease lasts from a moment after that.
+            renewed_at_s = now_s
+
     while not stop.is_set():
-        if time.monotonic() - renewed_at_s > RENEW_S:
-            renewed_at_s = time.monotonic()
-            # Before publishing: Kafka itself would not refuse a relay that was replaced.
-            if not renew(conn, [lease]):
-                return
-        if forward(log, conn, lease) < _CHUNK_EVENTS:
+        keep()
+        if forward(log, conn, lease, keep) < _CHUNK_EVENTS:
             _wait_for_events(conn)

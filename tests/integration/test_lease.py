@@ -21,6 +21,7 @@ from stream.lease import (
     is_held,
     kept,
     renew,
+    require_renewal,
     take,
 )
 from stream.log.event_log import Batch, Message
@@ -35,6 +36,7 @@ from workers.repository.job_runs import (
     end_run,
     job_run,
 )
+from workers.trainer.training_run import sole_trainer
 
 TAKEOVER_S = 15.0
 
@@ -147,11 +149,12 @@ def test_nobody_takes_it_between_the_check_and_the_commit_and_renewing_goes_on(
     assert take(other, "a") is not None
 
 
+@pytest.mark.parametrize("step", ["5 seconds", "1 hour"])
 def test_a_database_clock_that_is_set_back_frees_what_nobody_renews(
-    conn: Connection, other: Connection
+    conn: Connection, other: Connection, step: str
 ) -> None:
     taken(conn, "a")
-    other.execute("UPDATE lease SET expires_at = clock_timestamp() + interval '1 hour'")
+    other.execute("UPDATE lease SET expires_at = expires_at + %s::interval", (step,))
     assert take(other, "a") is not None
 
 
@@ -178,6 +181,17 @@ def test_work_that_takes_long_keeps_its_lease(
         until(lambda: is_held(other, "a"), 5)
     expire(other)
     assert not is_held(other, "a")
+
+
+def test_a_lease_is_renewed_as_soon_as_there_is_a_connection(
+    conn: Connection, other: Connection, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As after a reconnection that took most of the time.
+    monkeypatch.setattr("stream.lease.RENEW_S", 60.0)
+    lease = taken(conn, "a")
+    expire(other)
+    with kept(lambda: connect(database), lease):
+        until(lambda: is_held(other, "a"), 10)
 
 
 @pytest.mark.parametrize("inside", ["nothing", "transaction"])
@@ -262,6 +276,32 @@ def test_a_replaced_relay_deletes_nothing_from_the_outbox(
         forward(log, conn, lease)
     assert outbox_size(other) == 1
     log.close()
+
+
+def test_a_replaced_relay_publishes_nothing_more(
+    conn: Connection, other: Connection, database: str
+) -> None:
+    log = PostgresLog(database)
+    log.ensure_topics()
+    add_to_outbox(other, [Message(ARRIVED, "a", b"1")])
+    lease = taken(conn, "relay")
+    give_up(conn, [lease])
+    taken(other, "relay")
+    with pytest.raises(LostLeaseError):
+        forward(log, conn, lease, lambda: require_renewal(conn, [lease]))
+    assert sum(log.end_offsets([ARRIVED]).values()) == 0
+    log.close()
+
+
+def test_a_replaced_training_is_refused_before_it_saves(
+    conn: Connection, other: Connection, database: str
+) -> None:
+    with sole_trainer(conn, lambda: connect(database)) as right:
+        require_renewal(conn, [right])
+        give_up(other, [right])
+        taken(other, right.name)
+        with pytest.raises(LostLeaseError, match="with fence 1 was lost"):
+            require_renewal(conn, [right])
 
 
 def test_a_replaced_job_records_no_end_and_begins_no_run(

@@ -19,6 +19,7 @@ from schemas.records import ManifestEntry
 from schemas.settings import RetrievalSettings
 from schemas.training_record import StageEvaluation, TrainingRecord
 from stream.images.store import ImageStore
+from stream.lease import Lease, require_renewal
 from workers.generations.model_assigner import ModelAssigner
 from workers.generations.switching import publish
 from workers.repository import generations
@@ -90,12 +91,12 @@ def train(
     retrieval = services.settings.retrieval
     with (
         services.connect("trainer") as conn,
-        sole_trainer(conn, lambda: services.connect("lease")),
+        sole_trainer(conn, lambda: services.connect("lease")) as right,
     ):
         run = begin_run(conn, services.checkpoints, entries, request)
         prepared = _prepare_or_fail(services, conn, run, progress)
         _describe(conn, run, prepared, prepared.record)
-        trained = _train_stages(conn, run, prepared, retrieval, progress)
+        trained = _train_stages(conn, right, run, prepared, retrieval, progress)
         if trained.failures:
             raise _gate_failure(conn, run, trained)
         record = trained.record
@@ -127,12 +128,13 @@ def _prepare_or_fail(
 
 def _train_stages(
     conn: Connection,
+    right: Lease,
     run: TrainingRun,
     prepared: PreparedTraining,
     retrieval: RetrievalSettings,
     progress: Progress,
 ) -> StagesResult:
-    plan = _training_plan(conn, run, prepared, retrieval)
+    plan = _training_plan(conn, right, run, prepared, retrieval)
     result = run_stages(plan, prepared.record, run.request.until, progress)
     # Before the load, which the other ranks take no part in.
     announce_end()
@@ -141,6 +143,7 @@ def _train_stages(
 
 def _training_plan(
     conn: Connection,
+    right: Lease,
     run: TrainingRun,
     prepared: PreparedTraining,
     retrieval: RetrievalSettings,
@@ -167,6 +170,7 @@ def _training_plan(
         views=run.profile.views,
         seed=run.request.seed,
         resume=run.request.resume,
+        before_save=lambda: require_renewal(conn, [right]),
         report=report,
     )
 

@@ -46,6 +46,9 @@ class TrainingPlan:
     """See `StageJob.views`."""
     seed: int
     resume: bool
+    before_save: Callable[[], None]
+    """Called before a checkpoint replaces the one before; raises when another process trains now,
+    because this one hung: the folder is its."""
     report: Callable[[TrainingRecord], None]
     """Called when a stage was measured."""
 
@@ -147,6 +150,7 @@ def _evaluate(
     if not failures:
         # Saved only when it passes, so that a resumed run trains a failed stage again.
         record = record.with_stage(stage)
+        plan.before_save()
         save_checkpoint(replace(plan.checkpoint, record=record), plan.folder)
     plan.report(record)
     return StagesResult(record, tuple(f"stage {stage}: {failure}" for failure in failures))

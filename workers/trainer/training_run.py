@@ -13,7 +13,7 @@ from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
 from schemas.generation_config import GenerationConfig
 from schemas.records import ManifestEntry
 from schemas.training_record import CODEBOOK, TrainingMode, TrainingRecord
-from stream.lease import give_up, kept, take
+from stream.lease import Lease, give_up, kept, take
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
@@ -50,7 +50,7 @@ class TrainingRun:
 
 
 @contextmanager
-def sole_trainer(conn: Connection, connect: Callable[[], Connection]) -> Iterator[None]:
+def sole_trainer(conn: Connection, connect: Callable[[], Connection]) -> Iterator[Lease]:
     """Hold the right to train while the block runs; `RetryLaterError` if another process has it.
 
     `conn` must be the connection that the training writes by: it is ended when another process has
@@ -64,7 +64,7 @@ def sole_trainer(conn: Connection, connect: Callable[[], Connection]) -> Iterato
         )
     try:
         with kept(connect, lease):
-            yield
+            yield lease
     finally:
         # A broken connection has released it already.
         with suppress(psycopg.Error):
