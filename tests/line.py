@@ -19,7 +19,7 @@ from schemas.events import ACCEPTED, ARRIVED, DELETED
 from stream.images.decode_pool import DecodePool
 from stream.log.dead_letters import DeadLetter, dead_letters
 from stream.log.event_log import Batch, Message
-from stream.log.postgres import PostgresLog
+from stream.log.offsets import lag
 from tests.stubs import services_at
 from workers import index, intake
 from workers.generations.image_assigner import LoadAssigner
@@ -43,9 +43,10 @@ class Line:
     ) -> None:
         self.services = services
         self.conn = conn
-        self.log = PostgresLog(services.database_url)
+        self.log = services.open_log()
         self.log.ensure_topics()
-        self.generation = stub_generation(conn)
+        live = generations.live_number(conn)
+        self.generation = stub_generation(conn) if live is None else live
         self.intake = Intake(
             services.store,
             services.sources.read,
@@ -127,8 +128,9 @@ class Line:
 
     def _batches(self, group: str, topics: Sequence[str]) -> Iterator[Batch]:
         with self.log.open_consumer(group, topics) as consumer:
-            while batch := consumer.poll(max_events=32, timeout_s=0):
-                yield batch
+            while lag(self.log, self.conn, group, topics):
+                # Joining a group of Kafka takes a while.
+                yield consumer.poll(max_events=32, timeout_s=1)
 
 
 @contextmanager
@@ -136,7 +138,15 @@ def open_line(
     database: str, home: Path, conn: Connection, load: LoadAssigner = StubAssigner.of
 ) -> Iterator[Line]:
     """A line on a test's database, with pictures and store below `home`."""
-    services = services_at(database, home)
+    with line_of(services_at(database, home), conn, load) as line:
+        yield line
+
+
+@contextmanager
+def line_of(
+    services: Services, conn: Connection, load: LoadAssigner = StubAssigner.of
+) -> Iterator[Line]:
+    """A line on the services of an installation, whatever they are."""
     with DecodePool(services.limits, processes=1) as pool:
         line = Line(services, conn, pool, load)
         try:

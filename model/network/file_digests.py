@@ -39,7 +39,7 @@ def check_digests(folder: Path) -> None:
     if not file.exists():
         log.warning("weights without digests, damage would not be noticed", folder=str(folder))
         return
-    for name, expected in _read(file).items():
+    for name, expected in recorded_digests(folder).items():
         if not (folder / name).is_file():
             raise RefuseToStartError(
                 f"{folder / name} is missing; restore the folder from a copy or train again"
@@ -67,7 +67,11 @@ def digest_of(file: Path) -> str:
         return hashlib.file_digest(content, _ALGORITHM).hexdigest()
 
 
-def _read(file: Path) -> dict[str, str]:
+def recorded_digests(folder: Path) -> dict[str, str]:
+    """Return what a folder's files were when they were written; nothing where that is unknown."""
+    file = folder / DIGESTS
+    if not file.exists():
+        return {}
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         if document["algorithm"] != _ALGORITHM:

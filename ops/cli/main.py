@@ -13,6 +13,7 @@ from contextlib import suppress
 import structlog
 
 from ops.cli import (
+    backups,
     generations,
     images,
     jobs,
@@ -43,6 +44,7 @@ GROUPS = (
     generations,
     jobs,
     report,
+    backups,
     material,
     measure,
 )

@@ -17,6 +17,7 @@ import pytest
 from ops.embedded.database import start_database
 from ops.embedded.socket_folder import SOCKET_NAME
 from schemas.settings import Settings
+from tests.acceptance.conftest import Home
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -169,3 +170,22 @@ def test_a_home_that_belongs_to_somebody_else_or_cannot_be_written_is_one_senten
     subprocess.run(["chown", "-R", other, str(copies / "good")], check=True)
     done = sigma_as_other(copies / "good", "status")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_backup_that_another_account_made_is_restored_by_whom_it_was_given_to(
+    shared: Path, other: str
+) -> None:
+    ours = Home(shared / "ours")
+    ours.ok("init")
+    ours.ok("backup", shared / "saved")
+    home = given_to_other(shared / "theirs") / "home"
+    done = sigma_as_other(home, "restore", str(shared / "saved"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("sigma: ")
+    assert "Permission denied" in done.stderr
+    subprocess.run(["chown", "-R", other, str(shared / "saved")], check=True)
+    done = sigma_as_other(home, "restore", str(shared / "saved"))
+    assert done.returncode == 0, done.stderr
+    done = sigma_as_other(home, "status", "--json")
+    assert done.returncode == 0, done.stderr
+    assert home.stat().st_uid == pwd.getpwnam(other).pw_uid

@@ -187,23 +187,31 @@ def migrate(conn: Connection) -> int:
     """
     newest = migrations()[-1].version
     with transaction(conn):
-        # Processes that start at the same time take turns; the lock ends with the transaction.
-        conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('sigma migrations', 0))")
-        conn.execute(_VERSION_TABLE)
-        row = conn.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
-        current = int(row[0]) if row else 0
-        if current > newest:
-            raise RefuseToStartError(
-                f"the database has schema {current}, this program knows up to {newest}; "
-                "install the newer version of the program"
-            )
-        for step in migrations():
-            if step.version > current:
-                conn.execute(step.sql)
-                conn.execute(
-                    "INSERT INTO schema_version (version, name) VALUES (%s, %s)",
-                    (step.version, step.name),
-                )
+        migrate_to(conn, newest)
         # Rows that a restore brought here are taken over before anybody follows them.
         conn.execute("SELECT adopt_restored()")
     return newest
+
+
+def migrate_to(conn: Connection, version: int) -> None:
+    """Bring the schema to a version, in the caller's transaction, and look at no rows.
+
+    `RefuseToStartError` when the database is newer.
+    """
+    # Processes that start at the same time take turns; the lock ends with the transaction.
+    conn.execute("SELECT pg_advisory_xact_lock(hashtextextended('sigma migrations', 0))")
+    conn.execute(_VERSION_TABLE)
+    row = conn.execute("SELECT coalesce(max(version), 0) FROM schema_version").fetchone()
+    current = int(row[0]) if row else 0
+    if current > version:
+        raise RefuseToStartError(
+            f"the database has schema {current}, this program knows up to {version}; "
+            "install the newer version of the program"
+        )
+    for step in migrations():
+        if current < step.version <= version:
+            conn.execute(step.sql)
+            conn.execute(
+                "INSERT INTO schema_version (version, name) VALUES (%s, %s)",
+                (step.version, step.name),
+            )
