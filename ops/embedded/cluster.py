@@ -133,6 +133,8 @@ def _create(data: Path, programs: Path, account: Account) -> None:
         "--auth-local=peer",
         "--auth-host=reject",
         "--encoding=UTF8",
+        # Without, a damaged page of a table is read as if it were whole.
+        "--data-checksums",
         # A terminal's locale may have another encoding, with which UTF-8 would be refused.
         "--no-locale",
         "--username",

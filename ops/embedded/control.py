@@ -191,6 +191,10 @@ def down(settings: Settings) -> bool:
         return False
     # By its lock, which it holds before it has written anything: one that starts is stopped too.
     supervisor = holder(supervisor_lock(home))
+    record = running(settings)
+    if supervisor is None and record is not None:
+        # The lock is held, and what its holder wrote into it was damaged.
+        supervisor = record.process
     if supervisor is not None:
         _stop_supervisor(settings, supervisor)
     left = end_leftovers(settings)

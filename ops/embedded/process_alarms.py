@@ -16,17 +16,17 @@ _MANY = 2
 
 
 def process_alarms(settings: Settings, *, is_live: bool, now: float | None = None) -> list[str]:
-    """What the person on call should know of this home's processes, at the second `now`.
+    """What the person on call should know of this home's processes.
 
-    `is_live` tells whether a generation is live; without one no query can be answered, which is an
-    alarm already.
+    `now` is by `time.monotonic`, by default this moment. `is_live` tells whether a generation is
+    live; without one no query can be answered, which is an alarm already.
     """
     supervisor = running(settings)
     if supervisor is None:
         if dead_supervisor(settings) is None:
             return []
         return ["the supervisor was killed and its processes have ended: start them with sigma up"]
-    moment = time.time() if now is None else now
+    moment = time.monotonic() if now is None else now
     alarms = []
     for worker in supervisor.workers:
         alarms += worker_alarms(worker, moment)
@@ -39,7 +39,8 @@ def process_alarms(settings: Settings, *, is_live: bool, now: float | None = Non
 
 def worker_alarms(worker: WorkerRecord, now: float) -> list[str]:
     """Whether a worker dies again and again, or does not run now, with its last error."""
-    recent = [moment for moment in worker.deaths if now - moment < DEATHS_KEPT_S]
+    # Older versions wrote the time of day, which is far ahead of this clock.
+    recent = [moment for moment in worker.deaths if 0 <= now - moment < DEATHS_KEPT_S]
     if not recent or (len(recent) < _MANY and worker.process is not None):
         return []
     times = "once" if len(recent) == 1 else f"{len(recent)} times"

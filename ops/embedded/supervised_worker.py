@@ -72,7 +72,7 @@ class SupervisedWorker:
 
     def record(self) -> WorkerRecord:
         """What others are told about it."""
-        oldest = time.time() - DEATHS_KEPT_S
+        oldest = time.monotonic() - DEATHS_KEPT_S
         deaths = tuple(moment for moment in self._deaths if moment > oldest)
         return WorkerRecord(
             self.role, self._identity, deaths, self._last_error, str(self._log_file)
@@ -151,7 +151,8 @@ class SupervisedWorker:
     def _note_failure(self, reason: str) -> None:
         if self._deaths:
             self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2)
-        self._deaths = (*self.record().deaths, time.time())
+        # Not the time of day, which can be set back. All processes of a machine agree on this.
+        self._deaths = (*self.record().deaths, time.monotonic())
         self._last_error = reason
 
     def _close_pipe(self) -> None:

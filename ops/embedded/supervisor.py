@@ -41,6 +41,9 @@ ANNOUNCING_ROLES = ("intake", "index")
 
 WATCH_INTERVAL_S = 0.2
 
+# Seconds between looks whether the record is still as it was written.
+_RECORD_CHECK_S = 2.0
+
 # Those who only look whether the lock is held take it for an instant.
 _LOCK_WAIT_S = 2.0
 
@@ -181,6 +184,7 @@ class _Watch:
         self._database = database
         self._rotation = rotation
         self._is_written = False
+        self._looked_at_record_s = 0.0
         self._is_announced = False
 
     def run(self, stop: threading.Event) -> None:
@@ -201,7 +205,11 @@ class _Watch:
             announce_ready()
 
     def _write(self) -> None:
-        """Write the record, and again until there is room for it."""
+        """Write the record, and again until there is room for it, and when it was damaged."""
+        now_s = time.monotonic()
+        if self._is_written and now_s - self._looked_at_record_s > _RECORD_CHECK_S:
+            self._looked_at_record_s = now_s
+            self._is_written = SupervisorRecord.of_home(self._home) is not None
         if self._is_written:
             return
         record = self._record.with_workers(tuple(worker.record() for worker in self._workers))

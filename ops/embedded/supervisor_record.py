@@ -3,6 +3,7 @@
 The lock says that a supervisor runs, the record says which one and what happened to its workers.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ class WorkerRecord:
     process: ProcessIdentity | None
     """None while it waits to be started again."""
     deaths: tuple[float, ...] = ()
-    """When it died lately, as seconds since 1970."""
+    """When it died lately, by `time.monotonic`, which all processes of a machine share."""
     last_error: str = ""
     """What it said last before it died."""
     log: str = ""
@@ -54,14 +55,22 @@ class SupervisorRecord:
         """Write the home's record. The old one stays whole until the new one is complete."""
         file = record_file(home)
         aside = file.with_name(f"{file.name}.new")
-        aside.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        document = asdict(self)
+        signed = document | {"digest": _digest(document)}
+        aside.write_text(json.dumps(signed), encoding="utf-8")
         aside.replace(file)
 
     @classmethod
     def of_home(cls, home: Path) -> Self | None:
-        """Read the home's record; None when there is none that is about this home."""
+        """Read the home's record; None when there is none that is whole and about this home.
+
+        A damaged port would let clients ask whoever listens there.
+        """
         try:
             document = json.loads(record_file(home).read_text(encoding="utf-8"))
+            # Older versions wrote none.
+            if document.pop("digest", None) not in (None, _digest(document)):
+                return None
             record = cls._from_json(document)
             return record if record.home == home_mark(home) else None
         except (OSError, ValueError, TypeError, KeyError):
@@ -82,6 +91,11 @@ class SupervisorRecord:
     def with_workers(self, workers: tuple[WorkerRecord, ...]) -> Self:
         """The same with other workers."""
         return replace(self, workers=workers)
+
+
+def _digest(document: JsonObject) -> str:
+    """A digest of a record, the same after it was written and read."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def record_file(home: Path) -> Path:

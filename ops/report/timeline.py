@@ -178,7 +178,8 @@ def _summary(job: str, runs: Sequence[JobRun]) -> JobSummary:
             last_failure = run
         elif run.outcome == "done" and run.ended_at is not None:
             last_done_at = run.ended_at
-            seconds.append((run.ended_at - run.started_at).total_seconds())
+            # At least 0: the clock may have been set back meanwhile.
+            seconds.append(max(0.0, (run.ended_at - run.started_at).total_seconds()))
     return JobSummary(
         job=job,
         runs=counts,

@@ -13,7 +13,7 @@ from minio.error import MinioException, S3Error
 
 from schemas.errors import RejectInputError, RetryLaterError
 from schemas.settings import S3Settings
-from stream.images.store import content_name, parse_store_uri, store_uri
+from stream.images.store import checked_content, content_name, parse_store_uri, store_uri
 
 # Prefix of the images that the index works with.
 _NORMALIZED = "normalized"
@@ -87,15 +87,7 @@ class S3ImageStore:
     def get(self, uri: str) -> bytes:
         """See `ImageStore`. The bytes are checked against the hash in their name."""
         name = parse_store_uri(uri)
-        data = self.read(self._bucket, f"{_NORMALIZED}/{name}", None)
-        suffix = name[name.index(".") :]
-        if content_name(data, suffix) != name:
-            raise RejectInputError(
-                "damaged-store",
-                f"the stored image {uri} must have the hash in its name, got other bytes; "
-                "ingest the image again",
-            )
-        return data
+        return checked_content(uri, self.read(self._bucket, f"{_NORMALIZED}/{name}", None))
 
     def exists(self, uri: str) -> bool:
         """See `ImageStore`."""
@@ -163,9 +155,14 @@ class S3ImageStore:
     def _put_once(self, key: str, data: bytes) -> None:
         """Store bytes unless they are there: the key is their hash."""
         with _transient_errors("store an image"):
-            stored_at = self._stored_at(key)
-            # Again after a while, which dates them anew: old ones that nobody uses are removed.
-            if stored_at is None or datetime.now(UTC) - stored_at > _DATED_ANEW:
+            stored = self._stat(key)
+            # Again after a while, which dates them anew: old ones that nobody uses are removed. And
+            # when the object is another one: whoever stores it anew may do so because of that.
+            if (
+                stored is None
+                or datetime.now(UTC) - stored.last_modified > _DATED_ANEW
+                or stored.etag.strip('"') != hashlib.md5(data, usedforsecurity=False).hexdigest()
+            ):
                 self._send(key, data)
 
     def _has(self, key: str) -> bool:
@@ -173,14 +170,18 @@ class S3ImageStore:
 
     def _stored_at(self, key: str) -> datetime | None:
         """When an object was stored last; None without one."""
+        stored = self._stat(key)
+        stored_at: datetime | None = None if stored is None else stored.last_modified
+        return stored_at
+
+    def _stat(self, key: str) -> Any:
+        """What the store says of an object; None without one."""
         try:
-            found = self._client.stat_object(bucket_name=self._bucket, object_name=key)
+            return self._client.stat_object(bucket_name=self._bucket, object_name=key)
         except S3Error as error:
             if error.code in _NO_SUCH_OBJECT:
                 return None
             raise
-        stored_at: datetime | None = found.last_modified
-        return stored_at
 
     def _send(self, key: str, data: bytes) -> None:
         self._client.put_object(

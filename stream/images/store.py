@@ -54,7 +54,8 @@ class LocalImageStore:
         name = content_name(data, suffix)
         target = self._root / name
         try:
-            if not _touched(target):
+            # Read again: who stores an image anew may do so because the store damaged it.
+            if not _touched(target) or target.read_bytes() != data:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _write_whole(target, data)
         except OSError as error:
@@ -65,14 +66,15 @@ class LocalImageStore:
         return store_uri(name)
 
     def get(self, uri: str) -> bytes:
-        """See `ImageStore`."""
+        """See `ImageStore`. The bytes are checked against the hash in their name."""
         try:
-            return self.path(uri).read_bytes()
+            data = self.path(uri).read_bytes()
         except OSError as error:
             raise RejectInputError(
                 "unreadable",
                 f"the image store cannot read {uri}: {error.strerror}; ingest the image again",
             ) from error
+        return checked_content(uri, data)
 
     def exists(self, uri: str) -> bool:
         """See `ImageStore`."""
@@ -126,6 +128,21 @@ def content_name(data: bytes, suffix: str) -> str:
         )
     digest = hashlib.sha256(data).hexdigest()
     return f"{digest[:2]}/{digest[2:]}{suffix}"
+
+
+def checked_content(uri: str, data: bytes) -> bytes:
+    """Return the bytes of a URI; `RejectInputError` when they are not those that its name says.
+
+    A PNG with a flipped byte can still be decoded, to another picture.
+    """
+    name = parse_store_uri(uri)
+    if content_name(data, name[name.index(".") :]) != name:
+        raise RejectInputError(
+            "damaged-store",
+            f"the stored image {uri} must have the hash in its name, got other bytes; "
+            "ingest the image again",
+        )
+    return data
 
 
 def store_uri(name: str) -> str:

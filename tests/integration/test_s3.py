@@ -69,12 +69,17 @@ def test_originals_are_kept_and_read_with_a_cap(store: S3ImageStore, settings: S
         assert refused.value.code == "unreadable"
 
 
-def test_damage_in_the_store_is_noticed(store: S3ImageStore, settings: S3Settings) -> None:
+def test_damage_in_the_store_is_noticed_and_mended_by_storing_again(
+    store: S3ImageStore, settings: S3Settings
+) -> None:
     uri = store.put(DATA)
     store._send("normalized/" + uri.removeprefix("store:///"), b"something else")
     with pytest.raises(RejectInputError) as refused:
         store.get(uri)
     assert refused.value.code == "damaged-store"
+    # What the refusal asks for.
+    assert store.put(DATA) == uri
+    assert store.get(uri) == DATA
 
 
 @pytest.mark.parametrize(

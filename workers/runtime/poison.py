@@ -15,8 +15,16 @@ from workers.repository.connection import Connection, transaction
 
 log = structlog.get_logger()
 
-# What says nothing about an event: a service is away, the disk or the memory is full.
-_NOT_THE_EVENT = (psycopg.OperationalError, psycopg.InterfaceError, OSError, MemoryError)
+# What says nothing about an event: a service is away, the disk or the memory is full, a page of a
+# table is damaged.
+_NOT_THE_EVENT = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.DataCorrupted,
+    psycopg.errors.IndexCorrupted,
+    OSError,
+    MemoryError,
+)
 
 HandleBatch = Callable[[Batch], None]
 """Works on a batch and commits it with its offsets, or changes nothing and raises."""

@@ -33,6 +33,18 @@ def test_the_store_keeps_bytes_by_content_and_gives_nothing_else_away(tmp_path: 
         store.put(b"x", "../../evil")
 
 
+def test_a_damaged_picture_is_refused_by_name_and_stored_anew(tmp_path: Path) -> None:
+    store = LocalImageStore(tmp_path)
+    uri = store.put(b"picture")
+    store.path(uri).write_bytes(b"picturf")
+    with pytest.raises(RejectInputError, match=uri) as refusal:
+        store.get(uri)
+    assert refusal.value.code == "damaged-store"
+    # What the refusal asks for.
+    assert store.put(b"picture") == uri
+    assert store.get(uri) == b"picture"
+
+
 def test_bytes_are_removed_unless_they_were_put_again_since(tmp_path: Path) -> None:
     store = LocalImageStore(tmp_path)
     uri = store.put(b"picture")
