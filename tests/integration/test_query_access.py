@@ -345,9 +345,11 @@ def test_without_keys_on_loopback_nothing_changes(open_url: str) -> None:
 
 def test_i_open_the_query_worker_to_everybody_without_keys(open_services: Services) -> None:
     load = stub_searcher_loader(open_services)
-    listener = bind("0.0.0.0", 0)
+    stop = threading.Event()
+    # A worker that does not refuse ends at once.
+    stop.set()
     with pytest.raises(RefuseToStartError, match="SIGMA_API_KEYS must be set"):
-        http.run(open_services, threading.Event(), load, listener)
+        http.run(open_services, stop, load, bind("0.0.0.0", 0))
 
 
 def test_the_metrics_port_needs_no_key_and_checks_the_host() -> None:

@@ -123,6 +123,37 @@ def test_a_candidate_that_cannot_be_loaded_is_counted_and_the_live_generation_an
             asked(server, generation=second)
 
 
+def test_a_database_that_goes_away_while_a_generation_is_loaded_leaves_nothing_open(
+    services: Services, conn: Connection
+) -> None:
+    first, _ = filled(services, conn)
+    load_stub = stub_searcher_loader(services)
+    opened: list[int] = []
+    closed: list[int] = []
+
+    def load(
+        generation: Generation, previous: Searcher[QueryEngine] | None, live: bool
+    ) -> Searcher[QueryEngine]:
+        searcher = load_stub(generation, previous, live)
+        close = searcher.engine.close
+
+        def close_and_count() -> None:
+            closed.append(generation.id)
+            close()
+
+        searcher.engine.__dict__["close"] = close_and_count
+        opened.append(generation.id)
+        if len(opened) <= 2:
+            # As when PostgreSQL restarts just now.
+            searcher.follower.close()
+        return searcher
+
+    with serving(services, load) as (server, _):
+        until(lambda: answers(server, first), "it is loaded once more")
+        until(lambda: len(opened) == 4, "both were interrupted, and both are loaded")
+    assert sorted(closed) == sorted(opened)
+
+
 def test_a_live_generation_that_cannot_be_loaded_is_named_as_the_problem(
     services: Services, conn: Connection
 ) -> None:

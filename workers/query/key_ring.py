@@ -112,6 +112,11 @@ class KeyRing:
 
 def _read_keys(settings: AccessSettings, path: Path) -> tuple[ApiKey, ...]:
     """Read the keys of the settings and of the file."""
+    # A pipe or a device might never come to an end, and nobody is answered meanwhile.
+    if path.exists() and not path.is_file():
+        raise UsageError(
+            f"SIGMA_API_KEYS_FILE must be a plain file, got {path}, which is none; name another"
+        )
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)

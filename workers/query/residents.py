@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import structlog
@@ -301,7 +302,12 @@ class GenerationFollower:
                 searcher = future.result(_POLL_S)
             except NotYet:
                 continue
-            searcher.listen(generations.CHANNEL)
+            with ExitStack() as undo:
+                # Without this, a database that goes away just now would leave an engine's memory,
+                # its file and two connections behind at each try.
+                undo.callback(searcher.close)
+                searcher.listen(generations.CHANNEL)
+                undo.pop_all()
             self._searcher = searcher
             self._context.send(GenerationLoaded(searcher))
             return searcher

@@ -124,3 +124,12 @@ def test_a_file_that_cannot_be_used_is_told_at_the_start(
 def test_a_file_that_is_missing_is_told_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(SigmaError, match="SIGMA_API_KEYS_FILE must be a file that can be read"):
         FollowedFile(tmp_path / "none").open()
+
+
+def test_a_pipe_or_a_folder_in_place_of_the_file_is_told_and_holds_up_nobody(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(SigmaError, match="must be a plain file"):
+            FollowedFile(path).open()
