@@ -104,6 +104,9 @@ class KafkaGroupConsumer:
             batch = self._batch(records)
             for partition, (_, end) in batch.positions.items():
                 self._next_offsets[TopicPartition(*partition)] = end
+            # The client brought more than the batch has. The next poll seeks back for it: nothing
+            # else would bring it before the next event does.
+            self._forget([TopicPartition(*partition) for partition in self._moved()])
             return batch
 
     def heartbeat(self) -> None:
@@ -155,7 +158,7 @@ class KafkaGroupConsumer:
         }
 
     def _moved(self) -> set[Partition]:
-        """Partitions in which the client has come on, events or not."""
+        """Partitions in which the client has come further than the batches, events or not."""
         moved = set()
         for partition, offset in self._next_offsets.items():
             position = self._consumer.position(partition, timeout_ms=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaProducer, TopicPartition
 
 from schemas.errors import RejectInputError
 from schemas.events import ARRIVED, INDEXED, REJECTED
@@ -17,6 +17,7 @@ from stream.log.dead_letters import Replay, dead_letters, replay
 from stream.log.event_log import Batch, Event, EventLog, Message, Partition, record_of
 from stream.log.faust_app import build_app, run_app
 from stream.log.kafka import KafkaLog
+from stream.log.kafka_consumer import KafkaGroupConsumer
 from stream.log.offsets import committed, contiguous_batch, lag, store_offsets
 from stream.log.outbox import forward, outbox_size
 from tests.batch_damage import (
@@ -181,6 +182,31 @@ def test_a_partition_with_nothing_but_aborted_events_has_no_lag(
     assert consumed(log, conn) == []
     until(lambda: lag(log, conn, GROUP, [ARRIVED]) == 0)
     assert faust_intake.seen == []
+
+
+def test_what_a_client_brought_beyond_a_long_gap_is_not_waited_for(
+    kafka: KafkaSettings, log: KafkaLog, conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.log.offsets._MAX_REREAD_EVENTS", 4)
+    values = [str(number).encode() for number in range(10)]
+    produce(kafka, values)
+    seen: list[bytes] = []
+
+    def work(consumer: KafkaGroupConsumer, amount: int) -> None:
+        batch = consumer.poll(max_events=amount, timeout_s=0.5)
+        with transaction(conn):
+            store_offsets(log, conn, "g", batch)
+        seen.extend(event.value for event in batch.events)
+
+    with log.open_consumer("g", [ARRIVED]) as consumer:
+        while not seen:
+            work(consumer, 1)
+        # As after a rebalance that dropped what was fetched.
+        consumer._consumer.seek(TopicPartition(ARRIVED, 0), 8)
+        deadline = time.monotonic() + 20
+        while len(seen) < len(values) and time.monotonic() < deadline:
+            work(consumer, 100)
+    assert seen == values
 
 
 @dataclass(frozen=True)
