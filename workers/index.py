@@ -42,6 +42,7 @@ from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation, receiving, share_set
 from workers.repository.image_acceptance import StoredKey, accept_images
 from workers.repository.postings import AppendStatus, append, present_images
+from workers.repository.refused_versions import RefusedVersion, note_refused
 from workers.repository.rejections import reject_image
 from workers.repository.stored_images import images_by_id
 from workers.runtime.membership import work_as_member
@@ -157,7 +158,9 @@ class IndexWorker:
         refused = []
         for event in batch.events:
             rejection = rejection_of_failure(event, error, stage=STAGE)
-            refused.append(RefusedEvent(event, rejection))
+            accepted, _ = read_events([event])
+            moments = [published(one).published_at for one in accepted]
+            refused.append(RefusedEvent(event, rejection, *moments))
         self._commit(conn, events, batch, [], {}, refused)
 
     def _pass_over(self, conn: Connection, events: EventLog, batch: Batch) -> None:
@@ -222,7 +225,8 @@ class IndexWorker:
         try:
             picture = read_picture(self._store, image.normalized_uri)
         except RejectInputError as error:
-            return RefusedEvent(accepted.event, rejection_of_image(image, error, stage=STAGE))
+            rejection = rejection_of_image(image, error, stage=STAGE)
+            return RefusedEvent(accepted.event, rejection, published(accepted).published_at)
         return IndexItem(accepted.event, image, picture)
 
     def _commit(
@@ -275,6 +279,8 @@ def _write(
     """
     messages: list[Message] = []
     conflicts: list[RefusedEvent] = []
+    # Before images are locked. Conflicts are of versions that are stored: those are known.
+    _note_refused(conn, refused)
     if items:
         messages, conflicts = _append_everywhere(conn, items, inferences)
     for refusal in [*refused, *conflicts]:
@@ -283,6 +289,20 @@ def _write(
     if messages:
         events.publish(conn, messages)
     return conflicts
+
+
+def _note_refused(conn: Connection, refused: Sequence[RefusedEvent]) -> None:
+    versions = []
+    for refusal in refused:
+        if refusal.published_at is not None:
+            rejection = refusal.rejection
+            versions.append(
+                RefusedVersion(rejection.image_id, rejection.version, refusal.published_at)
+            )
+    if versions:
+        # First in the lock order.
+        share_set(conn)
+        note_refused(conn, versions)
 
 
 def _append_everywhere(

@@ -48,6 +48,8 @@ class RefusedEvent:
 
     event: Event
     rejection: ImageRejected
+    published_at: datetime | None = None
+    """When the image was published; None where the event does not tell which image it is about."""
 
 
 @dataclass(frozen=True, slots=True)

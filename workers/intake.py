@@ -33,6 +33,7 @@ from workers.repository.connection import MEMBER_LIMITS, Connection, transaction
 from workers.repository.deletions import DeletedVersions, DeletionRequest, deleted_versions
 from workers.repository.image_deletion import delete_images
 from workers.repository.image_rows import LateArrival
+from workers.repository.refused_versions import RefusedVersion, note_refused
 from workers.repository.rejections import reject_image
 from workers.runtime.membership import work_as_member
 from workers.runtime.metrics import IntakeMetrics
@@ -325,15 +326,19 @@ def commit(conn: Connection, events: EventLog, judged: Sequence[JudgedEvent]) ->
     """Write deletions and rejections and publish messages, in the caller's transaction."""
     deletions: list[DeletionRequest] = []
     late: list[LateArrival] = []
+    refused: list[RefusedVersion] = []
     for judgement in judged:
         verdict = judgement.verdict
+        published_at = judgement.event.published_at
         if isinstance(verdict, ImageDeleted):
-            published_at = judgement.event.published_at
             deletions.append(DeletionRequest(verdict.image_id, verdict.version, published_at))
         elif isinstance(verdict, LateArrival):
             late.append(verdict)
+        elif isinstance(verdict, ImageRejected):
+            refused.append(RefusedVersion(verdict.image_id, verdict.version, published_at))
     if deletions or late:
         delete_images(conn, deletions, late)
+    note_refused(conn, refused)
     for judgement in judged:
         if isinstance(judgement.verdict, ImageRejected):
             reject_image(conn, judgement.verdict)

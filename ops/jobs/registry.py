@@ -162,6 +162,7 @@ def prune_history(conn: Connection) -> dict[str, int]:
         own_deletions(conn)
         forgotten = int(fetch_column(conn, "prune_deleted_images", days=DELETION_DAYS)[0])
         rejections = execute(conn, "prune_rejections", days=REJECTION_DAYS)
+        execute(conn, "prune_refused_versions", days=REJECTION_DAYS)
         count_up(conn, WHOLE_DATABASE, {"deleted": -forgotten, "rejected": -rejections})
     return {
         "deleted_images": forgotten,

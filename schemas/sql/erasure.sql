@@ -88,6 +88,10 @@ SELECT count(*) FROM gone;
 -- Forgets images that were refused long ago.
 DELETE FROM rejection WHERE rejected_at < clock_timestamp() - make_interval(days => %(days)s);
 
+-- name: prune_refused_versions
+-- Forgets versions that were refused long ago.
+DELETE FROM refused_version WHERE refused_at < clock_timestamp() - make_interval(days => %(days)s);
+
 -- name: prune_alarms
 -- Forgets alarms that ended long ago.
 DELETE FROM alarm WHERE cleared_at < clock_timestamp() - make_interval(days => %(days)s);

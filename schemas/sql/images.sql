@@ -21,6 +21,18 @@ ON CONFLICT (image_id) DO UPDATE SET
     published_at = greatest(deletion.published_at, excluded.published_at),
     deleted_at = clock_timestamp();
 
+-- name: note_refused_versions
+-- Which versions were refused, and when each was published first.
+INSERT INTO refused_version (image_id, version, published_at)
+SELECT u.image_id, u.version, u.published_at
+FROM unnest(%(image_id)s::text[], %(version)s::int[], %(published_at)s::timestamptz[]) AS u (image_id, version, published_at)
+ON CONFLICT (image_id, version) DO UPDATE SET
+    published_at = least(refused_version.published_at, excluded.published_at), refused_at = clock_timestamp();
+
+-- name: refused_versions
+-- The refused versions of images.
+SELECT image_id, version, published_at FROM refused_version WHERE image_id = ANY(%(image_ids)s);
+
 -- name: lock_images_by_id
 -- Locks images in the order of image_id, as all writers do, so that no two wait for each other.
 SELECT image_key, image_id, version, state::text, checksum, published_at FROM image WHERE image_id = ANY(%(image_ids)s) ORDER BY image_id FOR UPDATE;

@@ -24,6 +24,7 @@ from workers.repository.image_rows import (
     lock_images,
     take_away,
 )
+from workers.repository.refused_versions import refused_versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,10 @@ def delete_images(
         after = {name: before.get(name, DeletedVersions(name)) for name in ids}
         for request in [*requests, *_of_known_versions(named, stored)]:
             after[request.image_id] = after[request.image_id].joined(request)
+        for refused in refused_versions(conn, ids):
+            after[refused.image_id] = after[refused.image_id].seen(
+                refused.version, refused.published_at
+            )
         for name, image in stored.items():
             after[name] = after[name].seen(image.version, image.published_at)
         for arrival in late:
