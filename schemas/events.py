@@ -7,6 +7,7 @@ gets a file beside them, and `schemas.compatibility` checks that all versions re
 import json
 import re
 import secrets
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -247,7 +248,7 @@ def decode(topic: str, payload: bytes) -> EventRecord:
             values[member.name] = document[member.name]
     try:
         record = kind(**{name: _value(kind, name, value) for name, value in values.items()})
-    except (ValueError, UsageError) as error:
+    except (ValueError, ArithmeticError, UsageError) as error:
         raise _bad_event(kind, str(error)) from error
     # The JSON of a record is hardly ever longer than the payload that it came from.
     if len(payload) > MAX_EVENT_BYTES and len(encode(record)) > MAX_EVENT_BYTES:
@@ -367,7 +368,9 @@ def _value(kind: type[EventRecord], name: str, value: Any) -> Any:
 def _integer(name: str, value: int | float, most: int) -> int:
     """JSON Schema counts 1.0 as an integer; Python and PostgreSQL do not."""
     if value > most:
-        raise UsageError(f"{name} must be at most {most}, got {value:.3e}; send a smaller number")
+        # An integer of hundreds of digits is more than a float can hold.
+        shown = f"{value:.3e}" if value <= sys.float_info.max else "more than 1e308"
+        raise UsageError(f"{name} must be at most {most}, got {shown}; send a smaller number")
     return int(value)
 
 

@@ -43,21 +43,33 @@ class Line:
     ) -> None:
         self.services = services
         self.conn = conn
-        self.log = services.open_log()
-        self.log.ensure_topics()
         live = generations.live_number(conn)
         self.generation = stub_generation(conn) if live is None else live
+        self._pool = pool
+        self._load = load
+        self._start()
+
+    def _start(self) -> None:
+        services = self.services
+        self.log = services.open_log()
+        self.log.ensure_topics()
         self.intake = Intake(
             services.store,
             services.sources.read,
-            pool,
+            self._pool,
             ThreadPoolExecutor(1),
             IntakeMetrics(),
         )
         self.index_metrics = IndexMetrics()
-        self.worker = IndexWorker(services.store, load, self.index_metrics)
-        for generation in generations.receiving(conn):
-            self.worker.models.wait(generation)
+        self.worker = IndexWorker(services.store, self._load, self.index_metrics)
+        for generation in generations.receiving(self.conn):
+            if generation.state == "live":
+                self.worker.models.wait(generation)
+
+    def restart(self) -> None:
+        """End both workers and start new ones, which know what the database has."""
+        self.close()
+        self._start()
 
     def picture(self, name: str, shade: int = 0, size: tuple[int, int] = (SIDE, SIDE)) -> str:
         """Write a picture file and return its address."""

@@ -98,6 +98,8 @@ class FuzzResult:
             not flow.account.unaccounted
             and sum(flow.account.outcomes.values()) == self.events
             and not flow.account.doubled
+            # What nobody foresaw is set aside too, but ought to be refused with its reason.
+            and "failed" not in flow.account.refusals
             and flow.account.counters_agree
             and not flow.workers_ended
             and flow.last_indexed

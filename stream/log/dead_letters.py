@@ -165,7 +165,8 @@ def rejection_of_failure(origin: Event, error: Exception, *, stage: str) -> Imag
         )
     try:
         record = record_of(origin)
-    except RejectInputError:
+    # Reading the event may be what fails, in a way that nobody foresaw.
+    except Exception:
         return rejection_of_event(origin, refusal, stage=stage)
     if isinstance(record, ImageArrived | ImageAccepted):
         return rejection_of_image(record, refusal, stage=stage)

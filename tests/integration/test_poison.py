@@ -14,8 +14,9 @@ import pytest
 
 from ops.bench.stub import StubAssigner
 from schemas.errors import RejectInputError, WorkFailedError
-from schemas.events import ACCEPTED, ARRIVED, DELETED
+from schemas.events import ACCEPTED, ARRIVED, DELETED, decode
 from schemas.records import EARLIEST, LATEST, ByteArray
+from stream.log import event_log
 from stream.log.offsets import lag, rewind
 from tests.line import Line, open_line
 from workers import index, intake
@@ -240,6 +241,23 @@ def test_a_model_that_fails_on_everything_is_not_the_fault_of_the_images(
         monkeypatch.setattr(Fragile, "broken", False)
         line.index()
         assert line.searchable() == {"a": 1}
+
+
+def test_an_event_that_cannot_even_be_read_is_set_aside_with_a_dead_letter(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fragile(topic: str, payload: bytes) -> Any:
+        if b"refused" in payload:
+            raise RecursionError("a fault that nobody foresaw")
+        return decode(topic, payload)
+
+    monkeypatch.setattr(event_log, "decode", fragile)
+    for name in ("a", "refused", "b"):
+        line.arrive(name)
+    line.run()
+    assert line.searchable().keys() == {"a", "b"}
+    assert line.letters()["refused"].code == "failed"
+    assert "nobody foresaw" in line.letters()["refused"].reason
 
 
 def test_an_event_that_the_database_refuses_is_set_aside_alone(line: Line) -> None:

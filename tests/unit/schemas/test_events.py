@@ -5,8 +5,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from ops.bench.fuzz_events import StoredPicture, fuzzed_messages
 from schemas.errors import RejectInputError, UsageError
 from schemas.events import (
+    ACCEPTED,
     ARRIVED,
     DELETED,
     EVENTS,
@@ -85,6 +87,42 @@ def test_a_bad_payload_is_one_rejection_with_a_code(payload: bytes) -> None:
         decode(ARRIVED, payload)
     assert refused.value.code == "bad-event"
     assert "not a valid image_arrived event" in str(refused.value)
+
+
+@pytest.mark.parametrize("digits", [10, 20, 400, 4000, 5000])
+@pytest.mark.parametrize(
+    ("topic", "field"),
+    [(ARRIVED, "version"), (DELETED, "version"), (ACCEPTED, "version"), (ACCEPTED, "width")],
+)
+def test_a_number_of_any_length_is_refused_with_its_reason(
+    topic: str, field: str, digits: int
+) -> None:
+    document = {
+        "image_id": '"a"',
+        "uri": '"file:///a"',
+        "normalized_uri": '"file:///b"',
+        "checksum": '"c"',
+        "width": "8",
+        "height": "8",
+        "arrived_at": '"2026-01-01T00:00:00Z"',
+        field: "7" * digits,
+    }
+    payload = "{" + ",".join(f'"{name}": {raw}' for name, raw in document.items()) + "}"
+    with pytest.raises(RejectInputError) as refused:
+        decode(topic, payload.encode())
+    assert refused.value.code == "bad-event"
+
+
+def test_a_thousand_mutated_payloads_are_read_or_refused_with_a_reason() -> None:
+    ends = set()
+    for sent in fuzzed_messages(1000, 11, [StoredPicture("file:///a.png", "file:///b.png")]):
+        try:
+            decode(sent.topic, sent.value)
+            ends.add("read")
+        except RejectInputError as refusal:
+            ends.add(refusal.code)
+    assert ends <= {"read", "bad-event", "too-large"}
+    assert len(ends) > 1
 
 
 def test_a_topic_without_events_is_refused() -> None:
