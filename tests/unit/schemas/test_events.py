@@ -101,7 +101,7 @@ def test_a_number_of_any_length_is_refused_with_its_reason(
         "image_id": '"a"',
         "uri": '"file:///a"',
         "normalized_uri": '"file:///b"',
-        "checksum": '"c"',
+        "checksum": f'"{"0" * 64}"',
         "width": "8",
         "height": "8",
         "arrived_at": '"2026-01-01T00:00:00Z"',
