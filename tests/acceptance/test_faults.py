@@ -272,7 +272,7 @@ CHECKED = {
     r"generations/g\d+/.+": "digests of all files; below, and each of them in a unit test",
     r"images/../.+\.png": "the hash in its name; below",
     r"postgres/(log|PG_VERSION|postmaster\.\w+|.*\.conf)": "settings and text",
-    r"postgres/.+": "data checksums, and those of its log and of pg_control",
+    r"postgres/.+": "data checksums, and those of the log and of pg_control; below",
     r"run/supervisor\.json": "a digest; written anew; below",
     r"run/supervisor\.lock": "the lock counts, its text is a help; below",
     r"run/postgres\.(lock|users|start)": "the lock counts",
@@ -344,4 +344,37 @@ def test_a_flipped_byte_in_the_supervisors_files_is_noticed_and_down_stops_it_al
     assert workers_of(fleet) == {}
     assert postgres_of(fleet) is None
     fleet.ok("up")
+    assert indexed(fleet) == before
+
+
+def test_a_flipped_byte_in_a_table_is_an_error_that_names_it_and_no_wrong_answer(
+    fleet: Home,
+) -> None:
+    before = indexed(fleet)
+    with database(fleet) as conn:
+        conn.execute("CHECKPOINT")
+        row = conn.execute(
+            "SELECT pg_relation_filepath(relid) FROM pg_partition_tree('posting') WHERE isleaf"
+            " ORDER BY pg_relation_size(relid) DESC LIMIT 1"
+        ).fetchone()
+        assert row is not None
+    table = fleet.folder / "postgres" / str(row[0])
+    fleet.ok("down")
+    control = fleet.folder / "postgres" / "global" / "pg_control"
+    with flipped(control, 0.005):
+        refused = fleet.sigma("up")
+        assert refused.code != 0
+        assert "PostgreSQL" in refused.err
+        assert "Traceback" not in refused.err
+    # Free space or rows: every byte of a page is covered.
+    with flipped(table, 4000 / table.stat().st_size):
+        fleet.sigma("up")
+        wait_until(lambda: "invalid page" in problem_of(fleet), 60)
+        assert ask(fleet, "a query") == 503
+        checked = fleet.sigma("status", "--check", "--json")
+        assert checked.code == 1
+        assert "invalid page" in checked.out + checked.err
+        fleet.sigma("down")
+    fleet.ok("up")
+    wait_until(lambda: ask(fleet, "a query") == 200, 60)
     assert indexed(fleet) == before
