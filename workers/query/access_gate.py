@@ -108,6 +108,16 @@ class AccessGate:
         """Judge and count a request that gets another answer than ours if this returns None."""
         return self._counted_verdict(path, headers).refusal
 
+    def may_ask(self, headers: RawHeaders) -> bool:
+        """Whether a query with these headers could be let in, its rate apart. Counts nothing."""
+        if self._hosts.refusal(headers, may_be_missing=False) is not None:
+            return False
+        if not self._ring.is_required:
+            return True
+        secret = bearer_secret(headers)
+        key = None if secret is None else self._ring.find(secret)
+        return key is not None and key.may(ApiScope.READ)
+
     def _counted_verdict(self, path: str, headers: RawHeaders) -> AccessVerdict:
         self._forget_revoked()
         verdict = self._judge(path, headers)

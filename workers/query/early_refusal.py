@@ -34,16 +34,19 @@ class EarlyRefusal:
         self,
         is_full: Callable[[], bool],
         most: Callable[[], int],
+        may_wait: Callable[[RawHeaders], bool],
         judge: Callable[[str, RawHeaders], Refusal | None],
         count: Callable[[], None],
     ) -> None:
         """`is_full` tells whether the line is full, `most` how many queries may be under way.
 
-        `judge` refuses by host, key and rate, which come first. `count` is called for each query
-        that is refused because there are too many.
+        `may_wait` tells whether a request may ask at all: others take no place. `judge` refuses
+        by host, key and rate, which come first. `count` is called for each query that is refused
+        because there are too many.
         """
         self._is_full = is_full
         self._most = most
+        self._may_wait = may_wait
         self._judge = judge
         self._count = count
         # The line alone cannot tell: one turn of the event loop reads the requests of hundreds of
@@ -58,8 +61,9 @@ class EarlyRefusal:
         missing = length - len(data)
         if self._is_full() or len(self._under_way) >= self._most():
             return EarlyAnswer(self._refuse(data), missing)
-        # A query without its body does not count: whoever sends heads only would shut others out.
-        if not missing:
+        # A query without its body does not count, nor one without a key where one is needed:
+        # whoever sends many of them would shut others out.
+        if not missing and self._may_wait(raw_headers(data)):
             self._under_way.add(connection)
         return None
 

@@ -231,6 +231,7 @@ def _serve(
     early = EarlyRefusal(
         lambda: server.is_full,
         lambda: server.most_under_way,
+        app.may_ask,
         app.refusal,
         lambda: count_overloaded(metrics),
     )

@@ -26,8 +26,9 @@ from workers.runtime.process import TRANSIENT_ERRORS, keep_running
 # Longest wait for a report, and so for noticing that the worker is to stop.
 _POLL_S = 1.0
 
-# Reports that may wait: minutes of an unavailable database at a hundred queries a second.
-_CAPACITY = 10_000
+# Reports that may wait while the database is away. One of 100 results with long ids has about
+# 50 kB, so at most 100 MB wait; later ones are dropped and counted.
+_CAPACITY = 2_000
 
 # Most reports of one round trip.
 _BATCH = 500

@@ -16,7 +16,10 @@ class Refusals:
     def __init__(self, most: int = 3) -> None:
         self.full = False
         self.counted = 0
-        self.early = EarlyRefusal(lambda: self.full, lambda: most, self._judge, self._count)
+        self.early = EarlyRefusal(
+            lambda: self.full, lambda: most, lambda _: self.may_ask, self._judge, self._count
+        )
+        self.may_ask = True
         self.judged: Refusal | None = None
 
     def answers(self, name: str, data: bytes = HEAD + BODY) -> tuple[int, int] | None:
@@ -109,3 +112,13 @@ def test_the_answer_is_whole_and_says_when_to_come_again() -> None:
     assert head.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
     assert b"\r\nretry-after: 1" in head
     assert b"\r\ncontent-length: %d\r\n" % len(body) in head
+
+
+def test_queries_that_may_not_be_asked_take_no_place_from_others() -> None:
+    refusals = Refusals(most=1)
+    refusals.may_ask = False
+    assert refusals.answers("a") is None
+    assert refusals.answers("b") is None
+    refusals.may_ask = True
+    assert refusals.answers("c") is None
+    assert refusals.answers("d") == (429, 0)
