@@ -155,6 +155,9 @@ class IndexMachine(RuleBasedStateMachine):
     def settle(self) -> None:
         """Read everything."""
         self.step("settle")
+        self.read_all()
+
+    def read_all(self) -> None:
         while self.read(
             intake.GROUP, intake.TOPICS, 32, self.line.intake.process, self.note_taken_in
         ):
@@ -167,7 +170,7 @@ class IndexMachine(RuleBasedStateMachine):
         """A topic is read from its begin."""
         self.step("deliver again")
         rewind(self.line.log, self.conn, *place)
-        self.settle()
+        self.read_all()
 
     @rule()
     def restart(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 from ops.cli.context import emit
 from ops.cli.failures import explain, one_line
 from ops.cli.main import main
+from ops.jobs.registry import JOBS
 from schemas.errors import WorkFailedError
 from workers.runtime.logs import tolerant_streams
 
@@ -165,12 +166,29 @@ def test_a_home_that_is_a_file_or_below_one_is_one_sentence(
 ) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    for place in (file, file / "below" / "home"):
+    for link, target in (("link", "file"), ("dangling", "nowhere/else"), ("loop", "loop")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    places = [file, file / "below" / "home", tmp_path / "link", tmp_path / "loop" / "home"]
+    for place in [*places, tmp_path / ("x" * 300), Path("/dev/null/home")]:
         monkeypatch.setenv("SIGMA_HOME", str(place))
         assert "SIGMA_HOME" in refusal(capsys, *arguments)
 
 
-@pytest.mark.parametrize("name", ["nosuch", "recall_probe", "Retrain", "", "\x1b[31m"])
+def misspelt(seed: int) -> str:
+    """The name of a job with a letter left out, doubled, swapped, in capitals, or strange."""
+    rng = random.Random(seed)
+    name = rng.choice(sorted(JOBS))
+    place = rng.randrange(1, len(name))
+    before, letter, after = name[:place], name[place], name[place + 1 :]
+    forms = [before + after, before + letter * 2 + after, f"{letter}{before}{after}", name.upper()]
+    forms += [f"{name} ", name.replace(letter, "\u202e"), f"{before}\n{after}", name * 300]
+    return forms[seed % len(forms)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["nosuch", "recall_probe", "Retrain", "", "\x1b[31m", *(misspelt(seed) for seed in range(24))],
+)
 def test_a_misspelt_job_is_refused_with_the_names_that_exist(
     home: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
