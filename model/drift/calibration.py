@@ -1,9 +1,9 @@
 """Calibration: how large a statistic gets without drift, and how unlikely a larger one is."""
 
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import chi2
 
 from schemas.records import DoubleArray, JsonObject
 
@@ -14,7 +14,7 @@ TAIL = 0.05
 _GRID = np.linspace(0.0, 1.0 - TAIL, 20)
 
 # Where the tail of one squared standard normal begins.
-_NORMAL_EDGE = float(chi2.isf(TAIL, 1))
+_NORMAL_EDGE = NormalDist().inv_cdf(1 - TAIL / 2) ** 2
 
 # How slowly that tail falls: like exp(-x / 2), as the normal's density does.
 _NORMAL_SCALE = 2.0

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from scipy.stats import fisher_exact
 
 from model.drift.calibration import NullDistribution, holm_limits
 from model.drift.sketch_documents import sketch_from_dict, sketch_to_dict
@@ -295,6 +294,9 @@ def _has_fallen(then: RecallCount, now: RecallCount) -> bool:
     if then.recall - now.recall < RECALL_DROP:
         return False
     table = [[now.hits, now.queries - now.hits], [then.hits, then.queries - then.hits]]
+    # SciPy's statistics take a second to load, and every command of the command line loads this.
+    from scipy.stats import fisher_exact
+
     return bool(fisher_exact(table, alternative="less").pvalue < RECALL_P)
 
 

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import KMeans
 
+from model.identifiers.kmeans import kmeans_centres
 from schemas.records import BoolArray, DoubleArray, FloatArray, IntArray
 
 # (n, …) one row an image or query; its dtype is the sketch's own.
@@ -274,8 +274,8 @@ class Novelty:
         fitted_half = embeddings[order[::2]]
         measured_half = embeddings[order[1::2]]
         clusters = min(LANDMARKS, len(fitted_half))
-        fitted = KMeans(clusters, n_init=1, random_state=seed).fit(fitted_half)
-        landmarks = fitted.cluster_centers_.astype(np.float32)
+        centres = kmeans_centres(fitted_half, clusters, starts=1, seed=seed)
+        landmarks = centres.astype(np.float32)
         distances = _to_nearest(measured_half, landmarks)
         limit = float(np.quantile(distances, 1 - FAR))
         return cls(landmarks, limit, HitShare.of(distances > limit, rising=True))

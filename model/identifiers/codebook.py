@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.cluster import KMeans, MiniBatchKMeans
 
+from model.identifiers.kmeans import kmeans_centres, minibatch_centres
 from model.identifiers.seminmf import fit_seminmf, nonnegative_coefficients
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.identifiers import IdentifierShape
@@ -19,9 +19,6 @@ from schemas.records import FloatArray, IntArray
 
 # Rows that are encoded at a time: distances to 1,024 centroids take 64 MiB.
 _BLOCK = 8192
-
-# Rows of a step of the k-means of id1.
-_BATCH = 2048
 
 # Coordinate of a centre that no unit row is nearest to.
 _FAR = 1e3
@@ -284,8 +281,7 @@ def _fit_directions(
 def _fit_centroids(rows: FloatArray, count: int, seed: int) -> FloatArray:
     """(count, D) centres of id1."""
     used = min(count, len(np.unique(rows, axis=0)))
-    fitted = MiniBatchKMeans(used, n_init=5, batch_size=_BATCH, random_state=seed).fit(rows)
-    return _fill_up(fitted.cluster_centers_.astype(np.float32), count)
+    return _fill_up(minibatch_centres(rows, used, starts=5, seed=seed), count)
 
 
 def _fit_codewords(residual: FloatArray, config: CodebookConfig) -> FloatArray:
@@ -296,9 +292,8 @@ def _fit_codewords(residual: FloatArray, config: CodebookConfig) -> FloatArray:
         part = residual[:, m * step : (m + 1) * step]
         # Rows that differ by rounding only would make k-means warn of duplicate centres.
         used = min(config.codewords, len(np.unique(np.round(part, 6), axis=0)))
-        fitted = KMeans(used, n_init=3, random_state=config.seed + m).fit(part)
-        centres = fitted.cluster_centers_.astype(np.float32)
-        codewords.append(_fill_up(centres, config.codewords))
+        centres = kmeans_centres(part, used, starts=3, seed=config.seed + m)
+        codewords.append(_fill_up(centres.astype(np.float32), config.codewords))
     return np.stack(codewords)
 
 

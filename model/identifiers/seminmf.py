@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import KMeans
 
+from model.identifiers.kmeans import kmeans_centres
 from schemas.errors import UsageError
 from schemas.records import BoolArray, DoubleArray, FloatArray
 
@@ -191,7 +191,7 @@ def _starting_basis(rows: DoubleArray, count: int, seed: int) -> DoubleArray:
     directions = rows / np.maximum(lengths, 1e-12)
     distinct = len(np.unique(np.round(directions, 6), axis=0))
     used = max(1, min(count, distinct))
-    centres = KMeans(used, n_init=1, random_state=seed).fit(directions).cluster_centers_
+    centres = kmeans_centres(directions, used, starts=1, seed=seed)
     missing = rng.standard_normal((count - used, rows.shape[1]))
     return _to_unit(np.vstack([centres, missing]), rng)
 
