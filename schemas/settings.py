@@ -395,6 +395,14 @@ class Settings:
         "Processes of a training that the scheduler starts: one for each GPU.",
         default=1,
     )
+    encoder: str | None = setting(
+        "SIGMA_ENCODER",
+        any_text(),
+        "Pretrained encoder of a training in full: a hub name with its revision, or a folder; "
+        "`sigma train --encoder` goes before.",
+        default=None,
+        unset="that of the profile",
+    )
     retrain: str = setting(
         "SIGMA_RETRAIN",
         choice(*RETRAIN_MODES),

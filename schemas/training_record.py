@@ -73,6 +73,8 @@ class TrainingRecord:
     """The generation whose weights it began with."""
     profile: str | None = None
     seed: int | None = None
+    encoder_source: str | None = None
+    """The encoder that was asked for: a folder, or a hub name with its revision."""
     corpus: str | None = None
     """Where the training images come from: `manifest` or `store`."""
     reclustered: bool | None = None
@@ -166,6 +168,7 @@ _PLAIN_FIELDS = (
     "parent",
     "profile",
     "seed",
+    "encoder_source",
     "corpus",
     "reclustered",
     "manifest",

@@ -1,7 +1,8 @@
 """The checkpoint: all that rebuilds one generation's model, and checks that it fits together.
 
 In its folder: `checkpoint.json`, the codebook, `backbone/`, `tokenizer/`, `head.safetensors`,
-`digests.json`, and for the `tiny` profile `encoder.safetensors` with `encoder-tokenizer/`.
+`digests.json`; and the encoder: `encoder.safetensors` with `encoder-tokenizer/` for that of a base,
+`encoder/` with digests of its own for a pretrained one.
 """
 
 import json
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from model.identifiers.codebook import Codebook
 from model.network.encoder import Encoder, SmallEncoder, TwoTower
+from model.network.encoders.kept import KeptEncoder, keep_encoder, read_kept
 from model.network.file_digests import check_digests, write_digests
 from model.network.inputs import ImagePreprocessor
 from model.network.jina import JinaEncoder
@@ -35,11 +37,15 @@ ABOUT = "checkpoint.json"
 # Version of the folder's layout. A checkpoint of another version is refused.
 FORMAT = 1
 
+# Version of a folder with a pretrained encoder in it, which older versions could not read.
+_FORMAT_WITH_ENCODER = 2
+
 _TOKENIZER = "tokenizer"
 _BACKBONE = "backbone"
 _HEAD = "head.safetensors"
 _TOWERS = "encoder.safetensors"
 _ENCODER_TOKENIZER = "encoder-tokenizer"
+_ENCODER = "encoder"
 
 # Folder of a save that is not complete: it is thrown away.
 _WRITING = ".writing"
@@ -70,8 +76,9 @@ class Checkpoint:
 class _Description:
     """What `checkpoint.json` says.
 
-    `codebook` is a version. An encoder of this project has a `towers_width`, the paper's has a
-    `jina_source`, a hub name or folder.
+    `codebook` is a version. An encoder of a base has a `towers_width`, one that is kept in the
+    folder a `kept_source`, which tells where it came from, and the paper's a `jina_source`, a hub
+    name or folder.
     """
 
     profile: str
@@ -79,15 +86,18 @@ class _Description:
     codebook: str
     towers_width: int | None
     jina_source: str | None
+    kept_source: str | None
     size: TinySize | None
     record: TrainingRecord
 
     def to_json(self) -> JsonObject:
         encoder: dict[str, object] = {"kind": "jina", "source": self.jina_source}
-        if self.towers_width is not None:
+        if self.kept_source is not None:
+            encoder = {"kind": "kept", "source": self.kept_source}
+        elif self.towers_width is not None:
             encoder = {"kind": "small", "width": self.towers_width}
         return self.record.to_json() | {
-            "format": FORMAT,
+            "format": FORMAT if self.kept_source is None else _FORMAT_WITH_ENCODER,
             "profile": self.profile,
             "shape": asdict(self.shape),
             "codebook": self.codebook,
@@ -99,15 +109,16 @@ class _Description:
     def from_json(cls, document: JsonObject) -> "_Description":
         shape = document["shape"]
         encoder = document["encoder"]
-        small = encoder["kind"] == "small"
+        source = encoder.get("source")
         size = document["size"]
         record = {name: value for name, value in document.items() if name not in _MODEL_KEYS}
         return cls(
             profile=document["profile"],
             shape=IdentifierShape(codes=tuple(shape["codes"]), suffixes=int(shape["suffixes"])),
             codebook=document["codebook"],
-            towers_width=int(encoder["width"]) if small else None,
-            jina_source=None if small else encoder["source"],
+            towers_width=int(encoder["width"]) if encoder["kind"] == "small" else None,
+            jina_source=source if encoder["kind"] == "jina" else None,
+            kept_source=source if encoder["kind"] == "kept" else None,
             size=None if size is None else TinySize(**size),
             record=TrainingRecord.from_json(record),
         )
@@ -124,6 +135,9 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     _write(checkpoint, writing)
+    if isinstance(checkpoint.encoder, KeptEncoder):
+        # Before the files that name it. It never changes, so the save of a later stage finds it.
+        keep_encoder(checkpoint.encoder, folder / _ENCODER)
     writing.replace(folder / _WRITTEN)
     recover_checkpoint(folder)
 
@@ -157,7 +171,8 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         shape=sigma.profile.shape,
         codebook=checkpoint.codebook.version,
         towers_width=encoder.width if isinstance(encoder, SmallEncoder) else None,
-        jina_source=sigma.profile.encoder,
+        jina_source=encoder.source if isinstance(encoder, JinaEncoder) else None,
+        kept_source=encoder.source if isinstance(encoder, KeptEncoder) else None,
         size=sigma.profile.tiny,
         record=checkpoint.record,
     )
@@ -216,7 +231,8 @@ def _read_description(folder: Path) -> _Description:
         raise RefuseToStartError(
             f"{folder} holds no readable checkpoint ({error}); restore it or train again"
         ) from error
-    if document.get("format") != FORMAT or document.get("profile") not in PROFILES:
+    known = document.get("format") in (FORMAT, _FORMAT_WITH_ENCODER)
+    if not known or document.get("profile") not in PROFILES:
         raise RefuseToStartError(
             f"checkpoint {folder} must have format {FORMAT} and one of the profiles "
             f"{', '.join(PROFILES)}, got format {document.get('format')} "
@@ -241,6 +257,8 @@ def _preprocessor_of(profile: Profile) -> ImagePreprocessor:
 
 
 def _load_encoder(folder: Path, description: _Description, profile: Profile) -> Encoder:
+    if description.kept_source is not None:
+        return read_kept(folder / _ENCODER, description.kept_source)
     if description.jina_source is not None:
         return JinaEncoder.load(description.jina_source, width=profile.embedding_width)
     if description.towers_width is None or profile.tiny is None:

@@ -1,14 +1,15 @@
 """Encoders: texts and images as unit vectors in one space. They feed the codebook and rank images.
 
 `Encoder` is the interface. `SmallEncoder` is the two-tower model of the `tiny` profile, trained in
-stage 0; `model.network.jina.JinaEncoder` is the paper's choice.
+stage 0; `model.network.jina.JinaEncoder` is the paper's choice; `model.network.encoders` has those
+that other people trained.
 
 Letters in shapes: N images, B texts, T tokens of a text, C channels, D width of the embedding.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,7 +41,10 @@ _MASKED = -1e4
 
 
 class Encoder(Protocol):
-    """Two towers into one space. Rows have unit length; `scale` turns a cosine into a logit."""
+    """Two towers into one space. Rows have unit length; `scale` turns a cosine into a logit.
+
+    It is frozen: a `FittableEncoder` gives another one that has learnt from captions.
+    """
 
     width: int
     scale: float
@@ -51,6 +55,18 @@ class Encoder(Protocol):
 
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
         """(B, D) float32 unit vectors of B texts."""
+        ...
+
+
+@runtime_checkable
+class FittableEncoder(Encoder, Protocol):
+    """An encoder with a part that learns from a corpus; without captions it is used as it is."""
+
+    def fitted(self, images: Pixels, captions: Sequence[Sequence[str]], seed: int) -> Encoder:
+        """A new encoder that has learnt from images with at least one caption each.
+
+        The same arguments give the same encoder.
+        """
         ...
 
 

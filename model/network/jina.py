@@ -33,8 +33,11 @@ _SMALLEST_NORM = 1e-12
 class JinaEncoder:
     """The `Encoder` of the `qwen-*` profiles: text and images in one space."""
 
-    def __init__(self, model: Any, *, width: int = WIDTH, scale: float = SCALE) -> None:
-        """`width` cuts the model's vectors."""
+    def __init__(
+        self, model: Any, *, width: int = WIDTH, scale: float = SCALE, source: str = ""
+    ) -> None:
+        """`width` cuts the model's vectors. `source`: the hub name or folder it was read from."""
+        self.source = source
         self.width = width
         self.scale = scale
         self.model = model
@@ -42,7 +45,7 @@ class JinaEncoder:
     @classmethod
     def load(cls, source: str | Path, *, width: int = WIDTH) -> "JinaEncoder":
         """Read the model from a hub name or a folder."""
-        return cls(_load_model(source), width=width)
+        return cls(_load_model(source), width=width, source=str(source))
 
     def embed_images(self, images: Pixels) -> FloatArray:
         """(N, D) float32 unit vectors of N images."""

@@ -43,9 +43,10 @@ def parts_from_base(base: Base, profile: Profile) -> ModelParts:
     return ModelParts(sigma.to(default_device()), encoder, teacher)
 
 
-def pretrained_parts(profile: Profile) -> ModelParts:
-    """A `qwen-*` model from pretrained weights, with the paper's encoder and teacher.
+def pretrained_parts(profile: Profile, encoder: Encoder | None = None) -> ModelParts:
+    """A `qwen-*` model from pretrained weights, with the paper's teacher.
 
+    The encoder is the one given, or else the paper's.
     `RefuseToStartError` for a profile that names no pretrained weights.
     """
     if profile.model is None or profile.encoder is None or profile.teacher is None:
@@ -62,6 +63,6 @@ def pretrained_parts(profile: Profile) -> ModelParts:
     sigma = SigmaModel(backbone, tokenizer, preprocessor, profile)
     return ModelParts(
         sigma.to(device),
-        JinaEncoder.load(profile.encoder, width=profile.embedding_width),
+        encoder or JinaEncoder.load(profile.encoder, width=profile.embedding_width),
         JinaTeacher.load(profile.teacher),
     )

@@ -1,11 +1,13 @@
 """Adapting the base: stage 0 continued on a corpus that looks unlike the base's own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from model.network.base import Base
+from model.network.encoder import Encoder
 from model.network.inputs import ImagePreprocessor
 from model.network.prompts import PromptBuilder
 from model.progress import Progress
@@ -95,6 +97,30 @@ def adapt(base: Base, data: CaptionedImages, config: AdaptConfig, progress: Prog
     return replace(base, about={**base.about, "adapted": adapted})
 
 
+def adapt_to_encoder(
+    base: Base,
+    data: CaptionedImages,
+    encoder: Encoder,
+    images: FloatArray,
+    config: AdaptConfig,
+    progress: Progress,
+) -> Base:
+    """Train the base's backbone, in place, to see and to read as a pretrained encoder does.
+
+    `images` (N, D) float32 are the encoder's vectors of the images. The base's own towers stay as
+    they are, for nothing asks them. Returns the base with what was done in `about`.
+    """
+    pretraining = PretrainConfig(
+        epochs=config.epochs(config.pretrain_views, len(data)),
+        learning_rate=_LEARNING_RATE,
+        seed=config.seed,
+    )
+    texts = CaptionVectors(encoder, {})
+    _pretrain_from(base, data, images, texts.of, pretraining, progress)
+    adapted = {"images": len(data), "pretrain_epochs": pretraining.epochs}
+    return replace(base, about={**base.about, "adapted_to_encoder": adapted})
+
+
 def pretrain_base(
     base: Base, data: CaptionedImages, config: PretrainConfig, progress: Progress
 ) -> float:
@@ -102,16 +128,40 @@ def pretrain_base(
 
     Returns the mean loss of the last epoch.
     """
-    encoder = base.encoder
     images = _embed_in_parts(base, data)
+    return _pretrain_from(base, data, images, base.encoder.embed_texts, config, progress)
+
+
+def _pretrain_from(
+    base: Base,
+    data: CaptionedImages,
+    images: FloatArray,
+    embed_texts: Callable[[list[str]], FloatArray],
+    config: PretrainConfig,
+    progress: Progress,
+) -> float:
     # The heads draw their first weights.
     torch.manual_seed(config.seed)
-    heads = DistillHeads(base.size.hidden, encoder.width).to(base.backbone.device)
+    heads = DistillHeads(base.size.hidden, images.shape[1]).to(base.backbone.device)
     # The base has no identifier tokens yet.
     prompts = PromptBuilder(base.tokenizer, [], base.limit)
     preprocessor = ImagePreprocessor.tiny(base.size)
     trainer = Pretrainer(base.backbone, prompts, preprocessor, heads, config)
-    return pretrain(trainer, data, images, encoder.embed_texts, progress)
+    return pretrain(trainer, data, images, embed_texts, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionVectors:
+    """An encoder's vectors of captions, each computed once: every epoch asks for them again."""
+
+    encoder: Encoder
+    known: dict[str, FloatArray]
+
+    def of(self, captions: list[str]) -> FloatArray:
+        """(B, D) float32 unit vectors of B captions."""
+        new = sorted(set(captions) - self.known.keys())
+        self.known.update(zip(new, self.encoder.embed_texts(new), strict=True))
+        return np.stack([self.known[caption] for caption in captions])
 
 
 def _embed_in_parts(base: Base, data: CaptionedImages) -> FloatArray:

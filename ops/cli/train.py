@@ -74,6 +74,11 @@ def add_commands(add: AddCommand) -> None:
         help="train the base further on these images first",
     )
     command.add_argument(
+        "--encoder",
+        metavar="NAME|FOLDER",
+        help="pretrained encoder: CLIP, OpenCLIP, SigLIP, jina-clip, see docs/encoders.md",
+    )
+    command.add_argument(
         "--promote", action="store_true", help="make the new generation live if the gate lets it"
     )
 
@@ -124,6 +129,11 @@ def check(options: Namespace) -> None:
             "--base and --adapt are for a training from base weights, not for one from the live "
             "generation; leave them out"
         )
+    if options.encoder and (from_parent or options.resume):
+        raise UsageError(
+            "--encoder chooses the encoder of a generation, which --refresh, --recluster and "
+            "--resume keep; leave it out, or train anew with --from-store"
+        )
     if options.expect is not None and (from_parent or options.resume):
         raise UsageError(
             "--expect chooses the shape of identifiers, which --refresh, --recluster and --resume "
@@ -137,7 +147,7 @@ def _train_as_first_rank(options: Namespace, settings: Settings) -> int:
     from ops.cli.progress_bar import bar
     from workers.trainer import trainer
 
-    request = training_request(options)
+    request = training_request(options, settings.encoder)
     entries = entries_of(options.manifest, None) if options.manifest else None
     with open_services(settings) as services, open_database(services, "train") as conn:
         result = trainer.train(services, entries, request, bar)
@@ -150,8 +160,8 @@ def _train_as_first_rank(options: Namespace, settings: Settings) -> int:
     return 0
 
 
-def training_request(options: Namespace) -> "TrainRequest":
-    """The trainer's request for parsed options."""
+def training_request(options: Namespace, encoder: str | None = None) -> "TrainRequest":
+    """The trainer's request for parsed options; `encoder` is that of a run that names none."""
     from model.network.base import SHIPPED
     from model.network.profiles import profile
     from workers.trainer.request import STAGES, TrainRequest
@@ -163,6 +173,7 @@ def training_request(options: Namespace) -> "TrainRequest":
         seed=options.seed,
         base=options.base or SHIPPED,
         adapt=options.adapt,
+        encoder=options.encoder or encoder,
         mode=_mode(options),
         expect=options.expect,
         recluster=options.recluster and options.refresh,

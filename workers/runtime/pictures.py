@@ -54,6 +54,10 @@ class StoredPictures(Sequence[ByteArray]):
         uris = [self._uris[index] for index in indices]
         return StoredPictures(self._store, uris, self._prepare)
 
+    def as_stored(self) -> "StoredPictures":
+        """The same images, not prepared."""
+        return self if self._prepare is None else StoredPictures(self._store, self._uris)
+
     @overload
     def __getitem__(self, index: int) -> ByteArray: ...
 

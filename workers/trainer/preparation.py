@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from model.network.encoder import Encoder
-from model.network.profiles import Profile
-from model.network.resize import Pixels
+from model.network.encoders.kept import KeptEncoder
+from model.network.encoders.teacher import EncoderTeacher
 from model.network.teacher import Teacher
 from model.progress import Progress
 from schemas.errors import UsageError
@@ -32,9 +30,6 @@ from workers.trainer.run_base import BASE, copy_base, first_parts, teacher_of
 from workers.trainer.step_clock import StepClock
 from workers.trainer.training_images import TrainingImages, from_manifest, from_store
 from workers.trainer.training_run import TrainingRun
-
-# Pictures embedded at a time.
-_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +68,7 @@ def _prepare_full(
     images = _images_of_full_run(services, conn, run, progress)
     first = first_parts(run, images, progress)
     parts = first.parts
-    embeddings = embed(parts.encoder, images.pictures, progress)
+    embeddings = first.embeddings
     if run.has_codebook:
         codebook = Codebook.load(run.folder)
         plan = IdentifierPlan.load(run.folder)
@@ -93,6 +88,9 @@ def _prepare_full(
     record = run.record
     if first.base_recall is not None:
         record = replace(record, base_recall=first.base_recall)
+    if isinstance(parts.encoder, KeptEncoder):
+        # A hub name has a revision now.
+        record = replace(record, encoder_source=parts.encoder.source)
     record = replace(clock.add_to(record, "prepare"), images=len(images))
     checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
     record = _keep_codebook(run, checkpoint, record)
@@ -136,7 +134,7 @@ def _prepare_from_parent(
         images=images,
         plan=plan,
         embeddings=stored.embeddings[stored.present],
-        teacher=_teacher_loader(run.folder / BASE, checkpoint.sigma.profile, checkpoint.encoder),
+        teacher=_teacher_loader(run, checkpoint, images, stored.embeddings[stored.present]),
     )
 
 
@@ -218,15 +216,12 @@ def _plan_from_parent(
     return _PlanFromParent(record, codebook, plan)
 
 
-def _teacher_loader(base: Path, profile: Profile, encoder: Encoder) -> Callable[[], Teacher]:
-    return lambda: teacher_of(base, profile, encoder)
-
-
-def embed(encoder: Encoder, pictures: Pixels, progress: Progress) -> FloatArray:
-    """(N, D) float32 embeddings of N pictures."""
-    parts = []
-    with progress("embed images", len(pictures)) as bar:
-        for start in range(0, len(pictures), _BATCH):
-            parts.append(encoder.embed_images(pictures[start : start + _BATCH]))
-            bar.update(len(parts[-1]))
-    return np.concatenate(parts)
+def _teacher_loader(
+    run: TrainingRun, checkpoint: Checkpoint, images: TrainingImages, embeddings: HalfArray
+) -> Callable[[], Teacher]:
+    encoder = checkpoint.encoder
+    if isinstance(encoder, KeptEncoder) and checkpoint.sigma.profile.tiny is not None:
+        vectors = embeddings.astype(np.float32)
+        seed = run.request.seed
+        return lambda: EncoderTeacher.calibrated(encoder, vectors, images.captions, seed)
+    return lambda: teacher_of(run.folder / BASE, checkpoint.sigma.profile, encoder)

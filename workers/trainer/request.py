@@ -36,6 +36,8 @@ class TrainRequest:
     """Folder of the base weights for a full training."""
     adapt: str = "auto"
     """One of `Adapt`."""
+    encoder: str | None = None
+    """The encoder of a full training: a hub name or a folder. None: that of the base or profile."""
     mode: TrainingMode | None = None
     """None: full, or that of the training that is resumed."""
     expect: int | None = None

@@ -1,23 +1,34 @@
 """The base of a run: the pretrained parts that a training begins with, and the teacher."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from model.network.base import SHIPPED, Base
-from model.network.checkpoint import load_checkpoint
-from model.network.encoder import Encoder
+from model.network.checkpoint import Checkpoint, load_checkpoint
+from model.network.encoder import Encoder, FittableEncoder
+from model.network.encoders.kept import KeptEncoder
+from model.network.encoders.reader import open_encoder
+from model.network.encoders.teacher import EncoderTeacher
 from model.network.jina import JinaTeacher
 from model.network.parts import ModelParts, parts_from_base, pretrained_parts
 from model.network.profiles import Profile
+from model.network.resize import Pixels
 from model.network.teacher import Teacher
 from model.progress import Progress
-from model.training.adapt import SUFFICIENT_RECALL, AdaptConfig, adapt, base_recall
+from model.training.adapt import (
+    SUFFICIENT_RECALL,
+    AdaptConfig,
+    adapt,
+    adapt_to_encoder,
+    base_recall,
+)
 from model.training.contrastive import CaptionedImages
 from schemas.errors import RefuseToStartError
+from schemas.records import FloatArray
 from workers.trainer.request import TrainRequest
 from workers.trainer.training_images import TrainingImages
 from workers.trainer.training_run import TrainingRun
@@ -25,6 +36,9 @@ from workers.trainer.training_run import TrainingRun
 # Folder of a generation's own base, in the folder of its checkpoint. Without it, the generation
 # uses the base that is shipped with the program.
 BASE = "base"
+
+# Pictures embedded at a time.
+_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,16 @@ class FirstParts:
     parts: ModelParts
     base_recall: float | None
     """See `RunBase.recall`."""
+    embeddings: FloatArray
+    """(N, D) float32 of the images to train on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenEncoder:
+    """The encoder that a run was asked to use, and its (N, D) float32 vectors of the images."""
+
+    encoder: Encoder
+    embeddings: FloatArray
 
 
 def first_parts(run: TrainingRun, images: TrainingImages, progress: Progress) -> FirstParts:
@@ -52,39 +76,99 @@ def first_parts(run: TrainingRun, images: TrainingImages, progress: Progress) ->
     """
     # New layers, such as the soft-label head, draw their first weights.
     torch.manual_seed(run.request.seed)
+    checkpoint = load_checkpoint(run.folder) if run.has_codebook else None
+    chosen = _chosen_encoder(run, checkpoint, images, progress)
     recall = None
     if run.profile.tiny is None:
-        fresh = pretrained_parts(run.profile)
+        parts = pretrained_parts(run.profile, None if chosen is None else chosen.encoder)
     else:
-        run_base = _base_of(run.folder / BASE, run.request, images, progress)
+        run_base = _base_of(run.folder / BASE, run.request, images, chosen, progress)
         recall = run_base.recall
-        fresh = parts_from_base(run_base.base, run.profile)
-    if not run.has_codebook:
-        return FirstParts(fresh, recall)
-    checkpoint = load_checkpoint(run.folder)
-    parts = ModelParts(checkpoint.sigma, checkpoint.encoder, fresh.teacher)
-    return FirstParts(parts, recall)
+        parts = parts_from_base(run_base.base, run.profile)
+        if chosen is not None:
+            teacher = EncoderTeacher.calibrated(
+                chosen.encoder, chosen.embeddings, images.captions, run.request.seed
+            )
+            parts = replace(parts, encoder=chosen.encoder, teacher=teacher)
+    if checkpoint is not None:
+        parts = replace(parts, sigma=checkpoint.sigma, encoder=checkpoint.encoder)
+    if chosen is not None:
+        return FirstParts(parts, recall, chosen.embeddings)
+    return FirstParts(parts, recall, embed(parts.encoder, images.pictures, progress))
+
+
+def _chosen_encoder(
+    run: TrainingRun, checkpoint: Checkpoint | None, images: TrainingImages, progress: Progress
+) -> ChosenEncoder | None:
+    """The pretrained encoder of a run: that of its checkpoint, or the one it was asked to use.
+
+    One that learns from captions has learnt from those of the run. None: that of base or profile.
+    """
+    if checkpoint is not None:
+        if not isinstance(checkpoint.encoder, KeptEncoder):
+            return None
+        encoder: Encoder = checkpoint.encoder
+    elif run.request.encoder is None:
+        return None
+    else:
+        encoder = open_encoder(run.request.encoder)
+        if isinstance(encoder, FittableEncoder):
+            encoder = encoder.fitted(images.originals, images.captions, run.request.seed)
+    return ChosenEncoder(encoder, embed(encoder, images.originals, progress))
+
+
+def embed(encoder: Encoder, pictures: Pixels, progress: Progress) -> FloatArray:
+    """(N, D) float32 embeddings of N pictures."""
+    parts = []
+    with progress("embed images", len(pictures)) as bar:
+        for start in range(0, len(pictures), _BATCH):
+            parts.append(encoder.embed_images(pictures[start : start + _BATCH]))
+            bar.update(len(parts[-1]))
+    return np.concatenate(parts)
 
 
 def _base_of(
-    own: Path, request: TrainRequest, images: TrainingImages, progress: Progress
+    own: Path,
+    request: TrainRequest,
+    images: TrainingImages,
+    chosen: ChosenEncoder | None,
+    progress: Progress,
 ) -> RunBase:
-    """The run's own base in the folder `own`, or the requested one, adapted where that helps."""
+    """The run's own base in the folder `own`, or the requested one, adapted where that helps.
+
+    With a chosen encoder the backbone learns to see from that one, whatever the base knows.
+    """
     if own.is_dir():
         return RunBase(Base.load(own), recall=None)
     base = Base.load(request.base)
     data = CaptionedImages(np.stack(images.pictures[:]), images.captions)
+    if chosen is not None:
+        if request.adapt != "never":
+            config = AdaptConfig(seed=request.seed)
+            adapted = adapt_to_encoder(
+                base, data, chosen.encoder, chosen.embeddings, config, progress
+            )
+            return RunBase(_as_saved(adapted, own), recall=None)
+        return RunBase(base, recall=None)
     recall = base_recall(base, data, request.seed)
     rounded = round(recall, 4)
     if should_adapt(request.adapt, recall):
-        unfinished = own.with_name(f".{own.name}")
-        adapt(base, data, AdaptConfig(seed=request.seed), progress).save(unfinished)
-        unfinished.replace(own)
-        # Read back, for it was written in half precision: a resumed run must begin with the same.
-        return RunBase(Base.load(own), rounded)
+        adapted = adapt(base, data, AdaptConfig(seed=request.seed), progress)
+        return RunBase(_as_saved(adapted, own), rounded)
     if request.base != SHIPPED:
         copy_base(request.base, own)
     return RunBase(base, rounded)
+
+
+def _as_saved(base: Base, own: Path) -> Base:
+    """Save a base as the run's own, whole or not at all, and read it back.
+
+    It was written in half precision: a resumed run must begin with the same.
+    """
+    unfinished = own.with_name(f".{own.name}")
+    base.save(unfinished)
+    unfinished.replace(own)
+    return Base.load(own)
 
 
 def should_adapt(adapt_when: str, recall: float) -> bool:

@@ -40,6 +40,11 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self.uris)
 
+    @property
+    def originals(self) -> StoredPictures:
+        """The pictures as the store has them, for an encoder with a size of its own."""
+        return self.pictures.as_stored()
+
     def select(self, mask: BoolArray) -> "TrainingImages":
         """Some of the images, (N,) bool; the same object when that is all of them."""
         if mask.all():

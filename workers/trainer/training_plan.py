@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from model.network.checkpoint import Checkpoint, save_checkpoint
+from model.network.encoders.teacher import EncoderTeacher
 from model.network.profiles import Stage, StageName
 from model.network.teacher import Teacher
 from model.progress import Progress
 from model.training.stage_gates import Gates, StageProbe, evaluate_stage, gate_failures
-from schemas.records import FloatArray
+from schemas.records import FloatArray, HalfArray
 from schemas.training_record import StageEvaluation, TrainingRecord
 from workers.trainer.request import STAGES
 from workers.trainer.stage_runner import StageJob, StageOutcome, StageRunner, announce
@@ -72,7 +73,7 @@ def run_stages(
         clock = StepClock.start()
         # Before the stage is announced: the teacher runs on the first rank only.
         if stage.name == "align" and stage.soft_label_weight > 0:
-            labels = soft_labels(plan.teacher(), plan.images, progress)
+            labels = soft_labels(plan.teacher(), plan.images, plan.probe.embeddings, progress)
         outcome = runner.run(announce(_job(plan, stage, labels)), progress)
         record = _with_stage_time(clock.add_to(record, stage.name), stage.name, outcome)
         result = _evaluate(plan, record, stage.name, outcome.loss)
@@ -89,8 +90,15 @@ def stages_to_run(stages: Sequence[Stage], record: TrainingRecord, until: str) -
     return [stage for stage in stages if stage.name in wanted and stage.name not in record.stages]
 
 
-def soft_labels(teacher: Teacher, images: TrainingImages, progress: Progress) -> list[FloatArray]:
-    """The teacher's score of each image with each of its captions (paper, equation 7)."""
+def soft_labels(
+    teacher: Teacher, images: TrainingImages, embeddings: HalfArray, progress: Progress
+) -> list[FloatArray]:
+    """The teacher's score of each image with each of its captions (paper, equation 7).
+
+    `embeddings` (N, D) are the encoder's vectors of the images, for a teacher that goes by them.
+    """
+    if isinstance(teacher, EncoderTeacher):
+        return _labels_of_encoder(teacher, images, embeddings, progress)
     labels: list[FloatArray] = []
     with progress("soft labels", len(images)) as bar:
         for start in range(0, len(images), _BATCH):
@@ -107,6 +115,18 @@ def soft_labels(teacher: Teacher, images: TrainingImages, progress: Progress) ->
             ends = np.cumsum([len(own) for own in captions])
             labels += np.split(scores, ends[:-1])
             bar.update(len(captions))
+    return labels
+
+
+def _labels_of_encoder(
+    teacher: EncoderTeacher, images: TrainingImages, embeddings: HalfArray, progress: Progress
+) -> list[FloatArray]:
+    labels: list[FloatArray] = []
+    with progress("soft labels", len(images)) as bar:
+        for row, captions in enumerate(images.captions):
+            pictures = np.repeat(embeddings[row : row + 1].astype(np.float32), len(captions), 0)
+            labels.append(teacher.score_embedded(pictures, captions))
+            bar.update(1)
     return labels
 
 

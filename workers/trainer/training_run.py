@@ -158,6 +158,8 @@ def first_record(
         parent=None if parent is None else parent.id,
         profile=chosen.name,
         seed=request.seed,
+        # The others go on with the encoder of their parent.
+        encoder_source=request.encoder if parent is None else parent.config.training.encoder_source,
         corpus="store" if entries is None else "manifest",
         reclustered=request.mode == "recluster" or request.recluster,
         manifest=None if entries is None else manifest_fingerprint(entries),
@@ -194,10 +196,11 @@ def require_same_training(
 
 
 def resumed_request(request: TrainRequest, begun: TrainingRecord) -> TrainRequest:
-    """The request to resume, with the seed of the run and, where it names none, its profile."""
+    """The request to resume, with the run's seed and encoder, and its profile if it names none."""
     return replace(
         request,
         seed=request.seed if begun.seed is None else begun.seed,
+        encoder=begun.encoder_source,
         recluster=bool(begun.reclustered),
         profile=request.profile or profile(begun.profile or DEFAULT_PROFILE),
     )

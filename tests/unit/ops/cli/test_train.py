@@ -65,6 +65,20 @@ def test_options_name_the_mode_of_the_request(
     assert request.base == SHIPPED
 
 
+def test_an_encoder_on_the_command_line_goes_before_that_of_the_settings() -> None:
+    named = parser().parse_args(["train", "--manifest", "m", "--encoder", "/models/clip"])
+    unnamed = parser().parse_args(["train", "--manifest", "m"])
+    assert training_request(named, "owner/name@1").encoder == "/models/clip"
+    assert training_request(unnamed, "owner/name@1").encoder == "owner/name@1"
+    assert training_request(unnamed).encoder is None
+
+
+@pytest.mark.parametrize("kept", ["--refresh", "--recluster", "--resume"])
+def test_an_encoder_is_refused_where_that_of_the_generation_is_kept(kept: str) -> None:
+    with pytest.raises(UsageError, match="--encoder chooses the encoder of a generation"):
+        check(parser().parse_args(["train", kept, "--encoder", "/models/clip"]))
+
+
 @pytest.mark.parametrize(
     ("state", "next_step"),
     [
