@@ -12,6 +12,7 @@ import numpy as np
 
 from model.progress import Bar, Progress, quiet
 from model.retrieval.recall import CUTOFFS, recall_at, wilson
+from ops.caption_evaluation import CaptionEvaluation, evaluate_captions
 from ops.evaluation_queries import (
     DEPTH,
     EvaluationQueries,
@@ -115,6 +116,8 @@ class Evaluation:
     splits: Mapping[str, SplitRecall]
     """`seen` and `unseen`, those that have queries."""
     ablations: PostingAblations | None = None
+    captions: CaptionEvaluation | None = None
+    """None where no image of the manifest has a caption."""
 
     def to_json(self) -> JsonObject:
         """The document of `sigma evaluate`."""
@@ -128,18 +131,22 @@ class Evaluation:
         }
         if self.ablations is not None:
             document["ablations"] = self.ablations.to_json()
+        if self.captions is not None:
+            document["captions"] = self.captions.to_json()
         return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evaluation":
         """Read what `to_json` wrote, except the ablations."""
         splits = document["splits"].items()
+        captions = document.get("captions")
         return cls(
             generation=document["generation"],
             gallery=document["gallery"],
             settings=RetrievalSettings(document["beams"], document["postings"]),
             invalid_identifiers=document["invalid_identifiers"],
             splits={name: SplitRecall.from_json(split) for name, split in splits},
+            captions=None if captions is None else CaptionEvaluation.from_json(captions),
         )
 
     def to_text(self) -> str:
@@ -151,6 +158,8 @@ class Evaluation:
             f"gallery {self.gallery} images · {self.settings.beams} beams · "
             f"invalid identifiers {self.invalid_identifiers}"
         )
+        if self.captions is not None:
+            lines += self.captions.to_text()
         return "\n".join(lines)
 
 
@@ -162,11 +171,13 @@ def evaluate(
     limit: int | None,
     seed: int,
     ablate: bool = False,
+    words: bool = False,
     progress: Progress = quiet,
 ) -> Evaluation:
     """Ask the captions of a manifest's images, at most `limit` of each split (a seeded sample).
 
-    With `ablate`, other ways to post the images are measured too. `UsageError` when no image of the
+    With `ablate`, other ways to post the images are measured too; with `words`, the words that the
+    model says of generated scenes. `UsageError` when no image of the
     manifest has a caption and is indexed.
     """
     images = read_gallery(conn, searcher.generation.id)
@@ -193,8 +204,17 @@ def evaluate(
     if ablate:
         trained = [image.image_key for image in images if image.trained]
         ablations = ablate_postings(searcher, splits, trained)
+    captions = evaluate_captions(
+        searcher, conn, entries, images, limit=limit, seed=seed, with_words=words
+    )
     return Evaluation(
-        searcher.generation.id, len(images), searcher.settings, invalid, recalls, ablations
+        searcher.generation.id,
+        len(images),
+        searcher.settings,
+        invalid,
+        recalls,
+        ablations,
+        captions,
     )
 
 

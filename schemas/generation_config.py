@@ -13,7 +13,14 @@ _LIVE_RECALL = "live_R@10"
 _CANDIDATE_RECALL = "candidate_R@10"
 
 # Keys of a verdict that earlier versions left out.
-_OPTIONAL_OF_GATE = ("missing", "shadow_queries", "shadow", "candidates", "checked_at")
+_OPTIONAL_OF_GATE = (
+    "missing",
+    "shadow_queries",
+    "shadow",
+    "candidates",
+    "captions",
+    "checked_at",
+)
 
 # Keys of the training record that are copied to the generation's row while a training goes on.
 _TRAINING_KEYS_IN_ROW = (
@@ -93,6 +100,8 @@ class GateVerdict:
     """The summary of shadow queries."""
     candidates: Mapping[str, float] | None = None
     """Images scored for one query on average, of `live` and of `candidate`."""
+    captions: Mapping[str, float] | None = None
+    """How often own identifiers predict captions better than exchanged ones, of both."""
     checked_at: str | None = None
     """ISO 8601 with offset."""
     other: Mapping[str, object] = field(default_factory=dict)

@@ -30,6 +30,19 @@ class Stage:
     """Sequences of comprehension mixed in, as a multiple of the training images."""
     soft_label_weight: float = 0.0
     """λ_ssp of equation 12."""
+    mismatched: float = 0.0
+    """Captions beside the identifier of another image, as a multiple of the training images.
+
+    Only the soft-label head learns from them. The paper has none: its head sees only pairs that
+    belong together.
+    """
+    without_suffix: float = 0.0
+    """Share of the captions that follow id1 to id4 alone.
+
+    The suffix is arbitrary: an image that arrives later has one that says nothing.
+    """
+    rounds: int = 1
+    """How often the stage is trained at most, until it passes its gate."""
     warmup: float = 0.06
     """Share of the steps."""
     weight_decay: float = 0.05
@@ -91,6 +104,18 @@ class Profile:
     """Views of each training image whose visual tokens are computed once, shifted but the first.
 
     The vision tower is frozen then; 0 trains it.
+    """
+    held_out: float = 0.0
+    """Share of the training images whose identifiers are never shown before a caption.
+
+    Comprehension is measured on them; 0 measures it on identifiers that were shown before other
+    captions.
+    """
+    explain_as_image: bool = False
+    """Whether an identifier takes the image's place in the prompt that stage 0 taught to describe.
+
+    A small model then reads it as it reads visual tokens; and of the paper's prompt (section 3.2.2)
+    its small tokenizer makes 40 tokens, more than a caption has, of this one 23.
     """
 
     def stage(self, name: StageName) -> Stage:

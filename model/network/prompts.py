@@ -4,7 +4,7 @@ Image → identifier, identifier → caption, caption → identifier, and image 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +17,7 @@ from model.network.tokenizer import (
     VISION_START,
     token_id,
 )
+from schemas.identifiers import LEVELS
 
 # Behind an image (section 3.2.1).
 MEMORIZE = "Generate the identifier for this image."
@@ -48,9 +49,16 @@ class PromptBuilder:
     """Builds token rows with one tokenizer; texts are cut at `limit` tokens."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, levels: Sequence[Sequence[int]], limit: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        levels: Sequence[Sequence[int]],
+        limit: int,
+        explain_as_image: bool = False,
     ) -> None:
-        """`levels`: token ids of the five identifier levels in code order."""
+        """`levels`: token ids of the five identifier levels in code order.
+
+        `explain_as_image`: see `Profile.explain_as_image`.
+        """
         self.levels = levels
         self.limit = limit
         self.image = token_id(tokenizer, IMAGE)
@@ -63,6 +71,7 @@ class PromptBuilder:
         self._memorize = self.text(MEMORIZE)
         self._comprehend = self.text(COMPREHEND)
         self._describe = self.text(DESCRIBE)
+        self._explain_as_image = explain_as_image
 
     def text(self, text: str) -> list[int]:
         """At most `limit` tokens of plain text; what looks like a special token stays text."""
@@ -83,8 +92,18 @@ class PromptBuilder:
         return [*self.text(text), self.identifier_mark]
 
     def explain_prompt(self, codes: Sequence[int]) -> list[int]:
-        """`Describe the image represented by the identifier <image ID>`, ready for the caption."""
-        return [*self._comprehend, *self.identifier(codes), self.caption_mark]
+        """`Describe the image represented by the identifier <image ID>`, ready for the caption.
+
+        Or the prompt of `describe` with the identifier in the image's place.
+        """
+        # There is no token for a suffix beyond the shape, which means nothing anyway.
+        beyond = len(codes) > LEVELS and int(codes[-1]) >= len(self.levels[-1])
+        known = codes[:LEVELS] if beyond else codes
+        identifier = self.identifier(known)
+        if self._explain_as_image:
+            image = [self._vision_start, *identifier, self._vision_end]
+            return [*image, *self._describe, self.caption_mark]
+        return [*self._comprehend, *identifier, self.caption_mark]
 
     def memorize(self, image: int, image_tokens: int, codes: Sequence[int]) -> TrainingExample:
         """Image → identifier (equation 4). `image` is a row, `image_tokens` its visual tokens."""
@@ -110,6 +129,14 @@ class PromptBuilder:
             identifier_span=(len(prompt), len(tokens)),
             soft_label=soft_label,
         )
+
+    def judge(self, caption: str, codes: Sequence[int], soft_label: float) -> TrainingExample:
+        """A caption beside an identifier, for the soft-label head alone: no token is learnt.
+
+        What equation 11 needs of pairs that do not belong together.
+        """
+        pair = self.align(caption, codes, soft_label)
+        return replace(pair, prompt_length=len(pair.tokens))
 
     def describe(self, image: int, image_tokens: int, caption: str) -> TrainingExample:
         """Image → caption: what a pretrained vision-language model can do already (stage 0)."""

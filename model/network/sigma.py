@@ -85,7 +85,9 @@ class SigmaModel(nn.Module):
         self.preprocessor = preprocessor
         self.profile = profile
         self.levels = level_token_ids(tokenizer, profile.shape)
-        self.prompts = PromptBuilder(tokenizer, self.levels, profile.max_text_tokens)
+        self.prompts = PromptBuilder(
+            tokenizer, self.levels, profile.max_text_tokens, profile.explain_as_image
+        )
         self.merge = info.merge
         self.pad = int(tokenizer.pad_token_id)
 
@@ -118,19 +120,47 @@ class SigmaModel(nn.Module):
     def losses(self, examples: Sequence[TrainingExample], visual: VisualTokens | None) -> Losses:
         """Losses of a batch. `visual` holds the images of the examples with one, in order."""
         inputs = self.embed([example.tokens for example in examples], visual)
-        hidden = self.backbone.model.language_model(
+        hidden = self._hidden_states(inputs)
+        predicted = continuation_mask(inputs.tokens, inputs.mask, examples)
+        # The state of each token predicts the next one; (predicted tokens, vocabulary).
+        logits = self.backbone.lm_head(hidden[:, :-1][predicted])
+        generation = _mean_loss(logits.float(), inputs.tokens[:, 1:][predicted])
+        similarity, labels = self._similarity_loss(examples, hidden)
+        counts = torch.tensor([predicted.sum(), labels], dtype=torch.float32, device=hidden.device)
+        return Losses(generation=generation, similarity=similarity, counts=counts)
+
+    @torch.inference_mode()
+    def continuation_losses(self, examples: Sequence[TrainingExample]) -> Tensor:
+        """(B,) float32 nats a token of what each example without an image is to predict."""
+        inputs = self.embed([example.tokens for example in examples], None)
+        hidden = self._hidden_states(inputs)
+        predicted = continuation_mask(inputs.tokens, inputs.mask, examples)
+        logits = self.backbone.lm_head(hidden[:, :-1][predicted])
+        each = F.cross_entropy(logits.float(), inputs.tokens[:, 1:][predicted], reduction="none")
+        rows = predicted.nonzero()[:, 0]
+        totals = each.new_zeros(len(examples)).index_add(0, rows, each)
+        return totals / predicted.sum(1).clamp(min=1)
+
+    @torch.inference_mode()
+    def similarities(self, examples: Sequence[TrainingExample]) -> Tensor:
+        """(B,) float32 similarity in 0..1 of pairs of a text and an identifier (equation 9)."""
+        inputs = self.embed([example.tokens for example in examples], None)
+        hidden = self._hidden_states(inputs)
+        states: list[Tensor] = []
+        for row, example in enumerate(examples):
+            start, stop = example.identifier_span or (0, len(example.tokens))
+            states.append(hidden[row, start:stop].mean(0))
+        return self.head(torch.stack(states)).float()
+
+    def _hidden_states(self, inputs: EmbeddedRows) -> Tensor:
+        """(B, T, H) last hidden states."""
+        hidden: Tensor = self.backbone.model.language_model(
             inputs_embeds=inputs.embeddings,
             attention_mask=inputs.mask.long(),
             position_ids=inputs.positions,
             use_cache=False,
         ).last_hidden_state
-        predicted = continuation_mask(inputs.tokens, inputs.mask, examples)
-        # The state of each token predicts the next one; (predicted tokens, vocabulary).
-        logits = self.backbone.lm_head(hidden[:, :-1][predicted])
-        generation = F.cross_entropy(logits.float(), inputs.tokens[:, 1:][predicted])
-        similarity, labels = self._similarity_loss(examples, hidden)
-        counts = torch.tensor([predicted.sum(), labels], dtype=torch.float32, device=hidden.device)
-        return Losses(generation=generation, similarity=similarity, counts=counts)
+        return hidden
 
     def _similarity_loss(
         self, examples: Sequence[TrainingExample], hidden: Tensor
@@ -146,6 +176,14 @@ class SigmaModel(nn.Module):
         if not labels:
             return hidden.new_zeros(()), 0
         return F.mse_loss(self.head(torch.stack(states)), hidden.new_tensor(labels)), len(labels)
+
+
+def _mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of (n, V) logits as a mean; 0 for a batch in which nothing is predicted."""
+    if not len(targets):
+        # The sum of nothing, which still has a gradient: a mean would not be a number.
+        return logits.sum()
+    return F.cross_entropy(logits, targets)
 
 
 def continuation_mask(tokens: Tensor, mask: Tensor, examples: Sequence[TrainingExample]) -> Tensor:

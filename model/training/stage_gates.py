@@ -1,11 +1,10 @@
 """Stage gates: what a training stage has learnt, and the bounds that it must meet."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite, log
 
 import numpy as np
-import torch
 
 from model.decoding.assign import BeamSearchAssigner
 from model.decoding.decoder import Decoder
@@ -16,7 +15,8 @@ from model.network.sigma import SigmaModel
 from model.retrieval.recall import wilson
 from model.retrieval.search import SearchIndex, search
 from model.retrieval.trie import Trie
-from model.training.training_set import TrainingSet
+from model.training.comprehension import compare_identifiers, compare_similarities
+from model.training.training_set import TrainingSet, held_out_rows
 from schemas.identifiers import LEVELS
 from schemas.records import HalfArray, IntArray
 from schemas.settings import RetrievalSettings
@@ -33,6 +33,9 @@ _DEPTH = 10
 # Fewer say nothing about a share.
 _MIN_SAMPLES = 32
 
+# Captions that are compared behind own and exchanged identifiers: each is generated too.
+_MOST_PAIRS = 100
+
 # At most one in this many images is a sample, so that measuring takes little time.
 _SAMPLED_SHARE = 10
 
@@ -44,6 +47,10 @@ class Gates:
     Identifiers and recall must have come `progress` of the way from chance to perfect. In a refresh
     they may be `drop` below the parent's, and the captions' loss `rise` (nats a token) above it.
 
+    An image's own identifier must predict its caption better than another image's in at least
+    `wins` of the pairs, and the soft-label head must prefer it as often as `similarity_wins`;
+    chance is half of them, and 0 asks for nothing.
+
     A share counts as below its bound only if its interval, of `z` standard errors, is: few samples
     shall not stop a good stage. With fewer than `images` images the first two stages are a few
     steps of the optimizer each, so only finite figures are asked of them; alignment is always
@@ -54,6 +61,8 @@ class Gates:
     progress: float = 0.1
     drop: float = 0.1
     rise: float = 0.5
+    wins: float = 0.0
+    similarity_wins: float = 0.0
     z: float = 1.96
     images: int = 500
 
@@ -87,8 +96,9 @@ def evaluate_stage(
     if name == "memorize":
         return figures | _measure_memorized(sigma, probe, rows)
     if name == "comprehend":
-        return figures | _measure_comprehended(sigma, probe, rows)
-    return figures | _measure_aligned(sigma, probe, rows)
+        return _measure_comprehended(sigma, probe, seed) | figures
+    figures |= _measure_aligned(sigma, probe, rows)
+    return figures | _measure_language(sigma, probe, rows, seed)
 
 
 def gate_failures(
@@ -101,18 +111,62 @@ def gate_failures(
     not_finite = [figure for figure, value in figures.items() if not isfinite(value)]
     if not_finite:
         return [f"{figure} is not finite; lower the learning rate" for figure in not_finite]
-    if name != "align" and parent is None and figures["images"] < gates.images:
-        return []
+    few_images = parent is None and figures["images"] < gates.images
+    if name == "memorize":
+        return [] if few_images else _share_failures("id1", figures, parent, gates)
     if name == "comprehend":
-        return _loss_failures(figures, parent, gates)
-    return _share_failures("id1" if name == "memorize" else "R@10", figures, parent, gates)
+        if few_images:
+            return []
+        failures = _loss_failures(figures, parent, gates)
+        return failures + _language_failures("", figures, gates)
+    failures = _share_failures("R@10", figures, parent, gates)
+    if not few_images:
+        failures += _language_failures("caption_", figures, gates)
+        failures += _win_failures(
+            "similarity_wins", "samples", gates.similarity_wins, figures, gates
+        )
+    return failures
+
+
+def _language_failures(prefix: str, figures: Mapping[str, float], gates: Gates) -> list[str]:
+    """Why identifiers do not carry language; figures of the captions have this prefix."""
+    failures = _win_failures(f"{prefix}wins", "pairs", gates.wins, figures, gates)
+    own = figures.get(f"{prefix}cider")
+    shuffled = figures.get(f"{prefix}shuffled_cider")
+    # Equal where the model says one sentence of every identifier.
+    if gates.wins and own is not None and shuffled is not None and own <= shuffled:
+        failures.append(
+            f"captions of own identifiers must score above those of other images, got CIDEr-D "
+            f"{own:.2f} and {shuffled:.2f}; train longer, or with more images"
+        )
+    return failures
+
+
+def _win_failures(
+    figure: str, count: str, bound: float, figures: Mapping[str, float], gates: Gates
+) -> list[str]:
+    """Why own identifiers do not win over exchanged ones; nothing where it was not measured.
+
+    `count` is the figure that tells how many pairs were compared.
+    """
+    share = figures.get(figure)
+    if share is None:
+        return []
+    pairs = int(figures[count])
+    _, upper = wilson(round(share * pairs), pairs, gates.z)
+    if upper >= bound:
+        return []
+    return [
+        f"{figure} must be at least {bound:.2f}, got {share:.2f} over {pairs} pairs of an own and "
+        "an exchanged identifier; train longer, or with more images"
+    ]
 
 
 def _loss_failures(
     figures: Mapping[str, float], parent: Mapping[str, float] | None, gates: Gates
 ) -> list[str]:
     bound = figures["chance"]
-    if parent is not None:
+    if parent is not None and "loss" in parent:
         bound = min(bound, parent["loss"] + gates.rise)
     if figures["loss"] <= bound:
         return []
@@ -162,25 +216,49 @@ def _measure_memorized(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> 
     }
 
 
-@torch.inference_mode()
-def _measure_comprehended(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
-    """Nats a token of captions behind their identifiers.
+def _measure_comprehended(sigma: SigmaModel, probe: StageProbe, seed: int) -> Figures:
+    """Captions behind their identifiers, own and exchanged, of images held out of the stage.
 
-    Chance is to know nothing, not even which words are frequent.
+    Chance of the loss is to know nothing, not even which words are frequent.
     """
-    total = 0.0
-    tokens = 0.0
-    for start in range(0, len(rows), _BATCH):
-        examples = []
-        for row in rows[start : start + _BATCH].tolist():
-            caption = probe.data.captions[row][0]
-            examples.append(sigma.prompts.comprehend(probe.data.identifiers[row], caption))
-        losses = sigma.losses(examples, None)
-        # Batches have different numbers of tokens: their means are weighted by them.
-        predicted = float(losses.counts[0])
-        total += float(losses.generation) * predicted
-        tokens += predicted
-    return {"loss": total / max(tokens, 1.0), "chance": log(len(sigma.tokenizer))}
+    figures = _compare(sigma, probe, seed)
+    return figures | {"chance": log(len(sigma.tokenizer))}
+
+
+def _measure_language(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed: int) -> Figures:
+    """What alignment has left of the captions, and what the soft-label head has learnt."""
+    figures: Figures = {}
+    for name, value in _compare(sigma, probe, seed).items():
+        figures[name if name == "pairs" else f"caption_{name}"] = value
+    texts = [probe.queries[row] for row in rows.tolist()]
+    similarity = compare_similarities(sigma, probe.data.identifiers[rows], texts, seed)
+    figures["similarity"] = similarity.own
+    figures["mismatched_similarity"] = similarity.mismatched
+    # The paper's head sees no pair that does not belong together, so nothing is asked of it then.
+    if sigma.profile.stage("align").mismatched:
+        figures["similarity_wins"] = similarity.wins
+    return figures
+
+
+def _compare(sigma: SigmaModel, probe: StageProbe, seed: int) -> Figures:
+    images = len(probe.data)
+    rows = held_out_rows(images, sigma.profile.held_out, seed)
+    if not len(rows):
+        # None was spared: identifiers that were shown, before a caption that may not have been.
+        order = np.random.default_rng((seed, 3)).permutation(images)
+        rows = np.sort(order[: max(_MIN_SAMPLES, min(_MOST_PAIRS, images // _SAMPLED_SHARE))])
+    references: list[tuple[str, ...]] = []
+    for row in rows.tolist():
+        references.append((*probe.data.captions[row], probe.queries[row]))
+    compared = compare_identifiers(
+        sigma,
+        probe.data.identifiers[rows],
+        [probe.queries[row] for row in rows.tolist()],
+        references,
+        seed,
+    )
+    figures = {name: float(value) for name, value in asdict(compared).items()}
+    return {"pairs": float(len(rows))} | figures
 
 
 def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:

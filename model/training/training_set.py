@@ -14,9 +14,29 @@ from torch.utils.data import Dataset
 from model.network.profiles import Stage
 from model.network.prompts import TrainingExample
 from model.network.sigma import SigmaModel
+from schemas.identifiers import LEVELS
 from schemas.records import ByteArray, FloatArray, IntArray
 
 T = TypeVar("T")
+
+
+# Images held out of comprehension: more would not make the figures better.
+_MOST_HELD_OUT = 200
+
+# Fewer images are all needed for training.
+_LEAST_IMAGES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class MismatchedPair:
+    """A caption of one image beside the identifier of another, and the teacher's score of both.
+
+    `identifier_of` is the row of an image, `caption_of` a row and the number of a caption.
+    """
+
+    identifier_of: int
+    caption_of: tuple[int, int]
+    soft_label: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +54,8 @@ class TrainingSet:
     soft_labels: Sequence[FloatArray] | None = None
     visual: Tensor | None = None
     """(V, N, T, H) visual tokens of V views of each image, when the vision tower is frozen."""
+    mismatched: Sequence[MismatchedPair] = ()
+    """Of alignment; empty before the teacher has scored them."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,17 +85,34 @@ def stage_examples(
     if stage.name == "memorize":
         return memorize
     captions = _all_captions(data)
+    held_out = set(held_out_rows(len(data), model.profile.held_out, seed).tolist())
+    explained = [place for place in captions if place[0] not in held_out]
+    cut = np.random.default_rng((seed, 6))
     if stage.name == "comprehend":
-        examples = [_comprehend(model, data, place) for place in captions]
+        examples = _comprehend(model, data, explained, stage.without_suffix, cut)
     else:
         examples = [_align(model, data, place) for place in captions]
+        examples += [_judge(model, data, pair) for pair in data.mismatched]
     replayed = round(stage.replay * len(data))
     examples += _sampled(memorize, replayed, np.random.default_rng(seed))
     # Two generators: how many images are replayed does not change which captions are.
-    replayed_captions = round(stage.caption_replay * len(data))
-    for place in _sampled(captions, replayed_captions, np.random.default_rng((seed, 1))):
-        examples.append(_comprehend(model, data, place))
-    return examples
+    count = round(stage.caption_replay * len(data))
+    described = _sampled(explained, count, np.random.default_rng((seed, 1)))
+    return examples + _comprehend(model, data, described, stage.without_suffix, cut)
+
+
+def held_out_rows(images: int, share: float, seed: int) -> IntArray:
+    """Rows of the images whose identifiers training never shows before a caption, ascending int64.
+
+    Comprehension is measured on them: a caption that was shown would be recalled, not understood.
+    The other stages learn them as any image. `share` is that of the profile; few images have none.
+    """
+    if images < _LEAST_IMAGES:
+        return np.zeros(0, np.int64)
+    count = min(_MOST_HELD_OUT, round(share * images))
+    # A stream of random numbers apart from those that choose what is replayed and measured.
+    order = np.random.default_rng((seed, 3)).permutation(images)
+    return np.sort(order[:count]).astype(np.int64)
 
 
 def _memorize_examples(model: SigmaModel, data: TrainingSet) -> list[TrainingExample]:
@@ -110,15 +149,33 @@ def _all_captions(data: TrainingSet) -> list[tuple[int, int]]:
     return places
 
 
-def _comprehend(model: SigmaModel, data: TrainingSet, place: tuple[int, int]) -> TrainingExample:
-    row, number = place
-    return model.prompts.comprehend(data.identifiers[row], data.captions[row][number])
+def _comprehend(
+    model: SigmaModel,
+    data: TrainingSet,
+    places: Sequence[tuple[int, int]],
+    without_suffix: float,
+    rng: np.random.Generator,
+) -> list[TrainingExample]:
+    """Identifier → caption, the identifier of that share of them without its suffix."""
+    is_without = rng.random(len(places)) < without_suffix
+    examples: list[TrainingExample] = []
+    for (row, number), is_cut in zip(places, is_without.tolist(), strict=True):
+        identifier = data.identifiers[row]
+        codes = identifier[:LEVELS] if is_cut else identifier
+        examples.append(model.prompts.comprehend(codes, data.captions[row][number]))
+    return examples
 
 
 def _align(model: SigmaModel, data: TrainingSet, place: tuple[int, int]) -> TrainingExample:
     row, number = place
     soft_label = None if data.soft_labels is None else float(data.soft_labels[row][number])
     return model.prompts.align(data.captions[row][number], data.identifiers[row], soft_label)
+
+
+def _judge(model: SigmaModel, data: TrainingSet, pair: MismatchedPair) -> TrainingExample:
+    row, number = pair.caption_of
+    identifier = data.identifiers[pair.identifier_of]
+    return model.prompts.judge(data.captions[row][number], identifier, pair.soft_label)
 
 
 def _sampled(items: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:

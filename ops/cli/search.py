@@ -51,6 +51,12 @@ def add_commands(add: AddCommand) -> None:
         action="store_true",
         help="also measure one posting an image, and analytic assignment",
     )
+    evaluate_command.add_argument(
+        "--words",
+        action="store_true",
+        help="also judge the words that the model says of generated scenes, beside the nearest"
+        " training caption",
+    )
     explain_command = add("explain", explain, "the caption that an identifier stands for")
     explain_command.add_argument(
         "what",
@@ -94,6 +100,7 @@ def evaluate(options: Namespace, settings: Settings) -> int:
             limit=options.queries,
             seed=options.seed,
             ablate=options.ablate,
+            words=options.words,
             progress=bar,
         )
         searcher.close()

@@ -51,6 +51,22 @@ _PROMOTABLE_STATES = ("shadow", "live", "retired")
 log = structlog.get_logger()
 
 
+def caption_wins(live: Generation, candidate: Generation) -> dict[str, float] | None:
+    """How often own identifiers predict captions better than exchanged ones, in both generations.
+
+    As alignment was measured at the end of each training; None for a re-clustering, which trains
+    nothing, and for generations of versions that did not measure it.
+    """
+    wins: dict[str, float] = {}
+    for name, generation in (("live", live), ("candidate", candidate)):
+        evaluation = generation.config.training.evaluations.get("align")
+        share = None if evaluation is None else evaluation.figures.get("caption_wins")
+        if share is None:
+            return None
+        wins[name] = share
+    return wins
+
+
 @dataclass(frozen=True)
 class CandidatePromoter:
     """Judges candidates and makes them live, on one connection."""
@@ -128,6 +144,7 @@ class CandidatePromoter:
             latency_ratio=shadow.latency_ratio if is_timed else None,
             live_candidates=live_ranks.mean_candidates,
             candidate_candidates=candidate_ranks.mean_candidates,
+            captions=caption_wins(live, candidate),
         )
         reasons = refusal_reasons(measured)
         verdict = GateVerdict(
@@ -143,6 +160,7 @@ class CandidatePromoter:
                 "live": measured.live_candidates,
                 "candidate": measured.candidate_candidates,
             },
+            captions=measured.captions,
             checked_at=now().isoformat(),
         )
         # Recorded before a switch is tried, so that the measurements survive its failure.

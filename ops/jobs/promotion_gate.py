@@ -35,6 +35,10 @@ MAX_CANDIDATES_RATIO = 3.0
 """How many times as many images a candidate may score for one query: crowded leaves that a small
 gallery hides make queries slow in a large one."""
 
+MAX_CAPTION_LOSS = 0.1
+"""Share of images whose caption is likelier behind the own identifier that a candidate may lose:
+what 150 images held out of two trainings differ by at most, by chance."""
+
 ALL_COHORTS = "all"
 """Name of the comparison over the queries of all cohorts."""
 
@@ -53,6 +57,9 @@ class GateMeasurements:
     """Images that the live generation scores for one query, on average."""
     candidate_candidates: float
     """Images that the candidate scores for one query, on average."""
+    captions: Mapping[str, float] | None = None
+    """Share of held-out images whose caption is likelier behind the own identifier than behind
+    another's, of `live` and of `candidate`; None where one of them was not measured."""
 
 
 def refusal_reasons(measured: GateMeasurements) -> list[str]:
@@ -77,6 +84,15 @@ def refusal_reasons(measured: GateMeasurements) -> list[str]:
             f"a query scores {measured.candidate_candidates:.0f} images where it scored "
             f"{measured.live_candidates:.0f}, {MAX_CANDIDATES_RATIO:g} times as many are allowed"
         )
+    if measured.captions is not None:
+        live_wins = measured.captions["live"]
+        candidate_wins = measured.captions["candidate"]
+        if live_wins - candidate_wins > MAX_CAPTION_LOSS:
+            reasons.append(
+                f"identifiers say less of their images: the own one predicts its caption better "
+                f"than another's in {candidate_wins:.0%} where it was {live_wins:.0%}, a loss of "
+                f"{100 * MAX_CAPTION_LOSS:.0f} points is allowed"
+            )
     return reasons
 
 

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from model.identifiers.codebook import Codebook, pack_all
-from model.progress import quiet
+from model.progress import Bar, quiet
 from model.training.stage_gates import Gates
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import FloatArray, IntArray
@@ -227,8 +229,24 @@ def test_a_stage_below_its_gate_fails_the_generation_and_frees_its_tables(
     services: Services, conn: Connection
 ) -> None:
     fill(services, conn, SEEN)
+    begun: list[str] = []
+
+    @contextmanager
+    def noting(label: str, total: int) -> Iterator[Bar]:
+        begun.append(label)
+        with quiet(label, total) as bar:
+            yield bar
+
+    # A stage may be trained again before it fails.
+    twice = replace(profile_of_tests().stage("memorize"), rounds=2)
+    asked = request(
+        services,
+        profile=profile_of_tests().with_stages((twice,)),
+        gates=Gates(progress=1.0, z=0.0, images=0),
+    )
     with pytest.raises(WorkFailedError, match=r"memorize: id1 must be at least"):
-        train(services, None, request(services, gates=Gates(progress=1.0, z=0.0, images=0)), quiet)
+        train(services, None, asked, noting)
+    assert begun.count("1 memorisation") == 2
     (found,) = generations.generations(conn)
     assert (found.state, found.config.training.stages) == ("failed", ("codebook",))
     assert found.config.failure is not None

@@ -16,7 +16,7 @@ from model.progress import Progress, quiet
 from model.training.image_views import visual_tokens
 from model.training.ranks import from_first_rank, is_first_rank, sum_over_ranks
 from model.training.stages import run_stage
-from model.training.training_set import TrainingSet
+from model.training.training_set import MismatchedPair, TrainingSet
 from schemas.records import FloatArray, IntArray
 from stream.images.store import ImageStore
 from workers.trainer.training_images import training_pictures
@@ -36,12 +36,16 @@ class StageJob:
     """(N, 5)"""
     labels: list[FloatArray] | None
     """The teacher's score of each caption of each image, for alignment."""
+    mismatched: tuple[MismatchedPair, ...]
+    """Captions beside identifiers of other images, for alignment."""
     views: int
     """Shifted views of each picture, whose visual tokens are computed once; 0 trains the vision
     tower."""
     seed: int
     resume: bool
     """Continue from the newest checkpoint inside the stage."""
+    round: int = 0
+    """How often the stage was trained before, without passing its gate."""
 
 
 # What the first rank announces at the end.
@@ -76,7 +80,9 @@ class StageRunner:
             # (N, side, side, 3): frozen vision needs pictures of one size, those of `tiny`.
             squares = np.stack(self.pictures[:])
             self._visual = visual_tokens(self.sigma, squares, job.views, job.seed, progress)
-        data = TrainingSet(self.pictures, job.identifiers, job.captions, job.labels, self._visual)
+        data = TrainingSet(
+            self.pictures, job.identifiers, job.captions, job.labels, self._visual, job.mismatched
+        )
         loss = run_stage(
             self.sigma,
             data,

@@ -13,6 +13,7 @@ from model.network.profiles import Stage, StageName
 from model.network.teacher import Teacher
 from model.progress import Progress
 from model.training.stage_gates import Gates, StageProbe, evaluate_stage, gate_failures
+from model.training.training_set import MismatchedPair
 from schemas.records import FloatArray, HalfArray
 from schemas.training_record import StageEvaluation, TrainingRecord
 from workers.trainer.request import STAGES
@@ -68,19 +69,38 @@ def run_stages(
 ) -> StagesResult:
     """Train the stages up to `until` that are not finished, until one does not pass its gate."""
     runner = StageRunner(plan.checkpoint.sigma, plan.images.pictures)
-    labels: list[FloatArray] | None = None
+    result = StagesResult(record)
     for stage in stages_to_run(plan.stages, record, until):
         clock = StepClock.start()
         # Before the stage is announced: the teacher runs on the first rank only.
-        if stage.name == "align" and stage.soft_label_weight > 0:
-            labels = soft_labels(plan.teacher(), plan.images, plan.probe.embeddings, progress)
-        outcome = runner.run(announce(_job(plan, stage, labels)), progress)
-        record = _with_stage_time(clock.add_to(record, stage.name), stage.name, outcome)
-        result = _evaluate(plan, record, stage.name, outcome.loss)
+        labels = _soft_labels(plan, stage, progress)
+        result = StagesResult(clock.add_to(result.record, stage.name))
+        result = _train_until_it_passes(plan, runner, stage, labels, result.record, progress)
         if result.failures:
             return result
+    return result
+
+
+def _train_until_it_passes(
+    plan: TrainingPlan,
+    runner: StageRunner,
+    stage: Stage,
+    labels: "_SoftLabels",
+    record: TrainingRecord,
+    progress: Progress,
+) -> StagesResult:
+    """Train a stage until it passes its gate, at most as many rounds as it says."""
+    job = _job(plan, stage, labels)
+    while True:
+        clock = StepClock.start()
+        outcome = runner.run(announce(job), progress)
+        record = _with_stage_time(clock.add_to(record, stage.name), stage.name, outcome)
+        result = _evaluate(plan, record, stage.name, outcome.loss)
         record = result.record
-    return StagesResult(record)
+        job = replace(job, round=job.round + 1, resume=False)
+        # A model that has diverged gets no better.
+        if not result.failures or job.round >= stage.rounds or not isfinite(outcome.loss):
+            return result
 
 
 def stages_to_run(stages: Sequence[Stage], record: TrainingRecord, until: str) -> list[Stage]:
@@ -130,14 +150,67 @@ def _labels_of_encoder(
     return labels
 
 
-def _job(plan: TrainingPlan, stage: Stage, labels: list[FloatArray] | None) -> StageJob:
+@dataclass(frozen=True, slots=True)
+class _SoftLabels:
+    """What the teacher says for alignment; nothing in the other stages."""
+
+    own: list[FloatArray] | None = None
+    mismatched: tuple[MismatchedPair, ...] = ()
+
+
+def _soft_labels(plan: TrainingPlan, stage: Stage, progress: Progress) -> _SoftLabels:
+    if stage.name != "align" or stage.soft_label_weight <= 0:
+        return _SoftLabels()
+    teacher = plan.teacher()
+    embeddings = plan.probe.embeddings
+    return _SoftLabels(
+        soft_labels(teacher, plan.images, embeddings, progress),
+        mismatched_pairs(teacher, plan.images, embeddings, stage.mismatched, plan.seed),
+    )
+
+
+def mismatched_pairs(
+    teacher: Teacher, images: TrainingImages, embeddings: HalfArray, share: float, seed: int
+) -> tuple[MismatchedPair, ...]:
+    """Captions beside other images, `share` times as many as there are images, with their scores.
+
+    The teacher scores them as any pair, for a caption may fit a second image too. `embeddings`
+    (N, D) as in `soft_labels`.
+    """
+    if len(images) < 2:
+        return ()
+    rng = np.random.default_rng((seed, 5))
+    pairs: list[MismatchedPair] = []
+    for row in rng.permutation(len(images))[: round(share * len(images))].tolist():
+        # Any row but this one.
+        other = (row + int(rng.integers(1, len(images)))) % len(images)
+        number = int(rng.integers(len(images.captions[other])))
+        pairs.append(MismatchedPair(row, (other, number), 0.0))
+    scored: list[MismatchedPair] = []
+    for start in range(0, len(pairs), _BATCH):
+        batch = pairs[start : start + _BATCH]
+        captions = [images.captions[pair.caption_of[0]][pair.caption_of[1]] for pair in batch]
+        rows = [pair.identifier_of for pair in batch]
+        if isinstance(teacher, EncoderTeacher):
+            vectors = embeddings[rows].astype(np.float32)
+            scores = teacher.score_embedded(vectors, captions).tolist()
+        else:
+            scores = teacher.score([images.pictures[row] for row in rows], captions).tolist()
+        scored += [
+            replace(pair, soft_label=score) for pair, score in zip(batch, scores, strict=True)
+        ]
+    return tuple(scored)
+
+
+def _job(plan: TrainingPlan, stage: Stage, labels: _SoftLabels) -> StageJob:
     return StageJob(
         folder=plan.folder,
         stage=stage,
         uris=plan.images.uris,
         captions=plan.images.captions,
         identifiers=plan.probe.data.identifiers,
-        labels=labels,
+        labels=labels.own,
+        mismatched=labels.mismatched,
         views=plan.views,
         seed=plan.seed,
         resume=plan.resume,

@@ -47,7 +47,9 @@ def small_profile() -> Profile:
     stages = (
         Stage("memorize", epochs=2, learning_rate=2e-3, batch=8),
         Stage("comprehend", epochs=2, learning_rate=2e-3, batch=8, replay=0.25),
-        Stage("align", epochs=2, learning_rate=2e-3, batch=8, soft_label_weight=0.1),
+        Stage(
+            "align", epochs=2, learning_rate=2e-3, batch=8, soft_label_weight=0.1, mismatched=0.5
+        ),
     )
     return replace(
         profile("tiny").with_stages(stages),

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from ops.caption_evaluation import CaptionEvaluation, KindFigures, kind_figures
 from ops.evaluation import Evaluation, SplitRecall
 from ops.evaluation_queries import EvaluationQueries, GalleryImage, queries_by_split
 from ops.jobs.known_items import rank_of
@@ -75,6 +76,29 @@ def test_an_evaluation_is_read_as_it_was_written() -> None:
     assert document["splits"]["seen"]["ours_R@10_95%"] == [0.3, 0.95]
     assert "ablations" not in document
     assert Evaluation.from_json(document) == evaluation
+
+
+def test_captions_are_told_with_own_and_exchanged_identifiers() -> None:
+    words = {"colour": KindFigures(0.8, 0.3, 0.9, 0.75), "shape": KindFigures(0.1, 0.1, 0.0, None)}
+    captions = CaptionEvaluation("unseen", 100, 1.25, 0.5, 0.93, (0.86, 0.97), 88, words)
+    evaluation = Evaluation(3, 240, RetrievalSettings(), 0, {"unseen": SPLIT}, captions=captions)
+    document = json.loads(json.dumps(evaluation.to_json()))
+    assert (document["captions"]["own"], document["captions"]["shuffled"]) == (1.25, 0.5)
+    assert document["captions"]["words"]["colour"]["own_where_nearest"] == 0.75
+    assert Evaluation.from_json(document) == evaluation
+    lines = evaluation.to_text().splitlines()[-3:]
+    assert "CIDEr-D 1.25, of exchanged ones 0.50; the own one is likelier in 93%" in lines[0]
+    assert lines[1].endswith("nearest training caption 90%, of those 75%")
+    assert lines[2].endswith("nearest training caption 0%")
+
+
+def test_words_are_compared_where_the_encoders_nearest_caption_is_right() -> None:
+    own = [{"colour": right} for right in (True, True, False, False)]
+    nearest = [{"colour": right} for right in (True, False, True, False)]
+    figures = kind_figures("colour", own, own[::-1], nearest)
+    assert figures == KindFigures(own=0.5, shuffled=0.5, nearest=0.5, own_where_nearest=0.5)
+    never = [{"colour": False}] * 4
+    assert kind_figures("colour", own, own, never).own_where_nearest is None
 
 
 def test_ablations_are_told_only_when_they_were_measured() -> None:

@@ -46,6 +46,7 @@ VERDICT: dict[str, Any] = {
     "shadow_queries": 12,
     "shadow": {"queries": 12},
     "candidates": {"live": 30.0, "candidate": 31.0},
+    "captions": {"live": 0.95, "candidate": 0.93},
     "checked_at": "2026-11-02T03:04:05+00:00",
 }
 

@@ -44,6 +44,11 @@ def test_an_untrained_model_is_measured_near_chance_and_the_same_each_time(
     assert memorized["chance"] >= 1 / parts.sigma.profile.shape.codes[0]
     # Untrained, it knows about as much as nothing: the logarithm of the vocabulary.
     assert comprehended["loss"] == pytest.approx(comprehended["chance"], abs=1.0)
+    # Nor can it tell whose identifier stands before a caption, or beside a text.
+    assert 0 < comprehended["wins"] < 1
+    assert comprehended["pairs"] == 32
+    assert aligned["caption_wins"] == comprehended["wins"]
+    assert aligned["similarity"] == pytest.approx(aligned["mismatched_similarity"], abs=0.1)
     assert aligned["chance"] == 10 / COUNT
     assert 0 <= aligned["R@10"] <= 0.8
     assert evaluate_stage("align", parts.sigma, probe, Gates(), 3) == aligned
@@ -61,9 +66,31 @@ def test_identifiers_that_the_model_itself_generates_are_agreed_with(parts: Mode
 
 
 MEMORIZED = {"id1": 0.7, "chance": 0.1, "samples": 200.0, "images": 2000.0}
-COMPREHENDED = {"loss": 2.0, "chance": 6.0, "samples": 200.0, "images": 2000.0}
-ALIGNED = {"R@10": 0.6, "chance": 0.01, "samples": 200.0, "images": 2000.0}
+COMPREHENDED = {
+    "loss": 2.0,
+    "chance": 6.0,
+    "pairs": 100.0,
+    "wins": 0.9,
+    "cider": 1.2,
+    "shuffled_cider": 0.4,
+    "samples": 200.0,
+    "images": 2000.0,
+}
+ALIGNED = {
+    "R@10": 0.6,
+    "chance": 0.01,
+    "pairs": 100.0,
+    "caption_wins": 0.9,
+    "caption_cider": 1.2,
+    "caption_shuffled_cider": 0.4,
+    "similarity_wins": 0.9,
+    "samples": 200.0,
+    "images": 2000.0,
+}
 NAN = float("nan")
+
+# Gates that ask for identifiers that carry language.
+LANGUAGE = Gates(wins=0.75, similarity_wins=0.75)
 
 
 def test_a_share_below_its_bound_closes_the_gate_unless_samples_are_few() -> None:
@@ -86,6 +113,36 @@ def test_recall_may_be_a_little_below_the_parents() -> None:
     assert gate_failures("align", ALIGNED, {"R@10": 0.7}, Gates()) == []
     (failure,) = gate_failures("align", ALIGNED, {"R@10": 0.9}, Gates())
     assert "at least 0.800" in failure
+
+
+def test_fluent_captions_that_ignore_the_identifier_close_the_gate() -> None:
+    """The loss alone would pass: it is far below that of a model that knows nothing."""
+    (failure,) = gate_failures("comprehend", COMPREHENDED | {"wins": 0.53}, None, LANGUAGE)
+    assert "wins must be at least 0.75, got 0.53 over 100 pairs" in failure
+    one_sentence = COMPREHENDED | {"cider": 0.7, "shuffled_cider": 0.7}
+    (failure,) = gate_failures("comprehend", one_sentence, None, LANGUAGE)
+    assert "CIDEr-D 0.70 and 0.70" in failure
+
+
+def test_an_alignment_that_forgets_the_identifiers_meaning_closes_the_gate() -> None:
+    assert gate_failures("align", ALIGNED, None, LANGUAGE) == []
+    (failure,) = gate_failures("align", ALIGNED | {"caption_wins": 0.5}, None, LANGUAGE)
+    assert "caption_wins must be at least 0.75" in failure
+
+
+def test_a_soft_label_head_that_ignores_the_identifier_closes_the_gate() -> None:
+    (failure,) = gate_failures("align", ALIGNED | {"similarity_wins": 0.49}, None, LANGUAGE)
+    assert "similarity_wins must be at least 0.75, got 0.49 over 200 pairs" in failure
+    # The paper's head is shown no pair that does not belong together: it is not measured then.
+    unmeasured = {name: value for name, value in ALIGNED.items() if name != "similarity_wins"}
+    assert gate_failures("align", unmeasured, None, LANGUAGE) == []
+
+
+def test_few_pairs_and_few_images_do_not_stop_a_stage() -> None:
+    few_pairs = COMPREHENDED | {"wins": 0.5, "pairs": 8.0}
+    assert gate_failures("comprehend", few_pairs, None, LANGUAGE) == []
+    few_images = ALIGNED | {"caption_wins": 0.5, "similarity_wins": 0.5, "images": 100.0}
+    assert gate_failures("align", few_images, None, LANGUAGE) == []
 
 
 def test_the_captions_loss_is_bounded_by_chance_and_by_the_parents() -> None:

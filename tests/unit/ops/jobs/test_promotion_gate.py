@@ -31,6 +31,7 @@ def refused(
     missing: int = 0,
     latency_ratio: float | None = None,
     candidate_candidates: float = 30.0,
+    captions: dict[str, float] | None = None,
 ) -> list[str]:
     return refusal_reasons(
         GateMeasurements(
@@ -39,6 +40,7 @@ def refused(
             latency_ratio,
             30.0,
             candidate_candidates,
+            captions,
         )
     )
 
@@ -46,6 +48,13 @@ def refused(
 def test_an_equal_candidate_passes_and_a_better_one_too() -> None:
     assert refused(queries(100), ranks(100, 10), ranks(100, 10)) == []
     assert refused(queries(100), ranks(100, 10), ranks(100, 0)) == []
+
+
+def test_a_candidate_whose_identifiers_no_longer_stand_for_their_captions_is_refused() -> None:
+    asked = queries(100), ranks(100, 10), ranks(100, 10)
+    assert refused(*asked, captions={"live": 0.95, "candidate": 0.9}) == []
+    (reason,) = refused(*asked, captions={"live": 0.95, "candidate": 0.5})
+    assert "in 50% where it was 95%, a loss of 10 points is allowed" in reason
 
 
 def test_what_one_wins_and_the_other_loses_cancels_out_and_widens_what_chance_explains() -> None:
