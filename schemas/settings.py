@@ -398,7 +398,8 @@ class Settings:
     encoder: str | None = setting(
         "SIGMA_ENCODER",
         any_text(),
-        "Pretrained encoder of a training in full: a hub name with its revision, or a folder; "
+        "Pretrained encoder of a training in full: efficientnet-minilm, a hub name with its "
+        "revision, or a folder; "
         "`sigma train --encoder` goes before.",
         default=None,
         unset="that of the profile",

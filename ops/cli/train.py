@@ -76,7 +76,7 @@ def add_commands(add: AddCommand) -> None:
     command.add_argument(
         "--encoder",
         metavar="NAME|FOLDER",
-        help="pretrained encoder: CLIP, OpenCLIP, SigLIP, jina-clip, see docs/encoders.md",
+        help="pretrained encoder: efficientnet-minilm, CLIP, SigLIP, …; see docs/encoders.md",
     )
     command.add_argument(
         "--promote", action="store_true", help="make the new generation live if the gate lets it"

