@@ -46,6 +46,9 @@ QUERIES = 600
 """Known-item queries asked of both generations: with one in ten answered differently, chance
 explains 2.1 points of R@10."""
 
+MIN_CAPTION_IMAGES = 1000
+"""Images of a training below which its captions are compared on fewer than 100 of them."""
+
 _PROMOTABLE_STATES = ("shadow", "live", "retired")
 
 log = structlog.get_logger()
@@ -55,15 +58,16 @@ def caption_wins(live: Generation, candidate: Generation) -> dict[str, float] | 
     """How often own identifiers predict captions better than exchanged ones, in both generations.
 
     As alignment was measured at the end of each training; None for a re-clustering, which trains
-    nothing, and for generations of versions that did not measure it.
+    nothing, for generations of versions that did not measure it, and after trainings on so few
+    images that the share is mostly chance.
     """
     wins: dict[str, float] = {}
     for name, generation in (("live", live), ("candidate", candidate)):
         evaluation = generation.config.training.evaluations.get("align")
-        share = None if evaluation is None else evaluation.figures.get("caption_wins")
-        if share is None:
+        figures = {} if evaluation is None else evaluation.figures
+        if "caption_wins" not in figures or figures.get("images", 0) < MIN_CAPTION_IMAGES:
             return None
-        wins[name] = share
+        wins[name] = figures["caption_wins"]
     return wins
 
 

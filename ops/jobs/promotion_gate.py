@@ -35,9 +35,12 @@ MAX_CANDIDATES_RATIO = 3.0
 """How many times as many images a candidate may score for one query: crowded leaves that a small
 gallery hides make queries slow in a large one."""
 
-MAX_CAPTION_LOSS = 0.1
+MAX_CAPTION_LOSS = 0.15
 """Share of images whose caption is likelier behind the own identifier that a candidate may lose:
-what 150 images held out of two trainings differ by at most, by chance."""
+three standard errors of the difference between two trainings, each measured on 100 images."""
+
+MIN_CAPTION_WINS = 0.75
+"""That share of the live generation below which it is not judged: chance alone gives a half."""
 
 ALL_COHORTS = "all"
 """Name of the comparison over the queries of all cohorts."""
@@ -87,7 +90,8 @@ def refusal_reasons(measured: GateMeasurements) -> list[str]:
     if measured.captions is not None:
         live_wins = measured.captions["live"]
         candidate_wins = measured.captions["candidate"]
-        if live_wins - candidate_wins > MAX_CAPTION_LOSS:
+        carries_language = live_wins >= MIN_CAPTION_WINS
+        if carries_language and live_wins - candidate_wins > MAX_CAPTION_LOSS:
             reasons.append(
                 f"identifiers say less of their images: the own one predicts its caption better "
                 f"than another's in {candidate_wins:.0%} where it was {live_wins:.0%}, a loss of "

@@ -54,7 +54,9 @@ def test_a_candidate_whose_identifiers_no_longer_stand_for_their_captions_is_ref
     asked = queries(100), ranks(100, 10), ranks(100, 10)
     assert refused(*asked, captions={"live": 0.95, "candidate": 0.9}) == []
     (reason,) = refused(*asked, captions={"live": 0.95, "candidate": 0.5})
-    assert "in 50% where it was 95%, a loss of 10 points is allowed" in reason
+    assert "in 50% where it was 95%, a loss of 15 points is allowed" in reason
+    # Near a half both are chance, and so is their difference.
+    assert refused(*asked, captions={"live": 0.6, "candidate": 0.4}) == []
 
 
 def test_what_one_wins_and_the_other_loses_cancels_out_and_widens_what_chance_explains() -> None:
