@@ -68,7 +68,7 @@ def test_an_image_that_arrives_is_found_by_its_caption_and_gone_when_deleted(
 ) -> None:
     entries = read_manifest(corpus / "stream" / "manifest.jsonl")
     done = anywhere.ok("ingest", "--manifest", corpus / "stream" / "manifest.jsonl", "--wait")
-    assert done == {"published": STREAMED, "indexed": STREAMED, "rejected": []}
+    assert done == {"published": STREAMED, "indexed": STREAMED, "rejected": [], "hidden": 0}
     fresh = anywhere.ok("status")["freshness_s"]
     # How soon is a benchmark's question; that it is measured at all, and sane, is this test's.
     assert 0 < fresh["p50"] <= fresh["p95"] < 120

@@ -16,15 +16,15 @@ def empty(tmp_path: Path) -> Iterator[Home]:
     home.sigma("down")
 
 
-@pytest.mark.parametrize(("captions", "adapt"), [(9, "auto"), (1, "never")])
+@pytest.mark.parametrize(("captions", "adapt"), [(5, "auto"), (1, "never")])
 def test_landscapes_of_many_sizes_in_two_languages(
     empty: Home, tmp_path: Path, captions: int, adapt: str
 ) -> None:
-    train = write_landscapes(tmp_path / "train", 96, captions, seed=1)
+    train = write_landscapes(tmp_path / "train", 64, captions, seed=1)
     later = write_landscapes(tmp_path / "later", 24, captions, seed=2)
     done = empty.sigma("train", "--manifest", train, "--adapt", adapt, "--json", timeout=290)
     assert done.code == 0, done.err[-2000:]
-    assert done.json["images"] == 96
+    assert done.json["images"] == 64
     empty.ok("up")
     assert empty.ok("ingest", "--manifest", later, "--wait")["indexed"] == 24
     both = tmp_path / "both.jsonl"
@@ -35,12 +35,12 @@ def test_landscapes_of_many_sizes_in_two_languages(
     ]
     both.write_text("\n".join(lines))
     found = empty.ok("evaluate", "--manifest", both)
-    assert found["gallery"] == 120
+    assert found["gallery"] == 88
     assert found["invalid_identifiers"] == 0
     seen, unseen = found["splits"]["seen"], found["splits"]["unseen"]
-    assert (seen["queries"], unseen["queries"]) == (96, 24)
+    assert (seen["queries"], unseen["queries"]) == (64, 24)
     if adapt == "auto":
-        # Chance is 17%. Seeds lie between 74 and 99% (docs/experiments/), so the bar leaves room.
+        # Chance is 23%. Seeds lie between 74 and 99% (docs/experiments/), so the bar leaves room.
         assert seen["ours"]["R@20"] >= 0.6 * seen["exact_dense"]["R@20"]
     answer = empty.ok("query", "Schnee bei Nacht")
     assert len(answer["results"]) == 10

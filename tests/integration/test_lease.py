@@ -298,8 +298,10 @@ def test_a_replaced_training_is_refused_before_it_saves(
 ) -> None:
     with sole_trainer(conn, lambda: connect(database)) as right:
         require_renewal(conn, [right])
-        give_up(other, [right])
-        taken(other, right.name)
+        # In one transaction: the trainer's own thread renews what nobody else has taken yet.
+        with other.transaction():
+            give_up(other, [right])
+            taken(other, right.name)
         with pytest.raises(LostLeaseError, match="with fence 1 was lost"):
             require_renewal(conn, [right])
 

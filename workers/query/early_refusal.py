@@ -1,7 +1,7 @@
 """The early refusal: 429 to a query while the line is full, from its bytes, before HTTP is parsed.
 
 At ten times the capacity nearly every request ends here, so what one costs decides how soon the
-others are told: parsing HTTP and calling an application take ten times as long.
+others are told: parsing HTTP and calling an application take much longer.
 """
 
 import re
