@@ -106,13 +106,18 @@ def open_clip(folder: Path) -> Path:
 
     torch.manual_seed(5)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
+    config: dict[str, Any] = {
         "embed_dim": 20,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8},
-        "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2}
-        | {"layers": 1},
+        "text_cfg": {
+            "context_length": 24,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
     }
-    model = CLIP(**config)  # type: ignore[arg-type]
+    model = CLIP(**config)
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()},
         folder / "open_clip_model.safetensors",
@@ -147,11 +152,20 @@ def jina_clip(folder: Path) -> Path:
             "lora_rank": 2,
         },
     }
-    config = {"model_type": "jina_clip", "add_projections": False}
-    config |= {"vision_config": vision, "text_config": text}  # type: ignore[dict-item]
+    config = {
+        "model_type": "jina_clip",
+        "add_projections": False,
+        "vision_config": vision,
+        "text_config": text,
+    }
     (folder / "config.json").write_text(json.dumps(config))
-    preprocessing = {"size": 28, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.3]}
-    preprocessing |= {"resize_mode": "shortest", "interpolation": "bicubic"}  # type: ignore[dict-item]
+    preprocessing = {
+        "size": 28,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.2, 0.3],
+        "resize_mode": "shortest",
+        "interpolation": "bicubic",
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     tensors = {**_eva_tensors(), **_jina_text_tensors(sizes)}
     tensors["logit_scale"] = torch.tensor(3.0)

@@ -15,7 +15,7 @@ import psycopg
 from PIL import Image
 
 from ops.bench.fleet import ROLES, Fleet, open_fleet
-from ops.bench.fuzz_audit import Account, Fingerprint, account, fingerprint, published_events
+from ops.bench.fuzz_audit import EventAccount, Fingerprint, account, fingerprint, published_events
 from ops.bench.fuzz_events import StoredPicture, fuzzed_messages, trace_of_number
 from ops.bench.fuzz_images import fuzzed_images
 from ops.bench.fuzz_replay import RememberingPool, replay, rewind_all
@@ -68,7 +68,7 @@ class FuzzConfig:
 class _Flow:
     """What the worker processes made of everything."""
 
-    account: Account
+    account: EventAccount
     images: Mapping[str, int]
     """Mutated images by what became of them."""
     fingerprint: Fingerprint

@@ -49,7 +49,7 @@ class _Index:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class EventAccount:
     """What became of all events. The counts add up to the number of events."""
 
     outcomes: Mapping[str, int]
@@ -96,7 +96,7 @@ def published_events(log: EventLog) -> list[Event]:
 
 def account(
     log: EventLog, conn: Connection, generation: int, published: Sequence[Event]
-) -> Account:
+) -> EventAccount:
     """Find out what became of each published event."""
     letters = dead_letters(log, limit=10 * len(published))
     ledger = _ledger(log, published, letters)
@@ -112,7 +112,7 @@ def account(
             )
     counters, scanned = totals(conn, generation), recount(conn, generation)
     primaries = [key for (key,) in conn.execute(_PRIMARIES, (generation,))]
-    return Account(
+    return EventAccount(
         outcomes=dict(sorted(outcomes.items())),
         refusals=dict(sorted(Counter(letter.code for letter in letters).items())),
         unaccounted=tuple(unaccounted[:_NAMED]),

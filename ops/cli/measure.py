@@ -39,6 +39,11 @@ class StudyFolders:
 
 def add_commands(add: AddCommand) -> None:
     """Declare the commands of this group."""
+    _add_bench(add)
+    _add_study(add)
+
+
+def _add_bench(add: AddCommand) -> None:
     bench_command = add(
         "bench",
         bench,
@@ -80,6 +85,9 @@ def add_commands(add: AddCommand) -> None:
         metavar="PYTHON",
         help="drift: one with Evidently",
     )
+
+
+def _add_study(add: AddCommand) -> None:
     study_command = add(
         "study",
         study,

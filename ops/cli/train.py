@@ -1,6 +1,6 @@
 """`sigma train`: check the options, and run the trainer, or one rank of it under `torchrun`."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,14 @@ def add_commands(add: AddCommand) -> None:
         action="store_true",
         help="end when standard input does; for those who start it as a job",
     )
+    _add_pretrained(command)
+    command.add_argument(
+        "--promote", action="store_true", help="make the new generation live if the gate lets it"
+    )
+
+
+def _add_pretrained(command: ArgumentParser) -> None:
+    """Declare what a training begins with."""
     command.add_argument(
         "--base",
         type=Path,
@@ -77,9 +85,6 @@ def add_commands(add: AddCommand) -> None:
         "--encoder",
         metavar="NAME|FOLDER",
         help="pretrained encoder: efficientnet-minilm, CLIP, SigLIP, …; see docs/encoders.md",
-    )
-    command.add_argument(
-        "--promote", action="store_true", help="make the new generation live if the gate lets it"
     )
 
 

@@ -15,7 +15,13 @@ from typing import BinaryIO, Self, cast
 
 from schemas.errors import RejectInputError, RetryLaterError
 from schemas.settings import MEBIBYTE
-from stream.images.decode_protocol import READY, NormalizedImage, Refusal, read_reply, write_part
+from stream.images.decode_protocol import (
+    READY,
+    NormalizedImage,
+    RefusedImage,
+    read_reply,
+    write_part,
+)
 from stream.images.decode_watchdog import Watchdog
 
 _PROCESS_MODULE = "stream.images.normalize"
@@ -145,7 +151,7 @@ class _DecoderProcess:
                 "the image cannot be decoded: the decoding process died of it; "
                 "save it again and send that",
             ) from error
-        if isinstance(reply, Refusal):
+        if isinstance(reply, RefusedImage):
             raise RejectInputError(reply.code, reply.reason)
         return reply
 

@@ -28,7 +28,7 @@ class NormalizedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedImage:
     """Why an image was not decoded: the code and the message of a `RejectInputError`.
 
     Not the error itself: its traceback would keep the image in memory.
@@ -56,9 +56,9 @@ def read_part(stream: BinaryIO) -> bytes:
     return part
 
 
-def write_reply(stream: BinaryIO, reply: NormalizedImage | Refusal) -> None:
+def write_reply(stream: BinaryIO, reply: NormalizedImage | RefusedImage) -> None:
     """Write the reply to one request."""
-    if isinstance(reply, Refusal):
+    if isinstance(reply, RefusedImage):
         write_part(stream, json.dumps({"code": reply.code, "reason": reply.reason}).encode())
         write_part(stream, b"")
     else:
@@ -68,12 +68,12 @@ def write_reply(stream: BinaryIO, reply: NormalizedImage | Refusal) -> None:
     stream.flush()
 
 
-def read_reply(stream: BinaryIO) -> NormalizedImage | Refusal:
+def read_reply(stream: BinaryIO) -> NormalizedImage | RefusedImage:
     """Read the reply to one request; `EOFError` when the process died of it."""
     answer = json.loads(read_part(stream))
     png = read_part(stream)
     if "code" in answer:
-        return Refusal(str(answer["code"]), str(answer["reason"]))
+        return RefusedImage(str(answer["code"]), str(answer["reason"]))
     return NormalizedImage(
         png=png,
         width=int(answer["width"]),

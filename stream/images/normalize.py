@@ -15,7 +15,13 @@ from PIL import Image
 
 from schemas.errors import RejectInputError
 from stream.images.colour import to_srgb
-from stream.images.decode_protocol import READY, NormalizedImage, Refusal, read_part, write_reply
+from stream.images.decode_protocol import (
+    READY,
+    NormalizedImage,
+    RefusedImage,
+    read_part,
+    write_reply,
+)
 from stream.images.decoders import Picture, avif_orientation, load_decoders, open_picture
 from stream.images.formats.container import (
     Container,
@@ -136,14 +142,14 @@ def _serve_next(requests: BinaryIO, replies: BinaryIO, max_pixels: int, memory_b
     return True
 
 
-def _answer(data: bytes, max_pixels: int, memory_bytes: int) -> NormalizedImage | Refusal:
+def _answer(data: bytes, max_pixels: int, memory_bytes: int) -> NormalizedImage | RefusedImage:
     try:
         return normalize(data, max_pixels=max_pixels, memory_bytes=memory_bytes)
     except RejectInputError as error:
-        return Refusal(error.code, str(error))
+        return RefusedImage(error.code, str(error))
     except MemoryError:
         refusal = _out_of_memory(memory_bytes)
-        return Refusal(refusal.code, str(refusal))
+        return RefusedImage(refusal.code, str(refusal))
 
 
 def _decode(container: Container, max_pixels: int) -> NormalizedImage:

@@ -24,6 +24,7 @@ from transformers import (
 
 from model.identifiers.codebook import CodebookConfig, fit_codebook
 from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from model.network.encoders.jina_clip import JinaClipTowers
 from model.network.encoders.pretrained import PretrainedEncoder
 from model.network.encoders.reader import open_encoder
 from model.network.encoders.teacher import EncoderTeacher
@@ -142,6 +143,8 @@ def test_the_texts_of_jina_clip_are_those_of_transformers_own_conversion(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     encoder = open_encoder(str(folders["jina_clip"]))
+    towers = encoder.towers
+    assert isinstance(towers, JinaClipTowers)
     state = {}
     prefix = "text_model.transformer.roberta."
     tensors = load_file(folders["jina_clip"] / "model.safetensors")
@@ -157,9 +160,9 @@ def test_the_texts_of_jina_clip_are_those_of_transformers_own_conversion(
             product = first @ second if first.shape[0] == value.shape[0] else second @ first
             state[plain] = value + product * (4 / 2)
     save_file(state, tmp_path / "model.safetensors")
-    encoder.towers.text.config.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+    towers.text.config.save_pretrained(tmp_path)
     model = JinaEmbeddingsV3Model.from_pretrained(tmp_path, add_pooling_layer=False).eval()
-    tokens = encoder.towers.tokenizer(list(WORDS), padding=True, return_tensors="pt")  # type: ignore[attr-defined]
+    tokens = towers.tokenizer(list(WORDS), padding=True, return_tensors="pt")
     with torch.inference_mode():
         states = model(tokens["input_ids"], tokens["attention_mask"]).last_hidden_state
     kept = tokens["attention_mask"].unsqueeze(-1)

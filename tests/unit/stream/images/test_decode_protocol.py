@@ -6,7 +6,7 @@ import pytest
 
 from stream.images.decode_protocol import (
     NormalizedImage,
-    Refusal,
+    RefusedImage,
     read_part,
     read_reply,
     write_part,
@@ -18,10 +18,10 @@ from stream.images.decode_protocol import (
     "reply",
     [
         NormalizedImage(png=b"\x89PNG", width=80, height=60, format="JPEG"),
-        Refusal(code="truncated", reason="send the whole file – “ganz”"),
+        RefusedImage(code="truncated", reason="send the whole file – “ganz”"),
     ],
 )
-def test_a_reply_survives_the_pipe(reply: NormalizedImage | Refusal) -> None:
+def test_a_reply_survives_the_pipe(reply: NormalizedImage | RefusedImage) -> None:
     pipe = io.BytesIO()
     write_reply(pipe, reply)
     pipe.seek(0)
