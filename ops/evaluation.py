@@ -121,12 +121,15 @@ class Evaluation:
 
     def to_json(self) -> JsonObject:
         """The document of `sigma evaluate`."""
+        # Images that were scored for a query, on average, by split.
+        candidates = {name: split.mean_candidates for name, split in self.splits.items()}
         document: JsonObject = {
             "generation": self.generation,
             "gallery": self.gallery,
             "beams": self.settings.beams,
             "postings": self.settings.postings,
             "invalid_identifiers": self.invalid_identifiers,
+            "candidates": candidates,
             "splits": {name: split.to_json() for name, split in self.splits.items()},
         }
         if self.ablations is not None:

@@ -72,6 +72,9 @@ def test_an_evaluation_is_read_as_it_was_written() -> None:
     settings = RetrievalSettings(beams=10, postings=2)
     evaluation = Evaluation(3, 240, settings, 0, {"seen": SPLIT, "unseen": SPLIT})
     document = json.loads(json.dumps(evaluation.to_json()))
+    assert document["candidates"] == {
+        name: split.mean_candidates for name, split in evaluation.splits.items()
+    }
     assert (document["beams"], document["postings"], document["gallery"]) == (10, 2, 240)
     assert document["splits"]["seen"]["ours_R@10_95%"] == [0.3, 0.95]
     assert "ablations" not in document
