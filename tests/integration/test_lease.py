@@ -263,15 +263,21 @@ def test_a_paused_embedded_worker_loses_its_partitions_and_its_commit_is_refused
     log.close()
 
 
-def test_a_replaced_relay_deletes_nothing_from_the_outbox(
-    conn: Connection, other: Connection, database: str
-) -> None:
+def replaced_relay(conn: Connection, other: Connection, database: str) -> tuple[PostgresLog, Lease]:
+    """A log with one event in its outbox, and the lease on it that `other` took over."""
     log = PostgresLog(database)
     log.ensure_topics()
     add_to_outbox(other, [Message(ARRIVED, "a", b"1")])
     lease = taken(conn, "relay")
     give_up(conn, [lease])
     taken(other, "relay")
+    return log, lease
+
+
+def test_a_replaced_relay_deletes_nothing_from_the_outbox(
+    conn: Connection, other: Connection, database: str
+) -> None:
+    log, lease = replaced_relay(conn, other, database)
     with pytest.raises(LostLeaseError):
         forward(log, conn, lease)
     assert outbox_size(other) == 1
@@ -281,12 +287,7 @@ def test_a_replaced_relay_deletes_nothing_from_the_outbox(
 def test_a_replaced_relay_publishes_nothing_more(
     conn: Connection, other: Connection, database: str
 ) -> None:
-    log = PostgresLog(database)
-    log.ensure_topics()
-    add_to_outbox(other, [Message(ARRIVED, "a", b"1")])
-    lease = taken(conn, "relay")
-    give_up(conn, [lease])
-    taken(other, "relay")
+    log, lease = replaced_relay(conn, other, database)
     with pytest.raises(LostLeaseError):
         forward(log, conn, lease, lambda: require_renewal(conn, [lease]))
     assert sum(log.end_offsets([ARRIVED]).values()) == 0
