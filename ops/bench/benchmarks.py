@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ops.bench.comparison import Comparison, document, table
 from schemas.errors import RefuseToStartError
 from schemas.records import JsonObject
+from schemas.settings import Settings
 
 # The JSON document of a benchmark, and the same for people.
 Report = tuple[JsonObject, str]
@@ -35,9 +36,14 @@ DEFAULT_LOAD_PHASE_S = 30.0
 DEFAULT_SWITCH_PHASE_S = 60.0
 
 
-def run_benchmark(options: Namespace) -> Report:
-    """Run the benchmark `options.what`; the other options are those of `sigma bench`."""
+def run_benchmark(options: Namespace, settings: Settings) -> Report:
+    """Run the benchmark `options.what`; the other options are those of `sigma bench`.
+
+    Of the settings only those that say how to train and to search are used.
+    """
     match options.what:
+        case "corpus":
+            return _corpus(options, settings)
         case "chaos":
             return _chaos(options)
         case "drift":
@@ -93,6 +99,13 @@ def _chaos(options: Namespace) -> Report:
         kafka=options.kafka,
     )
     return _as_json(chaos(config).to_json())
+
+
+def _corpus(options: Namespace, settings: Settings) -> Report:
+    from ops.bench.corpus_command import corpus
+
+    result = corpus(options, settings)
+    return result.to_json(), result.to_markdown()
 
 
 def _drift(options: Namespace) -> Report:

@@ -1,6 +1,6 @@
 """Commands that measure the product itself: `bench` and `study`."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,11 @@ BENCHMARKS = (
     "drift",
     "recluster",
     "switch",
+    "corpus",
 )
+
+# Where the page of all corpora is, in a checkout of this repository.
+CORPORA_OUT = Path("docs/experiments")
 
 # Tables and plots of the whole study, in a checkout of this repository.
 STUDY_OUT = Path("docs/longrun")
@@ -50,6 +54,7 @@ def _add_bench(add: AddCommand) -> None:
         "measure ours beside a peer, or an endurance run, on temporary services of its own",
     )
     bench_command.add_argument("what", choices=BENCHMARKS)
+    _add_corpus(bench_command)
     bench_command.add_argument(
         "--kafka",
         metavar="HOST:PORT",
@@ -87,6 +92,47 @@ def _add_bench(add: AddCommand) -> None:
     )
 
 
+def _add_corpus(command: ArgumentParser) -> None:
+    """Declare what only the corpus benchmark takes."""
+    command.add_argument(
+        "manifests",
+        type=Path,
+        nargs="*",
+        metavar="MANIFEST",
+        help="corpus: up to three, in this order: images to train on; images that arrive later; a "
+        "shift, whose captioned half a refresh learns from. One alone is divided by its splits "
+        "(train, shift, any other), or a fifth of it arrives later",
+    )
+    command.add_argument("--profile", metavar="NAME", help="corpus: what to train (default tiny)")
+    command.add_argument(
+        "--encoder", metavar="NAME|FOLDER", help="corpus: pretrained encoder, as in sigma train"
+    )
+    command.add_argument(
+        "--queries", type=int, metavar="N", help="corpus: most queries of a group (default 1000)"
+    )
+    command.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="corpus: draw queries and answers as a PNG"
+    )
+    command.add_argument(
+        "--sheet-rows", type=int, metavar="N", help="corpus: queries on the sheet (default 10)"
+    )
+    command.add_argument(
+        "--ask",
+        action="append",
+        metavar="TEXT",
+        help="corpus: a query for the sheet, instead of those of the manifest; may be repeated",
+    )
+    command.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="corpus: leave the trained home there"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help=f"corpus: where the page of all runs is kept (default {CORPORA_OUT})",
+    )
+
+
 def _add_study(add: AddCommand) -> None:
     study_command = add(
         "study",
@@ -121,7 +167,9 @@ def bench(options: Namespace, settings: Settings) -> int:
     from ops.bench.benchmarks import run_benchmark
 
     limit_threads(settings)
-    document, text = run_benchmark(options)
+    if options.manifests and options.what != "corpus":
+        raise UsageError(f"sigma bench {options.what} takes no manifest; only corpus does")
+    document, text = run_benchmark(options, settings)
     emit(document, options.json, text)
     return 0
 

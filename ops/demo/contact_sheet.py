@@ -31,8 +31,18 @@ GAP_PX = 10
 CAPTION_PX = 26
 
 FONT_PX = 15
+
+# What stands below a picture, where it has a label.
+LABEL_PX = 16
+LABEL_FONT_PX = 11
+LABEL_CHARACTERS = 19
+
 PAPER = (255, 255, 255)
 INK = (30, 34, 44)
+
+# Frame of the picture that was asked for.
+FOUND = (20, 140, 60)
+FRAME_PX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +51,36 @@ class AnsweredRow:
 
     query: str
     pictures: Sequence[Image.Image]
+    labels: Sequence[str] = ()
+    """What stands below each picture; nothing stands there without labels."""
+    found: int | None = None
+    """Place of the picture that was asked for, from 0; None when it is not among them."""
 
 
 def draw_sheet(rows: Sequence[AnsweredRow]) -> Image.Image:
     """Draw the rows below each other as one RGB picture."""
-    row_height = CAPTION_PX + TILE_PX + GAP_PX
+    label_px = LABEL_PX if any(row.labels for row in rows) else 0
+    row_height = CAPTION_PX + TILE_PX + label_px + GAP_PX
     width = GAP_PX + PICTURES * (TILE_PX + GAP_PX)
     sheet = Image.new("RGB", (width, GAP_PX + len(rows) * row_height), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(FONT_PX)
     for number, row in enumerate(rows):
-        top = GAP_PX + number * row_height
-        pen.text((GAP_PX, top), row.query, INK, font)
-        for column, picture in enumerate(row.pictures[:PICTURES]):
-            left = GAP_PX + column * (TILE_PX + GAP_PX)
-            sheet.paste(_tile(picture), (left, top + CAPTION_PX))
+        _draw_row(sheet, row, GAP_PX + number * row_height)
     return sheet
+
+
+def _draw_row(sheet: Image.Image, row: AnsweredRow, top: int) -> None:
+    pen = ImageDraw.Draw(sheet)
+    pen.text((GAP_PX, top), row.query, INK, ImageFont.load_default(FONT_PX))
+    small = ImageFont.load_default(LABEL_FONT_PX)
+    for column, picture in enumerate(row.pictures[:PICTURES]):
+        left = GAP_PX + column * (TILE_PX + GAP_PX)
+        sheet.paste(_tile(picture), (left, top + CAPTION_PX))
+        bottom = top + CAPTION_PX + TILE_PX
+        if column == row.found:
+            frame = (left - FRAME_PX, top + CAPTION_PX - FRAME_PX, left + TILE_PX, bottom)
+            pen.rectangle(frame, outline=FOUND, width=FRAME_PX)
+        if row.labels:
+            pen.text((left, bottom + 1), row.labels[column][:LABEL_CHARACTERS], INK, small)
 
 
 def _tile(picture: Image.Image) -> Image.Image:

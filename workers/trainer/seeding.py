@@ -96,9 +96,7 @@ def seed_images(
             bar.update(len(batch))
     if not rows:
         first = rejected[0].reason if rejected else "deleted"
-        raise UsageError(
-            f"none of the {len(entries)} training images can be used; the first: {first}"
-        )
+        raise UsageError(f"none of the {len(entries)} images can be used; the first: {first}")
     keys = np.array([image.image_key for image in images], np.int64)
     uris = [image.normalized_uri for image in images]
     return SeededImages(rows, keys, uris, tuple(rejected))
