@@ -27,6 +27,7 @@ _TRAINING_KEYS_IN_ROW = (
     "mode",
     "parent",
     "seed",
+    "encoder_px",
     "images",
     "stages",
     "evaluations",

@@ -383,6 +383,14 @@ class Settings:
         "Address space, in bytes, of the decoding process beyond what it starts with.",
         default=256 * MEBIBYTE,
     )
+    picture_px: int | None = setting(
+        "SIGMA_PICTURE_PX",
+        whole(56, 4096),
+        "Pixels to which the longer side of an arriving picture is shrunk. Pictures that are "
+        "stored already stay as they are.",
+        default=None,
+        unset="448, or four thirds of the side that an encoder in use reads where that is more",
+    )
     training_images: int = setting(
         "SIGMA_TRAINING_IMAGES",
         whole(100, 1 << 30),

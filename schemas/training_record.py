@@ -75,6 +75,8 @@ class TrainingRecord:
     seed: int | None = None
     encoder_source: str | None = None
     """The encoder that was asked for: a folder, or a hub name with its revision."""
+    encoder_px: int | None = None
+    """Pixels of a side of the square that the pretrained encoder reads."""
     corpus: str | None = None
     """Where the training images come from: `manifest` or `store`."""
     reclustered: bool | None = None
@@ -169,6 +171,7 @@ _PLAIN_FIELDS = (
     "profile",
     "seed",
     "encoder_source",
+    "encoder_px",
     "corpus",
     "reclustered",
     "manifest",

@@ -10,6 +10,7 @@ from datetime import datetime
 from schemas.errors import RejectInputError
 from schemas.events import ImageAccepted, ImageArrived, ImageRejected
 from stream.images.decode_pool import DecodePool
+from stream.images.decode_protocol import LONGEST_SIDE
 from stream.images.store import ImageStore
 from stream.log.dead_letters import rejection_of_image
 
@@ -23,15 +24,16 @@ def accept(
     decoder: DecodePool,
     source: Callable[[str], bytes],
     published_at: datetime | None = None,
+    longest_side: int = LONGEST_SIDE,
 ) -> ImageAccepted | ImageRejected:
     """Read, decode and store an image.
 
-    `source` returns the bytes of a URI. A refusal is a record too; only `RetryLaterError` is
-    raised.
+    `source` returns the bytes of a URI; `longest_side` is in pixels. A refusal is a record too;
+    only `RetryLaterError` is raised.
     """
     try:
         data = source(arrived.uri)
-        image = decoder.decode(data)
+        image = decoder.decode(data, longest_side)
     except RejectInputError as error:
         return rejection_of_image(arrived, error, stage=STAGE)
     return ImageAccepted(

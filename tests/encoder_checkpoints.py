@@ -42,19 +42,20 @@ LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
 TOWER = {**LAYERS, "num_hidden_layers": 1}
 
 
-def clip(folder: Path) -> Path:
-    """A `CLIPModel` of 32 px, with a picture processor that crops."""
+def clip(folder: Path, side_px: int = 32) -> Path:
+    """A small `CLIPModel`, with a picture processor that crops."""
     torch.manual_seed(1)
     tokenizer = CLIPTokenizer(**_clip_vocabulary())
     text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": 20}
     text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    vision = {**TOWER, "image_size": 32, "patch_size": 8}
+    vision = {**TOWER, "image_size": side_px, "patch_size": side_px // 4}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
     with torch.no_grad():
         model.logit_scale.fill_(3.5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    processor = CLIPImageProcessor(size={"shortest_edge": side_px}, crop_size=side_px)
+    processor.save_pretrained(folder)
     return folder
 
 

@@ -91,7 +91,7 @@ class Line:
 
     def arrive(self, name: str, version: int = 1, shade: int = 0, **more: Any) -> None:
         """Publish an arrival with a picture of its own."""
-        uri = self.picture(name, shade)
+        uri = more.pop("uri", None) or self.picture(name, shade)
         self.send(ARRIVED, {"image_id": name, "uri": uri, "version": version, **more})
 
     def delete(self, name: str, version: int | None = None) -> None:

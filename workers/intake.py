@@ -31,12 +31,14 @@ from stream.log.offsets import committed, contiguous_batch, lag, store_offsets
 from stream.validation import STAGE, accept
 from workers.repository.connection import MEMBER_LIMITS, Connection, transaction
 from workers.repository.deletions import DeletedVersions, DeletionRequest, deleted_versions
+from workers.repository.generations import largest_encoder
 from workers.repository.image_deletion import delete_images
 from workers.repository.image_rows import LateArrival
 from workers.repository.refused_versions import RefusedVersion, note_refused
 from workers.repository.rejections import reject_image
 from workers.runtime.membership import work_as_member
 from workers.runtime.metrics import IntakeMetrics
+from workers.runtime.pictures import picture_px
 from workers.runtime.poison import handle_split, pass_over
 from workers.runtime.process import TRANSIENT_ERRORS, announce_ready, keep_running
 from workers.runtime.services import Services
@@ -91,6 +93,8 @@ class Intake:
     decoder: DecodePool
     threads: ThreadPoolExecutor
     metrics: IntakeMetrics
+    asked_px: int | None = None
+    """`SIGMA_PICTURE_PX`"""
 
     def process(self, conn: Connection, events: EventLog, batch: Batch) -> None:
         """Judge a batch and commit it with the group's offsets, in one transaction.
@@ -107,9 +111,11 @@ class Intake:
     def _process(self, conn: Connection, events: EventLog, batch: Batch) -> None:
         records = [read_record(event) for event in batch.events]
         deleted = deleted_versions(conn, arrived_ids(records))
+        # Asked for each batch: a training in another process may have begun with a larger encoder.
+        longest_side = picture_px(self.asked_px, largest_encoder(conn))
 
         def judge(event: Event, record: InputRecord) -> JudgedEvent:
-            return JudgedEvent(event, self.judge(event, record, deleted))
+            return JudgedEvent(event, self.judge(event, record, deleted, longest_side))
 
         judged = list(self.threads.map(judge, batch.events, records))
         self._commit(conn, events, batch, judged)
@@ -139,9 +145,16 @@ class Intake:
             self.metrics.count_verdict(judgement.verdict)
 
     def judge(
-        self, event: Event, record: InputRecord, deleted: Mapping[str, DeletedVersions]
+        self,
+        event: Event,
+        record: InputRecord,
+        deleted: Mapping[str, DeletedVersions],
+        longest_side: int,
     ) -> Verdict:
-        """Decide what one event comes to. Reads and stores bytes, touches no table."""
+        """Decide what one event comes to. Reads and stores bytes, touches no table.
+
+        Pictures are stored with at most `longest_side` pixels a side.
+        """
         if not isinstance(record, ImageArrived):
             return record
         gone = deleted.get(record.image_id)
@@ -149,7 +162,14 @@ class Intake:
             return LateArrival(
                 record.image_id, record.version, record.arrived_at, event.published_at
             )
-        return accept(record, self.store, self.decoder, self.read_source, event.published_at)
+        return accept(
+            record,
+            self.store,
+            self.decoder,
+            self.read_source,
+            event.published_at,
+            longest_side,
+        )
 
 
 class FaustHandler:
@@ -262,7 +282,14 @@ def run(services: Services, stop: threading.Event, metrics: IntakeMetrics) -> No
         DecodePool(services.limits, processes=_PROCESSES) as decoder,
         ThreadPoolExecutor(_PROCESSES) as threads,
     ):
-        intake = Intake(services.store, services.sources.read, decoder, threads, metrics)
+        intake = Intake(
+            services.store,
+            services.sources.read,
+            decoder,
+            threads,
+            metrics,
+            services.settings.picture_px,
+        )
         if services.settings.kafka is None:
             _run_polling(services, intake, stop)
         else:

@@ -16,8 +16,12 @@ from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 from model.network.backbone import FRAMES, MERGE, backbone_info
 from model.network.hub import loading
 from model.network.profiles import TinySize
-from model.network.resize import Pixels, resize
+from model.network.resize import Pixels, resize, shrink
 from schemas.records import ByteArray
+
+# Pixels of the longer side of a picture as the large backbones see it, whatever is stored for the
+# encoder: visual tokens grow with the square, and 448 x 336 pixels are 192 of them.
+LONGEST_PX = 448
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,9 @@ class ImagePreprocessor:
         if self._processor is not None:
             # The order of the axes is told: left to guess, the processor takes a picture of three
             # or fewer rows for one of three channels.
+            shrunk = [shrink(image, LONGEST_PX) for image in images]
             processed = self._processor(
-                images=list(images), return_tensors="pt", input_data_format="channels_last"
+                images=shrunk, return_tensors="pt", input_data_format="channels_last"
             )
             return ImagePatches(processed["pixel_values"], processed["image_grid_thw"])
         return self.from_squares(np.stack([resize(image, self.side_px) for image in images]))

@@ -23,3 +23,15 @@ def resize(image: ByteArray, side_px: int) -> ByteArray:
         return image
     squeezed = Image.fromarray(image).resize((side_px, side_px), Image.Resampling.BOX)
     return np.asarray(squeezed, dtype=np.uint8)
+
+
+def shrink(image: ByteArray, longest_px: int) -> ByteArray:
+    """The image with at most `longest_px` on its longer side, in its own proportions.
+
+    A smaller one is returned as it is.
+    """
+    if max(image.shape[:2]) <= longest_px:
+        return image
+    smaller = Image.fromarray(image)
+    smaller.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
+    return np.asarray(smaller, dtype=np.uint8)

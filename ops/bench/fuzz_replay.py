@@ -9,7 +9,7 @@ from random import Random
 from ops.bench.stub import StubAssigner
 from schemas.errors import RejectInputError
 from stream.images.decode_pool import DecodePool
-from stream.images.decode_protocol import NormalizedImage
+from stream.images.decode_protocol import LONGEST_SIDE, NormalizedImage
 from stream.log.event_log import Batch, Event, EventLog, Partition
 from stream.log.offsets import committed, rewind
 from workers import index, intake
@@ -40,13 +40,13 @@ class RememberingPool(DecodePool):
         super().__init__()
         self._known: dict[bytes, NormalizedImage | RejectInputError] = {}
 
-    def decode(self, data: bytes) -> NormalizedImage:
-        """See `DecodePool.decode`."""
+    def decode(self, data: bytes, longest_side: int = LONGEST_SIDE) -> NormalizedImage:
+        """See `DecodePool.decode`. A replay has one size."""
         digest = hashlib.sha256(data).digest()
         known = self._known.get(digest)
         if known is None:
             try:
-                known = super().decode(data)
+                known = super().decode(data, longest_side)
             except RejectInputError as refusal:
                 known = refusal
             self._known[digest] = known

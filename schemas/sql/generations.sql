@@ -37,6 +37,11 @@ WHERE id = %(generation)s RETURNING id;
 SELECT id, state::text, codebook_version, checkpoint_path, shape, config, created_at, live_at, ended_at
 FROM generation ORDER BY id;
 
+-- name: largest_encoder
+-- Pixels of a side that the encoders read, the largest of all generations that get arrivals or may
+-- get some again; none recorded is 0.
+SELECT coalesce(max((config->>'encoder_px')::int), 0) FROM generation WHERE state <> 'failed';
+
 -- name: lock_generations
 -- The set of generations and their states change alone: while no other change and no transaction
 -- that accepts images runs.

@@ -16,11 +16,12 @@ from typing import BinaryIO, Self, cast
 from schemas.errors import RejectInputError, RetryLaterError
 from schemas.settings import MEBIBYTE
 from stream.images.decode_protocol import (
+    LONGEST_SIDE,
     READY,
     NormalizedImage,
     RefusedImage,
     read_reply,
-    write_part,
+    write_request,
 )
 from stream.images.decode_watchdog import Watchdog
 
@@ -57,8 +58,8 @@ class DecodePool:
         for _ in range(processes):
             self._idle.put(None)
 
-    def decode(self, data: bytes) -> NormalizedImage:
-        """Decode an image; waits while all processes are in use.
+    def decode(self, data: bytes, longest_side: int = LONGEST_SIDE) -> NormalizedImage:
+        """Decode an image and shrink it to `longest_side` pixels; waits for a free process.
 
         Raises `RejectInputError` with the codes empty, too-many-bytes, not-an-image,
         unsupported-format, truncated, too-many-parts, too-many-pixels, aspect-ratio, animated,
@@ -78,7 +79,7 @@ class DecodePool:
                 process = None
             if process is None:
                 process = _DecoderProcess.start(self.limits)
-            return process.decode(data, self.limits.timeout_s)
+            return process.decode(data, longest_side, self.limits.timeout_s)
         finally:
             # A dead process goes back too; whoever takes it next replaces it.
             self._idle.put(process)
@@ -128,15 +129,14 @@ class _DecoderProcess:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def decode(self, data: bytes, timeout_s: float) -> NormalizedImage:
+    def decode(self, data: bytes, longest_side: int, timeout_s: float) -> NormalizedImage:
         """Decode one image; a process that computes longer than the timeout is killed."""
         # A watchdog and not a timeout of the pipe: reads of pipes have none, but end with the
         # process.
         watchdog = Watchdog(self._process, timeout_s)
         try:
             with watchdog:
-                write_part(self._requests, data)
-                self._requests.flush()
+                write_request(self._requests, data, longest_side)
                 reply = read_reply(self._replies)
         except (OSError, EOFError) as error:
             self.close()

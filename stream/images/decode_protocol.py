@@ -1,7 +1,8 @@
 """The protocol between the decode pool and its processes, over the two pipes of each process.
 
-The process writes the ready mark once. A request is one part, the image bytes; its reply is two
-parts, a JSON object and the PNG bytes. A part is a 4-byte big-endian length and that many bytes.
+The process writes the ready mark once. A request is a 4-byte big-endian number, the pixels that the
+picture's longer side may keep, and one part, the image bytes; its reply is two parts, a JSON object
+and the PNG bytes. A part is a 4-byte big-endian length and that many bytes.
 """
 
 import json
@@ -12,12 +13,17 @@ from typing import BinaryIO
 # The ready mark: the process has its memory limit and waits for requests.
 READY = b"\x00"
 
-_LENGTH = struct.Struct(">I")
+# Pixels of a stored picture's longer side where nobody needs more: a photo of four by three then
+# has 336 on the other side, and encoders read 224 to 336 as a rule.
+LONGEST_SIDE = 448
+
+# A length, or a number of pixels.
+_NUMBER = struct.Struct(">I")
 
 
 @dataclass(frozen=True, slots=True)
 class NormalizedImage:
-    """An image as the store keeps it: RGB, longest side at most `normalize.LONGEST_SIDE` pixels."""
+    """An image as the store keeps it: RGB, longest side at most what was asked for."""
 
     png: bytes
     width: int
@@ -40,20 +46,36 @@ class RefusedImage:
 
 def write_part(stream: BinaryIO, part: bytes) -> None:
     """Write one part, without flushing."""
-    stream.write(_LENGTH.pack(len(part)))
+    stream.write(_NUMBER.pack(len(part)))
     stream.write(part)
 
 
 def read_part(stream: BinaryIO) -> bytes:
     """Read one part; `EOFError` when the other side is gone."""
-    header = stream.read(_LENGTH.size)
-    if len(header) < _LENGTH.size:
+    header = stream.read(_NUMBER.size)
+    if len(header) < _NUMBER.size:
         raise EOFError("the pipe ended before a part")
-    (length,) = _LENGTH.unpack(header)
+    (length,) = _NUMBER.unpack(header)
     part = stream.read(length)
     if len(part) < length:
         raise EOFError("the pipe ended inside a part")
     return part
+
+
+def write_request(stream: BinaryIO, data: bytes, longest_side: int) -> None:
+    """Write one request and flush it."""
+    stream.write(_NUMBER.pack(longest_side))
+    write_part(stream, data)
+    stream.flush()
+
+
+def read_request(stream: BinaryIO) -> tuple[int, bytes]:
+    """Read one request: pixels of the longest side, and the image; `EOFError` at the end."""
+    number = stream.read(_NUMBER.size)
+    if len(number) < _NUMBER.size:
+        raise EOFError("the pipe ended before a request")
+    (longest_side,) = _NUMBER.unpack(number)
+    return longest_side, read_part(stream)
 
 
 def write_reply(stream: BinaryIO, reply: NormalizedImage | RefusedImage) -> None:

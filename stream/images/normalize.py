@@ -16,10 +16,11 @@ from PIL import Image
 from schemas.errors import RejectInputError
 from stream.images.colour import to_srgb
 from stream.images.decode_protocol import (
+    LONGEST_SIDE,
     READY,
     NormalizedImage,
     RefusedImage,
-    read_part,
+    read_request,
     write_reply,
 )
 from stream.images.decoders import Picture, avif_orientation, load_decoders, open_picture
@@ -31,9 +32,6 @@ from stream.images.formats.container import (
 )
 from stream.images.formats.jpeg import endings
 from stream.images.image_header import read_container
-
-# Pixels. The largest input of the image encoders here; a larger store would only cost.
-LONGEST_SIDE = 448
 
 # Pixels that are converted at a time; a strip then takes at most a few megabytes.
 _STRIP_PIXELS = 1 << 20
@@ -76,8 +74,14 @@ _TRUNCATION_WORDS = ("truncated", "premature", "incomplete", "not enough", "end 
 _MEMORY_WORDS = ("out of memory", "memory allocation", "could not allocate", "security limit")
 
 
-def normalize(data: bytes, *, max_pixels: int, memory_bytes: int = sys.maxsize) -> NormalizedImage:
-    """Decode an image, turn it upright, convert it to sRGB, and shrink it to `LONGEST_SIDE`.
+def normalize(
+    data: bytes,
+    *,
+    max_pixels: int,
+    memory_bytes: int = sys.maxsize,
+    longest_side: int = LONGEST_SIDE,
+) -> NormalizedImage:
+    """Decode an image, turn it upright, convert it to sRGB, and shrink it to `longest_side` pixels.
 
     Raises `RejectInputError` for everything that is not such an image; see `DecodePool.decode` for
     its codes. Nothing is decoded before the header was checked, and a picture that would take more
@@ -94,7 +98,7 @@ def normalize(data: bytes, *, max_pixels: int, memory_bytes: int = sys.maxsize) 
     )
     load_decoders()
     try:
-        return _decode(container, max_pixels)
+        return _decode(container, max_pixels, longest_side)
     except _DECODING_ERRORS as error:
         raise _refusal(container, str(error) or type(error).__name__, memory_bytes) from error
 
@@ -133,18 +137,22 @@ def main() -> None:
 def _serve_next(requests: BinaryIO, replies: BinaryIO, max_pixels: int, memory_bytes: int) -> bool:
     # One request a call: when it returns, nothing keeps the image in memory.
     try:
-        data = read_part(requests)
+        longest_side, data = read_request(requests)
     except EOFError:
         return False
     answer = [data]
     del data
-    write_reply(replies, _answer(answer.pop(), max_pixels, memory_bytes))
+    write_reply(replies, _answer(answer.pop(), max_pixels, memory_bytes, longest_side))
     return True
 
 
-def _answer(data: bytes, max_pixels: int, memory_bytes: int) -> NormalizedImage | RefusedImage:
+def _answer(
+    data: bytes, max_pixels: int, memory_bytes: int, longest_side: int
+) -> NormalizedImage | RefusedImage:
     try:
-        return normalize(data, max_pixels=max_pixels, memory_bytes=memory_bytes)
+        return normalize(
+            data, max_pixels=max_pixels, memory_bytes=memory_bytes, longest_side=longest_side
+        )
     except RejectInputError as error:
         return RefusedImage(error.code, str(error))
     except MemoryError:
@@ -152,16 +160,16 @@ def _answer(data: bytes, max_pixels: int, memory_bytes: int) -> NormalizedImage 
         return RefusedImage(refusal.code, str(refusal))
 
 
-def _decode(container: Container, max_pixels: int) -> NormalizedImage:
+def _decode(container: Container, max_pixels: int, longest_side: int) -> NormalizedImage:
     if container.kind == "JPEG" and not container.complete:
-        container = _completed(container)
+        container = _completed(container, longest_side)
     picture = open_picture(container.kind, container.pixels)
     # The decoder's own view of the size, which is what it takes memory for.
     check_size(picture.size, 0, max_pixels=max_pixels, memory_bytes=sys.maxsize)
     orientation = container.orientation
     if container.kind == "AVIF" and picture.image is not None:
         orientation = avif_orientation(picture.image)
-    shrunk = _shrink(picture)
+    shrunk = _shrink(picture, longest_side)
     upright = _upright(_on_white(to_srgb(shrunk, container.profile)), orientation)
     width, height = picture.size
     if orientation in _TURNED_ORIENTATIONS:
@@ -172,27 +180,27 @@ def _decode(container: Container, max_pixels: int) -> NormalizedImage:
     return NormalizedImage(png=buffer.getvalue(), width=width, height=height, format=container.kind)
 
 
-def _completed(container: Container) -> Container:
+def _completed(container: Container, longest_side: int) -> Container:
     """Put an end to a JPEG without one; refuse it when pixels are missing too.
 
     Whether they are, no marker tells. But then the picture depends on what follows its data.
     """
     plain, noisy = (container.pixels + ending for ending in endings())
-    if _drafted(plain) != _drafted(noisy):
+    if _drafted(plain, longest_side) != _drafted(noisy, longest_side):
         raise cut_short(container.kind, "it ends inside its picture")
     return replace(container, pixels=plain, complete=True)
 
 
-def _drafted(pixels: bytes) -> bytes:
+def _drafted(pixels: bytes, longest_side: int) -> bytes:
     picture = open_picture("JPEG", pixels)
     assert picture.image is not None
-    _load(picture.image)
+    _load(picture.image, longest_side)
     return picture.image.tobytes()
 
 
-def _load(image: Image.Image) -> None:
+def _load(image: Image.Image, longest_side: int) -> None:
     # Lets the JPEG decoder skip what is shrunk away; a hint, without effect on other formats.
-    image.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
+    image.draft("RGB", (2 * longest_side, 2 * longest_side))
     image.load()
 
 
@@ -215,15 +223,15 @@ def _out_of_memory(memory_bytes: int) -> RejectInputError:
     )
 
 
-def _shrink(picture: Picture) -> Image.Image:
+def _shrink(picture: Picture, longest_side: int) -> Image.Image:
     image = picture.image
     if image is not None:
-        _load(image)
+        _load(image, longest_side)
         picture = replace(picture, size=image.size)
     if image is None or image.has_transparency_data or image.mode not in _PLAIN_MODES:
-        image = _convert(picture)
-    if max(image.size) > LONGEST_SIDE:
-        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        image = _convert(picture, longest_side)
+    if max(image.size) > longest_side:
+        image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return image
 
 
@@ -231,13 +239,13 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_FLIPS[orientation]) if orientation in _FLIPS else image
 
 
-def _convert(picture: Picture) -> Image.Image:
+def _convert(picture: Picture, longest_side: int) -> Image.Image:
     """Convert to a mode that resizes well; a large picture strip by strip, averaged on the way.
 
     Copies of a whole large picture in other modes would take hundreds of megabytes.
     """
     width, height = picture.size
-    factor = max(1, max(picture.size) // (4 * LONGEST_SIDE))
+    factor = max(1, max(picture.size) // (4 * longest_side))
     top_value = _top_value(picture.image)
     # A multiple of the factor, so that no block of averaged pixels crosses two strips.
     rows = factor * max(1, _STRIP_PIXELS // (width * factor))

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from ops.evaluation import evaluate
 from schemas.records import ManifestEntry
 from tests.encoder_checkpoints import CHECKPOINTS
 from tests.integration.small_training import fill, request, tiny_services
+from tests.line import line_of
 from tests.unit.model.conftest import TEXTS
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.generations.model_assigner import load_generation_checkpoint
 from workers.query.searcher import live_generation, open_searcher
 from workers.repository.connection import Connection
-from workers.repository.stored_images import images_by_key
+from workers.repository.stored_images import images_by_id, images_by_key
 from workers.repository.training_data import embeddings_of
 from workers.runtime.pictures import read_picture
 from workers.trainer.trainer import train
@@ -71,6 +73,30 @@ def test_a_folder_serves_as_encoder_from_training_to_evaluation(
     assert evaluation.gallery == SEEN + LATER
     assert set(evaluation.splits) == {"seen", "unseen"}
     assert evaluation.invalid_identifiers == 0
+
+
+def test_an_encoder_that_reads_640_px_gets_pictures_of_that_size_from_training_and_intake(
+    tmp_path: Path, database: str, conn: Connection
+) -> None:
+    services = tiny_services(tmp_path / "home", database)
+    source = CHECKPOINTS["clip"](tmp_path / "source", 640)
+    with line_of(services, conn) as line:
+        entries = []
+        for number, caption in enumerate(TEXTS * 3):
+            path = line.picture(f"seen {number}", size=(1200, 900)).removeprefix("file://")
+            entries.append(ManifestEntry(f"seen {number}", unquote(path), captions=(caption,)))
+        line.arrive("before", uri=line.picture("before", size=(1200, 900)))
+        line.run()
+        begun = request(services, encoder=str(source), until="codebook")
+        assert train(services, entries, begun, quiet).record.encoder_px == 640
+        line.arrive("after", uri=line.picture("after", size=(1200, 900)))
+        line.run()
+    # The shorter side fills the 640 px that the encoder reads.
+    shapes = {}
+    for name in ("before", "seen 0", "after"):
+        image = images_by_id(conn, [name])[name]
+        shapes[name] = read_picture(services.store, image.normalized_uri).shape[:2]
+    assert shapes == {"before": (336, 448), "seen 0": (641, 854), "after": (641, 854)}
 
 
 def test_a_refresh_and_a_resumed_training_keep_the_encoder(

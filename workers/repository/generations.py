@@ -127,6 +127,12 @@ def get(conn: Connection, number: int) -> Generation:
     raise _unknown(conn, number)
 
 
+def largest_encoder(conn: Connection) -> int:
+    """Pixels of a side that the generations' pretrained encoders read at most; 0 without any."""
+    ((side,),) = fetch_rows(conn, "largest_encoder")
+    return int(side)
+
+
 def unfinished(conn: Connection) -> Generation | None:
     """Return the newest generation whose training did not finish."""
     building = [generation for generation in generations(conn) if generation.state == "building"]

@@ -9,7 +9,19 @@ from PIL import Image
 
 from schemas.errors import RejectInputError
 from schemas.records import ByteArray
+from stream.images.decode_protocol import LONGEST_SIDE
 from stream.images.store import ImageStore
+
+
+def picture_px(asked: int | None, encoder_px: int) -> int:
+    """Pixels that the longer side of a stored picture keeps: what was asked for, or enough.
+
+    `encoder_px` is the side of the square that the encoders read at most, 0 where none is known. A
+    photo is four by three as a rule, and the shorter side fills the square.
+    """
+    if asked is not None:
+        return asked
+    return max(LONGEST_SIDE, -(-encoder_px * 4 // 3))
 
 
 def read_picture(store: ImageStore, uri: str) -> ByteArray:

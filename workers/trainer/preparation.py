@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import structlog
 
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -15,9 +16,12 @@ from schemas.errors import UsageError
 from schemas.records import FloatArray, HalfArray
 from schemas.training_record import CODEBOOK, TrainingRecord
 from workers.generations.model_assigner import load_generation_checkpoint
+from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
+from workers.repository.stored_images import newest_image
 from workers.repository.training_data import embeddings_of, indexed_images, trainable_keys
+from workers.runtime.pictures import picture_px
 from workers.runtime.services import Services
 from workers.trainer.identifier_plan import (
     IdentifierPlan,
@@ -26,10 +30,19 @@ from workers.trainer.identifier_plan import (
     plan_refresh,
 )
 from workers.trainer.reclustering import recluster_generation
-from workers.trainer.run_base import BASE, copy_base, first_parts, teacher_of
+from workers.trainer.run_base import (
+    BASE,
+    OpenedRun,
+    copy_base,
+    first_parts,
+    open_run,
+    teacher_of,
+)
 from workers.trainer.step_clock import StepClock
 from workers.trainer.training_images import TrainingImages, from_manifest, from_store
 from workers.trainer.training_run import TrainingRun
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +78,10 @@ def _prepare_full(
     services: Services, conn: Connection, run: TrainingRun, progress: Progress
 ) -> PreparedTraining:
     clock = StepClock.start()
-    images = _images_of_full_run(services, conn, run, progress)
-    first = first_parts(run, images, progress)
+    opened = open_run(run)
+    longest_side = _announce_encoder(services, conn, run, opened)
+    images = _images_of_full_run(services, conn, run, longest_side, progress)
+    first = first_parts(run, opened, images, progress)
     parts = first.parts
     embeddings = first.embeddings
     if run.has_codebook:
@@ -90,7 +105,9 @@ def _prepare_full(
         record = replace(record, base_recall=first.base_recall)
     if isinstance(parts.encoder, KeptEncoder):
         # A hub name has a revision now.
-        record = replace(record, encoder_source=parts.encoder.source)
+        record = replace(
+            record, encoder_source=parts.encoder.source, encoder_px=parts.encoder.side_px
+        )
     record = replace(clock.add_to(record, "prepare"), images=len(images))
     checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
     record = _keep_codebook(run, checkpoint, record)
@@ -138,6 +155,36 @@ def _prepare_from_parent(
     )
 
 
+def _announce_encoder(
+    services: Services, conn: Connection, run: TrainingRun, opened: OpenedRun
+) -> int:
+    """Record what the run's encoder reads; pixels of the longer side that pictures now keep.
+
+    From here on intake, in another process, stores arrivals as large as this encoder reads them.
+    """
+    asked = services.settings.picture_px
+    before = picture_px(asked, generations.largest_encoder(conn))
+    if not isinstance(opened.encoder, KeptEncoder):
+        return before
+    side = opened.encoder.side_px
+    record = replace(run.record, encoder_px=side)
+    generations.update(conn, run.generation, training=record)
+    if asked is not None and asked < side:
+        log.warning(
+            "SIGMA_PICTURE_PX shrinks pictures below what the encoder reads; leave it out",
+            picture_px=asked,
+            encoder_px=side,
+        )
+    elif before < side and newest_image(conn):
+        log.warning(
+            "pictures stored before this training are smaller than its encoder reads; to have them "
+            "in full, delete them and ingest them anew",
+            picture_px=before,
+            encoder_px=side,
+        )
+    return picture_px(asked, generations.largest_encoder(conn))
+
+
 def _keep_codebook(
     run: TrainingRun, checkpoint: Checkpoint, record: TrainingRecord
 ) -> TrainingRecord:
@@ -151,11 +198,17 @@ def _keep_codebook(
 
 
 def _images_of_full_run(
-    services: Services, conn: Connection, run: TrainingRun, progress: Progress
+    services: Services,
+    conn: Connection,
+    run: TrainingRun,
+    longest_side: int,
+    progress: Progress,
 ) -> TrainingImages:
     store = services.store
     if run.entries is not None:
-        return from_manifest(conn, store, services.limits, run.entries, run.profile, progress)
+        return from_manifest(
+            conn, store, services.limits, run.entries, run.profile, progress, longest_side
+        )
     if run.has_codebook:
         # The images of the plan, not a new sample: more may have come since.
         keys = IdentifierPlan.load(run.folder).image_keys

@@ -62,6 +62,16 @@ class FirstParts:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """What a full training begins with before it has seen its images."""
+
+    checkpoint: Checkpoint | None
+    """That of the run that is resumed, once it has a codebook."""
+    encoder: Encoder | None
+    """The pretrained encoder; None: that of base or profile."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChosenEncoder:
     """The encoder that a run was asked to use, and its (N, D) float32 vectors of the images."""
 
@@ -69,15 +79,31 @@ class ChosenEncoder:
     embeddings: FloatArray
 
 
-def first_parts(run: TrainingRun, images: TrainingImages, progress: Progress) -> FirstParts:
+def open_run(run: TrainingRun) -> OpenedRun:
+    """Read the encoder of a run, of its checkpoint or as it was asked for, before any image.
+
+    How large pictures are stored depends on what it reads, and a wrong name is told at once.
+    """
+    # New layers, such as the soft-label head, draw their first weights after this.
+    torch.manual_seed(run.request.seed)
+    if run.has_codebook:
+        checkpoint = load_checkpoint(run.folder)
+        kept = isinstance(checkpoint.encoder, KeptEncoder)
+        return OpenedRun(checkpoint, checkpoint.encoder if kept else None)
+    if run.request.encoder is None:
+        return OpenedRun(None, None)
+    return OpenedRun(None, open_encoder(run.request.encoder))
+
+
+def first_parts(
+    run: TrainingRun, opened: OpenedRun, images: TrainingImages, progress: Progress
+) -> FirstParts:
     """The parts to train: fresh ones from a base or pretrained weights, or those of the checkpoint.
 
     A resumed run takes model and encoder from its checkpoint, which does not hold the teacher.
     """
-    # New layers, such as the soft-label head, draw their first weights.
-    torch.manual_seed(run.request.seed)
-    checkpoint = load_checkpoint(run.folder) if run.has_codebook else None
-    chosen = _chosen_encoder(run, checkpoint, images, progress)
+    checkpoint = opened.checkpoint
+    chosen = _chosen_encoder(run, opened, images, progress)
     recall = None
     if run.profile.tiny is None:
         parts = pretrained_parts(run.profile, None if chosen is None else chosen.encoder)
@@ -98,22 +124,17 @@ def first_parts(run: TrainingRun, images: TrainingImages, progress: Progress) ->
 
 
 def _chosen_encoder(
-    run: TrainingRun, checkpoint: Checkpoint | None, images: TrainingImages, progress: Progress
+    run: TrainingRun, opened: OpenedRun, images: TrainingImages, progress: Progress
 ) -> ChosenEncoder | None:
-    """The pretrained encoder of a run: that of its checkpoint, or the one it was asked to use.
+    """The pretrained encoder of a run, with its vectors of the images.
 
     One that learns from captions has learnt from those of the run. None: that of base or profile.
     """
-    if checkpoint is not None:
-        if not isinstance(checkpoint.encoder, KeptEncoder):
-            return None
-        encoder: Encoder = checkpoint.encoder
-    elif run.request.encoder is None:
+    encoder = opened.encoder
+    if encoder is None:
         return None
-    else:
-        encoder = open_encoder(run.request.encoder)
-        if isinstance(encoder, FittableEncoder):
-            encoder = encoder.fitted(images.originals, images.captions, run.request.seed)
+    if opened.checkpoint is None and isinstance(encoder, FittableEncoder):
+        encoder = encoder.fitted(images.originals, images.captions, run.request.seed)
     return ChosenEncoder(encoder, embed(encoder, images.originals, progress))
 
 

@@ -13,6 +13,7 @@ from schemas.errors import UsageError
 from schemas.events import ImageAccepted, ImageArrived, ImageRejected, now
 from schemas.records import IntArray, ManifestEntry
 from stream.images.decode_pool import DecodeLimits, DecodePool
+from stream.images.decode_protocol import LONGEST_SIDE
 from stream.images.sources import read_source
 from stream.images.store import ImageStore
 from stream.validation import accept
@@ -67,9 +68,11 @@ def seed_images(
     limits: DecodeLimits,
     entries: Sequence[ManifestEntry],
     progress: Progress,
+    longest_side: int = LONGEST_SIDE,
 ) -> SeededImages:
     """Validate, normalise and store the images of a manifest. Bad ones are left out, with reasons.
 
+    Pictures are stored with at most `longest_side` pixels a side, unless they are stored already.
     `UsageError` when none can be used.
     """
     source = partial(read_source, cap_bytes=limits.max_bytes)
@@ -83,7 +86,7 @@ def seed_images(
     ):
 
         def validate(entry: ManifestEntry) -> ImageAccepted | ImageRejected:
-            return accept(arrival(entry), store, pool, source)
+            return accept(arrival(entry), store, pool, source, longest_side=longest_side)
 
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]

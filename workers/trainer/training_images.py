@@ -12,6 +12,7 @@ from model.progress import Progress
 from schemas.errors import UsageError
 from schemas.records import BoolArray, ByteArray, IntArray, ManifestEntry
 from stream.images.decode_pool import DecodeLimits
+from stream.images.decode_protocol import LONGEST_SIDE
 from stream.images.store import ImageStore
 from workers.repository.connection import Connection
 from workers.repository.stored_images import StoredImage, images_by_key
@@ -102,9 +103,10 @@ def from_manifest(
     entries: Sequence[ManifestEntry],
     profile: Profile,
     progress: Progress,
+    longest_side: int = LONGEST_SIDE,
 ) -> TrainingImages:
     """Validate and store the trainable entries as arrivals are; in the order of the manifest."""
-    seeded = seed_images(conn, store, limits, entries, progress)
+    seeded = seed_images(conn, store, limits, entries, progress, longest_side)
     captions = []
     queries = []
     for row in seeded.rows:

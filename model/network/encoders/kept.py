@@ -23,6 +23,9 @@ _loaded: WeakValueDictionary[str, PretrainedEncoder] = WeakValueDictionary()
 class KeptEncoder(Encoder, Protocol):
     """An encoder that can write all it is read from into a folder."""
 
+    side_px: int
+    """Pixels of a side of the square that it reads."""
+
     @property
     def source(self) -> str:
         """What it was asked for with: a folder, or a hub name with its revision."""

@@ -7,6 +7,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2VLImageProcessor
 
 from model.network.inputs import ImagePreprocessor, pad_rows, rope_positions
 from model.network.parts import ModelParts
+from schemas.records import ByteArray
 from tests.unit.model.conftest import SMALL, pictures
 
 
@@ -94,3 +95,15 @@ def test_text_logits_equal_a_plain_qwen2_decoder_with_the_same_weights(parts: Mo
         ours = backbone(input_ids=tokens, position_ids=positions).logits
         theirs = plain(input_ids=tokens).logits
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_large_backbone_sees_448_px_of_a_picture_that_is_stored_larger_for_its_encoder() -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def processor(images: list[ByteArray], **_: object) -> dict[str, torch.Tensor]:
+        sizes.extend(image.shape for image in images)
+        return {"pixel_values": torch.zeros(1), "image_grid_thw": torch.zeros(1, 3)}
+
+    pictures = [np.zeros((640, 854, 3), np.uint8), np.zeros((300, 200, 3), np.uint8)]
+    ImagePreprocessor(processor, 0, 0)(pictures)
+    assert sizes == [(336, 448, 3), (300, 200, 3)]

@@ -16,8 +16,9 @@ from PIL import Image
 
 from schemas.errors import RejectInputError
 from stream.images.decode_pool import DecodeLimits, DecodePool
+from stream.images.decode_protocol import LONGEST_SIDE
 from stream.images.decode_watchdog import Watchdog
-from stream.images.normalize import LONGEST_SIDE, normalize
+from stream.images.normalize import normalize
 from tests.heic_grid import grid_heic
 from tests.hostile import CONVERTIBLE, REFUSED, encoded, picture, rotated
 
@@ -288,3 +289,13 @@ def test_a_process_that_only_waits_for_its_turn_is_left_alone() -> None:
     assert not watchdog.overdue
     process.kill()
     process.wait()
+
+
+def test_a_picture_is_kept_as_large_as_the_encoder_reads_it() -> None:
+    data = encoded(picture(1, (1600, 1200)), "JPEG")
+    with DecodePool() as pool:
+        normalized = pool.decode(data, 768)
+        usual = pool.decode(data)
+    assert Image.open(io.BytesIO(normalized.png)).size == (768, 576)
+    assert (normalized.width, normalized.height) == (1600, 1200)
+    assert Image.open(io.BytesIO(usual.png)).size == (LONGEST_SIDE, 336)
