@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from schemas.errors import RejectInputError, WorkFailedError
 from schemas.events import ImageArrived
 from schemas.records import JsonObject, ManifestEntry
-from stream.images.s3 import S3ImageStore
 from stream.images.sources import read_source
 from stream.log.event_log import EventLog, Message, message
 from stream.manifest import LeftOut
@@ -24,6 +24,9 @@ from workers.repository.deletions import deleted_versions
 from workers.repository.rejections import Rejection, rejections
 from workers.repository.stored_images import StoredImage, images_by_id, next_version
 from workers.trainer.seeding import arrival
+
+if TYPE_CHECKING:
+    from stream.images.s3 import S3ImageStore
 
 # Images looked up and published at once: bounds memory, and keeps the progress bar moving.
 PUBLISH_BATCH = 500
@@ -47,7 +50,7 @@ FILE_SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 class Upload:
     """Where files of this machine go before they are announced: the workers may be elsewhere."""
 
-    store: S3ImageStore
+    store: "S3ImageStore"
     cap_bytes: int
     """Larger files are refused here already."""
 

@@ -22,6 +22,13 @@ from stream.images.s3 import S3ImageStore
 
 TRAINED, STREAMED = 240, 500
 
+RARE_JOBS = "retrain=off; recluster=off"
+"""A schedule: tests run on Sundays too, and nobody expects a training in the background."""
+
+SCHEDULE = f"{RARE_JOBS}; recall-probe=off"
+"""A schedule without the probe that each new home runs at once: it loads a third model and asks it
+200 queries."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -46,8 +53,7 @@ class Home:
 
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SIGMA_")}
-        # Tests run on Sundays too, and a training in the background is nobody's expectation.
-        settings = {"SIGMA_HOME": str(self.folder), "SIGMA_SCHEDULE": "retrain=off; recluster=off"}
+        settings = {"SIGMA_HOME": str(self.folder), "SIGMA_SCHEDULE": SCHEDULE}
         return kept | settings | dict(self.services) | extra
 
     def sigma(self, *arguments: str | Path, timeout: float = 240, **extra: str) -> Result:

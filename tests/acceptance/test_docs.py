@@ -13,7 +13,7 @@ import pytest
 
 from ops.embedded.isolation import python_module
 from schemas.settings import KafkaSettings, S3Settings
-from tests.acceptance.conftest import Home, MakeHome
+from tests.acceptance.conftest import RARE_JOBS, Home, MakeHome
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -36,7 +36,8 @@ def test_the_quickstart_runs_from_its_first_command_to_its_last(home: Home, tmp_
         done = subprocess.run(
             python_module("ops.cli", *shlex.split(command)),
             cwd=tmp_path,
-            env=home.environment(),
+            # As people have it, the recall probe that runs by itself included.
+            env=home.environment(SIGMA_SCHEDULE=RARE_JOBS),
             capture_output=True,
             text=True,
             timeout=240,

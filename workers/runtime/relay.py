@@ -3,7 +3,6 @@
 import threading
 
 from schemas.settings import KafkaSettings
-from stream.log.kafka import KafkaLog
 from stream.log.outbox import relay
 from workers.repository.connection import connect
 from workers.runtime.process import keep_running
@@ -14,6 +13,8 @@ def start_relay(kafka: KafkaSettings | None, database_url: str, stop: threading.
     """Start the thread. With the log in Postgres (`kafka` None) there is nothing to forward."""
     if kafka is None:
         return
+    # Imported here: without Kafka no process needs its client.
+    from stream.log.kafka import KafkaLog
 
     def session(stop: threading.Event) -> None:
         log = KafkaLog(kafka, database_url)

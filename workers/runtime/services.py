@@ -6,17 +6,19 @@ Built once, from settings, by whoever starts a process. Building it opens nothin
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from schemas.settings import Settings
 from stream.images.decode_pool import DecodeLimits
 from stream.images.https import HttpsReader
-from stream.images.s3 import S3ImageStore
 from stream.images.sources import Sources
 from stream.images.store import ImageStore, LocalImageStore
 from stream.log.event_log import EventLog
-from stream.log.kafka import KafkaLog
 from stream.log.postgres import PostgresLog
 from workers.repository.connection import WORK_LIMITS, Connection, SessionLimits, connect
+
+if TYPE_CHECKING:
+    from stream.images.s3 import S3ImageStore
 
 # Seconds that one `https://` source may take: the other arrivals of its batch wait for it.
 _HTTPS_S = 4.0
@@ -60,15 +62,23 @@ class Services:
     def open_log(self) -> EventLog:
         """Open the event log: Kafka where brokers are configured, Postgres otherwise."""
         if self.settings.kafka is not None:
+            # Imported here, as S3's client below: the two are a third of what a command takes to
+            # start, and most installations have neither.
+            from stream.log.kafka import KafkaLog
+
             return KafkaLog(self.settings.kafka, self.database_url)
         return PostgresLog(self.database_url)
 
     # Cached, so that each process has one pool of connections to S3 and to each host.
 
     @cached_property
-    def s3(self) -> S3ImageStore | None:
+    def s3(self) -> "S3ImageStore | None":
         """The S3 store, if one is configured."""
-        return S3ImageStore(self.settings.s3) if self.settings.s3 is not None else None
+        if self.settings.s3 is None:
+            return None
+        from stream.images.s3 import S3ImageStore
+
+        return S3ImageStore(self.settings.s3)
 
     @cached_property
     def store(self) -> ImageStore:
