@@ -287,6 +287,7 @@ def package_files() -> WeightFiles:
 def _towers(files: WeightFiles, projection: Projection | None) -> ConseTowers:
     network = EfficientNetLite0()
     network.load_state_dict(safetensors.torch.load(files.image))
+    network.fold()
     config = json.loads(files.text_config)
     text = safetensors.torch.load(files.text)
     sentences = SentenceTower.build(config, text, files.tokenizer)

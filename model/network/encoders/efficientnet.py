@@ -5,12 +5,14 @@ package's state dict names its layers. Letters in shapes: N images, C channels, 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.network.resize import Pixels
 from schemas.records import ByteArray
@@ -31,6 +33,10 @@ _DEVIATION = 128.0
 _STEM_CHANNELS = 32
 _LAST_CHANNELS = 320
 _CLASSES = 1000
+
+# Pictures that pass the network at once on a CPU: the widest states of 4 are 19 MB. Those of 32
+# left every cache, and one core saw 40 pictures a second in place of 59.
+_AT_ONCE = 4
 
 # Of batch normalisation, as in TensorFlow.
 _EPSILON = 1e-3
@@ -66,8 +72,15 @@ class SameConv2d(nn.Conv2d):
         height, width = input.shape[-2:]
         rows = _padding(height, self.kernel_size[0], self.stride[0])
         columns = _padding(width, self.kernel_size[1], self.stride[1])
-        padding = [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2]
-        return super().forward(F.pad(input, padding))
+        around = (rows // 2, columns // 2)
+        if rows % 2 or columns % 2:
+            padding = [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2]
+            input = F.pad(input, padding)
+            around = (0, 0)
+        # An even padding is left to the convolution, which needs no copy for it.
+        return F.conv2d(
+            input, self.weight, self.bias, self.stride, around, self.dilation, self.groups
+        )
 
 
 class InvertedResidual(nn.Module):
@@ -78,31 +91,44 @@ class InvertedResidual(nn.Module):
         wide = inputs * expansion
         self.expands = expansion > 1
         if self.expands:
-            self._expand_conv = nn.Conv2d(inputs, wide, 1, bias=False)
-            self._bn0 = nn.BatchNorm2d(wide, eps=_EPSILON)
-        self._depthwise_conv = SameConv2d(wide, wide, kernel, stride, groups=wide, bias=False)
-        self._bn1 = nn.BatchNorm2d(wide, eps=_EPSILON)
-        self._project_conv = nn.Conv2d(wide, outputs, 1, bias=False)
-        self._bn2 = nn.BatchNorm2d(outputs, eps=_EPSILON)
+            self._expand_conv: Any = nn.Conv2d(inputs, wide, 1, bias=False)
+            self._bn0: Any = nn.BatchNorm2d(wide, eps=_EPSILON)
+        self._depthwise_conv: Any = SameConv2d(wide, wide, kernel, stride, groups=wide, bias=False)
+        self._bn1: Any = nn.BatchNorm2d(wide, eps=_EPSILON)
+        self._project_conv: Any = nn.Conv2d(wide, outputs, 1, bias=False)
+        self._bn2: Any = nn.BatchNorm2d(outputs, eps=_EPSILON)
         self.adds_input = stride == 1 and inputs == outputs
 
     def forward(self, states: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H / stride, W / stride)."""
         inner = states
         if self.expands:
-            inner = F.relu6(self._bn0(self._expand_conv(inner)))
-        inner = F.relu6(self._bn1(self._depthwise_conv(inner)))
+            inner = F.relu6(self._bn0(self._expand_conv(inner)), inplace=True)
+        inner = F.relu6(self._bn1(self._depthwise_conv(inner)), inplace=True)
         inner = self._bn2(self._project_conv(inner))
-        return inner + states if self.adds_input else inner
+        return inner.add_(states) if self.adds_input else inner
+
+    def fold(self) -> None:
+        """Let the convolutions do what the normalisations do, in place."""
+        if self.expands:
+            self._expand_conv = fuse_conv_bn_eval(self._expand_conv, self._bn0)
+            self._bn0 = nn.Identity()
+        self._depthwise_conv = fuse_conv_bn_eval(self._depthwise_conv, self._bn1)
+        self._bn1 = nn.Identity()
+        self._project_conv = fuse_conv_bn_eval(self._project_conv, self._bn2)
+        self._bn2 = nn.Identity()
 
 
 class EfficientNetLite0(nn.Module):
-    """Pictures to pooled features and to the logits of the 1,000 classes of ImageNet."""
+    """Pictures to pooled features and to the logits of the 1,000 classes of ImageNet.
+
+    For inference only: activations replace what they were computed from.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem = SameConv2d(3, _STEM_CHANNELS, 3, 2, bias=False)
-        self._bn0 = nn.BatchNorm2d(_STEM_CHANNELS, eps=_EPSILON)
+        self._conv_stem: Any = SameConv2d(3, _STEM_CHANNELS, 3, 2, bias=False)
+        self._bn0: Any = nn.BatchNorm2d(_STEM_CHANNELS, eps=_EPSILON)
         blocks: list[nn.Module] = []
         channels = _STEM_CHANNELS
         for group in _GROUPS:
@@ -117,18 +143,36 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(block)
                 channels = group.channels
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head = nn.Conv2d(_LAST_CHANNELS, FEATURES, 1, bias=False)
-        self._bn1 = nn.BatchNorm2d(FEATURES, eps=_EPSILON)
+        self._conv_head: Any = nn.Conv2d(_LAST_CHANNELS, FEATURES, 1, bias=False)
+        self._bn1: Any = nn.BatchNorm2d(FEATURES, eps=_EPSILON)
         self._fc = nn.Linear(FEATURES, _CLASSES)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, 224, 224) → features (N, F) and logits (N, 1000)."""
-        states = F.relu6(self._bn0(self._conv_stem(pixels)))
+        at_once = len(pixels) if pixels.is_cuda else _AT_ONCE
+        parts = [self._features(part) for part in pixels.split(max(1, at_once))]
+        features = torch.cat(parts)
+        return features, self._fc(features)
+
+    @torch.no_grad()
+    def fold(self) -> "EfficientNetLite0":
+        """Let the convolutions do what the normalisations do, in place; once, after loading."""
+        self.eval()
+        self._conv_stem = fuse_conv_bn_eval(self._conv_stem, self._bn0)
+        self._bn0 = nn.Identity()
+        for block in self._blocks:
+            if isinstance(block, InvertedResidual):
+                block.fold()
+        self._conv_head = fuse_conv_bn_eval(self._conv_head, self._bn1)
+        self._bn1 = nn.Identity()
+        return self
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        states = F.relu6(self._bn0(self._conv_stem(pixels)), inplace=True)
         for block in self._blocks:
             states = block(states)
-        states = F.relu6(self._bn1(self._conv_head(states)))
-        features = states.mean((2, 3))
-        return features, self._fc(features)
+        states = F.relu6(self._bn1(self._conv_head(states)), inplace=True)
+        return states.mean((2, 3))
 
 
 def input_pixels(images: Pixels) -> Tensor:

@@ -1,6 +1,7 @@
 """The encoder with weights from the package registry: it knows the world before it has seen a
 caption, and learns from those of a corpus."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torchvision.models import EfficientNet_B0_Weights
 from model.network.encoder import FittableEncoder
 from model.network.encoders import conse
 from model.network.encoders.conse import ConseEncoder
-from model.network.encoders.efficientnet import SameConv2d, input_pixels
+from model.network.encoders.efficientnet import EfficientNetLite0, SameConv2d, input_pixels
 from model.network.encoders.kept import KeptEncoder, keep_encoder, read_kept
 from model.network.encoders.reader import open_encoder
 from schemas.errors import RefuseToStartError
@@ -106,3 +107,18 @@ def test_a_missing_or_exchanged_package_is_one_sentence(monkeypatch: pytest.Monk
     monkeypatch.setattr(conse, "_IMAGE_DIGEST", "0" * 64)
     with pytest.raises(RefuseToStartError, match="must have the SHA-256 0000"):
         conse.package_files()
+
+
+@torch.inference_mode()
+def test_the_network_that_is_folded_for_speed_sees_what_the_published_one_does() -> None:
+    torch.manual_seed(0)
+    network = EfficientNetLite0().eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.num_features) * 0.1
+            module.running_var = torch.rand(module.num_features) + 0.5
+    published = copy.deepcopy(network)
+    pixels = torch.randn(5, 3, 224, 224)
+    for own, theirs in zip(network.fold()(pixels), published(pixels), strict=True):
+        torch.testing.assert_close(own, theirs, atol=1e-4, rtol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
