@@ -25,18 +25,36 @@ class BeamSearchAssigner:
         self.decoder = decoder
         self.postings = postings
 
-    def assign(self, images: Pixels) -> list[Leaves]:
-        """Leaves of each image: the best beam is primary, the next are alternates, then spill."""
-        leaves, scores = self.search(images)
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether the model reads pictures by an encoder's vectors, and needs no pixels."""
+        projector = self.decoder.sigma.projector
+        return projector is not None and projector.reading.pictures
+
+    def assign(self, images: Pixels, vectors: FloatArray | None = None) -> list[Leaves]:
+        """Leaves of each image: the best beam is primary, the next are alternates, then spill.
+
+        `vectors` (N, D) are the encoder's of the images.
+        """
+        leaves, scores = self.search(images, vectors)
         return [
             leaves_from_beams(leaves[row], scores[row], self.postings) for row in range(len(leaves))
         ]
 
-    def search(self, images: Pixels) -> tuple[IntArray, FloatArray]:
-        """(N, W) int64 leaves and (N, W) float32 log-probabilities of N images, best first."""
+    def search(
+        self, images: Pixels, vectors: FloatArray | None = None
+    ) -> tuple[IntArray, FloatArray]:
+        """(N, W) int64 leaves and (N, W) float32 log-probabilities of N images, best first.
+
+        One of both is read: `images` may be empty where the model reads vectors.
+        """
         sigma = self.decoder.sigma
-        patches = sigma.preprocessor(images).to(self.decoder.device)
-        prompt = self.decoder.read_images(patches)
+        if self.reads_vectors and sigma.projector is not None:
+            if vectors is None:
+                raise AssertionError("a model that reads vectors was asked without any")
+            prompt = self.decoder.read_image_vectors(sigma.projector, vectors)
+        else:
+            prompt = self.decoder.read_images(sigma.preprocessor(images).to(self.decoder.device))
         beams = search_leaves(
             self.decoder, prompt, sigma.profile.shape, max(MIN_BEAMS, self.postings), None
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.retrieval.trie import Branches, Trie
 from schemas.identifiers import LEVELS, IdentifierShape
+from schemas.records import FloatArray
 
 # Log-probability of a beam that does not exist or that the trie forbids.
 NEVER = float("-inf")
@@ -66,8 +67,11 @@ class DecodingEngine(Protocol[ReadPrompt]):
 class TextDecodingEngine(Protocol[TextPrompt]):
     """A decoding engine that also reads queries."""
 
-    def read_texts(self, texts: Sequence[str]) -> TextPrompt:
-        """Read the prompts of B queries."""
+    def read_texts(self, texts: Sequence[str], vectors: FloatArray | None = None) -> TextPrompt:
+        """Read the prompts of B queries; `vectors` (B, D) are the encoder's of the texts.
+
+        An engine whose model reads no vectors does without.
+        """
         ...
 
     def begin(self, prompt: TextPrompt) -> DecodingState:

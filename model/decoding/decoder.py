@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from model.network.inputs import ImagePatches
+from model.network.inputs import ImagePatches, VisualTokens
 from model.network.sigma import SigmaModel
+from model.network.vector_reading import VectorProjector
 from schemas.identifiers import IdentifierShape
+from schemas.records import FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +81,35 @@ class Decoder:
         return self.sigma.device
 
     @torch.inference_mode()
-    def read_texts(self, texts: Sequence[str]) -> PromptCache:
-        """Read the prompts of B queries (paper, figure 2, stage 3: caption → identifier)."""
-        rows = [self.sigma.prompts.query_prompt(text) for text in texts]
-        return self._read(rows, None)
+    def read_texts(self, texts: Sequence[str], vectors: FloatArray | None = None) -> PromptCache:
+        """Read the prompts of B queries (paper, figure 2, stage 3: caption → identifier).
+
+        `vectors` (B, D) are the encoder's of the texts, for a model that reads them.
+        """
+        prompts = self.sigma.prompts
+        projector = self.sigma.projector
+        if projector is None:
+            return self._read([prompts.query_prompt(text) for text in texts], None)
+        if vectors is None:
+            raise AssertionError("a model that reads vectors was asked without any")
+        reading = projector.reading
+        rows: list[list[int]] = []
+        for text in texts:
+            rows.append(prompts.vector_prompt(reading.tokens, text if reading.with_text else ""))
+        return self._read(rows, projector(projector.placed_texts(vectors)))
 
     @torch.inference_mode()
     def read_images(self, patches: ImagePatches) -> PromptCache:
         """Read the prompts of B images (paper, equation 3: image → identifier)."""
         token_counts = patches.token_counts(self.sigma.merge)
         rows = [self.sigma.prompts.image_prompt(count) for count in token_counts]
-        return self._read(rows, patches)
+        return self._read(rows, self.sigma.encode_images(patches))
+
+    @torch.inference_mode()
+    def read_image_vectors(self, projector: VectorProjector, vectors: FloatArray) -> PromptCache:
+        """Read (B, D) vectors of B images in place of the images, by the model's own projector."""
+        rows = [self.sigma.prompts.vector_prompt(projector.reading.tokens)] * len(vectors)
+        return self._read(rows, projector(projector.placed_images(vectors)))
 
     @torch.inference_mode()
     def read_rows(self, rows: Sequence[Sequence[int]]) -> PromptCache:
@@ -137,8 +157,7 @@ class Decoder:
             values.append(own_values)
         return self.language_model.norm(hidden), BeamCache(tuple(keys), tuple(values))
 
-    def _read(self, rows: Sequence[Sequence[int]], patches: ImagePatches | None) -> PromptCache:
-        visual = None if patches is None else self.sigma.encode_images(patches)
+    def _read(self, rows: Sequence[Sequence[int]], visual: VisualTokens | None) -> PromptCache:
         inputs = self.sigma.embed(rows, visual)
         output = self.language_model(
             inputs_embeds=inputs.embeddings,

@@ -95,8 +95,15 @@ class VllmDecoder:
     ) -> "VllmDecoder":
         """Start vLLM on `folder`, which `model.decoding.export` wrote for the decoder's model.
 
-        Takes the process's engine over. `RefuseToStartError` when vLLM is not installed.
+        Takes the process's engine over. `RefuseToStartError` when vLLM is not installed, and for a
+        model that reads vectors.
         """
+        if decoder.sigma.projector is not None:
+            # Its tokens have positions along three axes, which a plain Qwen2 does not know.
+            raise RefuseToStartError(
+                "engine vllm must have a generation that reads queries as tokens, got one that "
+                "reads the encoder's vectors; set SIGMA_ENGINE=torch"
+            )
         vllm = _import_vllm()
         levels = decoder.sigma.levels
         sampling = [_sampling_of(vllm, level) for level in levels]
@@ -126,7 +133,7 @@ class VllmDecoder:
         """Whether vLLM answers; when False, the torch decoder does."""
         return self._llm is not None
 
-    def read_texts(self, texts: Sequence[str]) -> TokenRows:
+    def read_texts(self, texts: Sequence[str], vectors: FloatArray | None = None) -> TokenRows:
         """The prompts of B queries; vLLM itself reads them with the first request."""
         return [self._prompts.query_prompt(text) for text in texts]
 

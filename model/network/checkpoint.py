@@ -1,8 +1,9 @@
 """The checkpoint: all that rebuilds one generation's model, and checks that it fits together.
 
 In its folder: `checkpoint.json`, the codebook, `backbone/`, `tokenizer/`, `head.safetensors`,
-`digests.json`; and the encoder: `encoder.safetensors` with `encoder-tokenizer/` for that of a base,
-`encoder/` with digests of its own for a pretrained one.
+`digests.json`, `projector.safetensors` where the model reads vectors; and the encoder:
+`encoder.safetensors` with `encoder-tokenizer/` for that of a base, `encoder/` with digests of its
+own for a pretrained one.
 """
 
 import json
@@ -25,6 +26,7 @@ from model.network.parts import default_device
 from model.network.profiles import PROFILES, Profile, TinySize, profile
 from model.network.sigma import SigmaModel
 from model.network.tokenizer import load_tokenizer
+from model.network.vector_reading import VectorReading
 from model.network.weights_io import load_module, save_module
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
@@ -40,9 +42,13 @@ FORMAT = 1
 # Version of a folder with a pretrained encoder in it, which older versions could not read.
 _FORMAT_WITH_ENCODER = 2
 
+# Version of a folder whose model reads the encoder's vectors, likewise.
+_FORMAT_WITH_VECTORS = 3
+
 _TOKENIZER = "tokenizer"
 _BACKBONE = "backbone"
 _HEAD = "head.safetensors"
+_PROJECTOR = "projector.safetensors"
 _TOWERS = "encoder.safetensors"
 _ENCODER_TOKENIZER = "encoder-tokenizer"
 _ENCODER = "encoder"
@@ -54,7 +60,7 @@ _WRITING = ".writing"
 _WRITTEN = ".written"
 
 # Keys of `checkpoint.json` that describe the model; the others belong to the training record.
-_MODEL_KEYS = ("format", "shape", "codebook", "encoder", "size")
+_MODEL_KEYS = ("format", "shape", "codebook", "encoder", "size", "vectors")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -89,6 +95,14 @@ class _Description:
     kept_source: str | None
     size: TinySize | None
     record: TrainingRecord
+    vectors: VectorReading | None = None
+
+    @property
+    def format(self) -> int:
+        """The oldest layout that has all that is in the folder."""
+        if self.vectors is not None:
+            return _FORMAT_WITH_VECTORS
+        return FORMAT if self.kept_source is None else _FORMAT_WITH_ENCODER
 
     def to_json(self) -> JsonObject:
         encoder: dict[str, object] = {"kind": "jina", "source": self.jina_source}
@@ -96,14 +110,19 @@ class _Description:
             encoder = {"kind": "kept", "source": self.kept_source}
         elif self.towers_width is not None:
             encoder = {"kind": "small", "width": self.towers_width}
-        return self.record.to_json() | {
-            "format": FORMAT if self.kept_source is None else _FORMAT_WITH_ENCODER,
-            "profile": self.profile,
-            "shape": asdict(self.shape),
-            "codebook": self.codebook,
-            "encoder": encoder,
-            "size": None if self.size is None else asdict(self.size),
-        }
+        vectors = {} if self.vectors is None else {"vectors": asdict(self.vectors)}
+        return (
+            self.record.to_json()
+            | vectors
+            | {
+                "format": self.format,
+                "profile": self.profile,
+                "shape": asdict(self.shape),
+                "codebook": self.codebook,
+                "encoder": encoder,
+                "size": None if self.size is None else asdict(self.size),
+            }
+        )
 
     @classmethod
     def from_json(cls, document: JsonObject) -> "_Description":
@@ -111,6 +130,7 @@ class _Description:
         encoder = document["encoder"]
         source = encoder.get("source")
         size = document["size"]
+        vectors = document.get("vectors")
         record = {name: value for name, value in document.items() if name not in _MODEL_KEYS}
         return cls(
             profile=document["profile"],
@@ -121,6 +141,7 @@ class _Description:
             kept_source=source if encoder["kind"] == "kept" else None,
             size=None if size is None else TinySize(**size),
             record=TrainingRecord.from_json(record),
+            vectors=None if vectors is None else VectorReading(**vectors),
         )
 
 
@@ -163,6 +184,8 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     sigma.tokenizer.save_pretrained(str(folder / _TOKENIZER))
     sigma.backbone.save_pretrained(str(folder / _BACKBONE))
     save_module(sigma.head, folder / _HEAD)
+    if sigma.projector is not None:
+        save_module(sigma.projector, folder / _PROJECTOR)
     if isinstance(encoder, SmallEncoder):
         save_module(encoder.towers, folder / _TOWERS)
         encoder.tokenizer.save_pretrained(str(folder / _ENCODER_TOKENIZER))
@@ -175,6 +198,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         kept_source=encoder.source if isinstance(encoder, KeptEncoder) else None,
         size=sigma.profile.tiny,
         record=checkpoint.record,
+        vectors=None if sigma.projector is None else sigma.projector.reading,
     )
     text = json.dumps(description.to_json(), indent=2) + "\n"
     (folder / ABOUT).write_text(text, encoding="utf-8")
@@ -213,6 +237,8 @@ def load_checkpoint(folder: Path, codebook: str | None = None) -> Checkpoint:
     backbone = _load_backbone(folder / _BACKBONE)
     sigma = SigmaModel(backbone, tokenizer, _preprocessor_of(own_profile), own_profile)
     load_module(sigma.head, folder / _HEAD)
+    if description.vectors is not None:
+        load_module(sigma.add_projector(description.vectors), folder / _PROJECTOR)
     encoder = _load_encoder(folder, description, own_profile)
     if encoder.width != book.width:
         raise RefuseToStartError(
@@ -231,7 +257,7 @@ def _read_description(folder: Path) -> _Description:
         raise RefuseToStartError(
             f"{folder} holds no readable checkpoint ({error}); restore it or train again"
         ) from error
-    known = document.get("format") in (FORMAT, _FORMAT_WITH_ENCODER)
+    known = document.get("format") in (FORMAT, _FORMAT_WITH_ENCODER, _FORMAT_WITH_VECTORS)
     if not known or document.get("profile") not in PROFILES:
         raise RefuseToStartError(
             f"checkpoint {folder} must have format {FORMAT} and one of the profiles "

@@ -117,6 +117,30 @@ class VisualTokens:
     grid: Tensor
 
 
+def interleaved(
+    images: VisualTokens | None, vectors: VisualTokens, is_vector: Sequence[bool], merge: int
+) -> VisualTokens:
+    """Visual tokens of a batch in row order, out of those of its images and those of its vectors.
+
+    `is_vector` (N,) tells which the rows have.
+    """
+    if images is None:
+        return vectors
+    ends: list[list[Tensor]] = []
+    for visual in (images, vectors):
+        counts = (visual.grid.prod(1) // merge**2).tolist()
+        ends.append(list(visual.states.split(counts)))
+    places = [0, 0]
+    states: list[Tensor] = []
+    grids: list[Tensor] = []
+    for flag in is_vector:
+        kind = int(flag)
+        states.append(ends[kind][places[kind]].to(images.states))
+        grids.append((vectors if flag else images).grid[places[kind]].cpu())
+        places[kind] += 1
+    return VisualTokens(torch.cat(states), torch.stack(grids))
+
+
 @dataclass(frozen=True, slots=True)
 class EmbeddedRows:
     """B token rows as the language model takes them.

@@ -41,6 +41,9 @@ class Stage:
 
     The suffix is arbitrary: an image that arrives later has one that says nothing.
     """
+    vector_views: int = 60_000
+    """Noisy views of pictures' vectors that alignment learns from, of all images and epochs
+    together, where the model reads vectors; each image has at least one in an epoch."""
     rounds: int = 1
     """How often the stage is trained at most, until it passes its gate."""
     warmup: float = 0.06

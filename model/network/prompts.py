@@ -43,6 +43,15 @@ class TrainingExample:
     image: int | None = None
     identifier_span: tuple[int, int] | None = None
     soft_label: float | None = None
+    vector: int | None = None
+    """Row of the training set's vectors that stands in the image's place."""
+    noise: float = 0.0
+    """Length of the noise that is added to that vector, another one in each step."""
+
+    @property
+    def is_visual(self) -> bool:
+        """Whether an image, or a vector in its place, is in the sequence."""
+        return self.image is not None or self.vector is not None
 
 
 class PromptBuilder:
@@ -91,6 +100,10 @@ class PromptBuilder:
         """A text query, ready for id1."""
         return [*self.text(text), self.identifier_mark]
 
+    def vector_prompt(self, tokens: int, text: str = "") -> list[int]:
+        """An encoder's vector of so many tokens, and a text behind it; ready for id1."""
+        return [*self._image(tokens), *self.text(text), self.identifier_mark]
+
     def explain_prompt(self, codes: Sequence[int]) -> list[int]:
         """`Describe the image represented by the identifier <image ID>`, ready for the caption.
 
@@ -129,6 +142,14 @@ class PromptBuilder:
             identifier_span=(len(prompt), len(tokens)),
             soft_label=soft_label,
         )
+
+    def read_vector(
+        self, vector: int, tokens: int, codes: Sequence[int], text: str = "", noise: float = 0.0
+    ) -> TrainingExample:
+        """Vector → identifier. `vector` is a row, `tokens` what it becomes."""
+        prompt = self.vector_prompt(tokens, text)
+        row = (*prompt, *self.identifier(codes))
+        return TrainingExample(row, prompt_length=len(prompt), vector=vector, noise=noise)
 
     def judge(self, caption: str, codes: Sequence[int], soft_label: float) -> TrainingExample:
         """A caption beside an identifier, for the soft-label head alone: no token is learnt.

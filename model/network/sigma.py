@@ -22,10 +22,12 @@ from model.network.inputs import (
     VisualTokens,
     embed_rows,
     encode_images,
+    interleaved,
 )
 from model.network.profiles import Profile
 from model.network.prompts import PromptBuilder, TrainingExample
 from model.network.tokenizer import add_identifier_tokens, level_token_ids
+from model.network.vector_reading import VectorProjector, VectorReading
 
 # Spread of new token embeddings around the mean of the known ones, as a share of theirs.
 NEW_TOKEN_SPREAD = 0.5
@@ -90,6 +92,14 @@ class SigmaModel(nn.Module):
         )
         self.merge = info.merge
         self.pad = int(tokenizer.pad_token_id)
+        self.projector: VectorProjector | None = None
+        """Reads an encoder's vectors of texts and pictures; see `add_projector`."""
+
+    def add_projector(self, reading: VectorReading) -> VectorProjector:
+        """Give the model a projector with fresh weights: from here on it reads vectors."""
+        hidden = backbone_info(self.backbone).hidden
+        self.projector = VectorProjector(reading, hidden, self.merge).to(self.device)
+        return self.projector
 
     @property
     def device(self) -> torch.device:
@@ -105,14 +115,22 @@ class SigmaModel(nn.Module):
         return embed_rows(self.backbone, rows, visual, image_token=self.prompts.image, pad=self.pad)
 
     def forward(
-        self, examples: Sequence[TrainingExample], images: ImagePatches | VisualTokens | None
+        self,
+        examples: Sequence[TrainingExample],
+        images: ImagePatches | VisualTokens | None,
+        vectors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The fields of `losses`, for images that the vision tower has seen or has yet to see.
+
+        `vectors` (n, D): placed ones, of the examples that have one, in order.
 
         Training must call the model through here: what synchronises gradients between processes
         wraps this method.
         """
         visual = self.encode_images(images) if isinstance(images, ImagePatches) else images
+        if vectors is not None and self.projector is not None:
+            is_vector = [example.vector is not None for example in examples if example.is_visual]
+            visual = interleaved(visual, self.projector(vectors), is_vector, self.merge)
         losses = self.losses(examples, visual)
         # A plain tuple: the wrapper looks for tensors in what is returned.
         return losses.generation, losses.similarity, losses.counts

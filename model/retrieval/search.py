@@ -59,9 +59,23 @@ def search(
     index: SearchIndex, texts: Sequence[str], count: int, settings: RetrievalSettings
 ) -> list[SearchResult]:
     """The `count` best images of each text: decode leaves, then rank all members of them."""
-    queries = index.encoder.embed_texts(texts)
+    return search_embedded(index, texts, index.encoder.embed_texts(texts), count, settings)
+
+
+def search_embedded(
+    index: SearchIndex,
+    texts: Sequence[str],
+    queries: FloatArray,
+    count: int,
+    settings: RetrievalSettings,
+) -> list[SearchResult]:
+    """The same for texts whose (B, D) vectors are known.
+
+    A generation that reads vectors is also asked with vectors of which no text is known, under
+    empty texts.
+    """
     _require_finite(queries)
-    prompt = index.decoding.read_texts(texts)
+    prompt = index.decoding.read_texts(texts, queries)
     trie = index.trie
     beams = search_leaves(index.decoding, prompt, trie.shape, settings.beams, trie.branches)
     leaves = beams.leaves.cpu().numpy()
@@ -93,7 +107,7 @@ def search_paper(
     An image's score is the log-probability of its five tokens. At most `settings.beams` images are
     candidates; embeddings and the fusion weight play no part.
     """
-    prompt = index.decoding.read_texts(texts)
+    prompt = index.decoding.read_texts(texts, index.encoder.embed_texts(texts))
     results = []
     for identified in search_identifiers(index.decoding, prompt, index.trie, settings.beams):
         best = identified[:count]

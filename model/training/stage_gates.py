@@ -12,13 +12,14 @@ from model.identifiers.codebook import pack_all
 from model.network.encoder import Encoder
 from model.network.profiles import StageName
 from model.network.sigma import SigmaModel
+from model.network.vector_reading import noisy
 from model.retrieval.recall import wilson
-from model.retrieval.search import SearchIndex, search
+from model.retrieval.search import SearchIndex, search_embedded, search_exact
 from model.retrieval.trie import Trie
 from model.training.comprehension import compare_identifiers, compare_similarities
 from model.training.training_set import TrainingSet, held_out_rows
 from schemas.identifiers import LEVELS
-from schemas.records import HalfArray, IntArray
+from schemas.records import BoolArray, ByteArray, FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
 
 # What a stage was measured at, by name: `samples`, `images` and `chance`, and the stage's own.
@@ -72,7 +73,8 @@ class StageProbe:
     """What stages are measured with.
 
     `data`: the N training images. `queries`: one text for each, a caption that training does not
-    show where there is one. `embeddings` (N, D) float16: the ranking embeddings.
+    show where there is one, empty where there is none at all. `embeddings` (N, D) float16: the
+    ranking embeddings.
     """
 
     data: TrainingSet
@@ -97,7 +99,7 @@ def evaluate_stage(
         return figures | _measure_memorized(sigma, probe, rows)
     if name == "comprehend":
         return _measure_comprehended(sigma, probe, seed) | figures
-    figures |= _measure_aligned(sigma, probe, rows)
+    figures |= _measure_aligned(sigma, probe, rows, seed)
     return figures | _measure_language(sigma, probe, rows, seed)
 
 
@@ -119,8 +121,9 @@ def gate_failures(
             return []
         failures = _loss_failures(figures, parent, gates)
         return failures + _language_failures("", figures, gates)
-    failures = _share_failures("R@10", figures, parent, gates)
+    failures = _share_failures("R@10", figures, parent, gates, perfect=figures.get("dense", 1.0))
     if not few_images:
+        failures += _encoder_failures(figures, gates)
         failures += _language_failures("caption_", figures, gates)
         failures += _win_failures(
             "similarity_wins", "samples", gates.similarity_wins, figures, gates
@@ -173,14 +176,33 @@ def _loss_failures(
     return [f"loss must be at most {bound:.2f} a token, got {figures['loss']:.2f}; train longer"]
 
 
+def _encoder_failures(figures: Mapping[str, float], gates: Gates) -> list[str]:
+    """Why nothing could be learnt from the encoder: by itself it finds no more than chance does."""
+    dense = figures.get("dense")
+    if dense is None or gates.progress <= 0:
+        return []
+    samples = int(figures["asked"])
+    lower, _ = wilson(round(dense * samples), samples, gates.z)
+    if lower > figures["chance"]:
+        return []
+    return [
+        f"exact search with the encoder must find more than chance, {figures['chance']:.3f}, got "
+        f"R@10 {dense:.3f} over {samples} queries; it does not know these texts: train with "
+        "another --encoder"
+    ]
+
+
 def _share_failures(
     figure: str,
     figures: Mapping[str, float],
     parent: Mapping[str, float] | None,
     gates: Gates,
+    perfect: float = 1.0,
 ) -> list[str]:
+    """Why a share is too low. `perfect` is the most that could be had."""
     share = figures[figure]
-    bound = figures["chance"] + gates.progress * (1 - figures["chance"])
+    chance = figures["chance"]
+    bound = chance + gates.progress * (max(perfect, chance) - chance)
     if parent is not None:
         bound = max(bound, parent[figure] - gates.drop)
     samples = int(figures["samples"])
@@ -202,8 +224,11 @@ def _measure_memorized(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> 
     assigner = BeamSearchAssigner(Decoder(sigma), postings=1)
     parts: list[IntArray] = []
     for start in range(0, len(rows), _BATCH):
-        images = [probe.data.images[row] for row in rows[start : start + _BATCH].tolist()]
-        leaves, _ = assigner.search(images)
+        batch = rows[start : start + _BATCH]
+        images: list[ByteArray] = []
+        if not assigner.reads_vectors:
+            images = [probe.data.images[row] for row in batch.tolist()]
+        leaves, _ = assigner.search(images, probe.embeddings[batch].astype(np.float32))
         parts.append(leaves[:, 0])
     assigned = np.concatenate(parts)
     expected = pack_all(probe.data.identifiers[rows, :LEVELS], shape)
@@ -226,10 +251,19 @@ def _measure_comprehended(sigma: SigmaModel, probe: StageProbe, seed: int) -> Fi
 
 
 def _measure_language(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed: int) -> Figures:
-    """What alignment has left of the captions, and what the soft-label head has learnt."""
+    """What alignment has left of the captions, and what the soft-label head has learnt.
+
+    Nothing where no image has captions.
+    """
     figures: Figures = {}
+    rows = rows[_has_query(probe)[rows]]
+    if not len(rows):
+        return figures
     for name, value in _compare(sigma, probe, seed).items():
         figures[name if name == "pairs" else f"caption_{name}"] = value
+    if sigma.projector is not None:
+        # The soft-label head is taught by texts, which this model does not read.
+        return figures
     texts = [probe.queries[row] for row in rows.tolist()]
     similarity = compare_similarities(sigma, probe.data.identifiers[rows], texts, seed)
     figures["similarity"] = similarity.own
@@ -242,10 +276,13 @@ def _measure_language(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed
 
 def _compare(sigma: SigmaModel, probe: StageProbe, seed: int) -> Figures:
     images = len(probe.data)
+    has_query = _has_query(probe)
     rows = held_out_rows(images, sigma.profile.held_out, seed)
+    rows = rows[has_query[rows]]
     if not len(rows):
         # None was spared: identifiers that were shown, before a caption that may not have been.
         order = np.random.default_rng((seed, 3)).permutation(images)
+        order = order[has_query[order]]
         rows = np.sort(order[: max(_MIN_SAMPLES, min(_MOST_PAIRS, images // _SAMPLED_SHARE))])
     references: list[tuple[str, ...]] = []
     for row in rows.tolist():
@@ -261,10 +298,12 @@ def _compare(sigma: SigmaModel, probe: StageProbe, seed: int) -> Figures:
     return {"pairs": float(len(rows))} | figures
 
 
-def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
+def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed: int) -> Figures:
     """Known-item recall among the training images, each with one posting.
 
-    They are searched as a query worker does.
+    They are searched as a query worker does. An image without captions is asked for by its own
+    vector with the noise of training, where the model reads vectors, and else not at all. `dense`
+    is what exact search with the encoder finds, `asked` how many were asked for.
     """
     decoder = Decoder(sigma)
     trie = Trie(sigma.profile.shape, decoder.device)
@@ -273,11 +312,44 @@ def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Fi
     suffixes = probe.data.identifiers[:, LEVELS]
     trie.insert(leaves, np.arange(count), np.zeros(count, np.float32), suffixes)
     index = SearchIndex(decoder, probe.encoder, trie, probe.embeddings)
+    if sigma.projector is None:
+        rows = rows[_has_query(probe)[rows]]
     hits = 0
+    dense_hits = 0
     for start in range(0, len(rows), _BATCH):
-        batch = rows[start : start + _BATCH].tolist()
-        texts = [probe.queries[row] for row in batch]
-        results = search(index, texts, _DEPTH, probe.retrieval)
-        for row, result in zip(batch, results, strict=True):
+        batch = rows[start : start + _BATCH]
+        texts = [probe.queries[row] for row in batch.tolist()]
+        vectors = query_vectors(sigma, probe, batch, seed)
+        results = search_embedded(index, texts, vectors, _DEPTH, probe.retrieval)
+        exact = search_exact(trie, probe.embeddings, vectors, _DEPTH)
+        for row, result, best in zip(batch.tolist(), results, exact, strict=True):
             hits += row in result.slots
-    return {"R@10": hits / len(rows), "chance": min(1.0, _DEPTH / count)}
+            dense_hits += row in best.slots
+    asked = max(1, len(rows))
+    return {
+        "R@10": hits / asked,
+        "dense": dense_hits / asked,
+        "asked": float(len(rows)),
+        "chance": min(1.0, _DEPTH / count),
+    }
+
+
+def query_vectors(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed: int) -> FloatArray:
+    """(B, D) vectors to ask for B rows with: of their texts, or their own with noise without."""
+    texts = [probe.queries[row] for row in rows.tolist()]
+    vectors = probe.encoder.embed_texts(texts)
+    projector = sigma.projector
+    if projector is None:
+        return vectors
+    placed = projector.placed_images(probe.embeddings[rows].astype(np.float32))
+    for position, row in enumerate(rows.tolist()):
+        if not texts[position]:
+            # A stream of random numbers apart from that of training.
+            blurred = noisy(placed[position], projector.reading.noise, (seed, 7, row))
+            vectors[position] = projector.as_texts(blurred)
+    return vectors
+
+
+def _has_query(probe: StageProbe) -> BoolArray:
+    """(N,) which images have a text to measure with."""
+    return np.array([bool(text) for text in probe.queries], np.bool_)

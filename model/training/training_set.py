@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from model.network.profiles import Stage
 from model.network.prompts import TrainingExample
 from model.network.sigma import SigmaModel
+from model.network.vector_reading import VectorReading
 from schemas.identifiers import LEVELS
 from schemas.records import ByteArray, FloatArray, IntArray
 
@@ -56,6 +57,9 @@ class TrainingSet:
     """(V, N, T, H) visual tokens of V views of each image, when the vision tower is frozen."""
     mismatched: Sequence[MismatchedPair] = ()
     """Of alignment; empty before the teacher has scored them."""
+    vectors: Tensor | None = None
+    """(M, D) placed vectors, for a model that reads them: those of the N images, and behind them
+    those of the captions in corpus order."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,6 +94,8 @@ def stage_examples(
     cut = np.random.default_rng((seed, 6))
     if stage.name == "comprehend":
         examples = _comprehend(model, data, explained, stage.without_suffix, cut)
+    elif model.projector is not None:
+        examples = _align_vectors(model.projector.reading, model, data, stage, captions)
     else:
         examples = [_align(model, data, place) for place in captions]
         examples += [_judge(model, data, pair) for pair in data.mismatched]
@@ -117,6 +123,8 @@ def held_out_rows(images: int, share: float, seed: int) -> IntArray:
 
 def _memorize_examples(model: SigmaModel, data: TrainingSet) -> list[TrainingExample]:
     """Image → identifier, of every image in every view."""
+    if model.projector is not None and model.projector.reading.pictures:
+        return _vector_examples(model, data, model.projector.reading, noise=0.0)
     token_counts = _image_token_counts(model, data)
     views = 1 if data.visual is None else len(data.visual)
     examples: list[TrainingExample] = []
@@ -170,6 +178,39 @@ def _align(model: SigmaModel, data: TrainingSet, place: tuple[int, int]) -> Trai
     row, number = place
     soft_label = None if data.soft_labels is None else float(data.soft_labels[row][number])
     return model.prompts.align(data.captions[row][number], data.identifiers[row], soft_label)
+
+
+def _vector_examples(
+    model: SigmaModel, data: TrainingSet, reading: VectorReading, noise: float
+) -> list[TrainingExample]:
+    """Vector of an image → identifier, of every image."""
+    examples: list[TrainingExample] = []
+    for row, identifier in enumerate(data.identifiers):
+        examples.append(model.prompts.read_vector(row, reading.tokens, identifier, noise=noise))
+    return examples
+
+
+def _align_vectors(
+    reading: VectorReading,
+    model: SigmaModel,
+    data: TrainingSet,
+    stage: Stage,
+    captions: Sequence[tuple[int, int]],
+) -> list[TrainingExample]:
+    """Vectors → identifiers: images with noise in place of texts, and captions where there are any.
+
+    The same sequence stands for all views of an image: the noise is drawn when it is trained.
+    """
+    images = _vector_examples(model, data, reading, reading.noise)
+    texts: list[TrainingExample] = []
+    for number, (row, caption) in enumerate(captions):
+        text = data.captions[row][caption] if reading.with_text else ""
+        identifier = data.identifiers[row]
+        place = len(data) + number
+        texts.append(model.prompts.read_vector(place, reading.tokens, identifier, text))
+    # In one epoch.
+    views = max(1, round(stage.vector_views / max(1, len(data)) / stage.epochs))
+    return images * views + texts * max(1, round(views * len(images) / max(1, len(texts))))
 
 
 def _judge(model: SigmaModel, data: TrainingSet, pair: MismatchedPair) -> TrainingExample:

@@ -44,7 +44,7 @@ class StubDecodingEngine:
     def __init__(self, shape: IdentifierShape) -> None:
         self.shape = shape
 
-    def read_texts(self, texts: Sequence[str]) -> list[bytes]:
+    def read_texts(self, texts: Sequence[str], vectors: FloatArray | None = None) -> list[bytes]:
         """Prompts of B queries."""
         return [text.encode() for text in texts]
 

@@ -27,7 +27,7 @@ def add_commands(add: AddCommand) -> None:
         "--manifest", type=Path, metavar="F", help="JSON Lines, Karpathy's JSON, or a folder"
     )
     command.add_argument(
-        "--from-store", action="store_true", help="anew, on the captioned images that are stored"
+        "--from-store", action="store_true", help="anew, on the images that are stored"
     )
     command.add_argument(
         "--refresh",

@@ -120,7 +120,7 @@ class CandidateTrainer:
                     "no generation is live; train the first one with: sigma train --manifest F"
                 )
             if not untrained_images(self.conn, live.id):
-                why = f"generation {live.id} was trained on every image with captions"
+                why = f"generation {live.id} was trained on every image"
                 return CandidateSkipped(why)
         return self._make_candidate(job, arguments)
 

@@ -70,7 +70,9 @@ class StudyIndex:
         placed = assign_suffixes(pack_all(codes, shape), shape)
         postings: list[tuple[Posting, ...]] = []
         for batch in _batches(len(numbers), _IMAGE_BATCH):
-            leaves, scores = self._assigner.search(self._images(numbers[batch]))
+            chosen = numbers[batch]
+            vectors = self.corpus.embeddings[chosen]
+            leaves, scores = self._assigner.search(self._images(chosen), vectors)
             self.confidences[numbers[batch]] = scores[:, 0]
             for row, primary in enumerate(placed.leaves[batch].tolist()):
                 postings.append(
@@ -96,7 +98,9 @@ class StudyIndex:
         """Return where the model would put images (n,), without posting them."""
         assigned: list[Leaves] = []
         for batch in _batches(len(numbers), _IMAGE_BATCH):
-            assigned += self._assigner.assign(self._images(numbers[batch]))
+            chosen = numbers[batch]
+            vectors = self.corpus.embeddings[chosen]
+            assigned += self._assigner.assign(self._images(chosen), vectors)
         return assigned
 
     def primary_codes(self, assigned: Sequence[Leaves]) -> IntArray:

@@ -34,8 +34,9 @@ class ModelAssigner:
         """Leaves and (D,) float16 embedding of each picture, (H, W, 3) uint8, in their order."""
         if not pictures:
             return []
-        leaves_of_pictures = self.beam_search.assign(pictures)
-        embeddings = self.encoder.embed_images(pictures).astype(np.float16)
+        vectors = self.encoder.embed_images(pictures)
+        leaves_of_pictures = self.beam_search.assign(pictures, vectors)
+        embeddings = vectors.astype(np.float16)
         return [
             Inferred(leaves, embedding)
             for leaves, embedding in zip(leaves_of_pictures, embeddings, strict=True)

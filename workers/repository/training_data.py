@@ -14,7 +14,7 @@ _PAGE_ROWS = 5000
 
 @dataclass(frozen=True, slots=True)
 class IndexedImages:
-    """The M images of a generation in ascending key. 26 bytes an image."""
+    """The M images of a generation in ascending key. 25 bytes an image."""
 
     image_keys: IntArray
     """(M,)"""
@@ -24,8 +24,6 @@ class IndexedImages:
     """(M,) suffix of each identifier"""
     trained: BoolArray
     """(M,) whether the generation was trained on it"""
-    captioned: BoolArray
-    """(M,) whether it has captions to train on"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ TRAINER = "trainer"
 
 
 def trainable_keys(conn: Connection, limit: int, seed: int) -> IntArray:
-    """Return ascending keys of images with captions; a seeded sample of `limit` if more."""
+    """Return ascending keys of the images in the store; a seeded sample of `limit` if more."""
     pages = [np.empty(0, np.int64)]
     for rows in _pages(conn, "trainable_keys"):
         pages.append(np.array(rows, np.int64)[:, 0])
@@ -54,7 +52,7 @@ def trainable_keys(conn: Connection, limit: int, seed: int) -> IntArray:
 
 def indexed_images(conn: Connection, generation: int) -> IndexedImages:
     """Return all images of a generation, read page by page."""
-    pages = [np.empty((0, 5), np.int64)]
+    pages = [np.empty((0, 4), np.int64)]
     for rows in _pages(conn, "indexed_images", generation=generation):
         pages.append(np.array(rows, np.int64))
     table = np.concatenate(pages)
@@ -64,12 +62,11 @@ def indexed_images(conn: Connection, generation: int) -> IndexedImages:
         leaves=table[:, 1].copy(),
         suffixes=table[:, 2].copy(),
         trained=table[:, 3].astype(np.bool_),
-        captioned=table[:, 4].astype(np.bool_),
     )
 
 
 def untrained_images(conn: Connection, generation: int) -> int:
-    """Count the images of a generation that have captions and were not trained on."""
+    """Count the images of a generation that were not trained on."""
     row = fetch_row(conn, "untrained_images", generation=generation)
     return int(row[0]) if row else 0
 

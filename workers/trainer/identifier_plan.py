@@ -169,7 +169,7 @@ def plan_refresh(
     limit: int,
     seed: int,
 ) -> IdentifierPlan:
-    """The plan of a refresh: trained images keep their identifiers, captioned new ones are learnt.
+    """The plan of a refresh: trained images keep their identifiers, new ones are learnt.
 
     `leaves` (M,) are those of the parent, or of a new codebook for images that move. `replay` is
     how many known images are learnt again for each new one. At most `limit` images are learnt.
@@ -179,16 +179,14 @@ def plan_refresh(
     """
     moved = leaves != parent.leaves
     known = parent.trained & ~moved
-    unknown = np.flatnonzero(parent.captioned & ~known)
+    unknown = np.flatnonzero(~known)
     # New images and the replay that goes with them stay within the limit together.
     new = sampled(unknown, max(1, int(limit / (1 + replay))), seed)
     planned = known.copy()
     planned[new] = True
     rows = np.flatnonzero(planned)
-    # An image whose captions were removed keeps its identifier but cannot be learnt again.
-    captioned_rows = rows[parent.captioned[rows]]
     learnt = np.zeros(len(planned), np.bool_)
-    learnt[captioned_rows[refresh_rows(known[captioned_rows], replay, seed)]] = True
+    learnt[rows[refresh_rows(known[rows], replay, seed)]] = True
     # An image that arrived beyond the shape asks for a suffix that can be learnt.
     stays = ~moved & (parent.suffixes < shape.suffixes)
     suffixed = keep_suffixes(leaves[rows], np.where(stays, parent.suffixes, -1)[rows], shape)

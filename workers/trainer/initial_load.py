@@ -59,7 +59,7 @@ class InitialLoader:
         with progress("post images", len(plan)) as bar:
             for mask in self._parts_to_load(plan):
                 part = plan.select(mask)
-                rows, confidences = self._generated(part)
+                rows, confidences = self._generated(part, embeddings[mask])
                 self._append(part, rows, embeddings[mask], confidences)
                 bar.update(int(mask.sum()))
 
@@ -77,11 +77,14 @@ class InitialLoader:
                 part = part.select(stored.present)
                 confidences = stored.confidences[stored.present]
                 unchanged = ~part.moved if same_model else np.zeros(len(part), np.bool_)
-                rows, generated_confidences = self._generated(part.select(~unchanged))
+                vectors = stored.embeddings[stored.present]
+                rows, generated_confidences = self._generated(
+                    part.select(~unchanged), vectors[~unchanged]
+                )
                 # Unchanged images keep the confidence that the same model had before.
                 confidences[~unchanged] = generated_confidences
                 rows += self._copied(part.select(unchanged), parent)
-                self._append(part, rows, stored.embeddings[stored.present], confidences)
+                self._append(part, rows, vectors, confidences)
                 bar.update(int(mask.sum()))
 
     def _parts_to_load(self, plan: IdentifierPlan) -> Iterator[BoolArray]:
@@ -95,19 +98,26 @@ class InitialLoader:
             if mask.any():
                 yield mask
 
-    def _generated(self, part: IdentifierPlan) -> tuple[list[PostingRow], FloatArray]:
+    def _generated(
+        self, part: IdentifierPlan, embeddings: HalfArray
+    ) -> tuple[list[PostingRow], FloatArray]:
         """Postings of N images: the planned leaf, and the model's best other leaves as alternates.
 
         Also the (N,) confidences of the model. Images deleted meanwhile have no postings.
+        `embeddings` (N, D) are read where the model reads vectors, and else the pictures.
         """
         rows: list[PostingRow] = []
         confidences = np.zeros(len(part), dtype=np.float32)
         for start in range(0, len(part), _BATCH):
-            positions, pictures = self._pictures(part, start)
-            if not pictures:
+            positions, uris = self._stored(part, start)
+            if not positions:
                 continue
+            pictures: list[ByteArray] = []
+            if not self._assigner.reads_vectors:
+                pictures = StoredPictures(self._store, uris)[:]
             # (B, W) leaves and log-probabilities, the best beam first.
-            leaves, scores = self._assigner.search(pictures)
+            vectors = embeddings[positions].astype(np.float32)
+            leaves, scores = self._assigner.search(pictures, vectors)
             for row, position in enumerate(positions):
                 # The best beam may be another leaf than the planned one; the confidence is the
                 # model's own all the same, as for arrivals.
@@ -119,8 +129,8 @@ class InitialLoader:
                 rows += posting_rows(postings, key, int(part.suffixes[position]))
         return rows, confidences
 
-    def _pictures(self, part: IdentifierPlan, start: int) -> tuple[list[int], list[ByteArray]]:
-        """The pictures of a batch that are stored still, and their positions in the part."""
+    def _stored(self, part: IdentifierPlan, start: int) -> tuple[list[int], list[str]]:
+        """Positions of a batch's images that are stored still, and addresses of their pictures."""
         keys = part.image_keys[start : start + _BATCH].tolist()
         stored = images_by_key(self._conn, keys)
         positions = []
@@ -129,7 +139,7 @@ class InitialLoader:
             if key in stored and stored[key].state != "deleted":
                 positions.append(position)
                 uris.append(stored[key].normalized_uri)
-        return positions, StoredPictures(self._store, uris)[:]
+        return positions, uris
 
     def _copied(self, part: IdentifierPlan, parent: int) -> list[PostingRow]:
         """The postings that the parent has of these images."""

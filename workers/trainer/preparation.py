@@ -41,6 +41,7 @@ from workers.trainer.run_base import (
 from workers.trainer.step_clock import StepClock
 from workers.trainer.training_images import TrainingImages, from_manifest, from_store
 from workers.trainer.training_run import TrainingRun
+from workers.trainer.vector_learning import add_reading, learns_vectors
 
 log = structlog.get_logger()
 
@@ -110,6 +111,8 @@ def _prepare_full(
         )
     record = replace(clock.add_to(record, "prepare"), images=len(images))
     checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
+    if not run.has_codebook and learns_vectors(run, images, parts.encoder):
+        add_reading(run, parts.sigma, parts.encoder, codebook, embeddings, images)
     record = _keep_codebook(run, checkpoint, record)
     return PreparedTraining(
         record, checkpoint, images, plan, embeddings.astype(np.float16), lambda: parts.teacher
@@ -217,8 +220,7 @@ def _images_of_full_run(
     images = from_store(conn, store, keys, run.profile)
     if not len(images):
         raise UsageError(
-            "the store holds no image with a caption, and the model learns from captions; ingest "
-            "some first"
+            "the store holds no image, and there is nothing to learn from; ingest some first"
         )
     return images
 

@@ -23,7 +23,6 @@ from model.training.adapt import (
     SUFFICIENT_RECALL,
     AdaptConfig,
     adapt,
-    adapt_to_encoder,
     base_recall,
 )
 from model.training.contrastive import CaptionedImages
@@ -36,6 +35,9 @@ from workers.trainer.training_run import TrainingRun
 # Folder of a generation's own base, in the folder of its checkpoint. Without it, the generation
 # uses the base that is shipped with the program.
 BASE = "base"
+
+# Captioned images that a base is measured on and adapted to: fewer teach it nothing.
+_LEAST_CAPTIONED = 2
 
 # Pictures embedded at a time.
 _BATCH = 64
@@ -134,7 +136,8 @@ def _chosen_encoder(
     if encoder is None:
         return None
     if opened.checkpoint is None and isinstance(encoder, FittableEncoder):
-        encoder = encoder.fitted(images.originals, images.captions, run.request.seed)
+        known = images.select(images.captioned)
+        encoder = encoder.fitted(known.originals, known.captions, run.request.seed)
     return ChosenEncoder(encoder, embed(encoder, images.originals, progress))
 
 
@@ -155,22 +158,16 @@ def _base_of(
     chosen: ChosenEncoder | None,
     progress: Progress,
 ) -> RunBase:
-    """The run's own base in the folder `own`, or the requested one, adapted where that helps.
-
-    With a chosen encoder the backbone learns to see from that one, whatever the base knows.
-    """
+    """The run's own base in the folder `own`, or the requested one, adapted where that helps."""
     if own.is_dir():
         return RunBase(Base.load(own), recall=None)
     base = Base.load(request.base)
-    data = CaptionedImages(np.stack(images.pictures[:]), images.captions)
-    if chosen is not None:
-        if request.adapt != "never":
-            config = AdaptConfig(seed=request.seed)
-            adapted = adapt_to_encoder(
-                base, data, chosen.encoder, chosen.embeddings, config, progress
-            )
-            return RunBase(_as_saved(adapted, own), recall=None)
+    captioned = images.select(images.captioned)
+    # A pretrained encoder is read by its vectors, so there is nothing to learn of it; and without
+    # captions there is nothing to learn from.
+    if chosen is not None or len(captioned) < _LEAST_CAPTIONED:
         return RunBase(base, recall=None)
+    data = CaptionedImages(np.stack(captioned.pictures[:]), captioned.captions)
     recall = base_recall(base, data, request.seed)
     rounded = round(recall, 4)
     if should_adapt(request.adapt, recall):

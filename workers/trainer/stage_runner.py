@@ -41,6 +41,8 @@ class StageJob:
     views: int
     """Shifted views of each picture, whose visual tokens are computed once; 0 trains the vision
     tower."""
+    vectors: FloatArray | None
+    """(M, D) see `TrainingSet.vectors`; None for a model that reads none."""
     seed: int
     resume: bool
     """Continue from the newest checkpoint inside the stage."""
@@ -76,12 +78,20 @@ class StageRunner:
     def run(self, job: StageJob, progress: Progress) -> StageOutcome:
         """Train one stage in place, together with the other ranks."""
         cpu_before = time.process_time()
-        if job.views and self._visual is None:
+        projector = self.sigma.projector
+        reads_pictures = projector is None or not projector.reading.pictures
+        if job.views and self._visual is None and reads_pictures:
             # (N, side, side, 3): frozen vision needs pictures of one size, those of `tiny`.
             squares = np.stack(self.pictures[:])
             self._visual = visual_tokens(self.sigma, squares, job.views, job.seed, progress)
         data = TrainingSet(
-            self.pictures, job.identifiers, job.captions, job.labels, self._visual, job.mismatched
+            self.pictures,
+            job.identifiers,
+            job.captions,
+            job.labels,
+            self._visual,
+            job.mismatched,
+            None if job.vectors is None else torch.from_numpy(job.vectors),
         )
         loss = run_stage(
             self.sigma,

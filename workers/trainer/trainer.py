@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import structlog
 
 from model.identifiers.quality import IdentifierQuality, identifier_quality
 from model.network.profiles import Stage
@@ -32,8 +33,12 @@ from workers.trainer.request import TrainRequest
 from workers.trainer.seeding import RejectedEntry
 from workers.trainer.stage_runner import announce_end
 from workers.trainer.step_clock import StepClock
+from workers.trainer.training_images import TrainingImages
 from workers.trainer.training_plan import StagesResult, TrainingPlan, run_stages
 from workers.trainer.training_run import TrainingRun, begin_run, sole_trainer
+from workers.trainer.vector_learning import vectors_to_read
+
+log = structlog.get_logger()
 
 # Keys of the training record among the figures of `sigma train`; null where not recorded.
 _REPORTED = ("mode", "parent", "evaluations", "recluster", "seconds", "cpu_seconds")
@@ -160,14 +165,14 @@ def _training_plan(
     return TrainingPlan(
         checkpoint=checkpoint,
         folder=run.folder,
-        # Every image of a plan may have been deleted meanwhile.
-        stages=stages_of(run) if len(images) else (),
+        stages=stages_of(run, images),
         images=images,
         probe=probe,
         teacher=prepared.teacher,
         parent_evaluations=inherited_evaluations(run.parent, generations.generations(conn)),
         gates=run.request.gates,
         views=run.profile.views,
+        vectors=vectors_to_read(checkpoint, prepared.embeddings, images),
         seed=run.request.seed,
         resume=run.request.resume,
         before_save=lambda: require_renewal(conn, [right]),
@@ -175,13 +180,19 @@ def _training_plan(
     )
 
 
-def stages_of(run: TrainingRun) -> tuple[Stage, ...]:
-    """The stages of a run's mode; a re-clustering trains nothing."""
-    if run.mode == "full":
-        return run.profile.stages
-    if run.mode == "refresh":
-        return run.profile.refresh
-    return ()
+def stages_of(run: TrainingRun, images: TrainingImages) -> tuple[Stage, ...]:
+    """The stages of a run's mode; a re-clustering trains nothing.
+
+    Without a caption there is nothing to comprehend.
+    """
+    # Every image of a plan may have been deleted meanwhile.
+    if run.mode == "recluster" or not len(images):
+        return ()
+    stages = run.profile.stages if run.mode == "full" else run.profile.refresh
+    if images.captioned.any():
+        return stages
+    log.info("stage skipped", stage="comprehend", reason="no image has a caption")
+    return tuple(stage for stage in stages if stage.name != "comprehend")
 
 
 def inherited_evaluations(

@@ -1,4 +1,4 @@
-"""The training images: captioned images of a manifest or of the store, to be learnt."""
+"""The training images: images of a manifest or of the store, to be learnt, captioned or not."""
 
 import hashlib
 from collections.abc import Sequence
@@ -33,13 +33,19 @@ class TrainingImages:
     """Addresses of their normalised pictures in the store."""
     captions: tuple[tuple[str, ...], ...]
     queries: tuple[str, ...]
-    """One text of each to measure with: a held-out caption where the image has one."""
+    """One text of each to measure with: a held-out caption where the image has one, empty where it
+    has none at all."""
     pictures: StoredPictures
     rejected: tuple[RejectedEntry, ...] = ()
     """Entries of the manifest that were left out."""
 
     def __len__(self) -> int:
         return len(self.uris)
+
+    @property
+    def captioned(self) -> BoolArray:
+        """(N,) which have a caption to learn from."""
+        return np.array([bool(own) for own in self.captions], np.bool_)
 
     @property
     def originals(self) -> StoredPictures:
@@ -75,18 +81,14 @@ def training_pictures(store: ImageStore, uris: Sequence[str], profile: Profile) 
 
 
 def trainable(entries: Sequence[ManifestEntry]) -> list[ManifestEntry]:
-    """The entries to train on: those of split `train`, or all without such a split; with captions.
+    """The entries to train on: those of split `train`, or all without such a split.
 
-    `UsageError` when none of them has a caption.
+    `UsageError` when there is none.
     """
     split = [entry for entry in entries if entry.split == "train"] or list(entries)
-    captioned = [entry for entry in split if without_blank(entry.captions)]
-    if not captioned:
-        raise UsageError(
-            f"none of the {len(split)} training images has a caption, and the model learns from "
-            "captions; add `captions` to the manifest"
-        )
-    return captioned
+    if not split:
+        raise UsageError("the manifest must name at least one image, got none; add some")
+    return split
 
 
 def manifest_fingerprint(entries: Sequence[ManifestEntry]) -> str:
@@ -128,13 +130,15 @@ def from_store(
 ) -> TrainingImages:
     """Stored images by key, in the order given.
 
-    Those that were deleted or replaced meanwhile, or have no caption, are left out.
+    Those that were deleted or replaced meanwhile are left out.
     """
     images: list[StoredImage] = []
     for start in range(0, len(image_keys), _PAGE):
         page = image_keys[start : start + _PAGE].tolist()
         stored = images_by_key(conn, page)
-        images += [stored[key] for key in page if key in stored and is_trainable(stored[key])]
+        for key in page:
+            if key in stored and stored[key].state != "deleted":
+                images.append(stored[key])
     uris = [image.normalized_uri for image in images]
     return TrainingImages(
         image_keys=np.array([image.image_key for image in images], np.int64),
@@ -145,16 +149,15 @@ def from_store(
     )
 
 
-def is_trainable(image: StoredImage) -> bool:
-    """Whether a stored image can be trained on: it is not deleted and has a caption."""
-    return image.state != "deleted" and bool(without_blank(image.captions))
-
-
 def without_blank(captions: Sequence[str]) -> tuple[str, ...]:
     """The captions that have any letter."""
     return tuple(caption for caption in captions if caption.strip())
 
 
 def query_of(captions: Sequence[str], held_out: Sequence[str]) -> str:
-    """The text that an image is measured with: the first held-out caption, or the first of all."""
-    return (without_blank(held_out) or without_blank(captions))[0]
+    """The text that an image is measured with: the first held-out caption, or the first of all.
+
+    Empty without any.
+    """
+    texts = (*without_blank(held_out), *without_blank(captions))
+    return texts[0] if texts else ""

@@ -46,6 +46,8 @@ class TrainingPlan:
     gates: Gates
     views: int
     """See `StageJob.views`."""
+    vectors: FloatArray | None
+    """See `StageJob.vectors`."""
     seed: int
     resume: bool
     before_save: Callable[[], None]
@@ -159,7 +161,8 @@ class _SoftLabels:
 
 
 def _soft_labels(plan: TrainingPlan, stage: Stage, progress: Progress) -> _SoftLabels:
-    if stage.name != "align" or stage.soft_label_weight <= 0:
+    if stage.name != "align" or stage.soft_label_weight <= 0 or plan.vectors is not None:
+        # The head is taught by texts, which a model that reads vectors does not read.
         return _SoftLabels()
     teacher = plan.teacher()
     embeddings = plan.probe.embeddings
@@ -177,13 +180,15 @@ def mismatched_pairs(
     The teacher scores them as any pair, for a caption may fit a second image too. `embeddings`
     (N, D) as in `soft_labels`.
     """
-    if len(images) < 2:
+    captioned = np.flatnonzero(images.captioned)
+    if len(captioned) < 2:
         return ()
     rng = np.random.default_rng((seed, 5))
     pairs: list[MismatchedPair] = []
-    for row in rng.permutation(len(images))[: round(share * len(images))].tolist():
+    for place in rng.permutation(len(captioned))[: round(share * len(captioned))].tolist():
+        row = int(captioned[place])
         # Any row but this one.
-        other = (row + int(rng.integers(1, len(images)))) % len(images)
+        other = int(captioned[(place + int(rng.integers(1, len(captioned)))) % len(captioned)])
         number = int(rng.integers(len(images.captions[other])))
         pairs.append(MismatchedPair(row, (other, number), 0.0))
     scored: list[MismatchedPair] = []
@@ -212,6 +217,7 @@ def _job(plan: TrainingPlan, stage: Stage, labels: _SoftLabels) -> StageJob:
         labels=labels.own,
         mismatched=labels.mismatched,
         views=plan.views,
+        vectors=plan.vectors,
         seed=plan.seed,
         resume=plan.resume,
     )

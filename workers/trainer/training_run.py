@@ -239,8 +239,8 @@ def _live_parent(conn: Connection, mode: TrainingMode) -> Generation:
 def _require_new_images(conn: Connection, parent: Generation) -> None:
     if not untrained_images(conn, parent.id):
         raise UsageError(
-            f"generation {parent.id} was trained on every image with captions, so there is "
-            "nothing to refresh it with; ingest images with captions first"
+            f"generation {parent.id} was trained on every image, so there is nothing to refresh "
+            "it with; ingest images first"
         )
 
 

@@ -36,10 +36,14 @@ class EncoderTeacher:
     ) -> "EncoderTeacher":
         """Place the labels by pairs of a corpus: its images with their own and others' captions.
 
-        `images` (N, D) are the encoder's vectors.
+        `images` (N, D) are the encoder's vectors. Without captions the labels are placed around
+        nothing, and nothing asks for them.
         """
         rng = np.random.default_rng(seed)
-        rows = rng.permutation(len(captions))[:_PAIRS].tolist()
+        captioned = np.array([row for row, own in enumerate(captions) if own], np.int64)
+        if not len(captioned):
+            return cls(encoder, 0.0, 1.0)
+        rows = rng.permutation(captioned)[:_PAIRS].tolist()
         pictures = images[rows].astype(np.float32)
         texts = encoder.embed_texts([captions[row][0] for row in rows])
         cosines = pictures @ texts.T

@@ -48,7 +48,13 @@ def small_profile() -> Profile:
         Stage("memorize", epochs=2, learning_rate=2e-3, batch=8),
         Stage("comprehend", epochs=2, learning_rate=2e-3, batch=8, replay=0.25),
         Stage(
-            "align", epochs=2, learning_rate=2e-3, batch=8, soft_label_weight=0.1, mismatched=0.5
+            "align",
+            epochs=2,
+            learning_rate=2e-3,
+            batch=8,
+            soft_label_weight=0.1,
+            mismatched=0.5,
+            vector_views=1000,
         ),
     )
     return replace(

@@ -43,7 +43,7 @@ class HashEncoder:
 class HashDecodingEngine:
     """Scores tokens by a hash of the text and of the codes before them."""
 
-    def read_texts(self, texts: Sequence[str]) -> list[str]:
+    def read_texts(self, texts: Sequence[str], vectors: FloatArray | None = None) -> list[str]:
         return list(texts)
 
     def begin(self, prompt: list[str]) -> "HashDecodingState":

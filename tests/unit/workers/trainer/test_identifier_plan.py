@@ -18,13 +18,11 @@ SHAPE = IdentifierShape(codes=(2, 3, 2, 2), suffixes=8)
 
 
 def indexed(count: int = 20, trained: int = 12) -> IndexedImages:
-    """`trained` images of the parent, then arrivals, every fourth of them without a caption."""
+    """`trained` images of the parent, then arrivals."""
     keys = np.arange(count) * 3 + 1
     leaves = np.arange(count) % 5
     number = np.arange(count)
-    return IndexedImages(
-        keys, leaves, number // 5, number < trained, (number < trained) | (number % 4 != 0)
-    )
+    return IndexedImages(keys, leaves, number // 5, number < trained)
 
 
 def test_in_full_every_image_is_learnt_under_the_codebooks_leaf() -> None:
@@ -34,10 +32,10 @@ def test_in_full_every_image_is_learnt_under_the_codebooks_leaf() -> None:
     assert plan.identifiers(np.array([2, 4, 9]), SHAPE)[:, 4].tolist() == [0, 0, 1]
 
 
-def test_a_refresh_learns_new_images_where_they_are_and_leaves_others_to_the_model() -> None:
+def test_a_refresh_learns_new_images_where_they_are() -> None:
     before = indexed()
     plan = plan_refresh(before, before.leaves, SHAPE, replay=0.5, limit=1000, seed=0)
-    new = before.image_keys[~before.trained & before.captioned]
+    new = before.image_keys[~before.trained]
     assert set(plan.image_keys) == {*before.image_keys[before.trained], *new}
     assert set(plan.image_keys[plan.learnt]) >= set(new)
     assert plan.learnt.sum() == len(new) + round(0.5 * len(new))
@@ -105,7 +103,6 @@ def test_an_image_beyond_the_shape_is_learnt_once_a_suffix_is_free() -> None:
         leaves=np.array([0, 0, 0, 1, 0]),
         suffixes=np.array([0, 1, 2, 0, 3]),
         trained=np.array([True, True, False, True, False]),
-        captioned=np.ones(5, np.bool_),
     )
     plan = plan_refresh(before, before.leaves, shape, replay=0.0, limit=10, seed=0)
     identifiers = list(zip(plan.leaves.tolist(), plan.suffixes.tolist(), strict=True))

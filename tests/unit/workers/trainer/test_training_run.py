@@ -157,21 +157,22 @@ def test_a_base_is_adapted_where_its_recall_is_too_low() -> None:
     assert not should_adapt("never", 0.0)
 
 
-def test_captioned_images_of_the_train_split_are_trained_on() -> None:
+def test_images_of_the_train_split_are_trained_on_with_and_without_captions() -> None:
     entries = [
         entry("a", "a cat", split="train"),
         entry("b", " ", split="train"),
         entry("c", "a dog", split="test"),
     ]
-    assert [chosen.image_id for chosen in trainable(entries)] == ["a"]
+    assert [chosen.image_id for chosen in trainable(entries)] == ["a", "b"]
     assert [chosen.image_id for chosen in trainable(entries[2:])] == ["c"]
-    with pytest.raises(UsageError, match="none of the 1 training images has a caption"):
-        trainable(entries[1:2])
+    with pytest.raises(UsageError, match="at least one image, got none"):
+        trainable([])
 
 
 def test_a_held_out_caption_is_the_query_where_there_is_one() -> None:
     assert query_of(["shown"], ["held out"]) == "held out"
     assert query_of(["", "shown"], [" "]) == "shown"
+    assert query_of([" "], []) == ""
 
 
 def test_the_fingerprint_is_the_one_that_stored_trainings_have() -> None:

@@ -1,0 +1,52 @@
+"""Images without captions through train, ingest, query and refresh."""
+
+from pathlib import Path
+
+import numpy as np
+
+from model.network.checkpoint import load_checkpoint
+from model.progress import quiet
+from tests.integration.small_training import fill, request, tiny_services
+from workers.generations.catch_up import CatchUp
+from workers.generations.image_assigner import assigner_loader
+from workers.query.searcher import live_generation, open_searcher
+from workers.repository.connection import Connection
+from workers.repository.training_data import embeddings_of, untrained_images
+from workers.trainer.trainer import train
+
+SEEN, LATER = 16, 6
+
+
+def test_images_without_captions_are_trained_on_searched_by_text_and_learnt_in_a_refresh(
+    tmp_path: Path, database: str, conn: Connection
+) -> None:
+    services = tiny_services(tmp_path / "home", database)
+    fill(services, conn, SEEN, captions=())
+    trained = train(services, None, request(services), quiet)
+    assert (trained.state, trained.images) == ("live", SEEN)
+    # Nothing to comprehend; every other stage was trained and measured.
+    assert set(trained.record.evaluations) == {"memorize", "align"}
+    figures = trained.record.evaluations["align"].figures
+    assert figures["asked"] == SEEN
+    assert figures["dense"] > figures["chance"]
+    reading = load_checkpoint(services.checkpoints / "g1").sigma.projector
+    assert reading is not None
+    assert reading.reading.pictures
+
+    later = fill(services, conn, LATER, first=SEEN, captions=())
+    generation = live_generation(conn)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    CatchUp(conn, generation, services.store, load).run()
+    assert embeddings_of(conn, generation.id, np.array(later)).present.all()
+    searcher = open_searcher(services, generation)
+    (fused,) = searcher.search(["a small red circle"], 50)
+    (paper,) = searcher.search(["a small red circle"], 50, "paper")
+    searcher.close()
+    # 20 beams reach every leaf of so small a corpus.
+    assert len(fused.hits) == SEEN + LATER
+    assert paper.hits
+
+    assert untrained_images(conn, generation.id) == LATER
+    refreshed = train(services, None, request(services, mode="refresh"), quiet)
+    assert (refreshed.state, refreshed.record.stages[-1]) == ("shadow", "align")
+    assert untrained_images(conn, refreshed.generation) == 0

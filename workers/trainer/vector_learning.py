@@ -1,0 +1,80 @@
+"""Vector learning: whether a generation reads an encoder's vectors, and the vectors it learns from.
+
+A model that reads texts learns what words mean from the captions of its corpus. Where captions are
+missing, or where the encoder knows more words than the captions have, it reads the encoder's
+vectors instead.
+"""
+
+import numpy as np
+import torch
+
+from model.identifiers.codebook import Codebook
+from model.network.checkpoint import Checkpoint
+from model.network.encoder import Encoder
+from model.network.encoders.kept import KeptEncoder
+from model.network.sigma import SigmaModel
+from model.network.vector_reading import VectorReading
+from model.training.class_names import class_names
+from schemas.records import FloatArray, HalfArray
+from workers.trainer.training_images import TrainingImages
+from workers.trainer.training_run import TrainingRun
+
+# Captions that their mean is taken from: fewer are less than the class names say of texts.
+_LEAST_TEXTS = 200
+
+# Captions of which vectors are computed at most to find their mean.
+_MOST_TEXTS = 2000
+
+
+def learns_vectors(run: TrainingRun, images: TrainingImages, encoder: Encoder) -> bool:
+    """Whether a full training makes a generation that reads vectors.
+
+    So it is without captions for all images; and for a small model on a pretrained encoder, whose
+    own reading of a few thousand captions finds hardly anything else (docs/experiments/).
+    """
+    small = run.profile.tiny is not None
+    return not images.captioned.all() or (small and isinstance(encoder, KeptEncoder))
+
+
+def add_reading(
+    run: TrainingRun,
+    sigma: SigmaModel,
+    encoder: Encoder,
+    codebook: Codebook,
+    embeddings: FloatArray,
+    images: TrainingImages,
+) -> None:
+    """Let a model read the vectors of an encoder, in place; (N, D) are those of the images."""
+    # A large vision tower sees more than a vector tells; a small one has seen nothing else.
+    pictures = run.profile.tiny is not None
+    reading = VectorReading(encoder.width, noise=2.0, pictures=pictures, with_text=not pictures)
+    torch.manual_seed(run.request.seed)
+    projector = sigma.add_projector(reading)
+    projector.place(embeddings, encoder.embed_texts(typical_texts(images, run.request.seed)))
+
+
+def typical_texts(images: TrainingImages, seed: int) -> list[str]:
+    """Texts that show where an encoder puts texts: captions, or names of things where few are."""
+    captions: list[str] = []
+    for own in images.captions:
+        captions += own
+    if len(captions) < _LEAST_TEXTS:
+        return class_names()
+    chosen = np.random.default_rng((seed, 8)).permutation(len(captions))[:_MOST_TEXTS]
+    return [captions[place] for place in chosen.tolist()]
+
+
+def vectors_to_read(
+    checkpoint: Checkpoint, embeddings: HalfArray, images: TrainingImages
+) -> FloatArray | None:
+    """(M, D) float32, see `TrainingSet.vectors`; None for a model that reads no vectors."""
+    projector = checkpoint.sigma.projector
+    if projector is None:
+        return None
+    captions: list[str] = []
+    for own in images.captions:
+        captions += own
+    placed = [projector.placed_images(embeddings.astype(np.float32))]
+    placed.append(projector.placed_texts(checkpoint.encoder.embed_texts(captions)))
+    vectors: FloatArray = torch.cat(placed).cpu().numpy()
+    return vectors
