@@ -14,6 +14,7 @@ from stream.log.dead_letters import count_letters
 from stream.log.event_log import EventLog
 from stream.log.offsets import lag
 from stream.log.outbox import outbox_size
+from workers.generations.none_live import why_none_is_live
 from workers.generations.retiring import refused_by_gate
 from workers.repository import generations
 from workers.repository.alarms import open_alarms
@@ -126,7 +127,8 @@ def read_status(
         generation=0 if live else accepted_images(conn),
     )
     fresh = freshness(conn)
-    alarms = index_alarms(live, indexed, pending.total, fresh.p95_s)
+    alarms = [] if live else [why_none_is_live(every)]
+    alarms += index_alarms(live, indexed, pending.total, fresh.p95_s)
     alarms += candidate_alarms(every, live)
     for alarm in open_alarms(conn):
         alarms.append(f"{alarm}: see sigma report drift")
@@ -149,8 +151,6 @@ def index_alarms(
 ) -> list[str]:
     """What is wrong with the live generation and with the way of images into it."""
     alarms = []
-    if live is None:
-        alarms.append("no generation is live: train one with sigma train --manifest F")
     if pending > MAX_PENDING:
         alarms.append(
             f"{pending} images wait to be indexed: look at the logs of the intake and index "

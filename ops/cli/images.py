@@ -15,6 +15,7 @@ from schemas.records import JsonObject
 from schemas.settings import Settings
 from stream.log.event_log import EventLog, message
 from stream.manifest import Listing, list_manifest, list_paths
+from workers.generations.none_live import why_none_is_live
 from workers.repository import generations
 from workers.repository.connection import Connection, transaction
 from workers.repository.image_deletion import Deletion, delete_images
@@ -78,12 +79,16 @@ def ingest(options: Namespace, settings: Settings) -> int:
             )
         published = ingestion.with_left_out(published, listing.left_out)
         outcome = None
+        waits_for = "" if generations.live(conn) else _why_none_is_live(conn)
         if options.wait:
             outcome = _wait_until_searchable(conn, settings, published, options.timeout)
         log.close()
     document = ingestion.summary(published, outcome) | {"hidden": listing.hidden}
     searchable = None if outcome is None else outcome.indexed
-    emit(document, options.json, _ingest_text(document, searchable))
+    text = _ingest_text(document, searchable)
+    if waits_for:
+        text += f"\nthey are not searchable yet: {waits_for}"
+    emit(document, options.json, text)
     return 2 if document["rejected"] else 0
 
 
@@ -112,10 +117,13 @@ def _require_live(conn: Connection) -> None:
     """Refuse to wait for what cannot happen, before anything is published."""
     if generations.live(conn) is None:
         raise UsageError(
-            "no generation is live, so nothing would become searchable and nothing was published;"
-            " train one with sigma train --manifest F, or publish without --wait: the first"
-            " generation takes what is stored by then"
+            f"nothing was published, for nothing would become searchable: {_why_none_is_live(conn)}"
+            "; or publish without --wait: the first generation takes what is stored by then"
         )
+
+
+def _why_none_is_live(conn: Connection) -> str:
+    return why_none_is_live(generations.generations(conn))
 
 
 def _upload(services: Services) -> Upload | None:

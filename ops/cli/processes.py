@@ -8,6 +8,8 @@ from ops.cli.context import AddCommand, emit, limit_threads, open_database
 from ops.embedded.database import open_services
 from schemas.records import JsonObject
 from schemas.settings import Settings
+from workers.generations.none_live import why_none_is_live
+from workers.repository import generations
 from workers.repository.connection import MEMBER_LIMITS, migrate
 from workers.runtime.services import Services
 
@@ -55,6 +57,8 @@ def up(options: Namespace, settings: Settings) -> int:
         return 0
     running = control.up(settings)
     problem = control.readiness(running, settings.access).problem or None
+    if problem is not None:
+        problem = _why_none_is_live(settings) or problem
     logs = settings.home.absolute() / "logs"
     state = f"running, but {problem}\n" if problem else "running: "
     text = (
@@ -63,6 +67,15 @@ def up(options: Namespace, settings: Settings) -> int:
     )
     emit({"url": running.url, "pid": running.pid, "problem": problem}, options.json, text)
     return 0
+
+
+def _why_none_is_live(settings: Settings) -> str:
+    """What the query worker must not tell everybody, such as why a training failed; else empty."""
+    with open_services(settings) as services, services.connect("up") as conn:
+        every = generations.generations(conn)
+    if any(generation.state == "live" for generation in every):
+        return ""
+    return why_none_is_live(every)
 
 
 def down(options: Namespace, settings: Settings) -> int:

@@ -16,6 +16,7 @@ import httpx
 import psycopg
 import pytest
 
+from model.network.profiles import profile
 from ops.embedded.database import EmbeddedDatabase, open_services
 from ops.embedded.home import home_mark
 from ops.embedded.process_identity import ProcessIdentity
@@ -23,6 +24,7 @@ from ops.embedded.supervisor_record import SupervisorRecord, WorkerRecord
 from ops.scenes.corpus import CorpusConfig, generate
 from schemas.settings import Settings
 from tests.acceptance.conftest import Home
+from workers.repository import generations
 
 ROLES = {"intake", "index", "query", "scheduler"}
 
@@ -235,6 +237,17 @@ def test_without_a_generation_each_command_says_what_is_missing_and_what_to_do(
     assert "no generation is live" in waited.err
     assert "sigma train --manifest F" in waited.err
     assert httpx.post(f"{found['url']}/v1/query", json={"query": "a"}).status_code == 503
+    # After a training that failed they say why.
+    reason = "stage align: R@10 must be at least 0.104, got 0.050"
+    with open_services(Settings(home=empty.folder)) as services, services.connect("test") as conn:
+        number = generations.create_generation(conn, profile("tiny").shape)
+        generations.update(conn, number, failure=[reason])
+        generations.set_state(conn, number, "failed")
+    assert reason in empty.sigma("up").out
+    assert reason in empty.sigma("ingest", *images, "--wait").err
+    unwaited = empty.sigma("ingest", *images)
+    assert unwaited.code == 0
+    assert reason in unwaited.out
 
 
 def test_a_worker_that_dies_again_and_again_is_named_with_its_last_error(empty: Home) -> None:

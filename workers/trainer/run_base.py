@@ -26,7 +26,13 @@ from model.training.adapt import (
     base_recall,
 )
 from model.training.contrastive import CaptionedImages
-from schemas.errors import RefuseToStartError
+from model.training.trial import (
+    SUFFICIENT_ORDER,
+    AdaptationTrial,
+    TrialConfig,
+    try_adaptation,
+)
+from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import FloatArray
 from workers.trainer.request import TrainRequest
 from workers.trainer.training_images import TrainingImages
@@ -171,11 +177,30 @@ def _base_of(
     recall = base_recall(base, data, request.seed)
     rounded = round(recall, 4)
     if should_adapt(request.adapt, recall):
+        if request.adapt == "auto":
+            config = TrialConfig(seed=request.seed)
+            require_promising(try_adaptation(base, data, images.queries, config, progress))
         adapted = adapt(base, data, AdaptConfig(seed=request.seed), progress)
         return RunBase(_as_saved(adapted, own), rounded)
     if request.base != SHIPPED:
         copy_base(request.base, own)
     return RunBase(base, rounded)
+
+
+def require_promising(trial: AdaptationTrial | None) -> None:
+    """`UsageError` when a trial shows that the base does not learn the words of a corpus.
+
+    A whole training would find it out at its last gate.
+    """
+    if trial is None or trial.is_promising:
+        return
+    raise UsageError(
+        f"the text side of the tiny profile does not know the words of these captions: after a "
+        f"trial with {trial.views:,} pictures a text puts its own one before {trial.order:.0%} of "
+        f"{trial.held_out} that were held out, wanted are {SUFFICIENT_ORDER:.0%} (chance 50%); "
+        "take --profile small or --encoder efficientnet-minilm, whose text sides know them, or "
+        "train nevertheless with --adapt always"
+    )
 
 
 def _as_saved(base: Base, own: Path) -> Base:
