@@ -23,9 +23,6 @@ SIDE_PX = 224
 # F.
 FEATURES = 1280
 
-# Share of a picture's shorter side that is looked at, as in the network's own evaluation.
-_CROP = SIDE_PX / 256
-
 # From bytes to the input: (x - 127) / 128.
 _MEAN = 127.0
 _DEVIATION = 128.0
@@ -176,22 +173,19 @@ class EfficientNetLite0(nn.Module):
 
 
 def input_pixels(images: Pixels) -> Tensor:
-    """(N, 3, 224, 224) of N images: the middle of each, scaled and shifted as in training."""
-    squares = np.stack([_middle(image) for image in images])
+    """(N, 3, 224, 224) of N images: the whole of each, scaled and shifted as in training.
+
+    The network's own evaluation looks at the middle alone, where the one thing is that it is to
+    name. A search is for whatever is in a picture (docs/encoders.md has figures).
+    """
+    squares = np.stack([_whole(image) for image in images])
     pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float()
     return pixels.sub_(_MEAN).div_(_DEVIATION)
 
 
-def _middle(image: ByteArray) -> ByteArray:
-    height, width = image.shape[:2]
-    side = min(height, width) * _CROP
-    left = (width - side) / 2
-    top = (height - side) / 2
-    square = Image.fromarray(image).resize(
-        (SIDE_PX, SIDE_PX),
-        Image.Resampling.BICUBIC,
-        box=(left, top, left + side, top + side),
-    )
+def _whole(image: ByteArray) -> ByteArray:
+    # Squeezed: with bands beside it a photo was named worse than with its proportions changed.
+    square = Image.fromarray(image).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)
     return np.asarray(square, dtype=np.uint8)
 
 

@@ -50,8 +50,10 @@ def test_the_classifier_names_a_photo_as_its_authors_network_does(
     encoder: ConseEncoder, photos: list[ByteArray]
 ) -> None:
     names = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
+    # Its authors look at the middle of a photo.
+    middles = [photo[33:393, 140:500] for photo in photos]
     with torch.inference_mode():
-        _, logits = encoder.conse.network(input_pixels(photos))
+        _, logits = encoder.conse.network(input_pixels(middles))
     assert [names[int(best)] for best in logits.argmax(1)] == ["palace", "daisy"]
 
 
