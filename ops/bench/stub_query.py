@@ -11,9 +11,10 @@ from ops.bench.stub import WIDTH, noise_of, unit_vector
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import ByteArray, FloatArray
 from workers.query import http
-from workers.query.engine import QueryEngine, TrieEngine
+from workers.query.engine import QueryEngine
 from workers.query.gallery import Gallery
 from workers.query.searcher import Searcher, follow
+from workers.query.trie_engine import TrieEngine
 from workers.query.updates import LoadSearcher
 from workers.repository.generations import Generation
 from workers.runtime.services import Services

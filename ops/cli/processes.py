@@ -234,10 +234,15 @@ def _run_scheduler(services: Services, stop: threading.Event) -> None:
 
 def _run_query(services: Services, stop: threading.Event, listener: int | None) -> None:
     from workers.query import http
-    from workers.query.residents import searcher_loader
+    from workers.query.residents import import_model, searcher_loader
+    from workers.repository.generations import live_number
     from workers.runtime.process import inherited
 
     limit_threads(services.settings)
+    with services.connect("query") as conn:
+        if live_number(conn) is not None:
+            # At full priority, which the thread that loads generations does not have.
+            import_model()
     http.run(
         services,
         stop,

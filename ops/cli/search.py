@@ -110,14 +110,17 @@ def evaluate(options: Namespace, settings: Settings) -> int:
 
 def explain(options: Namespace, settings: Settings) -> int:
     """`sigma explain`"""
-    from model.decoding.decoder import Decoder
-    from model.decoding.explain import explain as generate_caption
-    from workers.generations.model_assigner import load_generation_checkpoint
     from workers.query.searcher import live_generation
 
     with open_services(settings) as services, open_database(services, "explain") as conn:
         generation = live_generation(conn, options.generation)
         image_id, codes = _identify(conn, generation, options.what)
+        # Imported here: PyTorch takes seconds, which nobody should wait for to be told of a typing
+        # error.
+        from model.decoding.decoder import Decoder
+        from model.decoding.explain import explain as generate_caption
+        from workers.generations.model_assigner import load_generation_checkpoint
+
         sigma = load_generation_checkpoint(services.checkpoints, generation).sigma
         caption = generate_caption(Decoder(sigma), codes)
     document: JsonObject = {

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.network.profiles import profile
 from ops.cli.context import AddCommand, emit, entries_of, open_database
 from ops.embedded.database import open_services
 from schemas.errors import UsageError
@@ -110,7 +111,9 @@ def train(options: Namespace, settings: Settings) -> int:
 
 
 def check(options: Namespace) -> None:
-    """`UsageError` when the options contradict each other, or name nothing to train on."""
+    """`UsageError` when the options contradict each other, or name what there is not."""
+    if options.profile:
+        profile(options.profile)
     from_parent = options.refresh or options.recluster
     sources = []
     if options.manifest:
@@ -168,7 +171,6 @@ def _train_as_first_rank(options: Namespace, settings: Settings) -> int:
 def training_request(options: Namespace, encoder: str | None = None) -> "TrainRequest":
     """The trainer's request for parsed options; `encoder` is that of a run that names none."""
     from model.network.base import SHIPPED
-    from model.network.profiles import profile
     from workers.trainer.request import STAGES, TrainRequest
 
     return TrainRequest(

@@ -9,15 +9,20 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ops.embedded.database import open_services
 from ops.scenes.corpus import CorpusConfig, generate
-from schemas.settings import KafkaSettings, S3Settings
+from ops.status import read_status
+from schemas.records import JsonObject
+from schemas.settings import KafkaSettings, S3Settings, Settings
 from stream.images.s3 import S3ImageStore
 
 TRAINED, STREAMED = 240, 500
@@ -71,6 +76,32 @@ class Home:
         done = self.sigma(*arguments, "--json", **extra)
         assert done.code == 0, done.err[-2000:]
         return done.json
+
+
+@contextmanager
+def watched(home: Home) -> Iterator[Callable[[], JsonObject]]:
+    """The status of a home without its processes' alarms, read again at every call.
+
+    In this process: the command takes a second of processor time, which matters where tests poll.
+    """
+    with (
+        open_services(Settings.from_environment(home.environment())) as services,
+        services.connect("test") as conn,
+        closing(services.open_log()) as log,
+    ):
+        yield lambda: read_status(conn, log).to_json()
+
+
+def settled(home: Home, indexed: int, timeout_s: float = 120) -> JsonObject:
+    """The status once that many images are indexed and nothing waits."""
+    deadline = time.monotonic() + timeout_s
+    with watched(home) as status:
+        while True:
+            found = status()
+            if found["images"]["indexed"] == indexed and found["images"]["pending"] == 0:
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ import pytest
 
 from schemas.settings import S3Settings
 from stream.manifest import read_manifest
-from tests.acceptance.conftest import TRAINED, Home
-from tests.acceptance.test_flow import settled
+from tests.acceptance.conftest import TRAINED, Home, settled
 
 ARRIVING = 60
 

@@ -19,11 +19,12 @@ import pytest
 from model.network.profiles import profile
 from ops.embedded.database import EmbeddedDatabase, open_services
 from ops.embedded.home import home_mark
+from ops.embedded.process_alarms import process_alarms
 from ops.embedded.process_identity import ProcessIdentity
 from ops.embedded.supervisor_record import SupervisorRecord, WorkerRecord
 from ops.scenes.corpus import CorpusConfig, generate
 from schemas.settings import Settings
-from tests.acceptance.conftest import Home
+from tests.acceptance.conftest import Home, watched
 from workers.repository import generations
 
 ROLES = {"intake", "index", "query", "scheduler"}
@@ -33,6 +34,18 @@ ROLES = {"intake", "index", "query", "scheduler"}
 def empty(tmp_path: Path) -> Iterator[Home]:
     """A home without a generation; what runs in it is stopped at the end."""
     made = Home(tmp_path / "empty")
+    yield made
+    made.sigma("down")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home without a generation, all processes up, for tests after which they are up again."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("running") / "home"
+    made = Home(folder, {"SIGMA_METRICS_PORT": str(port)})
+    made.ok("up")
     yield made
     made.sigma("down")
 
@@ -84,13 +97,14 @@ def listening(port: int) -> socket.socket:
     return found[0]
 
 
-def test_after_kill_9_of_the_supervisor_nothing_of_it_serves_on_and_up_starts_one_fleet(
+def test_after_kill_9_of_the_supervisor_an_alarm_says_so_nothing_serves_on_and_up_starts_one_fleet(
     empty: Home,
 ) -> None:
     pid = empty.ok("up")["pid"]
     assert {role: len(pids) for role, pids in workers_of(empty).items()} == dict.fromkeys(ROLES, 1)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not workers_of(empty) and postgres_of(empty) is None)
+    assert any("the supervisor was killed" in one for one in empty.ok("status")["alarms"])
     again = empty.ok("up")["pid"]
     assert again != pid
     assert {role: len(pids) for role, pids in workers_of(empty).items()} == dict.fromkeys(ROLES, 1)
@@ -102,15 +116,15 @@ def test_after_kill_9_of_the_supervisor_nothing_of_it_serves_on_and_up_starts_on
     assert workers_of(empty) == {}
     assert postgres_of(empty) is None
     assert empty.ok("down") == {"stopped": False}
+    assert not any("supervisor" in one for one in empty.ok("status")["alarms"])
 
 
-def test_postgresql_killed_with_9_comes_back_and_the_workers_go_on(empty: Home) -> None:
-    empty.ok("up")
-    before, killed = workers_of(empty), postgres_of(empty)
+def test_postgresql_killed_with_9_comes_back_and_the_workers_go_on(running: Home) -> None:
+    before, killed = workers_of(running), postgres_of(running)
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
-    settings = Settings(home=empty.folder)
-    took_s = wait_until(lambda: postgres_of(empty) not in (None, killed))
+    settings = Settings(home=running.folder)
+    took_s = wait_until(lambda: postgres_of(running) not in (None, killed))
     assert took_s < 15
     with open_services(settings) as services, services.connect("test") as conn:
 
@@ -119,7 +133,7 @@ def test_postgresql_killed_with_9_comes_back_and_the_workers_go_on(empty: Home) 
             return {name for (name,) in rows}
 
         wait_until(lambda: {"sigma intake", "sigma index"} <= connected())
-    assert workers_of(empty) == before
+    assert workers_of(running) == before
 
 
 def test_a_client_killed_with_9_leaves_no_database_running(tmp_path: Path) -> None:
@@ -141,14 +155,13 @@ def test_a_client_killed_with_9_leaves_no_database_running(tmp_path: Path) -> No
 
 
 def test_a_killed_keeper_takes_its_postgresql_along_and_the_supervisor_starts_both_again(
-    empty: Home,
+    running: Home,
 ) -> None:
-    empty.ok("up")
-    keeper = json.loads((empty.folder / "run" / "postgres.lock").read_text())["pid"]
-    killed = postgres_of(empty)
+    keeper = json.loads((running.folder / "run" / "postgres.lock").read_text())["pid"]
+    killed = postgres_of(running)
     os.kill(keeper, signal.SIGKILL)
-    wait_until(lambda: postgres_of(empty) not in (None, killed))
-    assert empty.ok("status")["url"]
+    wait_until(lambda: postgres_of(running) not in (None, killed))
+    assert running.ok("status")["url"]
 
 
 def test_down_never_kills_a_process_that_only_has_the_number_of_ours(empty: Home) -> None:
@@ -169,18 +182,19 @@ def test_down_never_kills_a_process_that_only_has_the_number_of_ours(empty: Home
         stranger.kill()
 
 
-def test_down_in_a_copy_of_a_home_leaves_the_original_alone(empty: Home, tmp_path: Path) -> None:
-    empty.ok("up")
-    before = workers_of(empty)
+def test_down_in_a_copy_of_a_home_leaves_the_original_alone(running: Home, tmp_path: Path) -> None:
+    before = workers_of(running)
     copy = Home(tmp_path / "copy")
-    subprocess.run(["cp", "-a", str(empty.folder), str(copy.folder)], check=True)
+    subprocess.run(["cp", "-a", str(running.folder), str(copy.folder)], check=True)
     assert copy.ok("down") == {"stopped": False}
     assert copy.ok("status")["url"] is None
-    assert workers_of(empty) == before
-    assert postgres_of(empty) is not None
+    assert workers_of(running) == before
+    assert postgres_of(running) is not None
 
 
-def test_two_who_start_at_once_get_the_same_processes(empty: Home) -> None:
+def test_two_who_start_at_once_get_the_same_processes_as_later_ones_and_down_leaves_none_behind(
+    empty: Home,
+) -> None:
     command = [sys.executable, "-m", "ops.cli", "up", "--json"]
     started = [
         subprocess.Popen(command, env=empty.environment(), stdout=subprocess.PIPE, text=True)
@@ -188,7 +202,20 @@ def test_two_who_start_at_once_get_the_same_processes(empty: Home) -> None:
     ]
     answers = [json.loads(process.communicate(timeout=240)[0]) for process in started]
     assert answers[0] == answers[1]
+    assert empty.ok("up") == answers[0]
     assert {role: len(pids) for role, pids in workers_of(empty).items()} == dict.fromkeys(ROLES, 1)
+    with open_services(Settings(home=empty.folder)) as found, found.connect("test") as conn:
+        names = {name for (name,) in conn.execute("SELECT application_name FROM pg_stat_activity")}
+    assert {"sigma consumer intake", "sigma consumer index"} <= names, (
+        "arrivals are taken as soon as it returns"
+    )
+    os.kill(workers_of(empty)["query"][0], signal.SIGKILL)
+    # The supervisor keeps the port: until the next worker answers, a query waits.
+    alive = httpx.get(f"{answers[0]['url']}/healthz", timeout=100)
+    assert alive.json() == {"alive": True}
+    assert empty.ok("down") == {"stopped": True}
+    assert empty.ok("down") == {"stopped": False}
+    assert workers_of(empty) == {}
 
 
 def test_a_postgresql_that_lets_everybody_in_is_replaced_by_one_that_does_not(
@@ -208,9 +235,9 @@ def test_a_postgresql_that_lets_everybody_in_is_replaced_by_one_that_does_not(
 
 
 def test_without_a_generation_each_command_says_what_is_missing_and_what_to_do(
-    empty: Home, tmp_path: Path
+    running: Home, tmp_path: Path
 ) -> None:
-    started = empty.sigma("up")
+    started = running.sigma("up")
     assert started.code == 0
     assert "running, but no generation is live" in started.out
     assert "sigma train --manifest F" in started.out
@@ -220,18 +247,19 @@ def test_without_a_generation_each_command_says_what_is_missing_and_what_to_do(
     # A letter that is of no image, and images that wait for a generation.
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not an image")
-    empty.ok("ingest", *images, broken)
-    wait_until(lambda: empty.ok("status")["images"]["pending"] == 4, 60)
-    found = empty.ok("status")
+    running.ok("ingest", *images, broken)
+    with watched(running) as status:
+        wait_until(lambda: bool(status()["images"]["pending"] == 4), 60)
+    found = running.ok("status")
     assert found["lag"] == {"intake": 0, "outbox": 0, "index": 0, "generation": 4}
     assert found["dead_letters"] == 1
     assert any(alarm.startswith("no generation is live") for alarm in found["alarms"])
-    text = empty.sigma("status", "--check")
+    text = running.sigma("status", "--check")
     assert text.code == 1
     assert "None" not in text.out
     assert "4 waiting" in text.out
     begin = time.monotonic()
-    waited = empty.sigma("ingest", *images, "--wait")
+    waited = running.sigma("ingest", *images, "--wait")
     assert time.monotonic() - begin < 45
     assert waited.code == 2
     assert "no generation is live" in waited.err
@@ -239,23 +267,21 @@ def test_without_a_generation_each_command_says_what_is_missing_and_what_to_do(
     assert httpx.post(f"{found['url']}/v1/query", json={"query": "a"}).status_code == 503
     # After a training that failed they say why.
     reason = "stage align: R@10 must be at least 0.104, got 0.050"
-    with open_services(Settings(home=empty.folder)) as services, services.connect("test") as conn:
+    with open_services(Settings(home=running.folder)) as services, services.connect("test") as conn:
         number = generations.create_generation(conn, profile("tiny").shape)
         generations.update(conn, number, failure=[reason])
         generations.set_state(conn, number, "failed")
-    assert reason in empty.sigma("up").out
-    assert reason in empty.sigma("ingest", *images, "--wait").err
-    unwaited = empty.sigma("ingest", *images)
+    assert reason in running.sigma("up").out
+    assert reason in running.sigma("ingest", *images, "--wait").err
+    unwaited = running.sigma("ingest", *images)
     assert unwaited.code == 0
     assert reason in unwaited.out
 
 
-def test_a_worker_that_dies_again_and_again_is_named_with_its_last_error(empty: Home) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    home = Home(empty.folder, {"SIGMA_METRICS_PORT": str(port)})
-    supervisor = home.ok("up")["pid"]
-    (index,) = workers_of(home)["index"]
+def test_a_worker_that_dies_again_and_again_is_named_with_its_last_error(running: Home) -> None:
+    port = int(running.services["SIGMA_METRICS_PORT"])
+    supervisor = running.ok("up")["pid"]
+    (index,) = workers_of(running)["index"]
     # It must not be quicker than this test, which takes the index worker's port: the second one.
     os.kill(supervisor, signal.SIGSTOP)
     try:
@@ -266,23 +292,14 @@ def test_a_worker_that_dies_again_and_again_is_named_with_its_last_error(empty: 
     with taken:
 
         def told() -> bool:
-            alarms = home.ok("status")["alarms"]
+            alarms = process_alarms(Settings(home=running.folder), is_live=False)
             return any("the index worker died" in one and "in use" in one for one in alarms)
 
         wait_until(told, 90)
-        checked = home.sigma("status", "--check", "--json")
+        checked = running.sigma("status", "--check", "--json")
         assert checked.code == 1
         assert any("index.log" in alarm for alarm in checked.json["alarms"])
-    wait_until(lambda: "index" in workers_of(home))
-
-
-def test_a_supervisor_that_was_killed_is_an_alarm_until_up_or_down(empty: Home) -> None:
-    pid = empty.ok("up")["pid"]
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not workers_of(empty))
-    assert any("the supervisor was killed" in one for one in empty.ok("status")["alarms"])
-    empty.ok("down")
-    assert not any("supervisor" in one for one in empty.ok("status")["alarms"])
+    wait_until(lambda: "index" in workers_of(running))
 
 
 def test_up_tells_at_once_which_worker_cannot_start_and_why(empty: Home) -> None:
@@ -345,7 +362,8 @@ def test_a_full_disk_stops_nothing_for_good_and_all_comes_back_with_the_space(
         assert wait_until(lambda: set(workers_of(home)) == ROLES) < 15
         generate(CorpusConfig(3, seed=5), tmp_path / "three", "train", lambda _: None)
         home.ok("ingest", *sorted((tmp_path / "three").rglob("*.png")))
-        wait_until(lambda: home.ok("status")["lag"]["generation"] == 3, 90)
+        with watched(home) as status:
+            wait_until(lambda: bool(status()["lag"]["generation"] == 3), 90)
         assert home.ok("status")["url"]
         assert home.ok("up")["pid"] == pid
     finally:

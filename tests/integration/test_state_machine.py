@@ -45,8 +45,9 @@ from tests.searchable_model import SearchableModel
 from tests.stubs import services_at
 from workers import index, intake
 from workers.generations import switching
-from workers.query.engine import QueryEngine, TrieEngine
+from workers.query.engine import QueryEngine
 from workers.query.searcher import Searcher
+from workers.query.trie_engine import TrieEngine
 from workers.repository import counters, generations
 from workers.repository.connection import Connection, connect
 from workers.runtime.pictures import read_picture

@@ -7,6 +7,7 @@ finds its own generation live sends the changes first and the promotion afterwar
 could be found before a switch can be found after it.
 """
 
+import importlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +17,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from model.network.checkpoint import Checkpoint
 from schemas.errors import SigmaError
-from workers.query.engine import ModelEngine, QueryEngine
+from workers.query.engine import QueryEngine
 from workers.query.searcher import Searcher, open_searcher
 from workers.query.updates import (
     ChangesApplied,
@@ -53,13 +53,20 @@ _NONE_LIVE = "no generation is live yet; train one with: sigma train --manifest 
 log = structlog.get_logger()
 
 
+def import_model() -> None:
+    """Import what loads generations, which takes five seconds of processor time."""
+    importlib.import_module("workers.query.trie_engine")
+
+
 def searcher_loader(services: Services) -> LoadSearcher:
     """Return a function that loads and warms up a generation's trained model."""
 
     def load(
         generation: Generation, previous: Searcher[QueryEngine] | None, live: bool
     ) -> Searcher[QueryEngine]:
-        checkpoint: Checkpoint | None = None
+        from workers.query.trie_engine import ModelEngine
+
+        checkpoint = None
         if previous is not None and isinstance(previous.engine, ModelEngine):
             checkpoint = previous.engine.checkpoint
         # Only the live generation decodes with vLLM, which a process can run once.

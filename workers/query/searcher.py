@@ -5,22 +5,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from model.decoding.export import delete_stale_exports
-from model.network.checkpoint import Checkpoint
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import Hit, IntArray, JsonObject
 from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
-from workers.generations.model_assigner import load_generation_checkpoint
 from workers.query.descriptions import Descriptions
-from workers.query.engine import EXPORTS, ModelEngine, QueryEngine, RankedImages, export_name
+from workers.query.engine import QueryEngine, RankedImages
 from workers.repository.connection import ANSWER_LIMITS, Connection
 from workers.repository.follower import Changes, TrieFollower
 from workers.repository.generations import Generation, get, live, receiving
 from workers.repository.stored_images import StoredImage
 from workers.runtime.services import Services
+
+if TYPE_CHECKING:
+    from model.network.checkpoint import Checkpoint
+    from workers.query.trie_engine import ModelEngine
 
 # How to rank: by the fused score, or as the paper does, by the identifier's probability alone.
 Mode = Literal["fused", "paper"]
@@ -222,14 +223,19 @@ def open_searcher(
     services: Services,
     generation: Generation,
     *,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: "Checkpoint | None" = None,
     engine: str | None = None,
-) -> Searcher[ModelEngine]:
+) -> "Searcher[ModelEngine]":
     """Load a generation's model and index, and follow it.
 
     `engine` decodes, "torch" or "vllm", the one of the settings by default. With a `checkpoint`,
     nothing is read from the generation's folder.
     """
+    # Imported here: they take six seconds of processor time, and until a generation is loaded a
+    # query worker listens, and a command finds what is wrong with its options, without them.
+    from workers.generations.model_assigner import load_generation_checkpoint
+    from workers.query.trie_engine import EXPORTS, ModelEngine
+
     engine_name = engine or services.settings.engine
     if services.settings.engine == "vllm":
         with services.connect(f"exports {generation.id}") as conn:
@@ -264,6 +270,9 @@ def follow(services: Services, generation: Generation, engine: E) -> Searcher[E]
 
 
 def _delete_unused_exports(conn: Connection, exports: Path, generation: Generation) -> None:
+    from model.decoding.export import delete_stale_exports
+    from workers.query.trie_engine import export_name
+
     # Other query workers on this machine may read those of the other receiving generations.
     names = {export_name(generation.id)}
     for other in receiving(conn):

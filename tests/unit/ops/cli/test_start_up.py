@@ -17,6 +17,7 @@ SERVICES = {"kafka", "aiokafka", "faust", "minio"}
         "ops.embedded.supervisor",
         "workers.intake, workers.runtime.relay",
         "workers.index",
+        "workers.query.http, workers.query.residents",
         "ops.jobs.scheduler, ops.jobs.drift_watcher",
     ],
 )

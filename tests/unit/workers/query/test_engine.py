@@ -7,8 +7,8 @@ import numpy as np
 
 from model.decoding.beam import TextDecodingEngine
 from tests.unit.workers.query.engines import SHAPE, UnitEncoder
-from workers.query.engine import TrieEngine
 from workers.query.gallery import Gallery
+from workers.query.trie_engine import TrieEngine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 
