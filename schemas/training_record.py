@@ -14,6 +14,9 @@ TrainingMode = Literal["full", "refresh", "recluster"]
 # The first of `TrainingRecord.stages`: codebook and identifier plan are on disk.
 CODEBOOK = "codebook"
 
+# Folder of the files of a pretrained encoder, in the folder of a checkpoint.
+KEPT_ENCODER = "encoder"
+
 _TRAINING_LOSS = "training_loss"
 
 

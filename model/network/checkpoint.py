@@ -31,7 +31,7 @@ from model.network.weights_io import load_module, save_module
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
 from schemas.records import JsonObject
-from schemas.training_record import TrainingRecord
+from schemas.training_record import KEPT_ENCODER, TrainingRecord
 
 # Describes the model and its training; put in place last, so a folder with it is whole.
 ABOUT = "checkpoint.json"
@@ -51,7 +51,6 @@ _HEAD = "head.safetensors"
 _PROJECTOR = "projector.safetensors"
 _TOWERS = "encoder.safetensors"
 _ENCODER_TOKENIZER = "encoder-tokenizer"
-_ENCODER = "encoder"
 
 # Folder of a save that is not complete: it is thrown away.
 _WRITING = ".writing"
@@ -158,7 +157,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     _write(checkpoint, writing)
     if isinstance(checkpoint.encoder, KeptEncoder):
         # Before the files that name it. It never changes, so the save of a later stage finds it.
-        keep_encoder(checkpoint.encoder, folder / _ENCODER)
+        keep_encoder(checkpoint.encoder, folder / KEPT_ENCODER)
     writing.replace(folder / _WRITTEN)
     recover_checkpoint(folder)
 
@@ -284,7 +283,7 @@ def _preprocessor_of(profile: Profile) -> ImagePreprocessor:
 
 def _load_encoder(folder: Path, description: _Description, profile: Profile) -> Encoder:
     if description.kept_source is not None:
-        return read_kept(folder / _ENCODER, description.kept_source)
+        return read_kept(folder / KEPT_ENCODER, description.kept_source)
     if description.jina_source is not None:
         return JinaEncoder.load(description.jina_source, width=profile.embedding_width)
     if description.towers_width is None or profile.tiny is None:

@@ -1,6 +1,6 @@
 """Profiles: named sizes of everything.
 
-`tiny` trains on a CPU in minutes; `qwen-3b` and `qwen-7b` are the paper's setting.
+`tiny` and `small` train on a CPU in minutes; `qwen-3b` and `qwen-7b` are the paper's setting.
 """
 
 from dataclasses import dataclass, replace
@@ -94,7 +94,7 @@ class Profile:
     model: str | None
     """Hub name or folder of the pretrained backbone; None where a base takes its place.
 
-    The same for encoder and teacher.
+    The same for encoder and teacher; an encoder may also be one of the packages of the registry.
     """
     encoder: str | None
     teacher: str | None
@@ -206,8 +206,78 @@ _TINY = Profile(
     views=3,
 )
 
+# For pictures that nobody here made. It reads them and their queries by the vectors of an encoder
+# that has seen the world; the captions of a corpus are too few to learn either from.
+_SMALL = Profile(
+    name="small",
+    # More and smaller leaves than `tiny`: where texts and pictures lie far apart, a query needs
+    # leaves from many corners (docs/experiments/small.md).
+    shape=IdentifierShape(codes=(32, 16, 8, 4), suffixes=64),
+    stages=(
+        Stage("memorize", epochs=3, learning_rate=1e-3, batch=64),
+        Stage(
+            "comprehend",
+            epochs=3,
+            learning_rate=1e-3,
+            batch=64,
+            replay=1.0,
+            without_suffix=0.5,
+        ),
+        Stage(
+            "align",
+            epochs=4,
+            learning_rate=1e-3,
+            batch=64,
+            replay=1.0,
+            caption_replay=1.0,
+            vector_views=24_000,
+        ),
+    ),
+    refresh=(
+        Stage("memorize", epochs=1, learning_rate=1e-3, batch=64),
+        Stage(
+            "comprehend",
+            epochs=1,
+            learning_rate=1e-3,
+            batch=64,
+            replay=1.0,
+            without_suffix=0.5,
+        ),
+        Stage(
+            "align",
+            epochs=1,
+            learning_rate=1e-3,
+            batch=64,
+            replay=1.0,
+            caption_replay=1.0,
+            vector_views=6_000,
+        ),
+    ),
+    embedding_width=384,
+    model=None,
+    encoder="efficientnet-minilm",
+    teacher=None,
+    tiny=TinySize(
+        hidden=256,
+        layers=4,
+        heads=8,
+        kv_heads=2,
+        feed_forward=704,
+        vision_hidden=128,
+        vision_depth=4,
+        vision_feed_forward=384,
+        patch_px=14,
+        image_px=112,
+        vocabulary=4096,
+    ),
+    max_text_tokens=96,
+    held_out=0.05,
+    explain_as_image=True,
+)
+
 PROFILES: dict[str, Profile] = {
     "tiny": _TINY,
+    "small": _SMALL,
     "qwen-3b": _qwen("qwen-3b", "Qwen/Qwen2.5-VL-3B-Instruct"),
     "qwen-7b": _qwen("qwen-7b", "Qwen/Qwen2.5-VL-7B-Instruct"),
 }

@@ -76,11 +76,8 @@ def adapt(base: Base, data: CaptionedImages, config: AdaptConfig, progress: Prog
 
     Returns the base with what was done in `about`.
     """
-    epochs = config.epochs(config.contrastive_views, len(data))
-    contrastive = ContrastiveConfig(
-        epochs=epochs, learning_rate=_LEARNING_RATE, limit=base.limit, seed=config.seed
-    )
-    train_two_tower(base.towers, base.tokenizer, data, contrastive, progress)
+    contrastive = adapt_towers(base, data, config, progress)
+    epochs = contrastive.epochs
     teacher = replace(contrastive, epochs=max(1, epochs // _TEACHER_SHARE))
     train_teacher(base.cross, base.towers, base.tokenizer, data, teacher, progress)
     pretraining = PretrainConfig(
@@ -95,6 +92,20 @@ def adapt(base: Base, data: CaptionedImages, config: AdaptConfig, progress: Prog
         "pretrain_epochs": pretraining.epochs,
     }
     return replace(base, about={**base.about, "adapted": adapted})
+
+
+def adapt_towers(
+    base: Base, data: CaptionedImages, config: AdaptConfig, progress: Progress
+) -> ContrastiveConfig:
+    """Train the base's encoder further, in place; returns the numbers that it was trained with."""
+    contrastive = ContrastiveConfig(
+        epochs=config.epochs(config.contrastive_views, len(data)),
+        learning_rate=_LEARNING_RATE,
+        limit=base.limit,
+        seed=config.seed,
+    )
+    train_two_tower(base.towers, base.tokenizer, data, contrastive, progress)
+    return contrastive
 
 
 def adapt_to_encoder(

@@ -6,19 +6,27 @@ search, refresh and switch. Workers and log are measured elsewhere (`ops.bench.s
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from model.progress import Progress
 from model.retrieval.recall import recall_at
+from model.training.adapt import AdaptConfig
+from ops.bench.corpus_adapted import adapt_tiny
 from ops.bench.corpus_manifests import BenchCorpus, Entries
 from ops.bench.corpus_result import CorpusBenchResult, GroupRecall, StepTime
 from ops.bench.corpus_sheet import SheetConfig, draw_answers
 from ops.caption_evaluation import CaptionEvaluation, evaluate_captions
-from ops.evaluation_queries import DEPTH, EvaluationQueries, queries_by_split, read_gallery
+from ops.evaluation_queries import (
+    DEPTH,
+    EvaluationQueries,
+    GalleryImage,
+    queries_by_split,
+    read_gallery,
+)
 from ops.jobs.known_items import Rank, rank_of
 from schemas.errors import UsageError, WorkFailedError
 from workers.generations.catch_up import CatchUp
@@ -46,6 +54,8 @@ class CorpusBenchConfig:
     """Most queries of one group, a seeded sample."""
     sheet: SheetConfig | None = None
     """A contact sheet to draw; None draws none."""
+    adapted: AdaptConfig | None = None
+    """How to adapt the encoder of `tiny`, to be measured beside; None does not."""
 
 
 @dataclass(slots=True)
@@ -128,14 +138,15 @@ class _CorpusRun:
         self._reject(seeded.rejected)
 
     def _ask_before(self) -> CaptionEvaluation | None:
-        corpus = self.corpus
         with self._searcher() as searcher:
             with self.clocks.step("ask"):
-                self._ask(searcher, "seen", corpus.train)
-                self._ask(searcher, "unseen", corpus.stream)
-                self._ask(searcher, "shift_before", corpus.untold)
+                for group, entries in self._groups_before().items():
+                    self._ask(searcher, group, entries)
             with self.clocks.step("captions"):
                 captions = self._captions(searcher)
+            if self.config.adapted is not None:
+                with self.clocks.step("adapt tiny"):
+                    self._measure_adapted(self.config.adapted)
             if self.config.sheet is not None:
                 self._draw(searcher, self.config.sheet)
         return captions
@@ -150,6 +161,27 @@ class _CorpusRun:
             limit=self.config.queries,
             seed=self.config.training.seed,
         )
+
+    def _measure_adapted(self, config: AdaptConfig) -> None:
+        images = read_gallery(self.conn, live_generation(self.conn).id)
+        train = self.corpus.train
+        adapted = adapt_tiny(self.services.store, images, train, config, self.progress)
+        for group, entries in self._groups_before().items():
+            for queries in self._queries(entries, images):
+                found = adapted.recall(queries)
+                self.groups[group] = replace(self.groups[group], adapted=found)
+
+    def _groups_before(self) -> Mapping[str, Entries]:
+        corpus = self.corpus
+        return {"seen": corpus.train, "unseen": corpus.stream, "shift_before": corpus.untold}
+
+    def _queries(
+        self, entries: Entries, images: Sequence[GalleryImage]
+    ) -> Sequence[EvaluationQueries]:
+        """The queries of a group: all of its images are trained on, or none is."""
+        config = self.config
+        splits = queries_by_split(entries, images, config.queries, config.training.seed)
+        return list(splits.values())
 
     def _draw(self, searcher: Searcher[ModelEngine], sheet: SheetConfig) -> None:
         draw_answers(searcher, self.conn, self.corpus.stream, sheet, self.config.training.seed)
@@ -184,9 +216,7 @@ class _CorpusRun:
 
     def _ask(self, searcher: Searcher[ModelEngine], group: str, entries: Entries) -> None:
         images = read_gallery(self.conn, searcher.generation.id)
-        splits = queries_by_split(entries, images, self.config.queries, self.config.training.seed)
-        # All images of a group are trained on, or none is.
-        for queries in splits.values():
+        for queries in self._queries(entries, images):
             self.groups[group] = recall_of(searcher, queries)
 
     def _reject(self, rejected: Sequence[RejectedEntry]) -> None:

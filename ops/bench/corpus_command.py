@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.network.profiles import profile
+from model.training.adapt import AdaptConfig
 from ops.bench.corpus import DEFAULT_QUERIES, CorpusBenchConfig, bench_corpus
 from ops.bench.corpus_manifests import read_corpus
 from ops.bench.corpus_page import keep_run
@@ -63,6 +64,7 @@ def _config(options: Namespace, settings: Settings) -> CorpusBenchConfig:
         ),
         queries=options.queries or DEFAULT_QUERIES,
         sheet=sheet,
+        adapted=AdaptConfig(seed=options.seed) if options.beside_tiny else None,
     )
 
 

@@ -33,6 +33,9 @@ class GroupRecall:
     """Of exact search with the same encoder over the same gallery."""
     candidates: float
     """Images that our search scored for one query, on average."""
+    adapted: Mapping[str, float] | None = None
+    """Of exact search with the encoder of `tiny`, adapted to the same captions; None where it was
+    not measured."""
 
     @property
     def share_scored(self) -> float:
@@ -53,7 +56,8 @@ class GroupRecall:
     def from_json(cls, document: Mapping[str, Any]) -> "GroupRecall":
         """Read what `to_json` wrote."""
         names = ("queries", "gallery", "ours", "dense", "candidates")
-        return cls(**{name: document[name] for name in names})
+        adapted = document.get("adapted")
+        return cls(**{name: document[name] for name in names}, adapted=adapted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,10 @@ class CorpusBenchResult:
         lines += [f"Images: {counts}. Seed {self.seed}.", ""]
         cutoffs = [f"R@{cutoff}" for cutoff in CUTOFFS[:3]]
         titles = ["asked for", "queries", *cutoffs, *(f"dense {name}" for name in cutoffs)]
-        lines += table_head([*titles, "ours / dense R@10", "scored", "of the gallery"])
+        titles += ["ours / dense R@10", "scored", "of the gallery"]
+        if any(group.adapted for group in self.groups.values()):
+            titles.append("tiny adapted, dense R@10")
+        lines += table_head(titles)
         for key, group in self.groups.items():
             lines.append(_group_row(GROUPS[key], group, cutoffs))
         if self.captions is not None:
@@ -175,4 +182,6 @@ def _group_row(title: str, group: GroupRecall, cutoffs: Sequence[str]) -> str:
     cells += [f"{100 * group.dense[name]:.1f}" for name in cutoffs]
     cells.append("–" if group.ratio is None else f"{group.ratio:.2f}")
     cells += [f"{group.candidates:.0f}", f"{100 * group.share_scored:.1f}%"]
+    if group.adapted is not None:
+        cells.append(f"{100 * group.adapted['R@10']:.1f}")
     return table_row(cells)

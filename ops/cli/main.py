@@ -25,6 +25,7 @@ from ops.cli import (
     search,
     train,
 )
+from ops.cli.command_parser import CommandParser
 from ops.cli.context import RunCommand
 from ops.cli.failures import report as report_failure
 from schemas.settings import Settings
@@ -78,7 +79,9 @@ def _abandon_output() -> None:
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands and their options."""
     root = argparse.ArgumentParser(prog="sigma", description=DESCRIPTION)
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = root.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
+    )
 
     def add(
         name: str, run: RunCommand, help: str, *, has_json: bool = True

@@ -111,6 +111,11 @@ def _add_corpus(command: ArgumentParser) -> None:
         "--queries", type=int, metavar="N", help="corpus: most queries of a group (default 1000)"
     )
     command.add_argument(
+        "--beside-tiny",
+        action="store_true",
+        help="corpus: adapt the encoder of tiny to the captions too, and ask it by exact search",
+    )
+    command.add_argument(
         "--sheet", type=Path, metavar="FILE", help="corpus: draw queries and answers as a PNG"
     )
     command.add_argument(

@@ -40,7 +40,7 @@ def add_commands(add: AddCommand) -> None:
         action="store_true",
         help="a new codebook that moves few identifiers; alone, nothing is trained",
     )
-    command.add_argument("--profile", help="tiny (default), qwen-3b or qwen-7b")
+    command.add_argument("--profile", help="tiny (default), small, qwen-3b or qwen-7b")
     command.add_argument(
         "--expect",
         type=int,

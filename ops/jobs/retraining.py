@@ -15,6 +15,7 @@ from ops.embedded.isolation import ISOLATED_ENVIRONMENT
 from schemas.errors import WorkFailedError
 from schemas.maintenance_results import CandidateResult, CandidateSkipped
 from schemas.settings import Settings
+from schemas.training_record import KEPT_ENCODER, TrainingRecord
 from stream.lease import is_held
 from workers.generations.retiring import drop, refused_by_gate
 from workers.repository import generations
@@ -80,6 +81,8 @@ class CandidateTrainer:
 
     conn: Connection
     trainer: TrainerProcess
+    checkpoints: Path
+    """The folder of all generations' checkpoints."""
     drop_generation: Callable[[int], None]
     """Gives up a candidate."""
 
@@ -89,25 +92,37 @@ class CandidateTrainer:
         trainer = TrainerProcess(
             services.home, services.database_url, services.settings.training_processes
         )
-        return cls(conn, trainer, lambda number: drop(conn, services.checkpoints, number))
+        checkpoints = services.checkpoints
+        return cls(conn, trainer, checkpoints, lambda number: drop(conn, checkpoints, number))
 
     def retrain(self, settings: Settings) -> CandidateResult | CandidateSkipped:
         """A candidate with fresher weights: by refresh, or in full where the settings say so."""
         if settings.retrain == "full":
-            return self._make_candidate("retrain", ["--from-store", *self._expected()])
+            return self._make_candidate("retrain", ["--from-store", *self._as_live(settings)])
         return self._make_candidate_if_new("retrain", ["--refresh"])
 
     def recluster(self) -> CandidateResult | CandidateSkipped:
         """A candidate with a codebook fitted to what is stored now, and the weights as they are."""
         return self._make_candidate_if_new("recluster", ["--recluster"])
 
-    def _expected(self) -> list[str]:
-        """The option that keeps the live generation's room, or makes enough for what it holds."""
+    def _as_live(self, settings: Settings) -> list[str]:
+        """Options of a training in full that makes a generation like the live one.
+
+        Its profile and its encoder, and its room or enough for what it holds.
+        """
         live = generations.live(self.conn)
         if live is None:
             return []
         images = max(totals(self.conn, live.id).images, live.shape.comfortable, 1)
-        return ["--expect", str(images)]
+        options = ["--expect", str(images)]
+        training = live.config.training
+        if training.profile is not None:
+            options += ["--profile", training.profile]
+        encoder = encoder_of(training, self.checkpoints / live.folder)
+        # Whoever sets one wants another than the live one.
+        if settings.encoder is None and encoder is not None:
+            options += ["--encoder", encoder]
+        return options
 
     def _make_candidate_if_new(
         self, job: str, arguments: Sequence[str]
@@ -175,6 +190,19 @@ class CandidateTrainer:
             if generation.id > number:
                 return generation
         return None
+
+
+def encoder_of(training: TrainingRecord, folder: Path) -> str | None:
+    """What to ask for to get the pretrained encoder of a generation again; None where it has none.
+
+    `folder` is that of its checkpoint, whose own files need no hub. The folder that it once came
+    from may be gone, and a package's encoder is to learn from today's captions.
+    """
+    source = training.encoder_source
+    kept = folder / KEPT_ENCODER
+    # Only names of the hub have a slash and name no folder that is there.
+    is_at_hand = source is None or "/" not in source or Path(source).is_dir()
+    return source if is_at_hand or not kept.is_dir() else str(kept)
 
 
 def trainer_command(processes: int, arguments: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from model.progress import quiet
+from model.training.adapt import AdaptConfig
 from ops.bench.corpus import CorpusBenchConfig, bench_corpus
 from ops.bench.corpus_manifests import read_corpus
 from ops.bench.corpus_page import keep_run, kept_runs
@@ -49,7 +50,9 @@ def test_a_corpus_is_trained_streamed_refreshed_and_asked(
     )
     (tmp_path / "stream-2.png").unlink()
     sheet = SheetConfig(tmp_path / "sheets" / "answers.png", rows=2)
-    config = CorpusBenchConfig(request(services, seed=3), sheet=sheet)
+    config = CorpusBenchConfig(
+        request(services, seed=3), sheet=sheet, adapted=AdaptConfig(contrastive_views=8)
+    )
     result = bench_corpus(services, corpus, config, quiet)
 
     assert result.groups.keys() == {
@@ -65,6 +68,10 @@ def test_a_corpus_is_trained_streamed_refreshed_and_asked(
     assert result.groups["unseen"].gallery == 14
     # Exact search looks at all of them: twelve images, twenty places.
     assert result.groups["unseen"].dense["R@20"] == 1.0
+    adapted = result.groups["unseen"].adapted
+    assert adapted is not None
+    assert adapted["R@20"] == 1.0
+    assert result.groups["shift_after"].adapted is None
     assert list(result.rejected) == [str(tmp_path / "stream-2.png")]
     assert result.captions is not None
     assert result.captions.split == "unseen"
@@ -74,6 +81,7 @@ def test_a_corpus_is_trained_streamed_refreshed_and_asked(
         "shift",
         "ask",
         "captions",
+        "adapt tiny",
         "refresh",
         "ask again",
     }

@@ -2,14 +2,16 @@
 
 import shutil
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from model.network.backbone import fresh_backbone
 from model.network.base import SHIPPED, Base
 from model.network.checkpoint import Checkpoint, load_checkpoint
-from model.network.encoder import Encoder, FittableEncoder
+from model.network.encoder import Encoder, FittableEncoder, TwoTower
 from model.network.encoders.kept import KeptEncoder
 from model.network.encoders.reader import open_encoder
 from model.network.encoders.teacher import EncoderTeacher
@@ -17,7 +19,8 @@ from model.network.jina import JinaTeacher
 from model.network.parts import ModelParts, parts_from_base, pretrained_parts
 from model.network.profiles import Profile
 from model.network.resize import Pixels
-from model.network.teacher import Teacher
+from model.network.teacher import CrossHead, Teacher
+from model.network.tokenizer import train_tokenizer
 from model.progress import Progress
 from model.training.adapt import (
     SUFFICIENT_RECALL,
@@ -25,6 +28,7 @@ from model.training.adapt import (
     adapt,
     base_recall,
 )
+from model.training.class_names import class_names
 from model.training.contrastive import CaptionedImages
 from model.training.trial import (
     SUFFICIENT_ORDER,
@@ -34,7 +38,6 @@ from model.training.trial import (
 )
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import FloatArray
-from workers.trainer.request import TrainRequest
 from workers.trainer.training_images import TrainingImages
 from workers.trainer.training_run import TrainingRun
 
@@ -98,9 +101,10 @@ def open_run(run: TrainingRun) -> OpenedRun:
         checkpoint = load_checkpoint(run.folder)
         kept = isinstance(checkpoint.encoder, KeptEncoder)
         return OpenedRun(checkpoint, checkpoint.encoder if kept else None)
-    if run.request.encoder is None:
-        return OpenedRun(None, None)
-    return OpenedRun(None, open_encoder(run.request.encoder))
+    source = run.request.encoder
+    if source is None and run.profile.tiny is not None:
+        source = run.profile.encoder
+    return OpenedRun(None, None if source is None else open_encoder(source))
 
 
 def first_parts(
@@ -116,7 +120,7 @@ def first_parts(
     if run.profile.tiny is None:
         parts = pretrained_parts(run.profile, None if chosen is None else chosen.encoder)
     else:
-        run_base = _base_of(run.folder / BASE, run.request, images, chosen, progress)
+        run_base = _base_of(run, images, chosen, progress)
         recall = run_base.recall
         parts = parts_from_base(run_base.base, run.profile)
         if chosen is not None:
@@ -158,15 +162,15 @@ def embed(encoder: Encoder, pictures: Pixels, progress: Progress) -> FloatArray:
 
 
 def _base_of(
-    own: Path,
-    request: TrainRequest,
-    images: TrainingImages,
-    chosen: ChosenEncoder | None,
-    progress: Progress,
+    run: TrainingRun, images: TrainingImages, chosen: ChosenEncoder | None, progress: Progress
 ) -> RunBase:
-    """The run's own base in the folder `own`, or the requested one, adapted where that helps."""
+    """The run's own base in its folder, or the requested one, adapted where that helps."""
+    own = run.folder / BASE
+    request = run.request
     if own.is_dir():
         return RunBase(Base.load(own), recall=None)
+    if request.base == SHIPPED and run.profile.name != SHIPPED.name:
+        return RunBase(_as_saved(_fresh_base(run, images), own), recall=None)
     base = Base.load(request.base)
     captioned = images.select(images.captioned)
     # A pretrained encoder is read by its vectors, so there is nothing to learn of it; and without
@@ -185,6 +189,28 @@ def _base_of(
     if request.base != SHIPPED:
         copy_base(request.base, own)
     return RunBase(base, rounded)
+
+
+def _fresh_base(run: TrainingRun, images: TrainingImages) -> Base:
+    """A base of random weights, for a size that none is shipped of, with the corpus's own tokens.
+
+    Its towers are never asked: such a profile has a pretrained encoder.
+    """
+    size = run.profile.tiny
+    if size is None:
+        raise AssertionError(f"profile {run.profile.name} has pretrained weights and no base")
+    texts = [*class_names(), *chain.from_iterable(images.captions)]
+    tokenizer = train_tokenizer(texts, size.vocabulary)
+    width = run.profile.embedding_width
+    return Base(
+        size=size,
+        tokenizer=tokenizer,
+        towers=TwoTower(len(tokenizer), width),
+        cross=CrossHead(width=width),
+        backbone=fresh_backbone(size, tokenizer, run.request.seed),
+        limit=run.profile.max_text_tokens,
+        about={"fresh": True, "images": len(images)},
+    )
 
 
 def require_promising(trial: AdaptationTrial | None) -> None:
