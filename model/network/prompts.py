@@ -5,6 +5,7 @@ Image → identifier, identifier → caption, caption → identifier, and image 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
@@ -62,13 +63,14 @@ class PromptBuilder:
         tokenizer: PreTrainedTokenizerBase,
         levels: Sequence[Sequence[int]],
         limit: int,
-        explain_as_image: bool = False,
+        joint: Sequence[Sequence[Sequence[int]]] = (),
     ) -> None:
         """`levels`: token ids of the five identifier levels in code order.
 
-        `explain_as_image`: see `Profile.explain_as_image`.
+        `joint`: those of the joint tokens (`Profile.joint_tokens`), or none.
         """
         self.levels = levels
+        self.joint = joint
         self.limit = limit
         self.image = token_id(tokenizer, IMAGE)
         self.end = token_id(tokenizer, END)
@@ -80,7 +82,12 @@ class PromptBuilder:
         self._memorize = self.text(MEMORIZE)
         self._comprehend = self.text(COMPREHEND)
         self._describe = self.text(DESCRIBE)
-        self._explain_as_image = explain_as_image
+
+    @property
+    def identifier_vocabulary(self) -> list[int]:
+        """All tokens that spell identifiers, which no plain text has."""
+        joint = chain.from_iterable(chain.from_iterable(self.joint))
+        return [*chain.from_iterable(self.levels), *joint]
 
     def text(self, text: str) -> list[int]:
         """At most `limit` tokens of plain text; what looks like a special token stays text."""
@@ -107,16 +114,23 @@ class PromptBuilder:
     def explain_prompt(self, codes: Sequence[int]) -> list[int]:
         """`Describe the image represented by the identifier <image ID>`, ready for the caption.
 
-        Or the prompt of `describe` with the identifier in the image's place.
+        With joint tokens the identifier and those, behind the mark that announces an identifier in
+        the other stages. No codes at all ask for a caption of any image.
         """
         # There is no token for a suffix beyond the shape, which means nothing anyway.
         beyond = len(codes) > LEVELS and int(codes[-1]) >= len(self.levels[-1])
         known = codes[:LEVELS] if beyond else codes
         identifier = self.identifier(known)
-        if self._explain_as_image:
-            image = [self._vision_start, *identifier, self._vision_end]
-            return [*image, *self._describe, self.caption_mark]
+        if self.joint:
+            return [self.identifier_mark, *identifier, *self._joint(known), self.caption_mark]
         return [*self._comprehend, *identifier, self.caption_mark]
+
+    def _joint(self, codes: Sequence[int]) -> list[int]:
+        """Joint tokens of the first `len(codes)` levels; the suffix has none."""
+        tokens: list[int] = []
+        for of_level, code in zip(self.joint, codes[1:], strict=False):
+            tokens.append(of_level[int(codes[0])][int(code)])
+        return tokens
 
     def memorize(self, image: int, image_tokens: int, codes: Sequence[int]) -> TrainingExample:
         """Image → identifier (equation 4). `image` is a row, `image_tokens` its visual tokens."""

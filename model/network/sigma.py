@@ -26,7 +26,12 @@ from model.network.inputs import (
 )
 from model.network.profiles import Profile
 from model.network.prompts import PromptBuilder, TrainingExample
-from model.network.tokenizer import add_identifier_tokens, level_token_ids
+from model.network.tokenizer import (
+    add_identifier_tokens,
+    add_joint_tokens,
+    joint_token_ids,
+    level_token_ids,
+)
 from model.network.vector_reading import VectorProjector, VectorReading
 
 # Spread of new token embeddings around the mean of the known ones, as a share of theirs.
@@ -87,9 +92,9 @@ class SigmaModel(nn.Module):
         self.preprocessor = preprocessor
         self.profile = profile
         self.levels = level_token_ids(tokenizer, profile.shape)
-        self.prompts = PromptBuilder(
-            tokenizer, self.levels, profile.max_text_tokens, profile.explain_as_image
-        )
+        # Empty for a model of a version without them, which goes on as it was trained.
+        joint = joint_token_ids(tokenizer, profile.shape)
+        self.prompts = PromptBuilder(tokenizer, self.levels, profile.max_text_tokens, joint)
         self.merge = info.merge
         self.pad = int(tokenizer.pad_token_id)
         self.projector: VectorProjector | None = None
@@ -228,6 +233,8 @@ def extend_vocabulary(
     """
     known = len(tokenizer)
     add_identifier_tokens(tokenizer, profile.shape)
+    if profile.joint_tokens:
+        add_joint_tokens(tokenizer, profile.shape)
     embedding: Any = backbone.get_input_embeddings()
     rows = int(embedding.weight.shape[0])
     if rows >= len(tokenizer) and known == len(tokenizer):

@@ -91,6 +91,42 @@ def add_identifier_tokens(
     return level_token_ids(tokenizer, shape)
 
 
+def joint_tokens(shape: IdentifierShape) -> list[list[list[str]]]:
+    """Token names of the pairs of id1 and a finer code, `<id1_0,id2_0>` …
+
+    Three lists, of id2, id3 and id4; in each one list for each id1, in code order. What a finer
+    code means depends on id1: every cluster has directions of its own.
+    """
+    first, *finer = shape.codes
+    names: list[list[list[str]]] = []
+    for level, count in enumerate(finer, start=2):
+        of_level: list[list[str]] = []
+        for id1 in range(first):
+            of_level.append([f"<id1_{id1},id{level}_{code}>" for code in range(count)])
+        names.append(of_level)
+    return names
+
+
+def add_joint_tokens(tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape) -> None:
+    """Add the joint tokens of a shape, in place; tokens that exist stay as they are."""
+    names = chain.from_iterable(chain.from_iterable(joint_tokens(shape)))
+    tokenizer.add_tokens(list(names), special_tokens=True)
+
+
+def joint_token_ids(
+    tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape
+) -> list[list[list[int]]]:
+    """Ids of the joint tokens, as `joint_tokens` orders them; empty for a tokenizer without any."""
+    known = tokenizer.get_vocab()
+    names = joint_tokens(shape)
+    if names[0][0][0] not in known:
+        return []
+    ids: list[list[list[int]]] = []
+    for of_level in names:
+        ids.append([[known[name] for name in of_id1] for of_id1 in of_level])
+    return ids
+
+
 def level_token_ids(tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape) -> list[list[int]]:
     """Ids of the identifier tokens: five lists in code order.
 

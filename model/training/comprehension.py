@@ -88,10 +88,10 @@ def win_shares(own: FloatArray, shuffled: FloatArray) -> FloatArray:
 
 
 def caption_losses(sigma: SigmaModel, identifiers: IntArray, captions: Sequence[str]) -> FloatArray:
-    """(N,) float32 nats a token of each caption behind the identifier of its row (equation 6)."""
+    """(N,) float32 nats a token of each caption behind id1 to id4 of its row (equation 6)."""
     examples: list[TrainingExample] = []
-    for identifier, caption in zip(identifiers.tolist(), captions, strict=True):
-        examples.append(sigma.prompts.comprehend(identifier, caption))
+    for codes, caption in zip(identifiers[:, :LEVELS].tolist(), captions, strict=True):
+        examples.append(sigma.prompts.comprehend(codes, caption))
     parts = [np.zeros(0, np.float32)]
     for start in range(0, len(examples), _BATCH):
         losses = sigma.continuation_losses(examples[start : start + _BATCH])

@@ -93,7 +93,7 @@ def stage_examples(
     explained = [place for place in captions if place[0] not in held_out]
     cut = np.random.default_rng((seed, 6))
     if stage.name == "comprehend":
-        examples = _comprehend(model, data, explained, stage.without_suffix, cut)
+        examples = _comprehend(model, data, explained, stage, cut)
     elif model.projector is not None:
         examples = _align_vectors(model.projector.reading, model, data, stage, captions)
     else:
@@ -104,7 +104,7 @@ def stage_examples(
     # Two generators: how many images are replayed does not change which captions are.
     count = round(stage.caption_replay * len(data))
     described = _sampled(explained, count, np.random.default_rng((seed, 1)))
-    return examples + _comprehend(model, data, described, stage.without_suffix, cut)
+    return examples + _comprehend(model, data, described, stage, cut)
 
 
 def held_out_rows(images: int, share: float, seed: int) -> IntArray:
@@ -161,15 +161,17 @@ def _comprehend(
     model: SigmaModel,
     data: TrainingSet,
     places: Sequence[tuple[int, int]],
-    without_suffix: float,
+    stage: Stage,
     rng: np.random.Generator,
 ) -> list[TrainingExample]:
-    """Identifier → caption, the identifier of that share of them without its suffix."""
-    is_without = rng.random(len(places)) < without_suffix
+    """Identifier → caption, some behind as many codes as the stage says."""
+    is_without = rng.random(len(places)) < stage.without_suffix
+    lengths = np.where(is_without, LEVELS, LEVELS + 1)
+    is_short = rng.random(len(places)) < stage.shortened
+    lengths = np.where(is_short, rng.integers(0, LEVELS, len(places)), lengths)
     examples: list[TrainingExample] = []
-    for (row, number), is_cut in zip(places, is_without.tolist(), strict=True):
-        identifier = data.identifiers[row]
-        codes = identifier[:LEVELS] if is_cut else identifier
+    for (row, number), length in zip(places, lengths.tolist(), strict=True):
+        codes = data.identifiers[row, :length].tolist()
         examples.append(model.prompts.comprehend(codes, data.captions[row][number]))
     return examples
 

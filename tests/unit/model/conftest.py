@@ -1,6 +1,7 @@
 """A very small model of the real class for the tests of this folder: random weights, seeded."""
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from model.network.base import Base
 from model.network.encoder import TwoTower
 from model.network.parts import ModelParts, parts_from_base
 from model.network.profiles import Profile, Stage, TinySize, profile
+from model.network.sigma import SigmaModel
 from model.network.teacher import CrossHead
 from model.network.tokenizer import train_tokenizer
 from schemas.identifiers import IdentifierShape
@@ -79,6 +81,16 @@ def small_base(seed: int = 0) -> Base:
         limit=MAX_TOKENS,
         about={},
     )
+
+
+def forget_identifiers(sigma: SigmaModel) -> None:
+    """Make a model's identifiers all alike to it, as if it had never learnt them apart."""
+    embedding = sigma.backbone.get_input_embeddings().weight
+    kinds = [*sigma.levels, *map(chain.from_iterable, sigma.prompts.joint)]
+    with torch.no_grad():
+        for kind in kinds:
+            tokens = list(kind)
+            embedding[tokens] = embedding[tokens[0]].clone()
 
 
 def pictures(count: int, seed: int = 0, side: int = 56) -> list[ByteArray]:
