@@ -48,7 +48,14 @@ FORBIDDEN = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("churn", [False, True], ids=["killed", "come and go"])
 def test_workers_that_die_lose_and_double_nothing(kafka: KafkaSettings, churn: bool) -> None:
-    config = ChaosConfig(events=800, disturbances=8, churn=churn, seed=4, kafka=kafka.bootstrap[0])
+    config = ChaosConfig(
+        events=800,
+        disturbances=8,
+        probability=0.5,
+        churn=churn,
+        seed=4,
+        kafka=kafka.bootstrap[0],
+    )
     result = chaos(config)
     audit = result.audit
     assert (audit.lost, audit.doubled, audit.indexed) == (0, 0, 800)
