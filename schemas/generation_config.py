@@ -24,6 +24,7 @@ _OPTIONAL_OF_GATE = (
 
 # Keys of the training record that are copied to the generation's row while a training goes on.
 _TRAINING_KEYS_IN_ROW = (
+    "reads",
     "mode",
     "parent",
     "seed",

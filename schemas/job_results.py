@@ -103,6 +103,8 @@ class RecallProbeResult:
     """By the names of `COHORTS`, in that order when read; a cohort without queries is left out."""
     candidates: float | None = None
     """Images scored for one query, on average; None in rows that did not record it."""
+    by_picture: int = 0
+    """Queries for images without captions: they were asked for by their own pictures."""
 
     @property
     def queries(self) -> int:
@@ -118,6 +120,8 @@ class RecallProbeResult:
         }
         if self.candidates is not None:
             document["candidates"] = self.candidates
+        if self.by_picture:
+            document["by_picture"] = self.by_picture
         return document
 
     @classmethod
@@ -133,7 +137,9 @@ class RecallProbeResult:
                 cohorts[name] = cohort
         if generation is None or not cohorts:
             return None
-        return cls(generation, cohorts, finite_number(figures.get("candidates")))
+        candidates = finite_number(figures.get("candidates"))
+        by_picture = whole_number(figures.get("by_picture")) or 0
+        return cls(generation, cohorts, candidates, by_picture)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,10 @@ KEPT_ENCODER = "encoder"
 _TRAINING_LOSS = "training_loss"
 
 
+# What `TrainingRecord.reads` says of a generation that reads the encoder's vectors.
+VECTORS = "vectors"
+
+
 @dataclass(frozen=True, slots=True)
 class StageEvaluation:
     """What a stage was measured at: its figures by name, and the loss of its last batch."""
@@ -80,6 +84,8 @@ class TrainingRecord:
     """The encoder that was asked for: a folder, or a hub name with its revision."""
     encoder_px: int | None = None
     """Pixels of a side of the square that the pretrained encoder reads."""
+    reads: str | None = None
+    """How queries are read: `VECTORS`, or None for their tokens."""
     corpus: str | None = None
     """Where the training images come from: `manifest` or `store`."""
     reclustered: bool | None = None
@@ -171,6 +177,7 @@ class TrainingRecord:
 # Fields of `TrainingRecord` that are stored under their own names and unchanged.
 _PLAIN_FIELDS = (
     "parent",
+    "reads",
     "profile",
     "seed",
     "encoder_source",

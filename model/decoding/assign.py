@@ -78,6 +78,16 @@ def leaves_from_beams(
     )
 
 
+def leaves_with_primary(
+    leaf: int, leaves: Sequence[int] | IntArray, scores: Sequence[float] | FloatArray, postings: int
+) -> Leaves:
+    """The same where the primary leaf is known already, and the (W,) beams give the others."""
+    kept = postings_with_primary(leaf, leaves, scores, postings)
+    posted = {posting.leaf for posting in kept}
+    spill = tuple(int(other) for other in leaves if int(other) not in posted)
+    return Leaves(postings=kept, spill=spill, confidence=float(scores[0]))
+
+
 def postings_with_primary(
     leaf: int, leaves: Sequence[int] | IntArray, scores: Sequence[float] | FloatArray, postings: int
 ) -> tuple[Posting, ...]:

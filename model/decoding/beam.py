@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.trie import Branches, Trie
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import FloatArray
@@ -92,6 +93,25 @@ class Beams:
     scores: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What is below a prefix, as a second opinion on which beams to keep.
+
+    `queries` (B, D) unit vectors. `weight` turns a mean cosine into nats.
+    """
+
+    means: PrefixMeans
+    queries: Tensor
+    weight: float
+
+    def preference(self, level: int, prefixes: Tensor, totals: Tensor) -> Tensor:
+        """(B, W) by which beams are chosen, where `totals` are their log-probabilities."""
+        similarities = self.means.similarities(level, prefixes, self.queries)
+        if similarities is None:
+            return totals
+        return totals + self.weight * similarities.to(totals.device)
+
+
 @torch.inference_mode()
 def search_leaves(
     engine: DecodingEngine[P],
@@ -99,6 +119,7 @@ def search_leaves(
     shape: IdentifierShape,
     beams: int,
     branches: Branches | None,
+    guide: Guide | None = None,
 ) -> Beams:
     """Beam search over id1..id4 with at most `beams` beams for each prompt.
 
@@ -108,12 +129,18 @@ def search_leaves(
     A beam's score is the sum of its codes' log-probabilities, each normalised over its level. Once
     every beam's prefix has a single leaf below it, the search stops: codes that are forced carry no
     information about the query, so they add nothing.
+
+    A `guide` has a say in which beams are kept and comes before; scores stay those of the decoder.
     """
-    return _search(engine.begin(prompt), shape, beams, branches)
+    return _search(engine.begin(prompt), shape, beams, branches, guide)
 
 
 def _search(
-    state: DecodingState, shape: IdentifierShape, beams: int, branches: Branches | None
+    state: DecodingState,
+    shape: IdentifierShape,
+    beams: int,
+    branches: Branches | None,
+    guide: Guide | None = None,
 ) -> Beams:
     prefixes = torch.zeros((state.batch, 1), dtype=torch.int64, device=state.device)
     scores = torch.zeros((state.batch, 1), device=state.device)
@@ -128,7 +155,12 @@ def _search(
             gains = gains.masked_fill(forbidden, NEVER)
         codes = shape.codes[level]
         totals = (scores.unsqueeze(-1) + gains).flatten(1)  # (B, W·K)
-        scores, chosen = totals.topk(min(beams, totals.shape[1]), dim=1)
+        preferred = totals
+        if guide is not None:
+            children = prefixes.unsqueeze(-1) * codes + torch.arange(codes, device=state.device)
+            preferred = guide.preference(level, children.flatten(1), totals)
+        chosen = preferred.topk(min(beams, totals.shape[1]), dim=1).indices
+        scores = totals.gather(1, chosen)
         parents = chosen // codes
         prefixes = prefixes.gather(1, parents) * codes + chosen % codes
     return Beams(prefixes, scores)

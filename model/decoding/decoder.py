@@ -95,7 +95,8 @@ class Decoder:
         reading = projector.reading
         rows: list[list[int]] = []
         for text in texts:
-            rows.append(prompts.vector_prompt(reading.tokens, text if reading.with_text else ""))
+            own = text if reading.with_text else ""
+            rows.append(prompts.vector_query_prompt(reading.tokens, own))
         return self._read(rows, projector(projector.placed_texts(vectors)))
 
     @torch.inference_mode()

@@ -47,9 +47,10 @@ class Stage:
     Explanations are compared with what the model says of no identifier at all, and prefixes can be
     explained too.
     """
-    vector_views: int = 60_000
-    """Noisy views of pictures' vectors that alignment learns from, of all images and epochs
-    together, where the model reads vectors; each image has at least one in an epoch."""
+    vector_views: int = 0
+    """Views of pictures' vectors that memorisation and alignment learn from, of all images and
+    epochs together, where the model reads vectors; each image has at least one in an epoch, and by
+    default no more."""
     rounds: int = 1
     """How often the stage is trained at most, until it passes its gate."""
     warmup: float = 0.06
@@ -218,7 +219,7 @@ _TINY = Profile(
     shape=IdentifierShape(codes=(16, 8, 8, 4), suffixes=64),
     stages=(
         # Memorisation sees each image once in each view.
-        Stage("memorize", epochs=1, learning_rate=1e-3, batch=64),
+        Stage("memorize", epochs=1, learning_rate=1e-3, batch=64, vector_views=20_000),
         # Small batches: identifiers begin to mean something after some hundred steps, however few
         # sequences each of them has (docs/experiments/comprehension.md).
         Stage(
@@ -244,12 +245,13 @@ _TINY = Profile(
             mismatched=0.5,
             without_suffix=1.0,
             shortened=0.1,
+            vector_views=60_000,
         ),
     ),
     refresh=(
         # One view of each image is enough to remember an identifier that the model gave itself
         # (docs/longrun.md): a third of an epoch over three views.
-        Stage("memorize", epochs=0.34, learning_rate=1e-3, batch=64),
+        Stage("memorize", epochs=0.34, learning_rate=1e-3, batch=64, vector_views=5_000),
         Stage(
             "comprehend",
             epochs=0.25,
@@ -271,6 +273,7 @@ _TINY = Profile(
             mismatched=0.5,
             without_suffix=1.0,
             shortened=0.1,
+            vector_views=20_000,
         ),
     ),
     embedding_width=128,

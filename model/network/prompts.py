@@ -46,8 +46,8 @@ class TrainingExample:
     soft_label: float | None = None
     vector: int | None = None
     """Row of the training set's vectors that stands in the image's place."""
-    noise: float = 0.0
-    """Length of the noise that is added to that vector, another one in each step."""
+    is_query: bool = False
+    """Whether that vector stands for a query: see `model.training.vector_set`."""
 
     @property
     def is_visual(self) -> bool:
@@ -107,9 +107,16 @@ class PromptBuilder:
         """A text query, ready for id1."""
         return [*self.text(text), self.identifier_mark]
 
-    def vector_prompt(self, tokens: int, text: str = "") -> list[int]:
-        """An encoder's vector of so many tokens, and a text behind it; ready for id1."""
-        return [*self._image(tokens), *self.text(text), self.identifier_mark]
+    def vector_prompt(self, tokens: int) -> list[int]:
+        """An encoder's vector of a picture, as so many tokens; ready for id1."""
+        return [*self._image(tokens), self.identifier_mark]
+
+    def vector_query_prompt(self, tokens: int, text: str = "") -> list[int]:
+        """An encoder's vector of a query, as so many tokens, and a text behind it; ready for id1.
+
+        Without the marks of an image: what a query means is less certain than what a picture is.
+        """
+        return [*[self.image] * tokens, *self.text(text), self.identifier_mark]
 
     def explain_prompt(self, codes: Sequence[int]) -> list[int]:
         """`Describe the image represented by the identifier <image ID>`, ready for the caption.
@@ -157,13 +164,24 @@ class PromptBuilder:
             soft_label=soft_label,
         )
 
-    def read_vector(
-        self, vector: int, tokens: int, codes: Sequence[int], text: str = "", noise: float = 0.0
-    ) -> TrainingExample:
-        """Vector → identifier. `vector` is a row, `tokens` what it becomes."""
-        prompt = self.vector_prompt(tokens, text)
+    def read_vector(self, vector: int, tokens: int, codes: Sequence[int]) -> TrainingExample:
+        """Vector of a picture → identifier. `vector` is a row, `tokens` what it becomes."""
+        prompt = self.vector_prompt(tokens)
         row = (*prompt, *self.identifier(codes))
-        return TrainingExample(row, prompt_length=len(prompt), vector=vector, noise=noise)
+        return TrainingExample(row, prompt_length=len(prompt), vector=vector)
+
+    def read_query_vector(
+        self, vector: int, tokens: int, codes: Sequence[int], text: str = ""
+    ) -> TrainingExample:
+        """Vector that stands for a query → identifier."""
+        prompt = self.vector_query_prompt(tokens, text)
+        row = (*prompt, *self.identifier(codes))
+        return TrainingExample(row, prompt_length=len(prompt), vector=vector, is_query=True)
+
+    def with_identifier(self, example: TrainingExample, codes: Sequence[int]) -> TrainingExample:
+        """The same prompt before another identifier."""
+        prompt = example.tokens[: example.prompt_length]
+        return replace(example, tokens=(*prompt, *self.identifier(codes)))
 
     def judge(self, caption: str, codes: Sequence[int], soft_label: float) -> TrainingExample:
         """A caption beside an identifier, for the soft-label head alone: no token is learnt.

@@ -135,7 +135,8 @@ class SigmaModel(nn.Module):
         visual = self.encode_images(images) if isinstance(images, ImagePatches) else images
         if vectors is not None and self.projector is not None:
             is_vector = [example.vector is not None for example in examples if example.is_visual]
-            visual = interleaved(visual, self.projector(vectors), is_vector, self.merge)
+            read = self.projector(vectors.to(self.device))
+            visual = interleaved(visual, read, is_vector, self.merge)
         losses = self.losses(examples, visual)
         # A plain tuple: the wrapper looks for tensors in what is returned.
         return losses.generation, losses.similarity, losses.counts

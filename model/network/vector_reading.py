@@ -7,10 +7,8 @@ caption had are no stranger to the decoder than others.
 Letters in shapes: B vectors, D width of the encoder, S tokens of a vector, H hidden width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -115,12 +113,3 @@ class VectorProjector(nn.Module):
     def _placed(self, vectors: FloatArray, mean: Tensor) -> Tensor:
         tensor = torch.from_numpy(vectors).to(mean.device, torch.float32)
         return F.normalize(tensor - mean, dim=-1, eps=_LEAST_LENGTH)
-
-
-def noisy(vector: Tensor, noise: float, seed: Sequence[int]) -> Tensor:
-    """A unit vector (D,) with noise of that length in a random direction, at unit length again."""
-    if not noise:
-        return vector
-    drawn = np.random.default_rng(tuple(seed)).standard_normal(len(vector), np.float32)
-    step = torch.from_numpy(drawn).to(vector) * (noise / len(vector) ** 0.5)
-    return F.normalize(vector + step, dim=-1)

@@ -11,14 +11,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from model.decoding.beam import NEVER, TextDecodingEngine, search_identifiers, search_leaves
+from model.decoding.beam import (
+    NEVER,
+    Guide,
+    TextDecodingEngine,
+    search_identifiers,
+    search_leaves,
+)
 from model.network.encoder import Encoder
+from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.ranking import rank
 from model.retrieval.trie import Trie
 from schemas.errors import WorkFailedError
 from schemas.records import FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
+
+# Weight of what is below a prefix beside the decoder's opinion of it (docs/experiments/).
+GUIDE_WEIGHT = 4.0
+
+# Share of all postings that a guided search reaches for: many small leaves, where a decoder that
+# knows fine codes badly is helped to the right ones.
+GUIDED_SHARE = 0.06
+
+# Most beams of a guided search, as a multiple of those of the settings.
+MOST_GUIDED = 3
 
 # A damaged model would otherwise answer every query with nothing, or with anything.
 _NOT_FINITE = (
@@ -39,6 +57,8 @@ class SearchIndex:
     trie: Trie
     embeddings: HalfArray
     """(N, D) unit length, the row of each slot."""
+    means: PrefixMeans | None = None
+    """Guides the beams of a generation that reads vectors."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +97,9 @@ def search_embedded(
     _require_finite(queries)
     prompt = index.decoding.read_texts(texts, queries)
     trie = index.trie
-    beams = search_leaves(index.decoding, prompt, trie.shape, settings.beams, trie.branches)
+    guide = _guide(index, queries)
+    width = settings.beams if guide is None else guided_beams(trie, settings)
+    beams = search_leaves(index.decoding, prompt, trie.shape, width, trie.branches, guide)
     leaves = beams.leaves.cpu().numpy()
     leaf_scores = beams.scores.cpu().numpy()
     _require_scores(leaf_scores, trie)
@@ -97,6 +119,20 @@ def search_embedded(
         )
         results.append(SearchResult(ranked.slots, ranked.scores, ranked.candidates, own_leaves))
     return results
+
+
+def guided_beams(trie: Trie, settings: RetrievalSettings) -> int:
+    """Beams of a guided search: between those of the settings and `MOST_GUIDED` times as many."""
+    # Leaves hold images times postings over leaves, so the number of images cancels out.
+    wanted = round(GUIDED_SHARE * trie.branches.leaves / settings.postings)
+    return max(settings.beams, min(MOST_GUIDED * settings.beams, wanted))
+
+
+def _guide(index: SearchIndex, queries: FloatArray) -> Guide | None:
+    if index.means is None:
+        return None
+    weight = GUIDE_WEIGHT * index.encoder.scale
+    return Guide(index.means, torch.from_numpy(queries), weight)
 
 
 def search_paper(

@@ -12,12 +12,13 @@ from model.identifiers.codebook import pack_all
 from model.network.encoder import Encoder
 from model.network.profiles import StageName
 from model.network.sigma import SigmaModel
-from model.network.vector_reading import noisy
+from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.recall import wilson
 from model.retrieval.search import SearchIndex, search_embedded, search_exact
 from model.retrieval.trie import Trie
 from model.training.comprehension import compare_identifiers, compare_similarities
 from model.training.training_set import TrainingSet, held_out_rows
+from model.training.vector_set import picture_as_text
 from schemas.identifiers import LEVELS
 from schemas.records import BoolArray, ByteArray, FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
@@ -103,7 +104,7 @@ def evaluate_stage(
         return figures | _measure_memorized(sigma, probe, rows)
     if name == "comprehend":
         return _measure_comprehended(sigma, probe, seed) | figures
-    figures |= _measure_aligned(sigma, probe, rows, seed)
+    figures |= _measure_aligned(sigma, probe, rows)
     return figures | _measure_language(sigma, probe, rows, seed)
 
 
@@ -314,7 +315,7 @@ def _compare(sigma: SigmaModel, probe: StageProbe, seed: int) -> Figures:
     return {"pairs": float(len(rows))} | figures
 
 
-def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed: int) -> Figures:
+def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
     """Known-item recall among the training images, each with one posting.
 
     They are searched as a query worker does. An image without captions is asked for by its own
@@ -327,7 +328,11 @@ def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed:
     leaves = pack_all(probe.data.identifiers[:, :LEVELS], sigma.profile.shape)
     suffixes = probe.data.identifiers[:, LEVELS]
     trie.insert(leaves, np.arange(count), np.zeros(count, np.float32), suffixes)
-    index = SearchIndex(decoder, probe.encoder, trie, probe.embeddings)
+    means: PrefixMeans | None = None
+    if sigma.projector is not None:
+        means = PrefixMeans(sigma.profile.shape, probe.encoder.width)
+        means.add(leaves, probe.embeddings.astype(np.float32))
+    index = SearchIndex(decoder, probe.encoder, trie, probe.embeddings, means)
     if sigma.projector is None:
         rows = rows[_has_query(probe)[rows]]
     hits = 0
@@ -335,7 +340,7 @@ def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed:
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         texts = [probe.queries[row] for row in batch.tolist()]
-        vectors = query_vectors(sigma, probe, batch, seed)
+        vectors = query_vectors(sigma, probe, batch)
         results = search_embedded(index, texts, vectors, _DEPTH, probe.retrieval)
         exact = search_exact(trie, probe.embeddings, vectors, _DEPTH)
         for row, result, best in zip(batch.tolist(), results, exact, strict=True):
@@ -350,19 +355,17 @@ def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed:
     }
 
 
-def query_vectors(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed: int) -> FloatArray:
+def query_vectors(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> FloatArray:
     """(B, D) vectors to ask for B rows with: of their texts, or their own with noise without."""
     texts = [probe.queries[row] for row in rows.tolist()]
     vectors = probe.encoder.embed_texts(texts)
     projector = sigma.projector
     if projector is None:
         return vectors
-    placed = projector.placed_images(probe.embeddings[rows].astype(np.float32))
     for position, row in enumerate(rows.tolist()):
         if not texts[position]:
-            # A stream of random numbers apart from that of training.
-            blurred = noisy(placed[position], projector.reading.noise, (seed, 7, row))
-            vectors[position] = projector.as_texts(blurred)
+            own = probe.embeddings[row].astype(np.float32)
+            vectors[position] = picture_as_text(projector, own, row)
     return vectors
 
 

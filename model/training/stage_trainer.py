@@ -26,7 +26,6 @@ from model.network.inputs import ImagePatches, VisualTokens
 from model.network.profiles import Stage
 from model.network.prompts import TrainingExample
 from model.network.sigma import SigmaModel
-from model.network.vector_reading import noisy
 from model.network.weights_io import load_module, save_module
 from model.progress import Bar
 from model.training.ranks import sum_over_ranks, world_size
@@ -132,10 +131,16 @@ class StageTrainer(Trainer):
         whole batch.
         """
         examples: list[TrainingExample] = inputs["examples"]
+        vectors: Tensor | None = None
+        if self.data.vectors is not None:
+            # Every rank, and a run that was resumed, draws what one that was not would.
+            seed = (self.args.seed, self.state.global_step)
+            identifiers = self.data.identifiers
+            examples, vectors = self.data.vectors.draw(
+                examples, identifiers, self.sigma.prompts, seed
+            )
         images = [example.image for example in examples if example.image is not None]
-        generation, similarity, counts = model(
-            examples, self._images(images), self._vectors(examples)
-        )
+        generation, similarity, counts = model(examples, self._images(images), vectors)
         weights = world_size() * counts / sum_over_ranks(counts).clamp(min=1.0)
         generation_loss = weights[0] * generation
         similarity_weight = self.stage.soft_label_weight * weights[1]
@@ -153,17 +158,6 @@ class StageTrainer(Trainer):
         states = self.data.visual.view(-1, count, hidden)[rows].reshape(-1, hidden)
         grid = self.sigma.preprocessor(self.data.images[:1]).grid.repeat(len(rows), 1)
         return VisualTokens(states, grid)
-
-    def _vectors(self, examples: Sequence[TrainingExample]) -> Tensor | None:
-        """(n, D) placed vectors of a batch, with the noise of this step."""
-        vectors: list[Tensor] = []
-        for example in examples:
-            if example.vector is None or self.data.vectors is None:
-                continue
-            # Every rank, and a run that was resumed, draws what one that was not would.
-            seed = (self.args.seed, self.state.global_step, example.vector)
-            vectors.append(noisy(self.data.vectors[example.vector], example.noise, seed))
-        return torch.stack(vectors).to(self.sigma.device) if vectors else None
 
     def _get_train_sampler(
         self, train_dataset: Dataset[TrainingExample] | None = None

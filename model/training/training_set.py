@@ -15,6 +15,7 @@ from model.network.profiles import Stage
 from model.network.prompts import TrainingExample
 from model.network.sigma import SigmaModel
 from model.network.vector_reading import VectorReading
+from model.training.vector_set import VectorSet
 from schemas.identifiers import LEVELS
 from schemas.records import ByteArray, FloatArray, IntArray
 
@@ -57,9 +58,8 @@ class TrainingSet:
     """(V, N, T, H) visual tokens of V views of each image, when the vision tower is frozen."""
     mismatched: Sequence[MismatchedPair] = ()
     """Of alignment; empty before the teacher has scored them."""
-    vectors: Tensor | None = None
-    """(M, D) placed vectors, for a model that reads them: those of the N images, and behind them
-    those of the captions in corpus order."""
+    vectors: VectorSet | None = None
+    """For a model that reads vectors."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,7 +85,7 @@ def stage_examples(
 
     The `image` of an example counts views first: image i in view v is v·N + i.
     """
-    memorize = _memorize_examples(model, data)
+    memorize = _memorize_examples(model, data, stage)
     if stage.name == "memorize":
         return memorize
     captions = _all_captions(data)
@@ -121,10 +121,12 @@ def held_out_rows(images: int, share: float, seed: int) -> IntArray:
     return np.sort(order[:count]).astype(np.int64)
 
 
-def _memorize_examples(model: SigmaModel, data: TrainingSet) -> list[TrainingExample]:
+def _memorize_examples(model: SigmaModel, data: TrainingSet, stage: Stage) -> list[TrainingExample]:
     """Image → identifier, of every image in every view."""
     if model.projector is not None and model.projector.reading.pictures:
-        return _vector_examples(model, data, model.projector.reading, noise=0.0)
+        own = _vector_examples(model, data, model.projector.reading)
+        # As replay behind another stage each of them once: it takes what it wants of them.
+        return own * (vector_views(stage, len(data)) if stage.name == "memorize" else 1)
     token_counts = _image_token_counts(model, data)
     views = 1 if data.visual is None else len(data.visual)
     examples: list[TrainingExample] = []
@@ -183,12 +185,12 @@ def _align(model: SigmaModel, data: TrainingSet, place: tuple[int, int]) -> Trai
 
 
 def _vector_examples(
-    model: SigmaModel, data: TrainingSet, reading: VectorReading, noise: float
+    model: SigmaModel, data: TrainingSet, reading: VectorReading
 ) -> list[TrainingExample]:
     """Vector of an image → identifier, of every image."""
     examples: list[TrainingExample] = []
     for row, identifier in enumerate(data.identifiers):
-        examples.append(model.prompts.read_vector(row, reading.tokens, identifier, noise=noise))
+        examples.append(model.prompts.read_vector(row, reading.tokens, identifier))
     return examples
 
 
@@ -199,20 +201,26 @@ def _align_vectors(
     stage: Stage,
     captions: Sequence[tuple[int, int]],
 ) -> list[TrainingExample]:
-    """Vectors → identifiers: images with noise in place of texts, and captions where there are any.
+    """Vectors → identifiers: images in place of queries, and captions where there are any.
 
-    The same sequence stands for all views of an image: the noise is drawn when it is trained.
+    The same sequence stands for all views of an image: noise is drawn when it is trained.
     """
-    images = _vector_examples(model, data, reading, reading.noise)
+    prompts = model.prompts
+    images: list[TrainingExample] = []
+    for row, identifier in enumerate(data.identifiers):
+        images.append(prompts.read_query_vector(row, reading.tokens, identifier))
     texts: list[TrainingExample] = []
     for number, (row, caption) in enumerate(captions):
         text = data.captions[row][caption] if reading.with_text else ""
-        identifier = data.identifiers[row]
         place = len(data) + number
-        texts.append(model.prompts.read_vector(place, reading.tokens, identifier, text))
-    # In one epoch.
-    views = max(1, round(stage.vector_views / max(1, len(data)) / stage.epochs))
+        texts.append(prompts.read_query_vector(place, reading.tokens, data.identifiers[row], text))
+    views = vector_views(stage, len(data))
     return images * views + texts * max(1, round(views * len(images) / max(1, len(texts))))
+
+
+def vector_views(stage: Stage, images: int) -> int:
+    """Views of each image's vector in one epoch."""
+    return max(1, round(stage.vector_views / max(1, images) / stage.epochs))
 
 
 def _judge(model: SigmaModel, data: TrainingSet, pair: MismatchedPair) -> TrainingExample:

@@ -26,6 +26,7 @@ from schemas.errors import SigmaError, UsageError, WorkFailedError
 from schemas.events import now
 from schemas.generation_config import GateVerdict
 from schemas.maintenance_results import GateResult, GateSkipped
+from schemas.training_record import VECTORS
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.generations.switching import SwitchResult
@@ -136,7 +137,9 @@ class CandidatePromoter:
         # Before anything is asked: a candidate must not lose for images that it would get anyway.
         missing = self._missing_after_catch_up(candidate, live)
         # Both are asked the same queries, so that only differing answers count, not a lucky sample.
-        queries = sample_known_items(self.conn, live.id, self.queries)
+        # A picture can be asked for by itself only where both read vectors.
+        reads = {live.config.training.reads, candidate.config.training.reads}
+        queries = sample_known_items(self.conn, live.id, self.queries, pictures=reads == {VECTORS})
         live_ranks = self._ask(live, queries)
         candidate_ranks = self._ask(candidate, queries)
         # Latency comes from live traffic: here both load cold, one after the other.

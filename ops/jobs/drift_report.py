@@ -45,6 +45,7 @@ from schemas.job_results import (
     LeafLoads,
     MonitorReading,
 )
+from schemas.training_record import VECTORS
 from workers.repository import monitoring
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation, live
@@ -76,11 +77,13 @@ def novel_recall(
 ) -> RecallCount | None:
     """How many of the most novel images are among the ten best answers to their caption.
 
-    `image_keys` come most novel first; the first `NOVEL_SHARE` of those with captions are asked
-    for. None when too few have captions. It loads a model, so only references and windows with an
+    Those without captions are asked for by their own pictures where the generation reads vectors.
+    `image_keys` come most novel first; the first `NOVEL_SHARE` of those that can be asked for are
+    asked for. None when they are too few. It loads a model, so only references and windows with an
     alarm are measured.
     """
-    queries = known_items_of(conn, image_keys, _NOVEL_COHORT)
+    pictures = generation.config.training.reads == VECTORS
+    queries = known_items_of(conn, image_keys, _NOVEL_COHORT, pictures=pictures)
     asked = queries[: round(NOVEL_SHARE * len(queries))]
     if len(asked) < MIN_KNOWN_ITEMS:
         return None

@@ -1,4 +1,8 @@
-"""Known items: captions of stored images, asked as queries whose right answer is that image."""
+"""Known items: queries whose right answer is one stored image.
+
+They are captions of the image. One without captions is asked for by its own picture, where the
+generation reads vectors: by its stored vector with the noise that stood for texts in training.
+"""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,9 +39,10 @@ _AGE_LIMITS_S = {"hour": 3600.0, "day": 86_400.0, "week": 604_800.0}
 
 @dataclass(frozen=True, slots=True)
 class KnownItemQuery:
-    """A caption of one image, asked as a query."""
+    """A caption of one image, or the image itself, asked as a query."""
 
     text: str
+    """Empty where the picture is asked."""
     image_key: int
     cohort: str
     """One of `schemas.job_results.COHORTS`: trained, or the age of an image not trained on."""
@@ -52,8 +57,12 @@ class KnownItemRanks:
     """Images scored for one query, on average."""
 
 
-def sample_known_items(conn: Connection, generation: int, count: int) -> list[KnownItemQuery]:
-    """At most `count` captioned images of a generation, drawn at random keys, each once.
+def sample_known_items(
+    conn: Connection, generation: int, count: int, *, pictures: bool = False
+) -> list[KnownItemQuery]:
+    """At most `count` images of a generation, drawn at random keys, each once.
+
+    With `pictures` those without captions are among them.
 
     The draw repeats itself for as long as the generation's oldest and newest image stay the same,
     so that two generations can be asked the same queries one after the other.
@@ -62,31 +71,40 @@ def sample_known_items(conn: Connection, generation: int, count: int) -> list[Kn
     chance = random.Random(f"{generation} {low} {high}")
     queries: dict[int, KnownItemQuery] = {}
     for _ in range(count):
-        # The next captioned image after a random key: no scan, though images after a gap in the
+        # The next image after a random key: no scan, though images after a gap in the
         # keys are drawn more often. An image that is drawn twice counts once.
         after = chance.randint(low, high)
-        sampled = fetch_row(conn, "probe_sample", generation=generation, after=after)
+        sampled = fetch_row(
+            conn, "probe_sample", generation=generation, after=after, pictures=pictures
+        )
         if sampled is None:
             continue
         key, captions, test_captions, trained, age_s = sampled
         cohort = "trained" if trained else _age_cohort(age_s)
         # Held-out captions first: the model has read the others of trained images.
-        text = (test_captions or captions)[0]
+        text = (test_captions or captions or [""])[0]
         queries[key] = KnownItemQuery(text, key, cohort)
     return list(queries.values())
 
 
 def known_items_of(
-    conn: Connection, image_keys: Sequence[int], cohort: str
+    conn: Connection, image_keys: Sequence[int], cohort: str, *, pictures: bool = False
 ) -> list[KnownItemQuery]:
-    """Queries for those of the given images that have a caption, in the given order."""
+    """Queries for those of the given images that have a caption, in the given order.
+
+    With `pictures` for the others too.
+    """
     stored = images_by_key(conn, list(image_keys))
     queries = []
     for key in image_keys:
         image = stored.get(key)
-        captions = () if image is None else image.test_captions or image.captions
+        if image is None:
+            continue
+        captions = image.test_captions or image.captions
         if captions:
             queries.append(KnownItemQuery(captions[0], key, cohort))
+        elif pictures:
+            queries.append(KnownItemQuery("", key, cohort))
     return queries
 
 
@@ -98,7 +116,8 @@ def search_ranks(
     candidates = 0
     for batch in _batches(queries):
         texts = [query.text for query in batch]
-        answers = searcher.engine.answer(texts, DEPTH, searcher.settings)
+        vectors = searcher.engine.query_vectors(texts, [query.image_key for query in batch])
+        answers = searcher.engine.answer_vectors(texts, vectors, DEPTH, searcher.settings)
         for query, answer in zip(batch, answers, strict=True):
             ranks.append(rank_of(answer.image_keys, query.image_key))
             candidates += answer.candidates
@@ -112,7 +131,8 @@ def exact_ranks(
     ranks: list[Rank] = []
     candidates = 0
     for batch in _batches(queries):
-        vectors = searcher.engine.encoder.embed_texts([query.text for query in batch])
+        texts = [query.text for query in batch]
+        vectors = searcher.engine.query_vectors(texts, [query.image_key for query in batch])
         answers = searcher.engine.answer_exact(vectors, DEPTH)
         for query, answer in zip(batch, answers, strict=True):
             ranks.append(rank_of(answer.image_keys, query.image_key))

@@ -13,6 +13,7 @@ from ops.jobs.known_items import (
     search_ranks,
 )
 from schemas.job_results import CohortRecall, RecallProbeResult, RecallProbeSkipped
+from schemas.training_record import VECTORS
 from workers.repository.connection import Connection
 from workers.repository.generations import live
 
@@ -36,7 +37,8 @@ def recall_probe(
     generation = live(conn)
     if generation is None:
         return RecallProbeSkipped("no generation is live")
-    queries = sample_known_items(conn, generation.id, count)
+    pictures = generation.config.training.reads == VECTORS
+    queries = sample_known_items(conn, generation.id, count, pictures=pictures)
     with closing(open_searcher(generation)) as searcher:
         ours = search_ranks(searcher, queries)
         exact = exact_ranks(searcher, queries)
@@ -45,7 +47,8 @@ def recall_probe(
         own_ranks = [ours.ranks[position] for position in positions]
         own_exact = [exact.ranks[position] for position in positions]
         cohorts[cohort] = cohort_recall(own_ranks, own_exact)
-    return RecallProbeResult(generation.id, cohorts, ours.mean_candidates)
+    by_picture = sum(not query.text for query in queries)
+    return RecallProbeResult(generation.id, cohorts, ours.mean_candidates, by_picture)
 
 
 def cohort_recall(ours: Sequence[Rank], exact: Sequence[Rank]) -> CohortRecall:

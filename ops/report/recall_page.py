@@ -118,6 +118,10 @@ def _numbers(report: RecallReport) -> Html:
     rows = [_number_row(name, recall) for name, recall in cohorts.items()]
     # A probe run has at least one cohort, so the table is never empty.
     title = "Recall of the newest probe run by the age of the image"
+    by_picture = report.newest.result.by_picture
+    if by_picture:
+        images = format_count(by_picture, "image", "images")
+        title += f"; {images} without captions asked for by their own pictures"
     numbers = table(title, _NUMBER_HEADINGS, rows, "")
     return section("The newest probe run in numbers", numbers)
 

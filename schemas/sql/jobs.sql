@@ -77,12 +77,12 @@ WHERE e.topic = %(topic)s AND e.published_at < clock_timestamp() - make_interval
                             CASE WHEN %(consumed)s THEN 0 ELSE e."offset" + 1 END);
 
 -- name: probe_sample
--- The first captioned image of a generation at or after a key: random keys make a sample without
--- reading the table.
+-- The first image of a generation at or after a key, one with a caption unless `pictures` may be
+-- asked for by themselves: random keys make a sample without reading the table.
 SELECT i.image_key, i.captions, i.test_captions, e.trained, extract(epoch FROM clock_timestamp() - i.published_at)::float8
 FROM image i JOIN image_embedding e USING (image_key)
 WHERE e.generation = %(generation)s AND i.image_key >= %(after)s AND i.state = 'indexed'
-  AND (jsonb_array_length(i.test_captions) > 0 OR jsonb_array_length(i.captions) > 0)
+  AND (%(pictures)s OR jsonb_array_length(i.test_captions) > 0 OR jsonb_array_length(i.captions) > 0)
 ORDER BY i.image_key LIMIT 1;
 
 -- name: probe_range

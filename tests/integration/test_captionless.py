@@ -6,10 +6,15 @@ import numpy as np
 
 from model.network.checkpoint import load_checkpoint
 from model.progress import quiet
+from ops.jobs.candidate_promotion import CandidatePromoter
+from ops.jobs.recall_probe import recall_probe
+from schemas.job_results import RecallProbeResult
+from schemas.training_record import VECTORS
 from tests.integration.small_training import fill, request, tiny_services
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.query.searcher import live_generation, open_searcher
+from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.training_data import embeddings_of, untrained_images
 from workers.trainer.trainer import train
@@ -46,7 +51,18 @@ def test_images_without_captions_are_trained_on_searched_by_text_and_learnt_in_a
     assert len(fused.hits) == SEEN + LATER
     assert paper.hits
 
+    # Without a caption to ask for, a picture asks for itself, and the probe says so.
+    assert generation.config.training.reads == VECTORS
+    probe = recall_probe(conn, lambda wanted: open_searcher(services, wanted), count=60)
+    assert isinstance(probe, RecallProbeResult)
+    assert probe.by_picture == probe.queries > SEEN // 2
+    assert probe.cohorts["trained"].exact["R@10"] > 10 / (SEEN + LATER)
+
     assert untrained_images(conn, generation.id) == LATER
     refreshed = train(services, None, request(services, mode="refresh"), quiet)
     assert (refreshed.state, refreshed.record.stages[-1]) == ("shadow", "align")
     assert untrained_images(conn, refreshed.generation) == 0
+    candidate = generations.get(conn, refreshed.generation)
+    verdict = CandidatePromoter.on_services(services, conn, queries=40).judge(candidate, generation)
+    # The gate has something to compare, old images and new ones.
+    assert {"trained", "hour"} <= set(verdict.cohorts)

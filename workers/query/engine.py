@@ -78,6 +78,16 @@ class QueryEngine(Protocol):
         """Find the `count` best images of each text by the fused score."""
         ...
 
+    def answer_vectors(
+        self, texts: Sequence[str], vectors: FloatArray, count: int, settings: RetrievalSettings
+    ) -> list[RankedImages]:
+        """The same for texts whose vectors (B, D) are known."""
+        ...
+
+    def query_vectors(self, texts: Sequence[str], image_keys: Sequence[int]) -> FloatArray:
+        """(B, D) vectors of texts; where a text is empty, of the stored image in a text's place."""
+        ...
+
     def answer_paper(
         self, texts: Sequence[str], count: int, settings: RetrievalSettings
     ) -> list[RankedImages]:

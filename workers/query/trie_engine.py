@@ -16,10 +16,19 @@ from model.decoding.export import ensure_export
 from model.decoding.vllm import VllmDecoder
 from model.network.checkpoint import Checkpoint
 from model.network.encoder import Encoder
-from model.retrieval.search import SearchIndex, SearchResult, search, search_exact, search_paper
+from model.retrieval.prefix_means import PrefixMeans
+from model.retrieval.search import (
+    SearchIndex,
+    SearchResult,
+    search,
+    search_embedded,
+    search_exact,
+    search_paper,
+)
 from model.retrieval.trie import Trie
+from model.training.vector_set import picture_as_text
 from schemas.identifiers import IdentifierShape
-from schemas.records import BoolArray, FloatArray, IntArray
+from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
 from workers.query.engine import RankedImages
 from workers.query.gallery import Gallery
@@ -45,14 +54,19 @@ class TrieEngine:
         decoding: TextDecodingEngine[Any],
         gallery: Gallery,
         device: torch.device | None = None,
+        guided: bool = False,
     ) -> None:
-        """`device` is where the decoding engine keeps its tensors; None is the CPU."""
+        """`device` is where the decoding engine keeps its tensors; None is the CPU.
+
+        `guided`: whether what is below a prefix has a say in which beams are kept.
+        """
         self.generation = generation
         self.shape = shape
         self.encoder = encoder
         self.decoding = decoding
         self.gallery = gallery
         self.trie = Trie(shape, device)
+        self.means = PrefixMeans(shape, encoder.width) if guided else None
         self._posted: BoolArray = np.zeros(0, dtype=np.bool_)
         """Whether the trie was given the postings of each slot."""
 
@@ -92,6 +106,25 @@ class TrieEngine:
         """Find the `count` best images of each text by the fused score."""
         return self._ranked(search(self._index(), texts, count, settings))
 
+    def answer_vectors(
+        self, texts: Sequence[str], vectors: FloatArray, count: int, settings: RetrievalSettings
+    ) -> list[RankedImages]:
+        """The same for texts whose vectors (B, D) are known."""
+        return self._ranked(search_embedded(self._index(), texts, vectors, count, settings))
+
+    def query_vectors(self, texts: Sequence[str], image_keys: Sequence[int]) -> FloatArray:
+        """(B, D) vectors of texts; where a text is empty, of the stored image in a text's place."""
+        vectors = self.encoder.embed_texts(texts)
+        for position, (text, key) in enumerate(zip(texts, image_keys, strict=True)):
+            slot = int(self.gallery.slots(np.array([key]))[0])
+            if not text and slot >= 0:
+                vectors[position] = self._as_text(self.gallery.embeddings[slot], key)
+        return vectors
+
+    def _as_text(self, picture: HalfArray, image_key: int) -> FloatArray:
+        """The vector (D,) of a text that a picture might have; here the picture's own."""
+        return picture.astype(np.float32)
+
     def answer_paper(
         self, texts: Sequence[str], count: int, settings: RetrievalSettings
     ) -> list[RankedImages]:
@@ -114,7 +147,9 @@ class TrieEngine:
 
     def _index(self) -> SearchIndex:
         # Made for each search: the view of the embeddings changes when the gallery grows.
-        return SearchIndex(self.decoding, self.encoder, self.trie, self.gallery.embeddings)
+        return SearchIndex(
+            self.decoding, self.encoder, self.trie, self.gallery.embeddings, self.means
+        )
 
     def _ranked(self, results: Sequence[SearchResult]) -> list[RankedImages]:
         ranked = []
@@ -135,6 +170,10 @@ class TrieEngine:
         self.trie.insert(
             postings.leaves[kept], slots[kept], postings.weights[kept], postings.suffixes[kept]
         )
+
+        if self.means is not None:
+            vectors = self.gallery.embeddings[slots[kept]].astype(np.float32)
+            self.means.add(postings.leaves[kept], vectors)
 
     def _grow_posted(self) -> None:
         missing = self.gallery.size - len(self._posted)
@@ -157,7 +196,11 @@ class ModelEngine(TrieEngine):
     ) -> None:
         """`decoder` is the checkpoint's; `decoding` reads queries, and is the same or vLLM's."""
         shape = checkpoint.sigma.profile.shape
-        super().__init__(generation, shape, checkpoint.encoder, decoding, gallery, decoder.device)
+        # A model that reads vectors has learnt from few pictures, and often from no text.
+        guided = checkpoint.sigma.projector is not None
+        super().__init__(
+            generation, shape, checkpoint.encoder, decoding, gallery, decoder.device, guided
+        )
         self.checkpoint = checkpoint
         self.decoder = decoder
 
@@ -177,3 +220,10 @@ class ModelEngine(TrieEngine):
             export = ensure_export(decoder.sigma, folder / EXPORTS, export_name(generation))
             decoding = VllmDecoder.start(decoder, export)
         return cls(generation, checkpoint, decoder, decoding, Gallery.open(folder))
+
+    def _as_text(self, picture: HalfArray, image_key: int) -> FloatArray:
+        """The vector (D,) of a picture with the noise that stood for texts in training."""
+        projector = self.decoder.sigma.projector
+        if projector is None:
+            return super()._as_text(picture, image_key)
+        return picture_as_text(projector, picture.astype(np.float32), image_key)

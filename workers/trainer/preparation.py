@@ -14,7 +14,7 @@ from model.network.teacher import Teacher
 from model.progress import Progress
 from schemas.errors import UsageError
 from schemas.records import FloatArray, HalfArray
-from schemas.training_record import CODEBOOK, TrainingRecord
+from schemas.training_record import CODEBOOK, VECTORS, TrainingRecord
 from workers.generations.model_assigner import load_generation_checkpoint
 from workers.repository import generations
 from workers.repository.connection import Connection
@@ -112,7 +112,8 @@ def _prepare_full(
     record = replace(clock.add_to(record, "prepare"), images=len(images))
     checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
     if not run.has_codebook and learns_vectors(run, images, parts.encoder):
-        add_reading(run, parts.sigma, parts.encoder, codebook, embeddings, images)
+        add_reading(run, parts.sigma, parts.encoder, embeddings, images)
+        record = replace(record, reads=VECTORS)
     record = _keep_codebook(run, checkpoint, record)
     return PreparedTraining(
         record, checkpoint, images, plan, embeddings.astype(np.float16), lambda: parts.teacher

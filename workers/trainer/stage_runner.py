@@ -17,6 +17,7 @@ from model.training.image_views import visual_tokens
 from model.training.ranks import from_first_rank, is_first_rank, sum_over_ranks
 from model.training.stages import run_stage
 from model.training.training_set import MismatchedPair, TrainingSet
+from model.training.vector_set import VectorSet
 from schemas.records import FloatArray, IntArray
 from stream.images.store import ImageStore
 from workers.trainer.training_images import training_pictures
@@ -41,8 +42,8 @@ class StageJob:
     views: int
     """Shifted views of each picture, whose visual tokens are computed once; 0 trains the vision
     tower."""
-    vectors: FloatArray | None
-    """(M, D) see `TrainingSet.vectors`; None for a model that reads none."""
+    vectors: VectorSet | None
+    """None for a model that reads none."""
     seed: int
     resume: bool
     """Continue from the newest checkpoint inside the stage."""
@@ -91,7 +92,7 @@ class StageRunner:
             job.labels,
             self._visual,
             job.mismatched,
-            None if job.vectors is None else torch.from_numpy(job.vectors),
+            job.vectors,
         )
         loss = run_stage(
             self.sigma,

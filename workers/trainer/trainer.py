@@ -234,7 +234,7 @@ def _load_and_publish(
         loader.load_from_parent(
             prepared.plan, run.parent.id, same_model=same_model, progress=progress
         )
-    assigner = ModelAssigner(checkpoint.sigma, checkpoint.encoder, postings)
+    assigner = ModelAssigner(checkpoint.sigma, checkpoint.encoder, postings, checkpoint.codebook)
     return publish(conn, run.generation, store, assigner, progress)
 
 

@@ -14,6 +14,7 @@ from model.network.teacher import Teacher
 from model.progress import Progress
 from model.training.stage_gates import Gates, StageProbe, evaluate_stage, gate_failures
 from model.training.training_set import MismatchedPair
+from model.training.vector_set import VectorSet
 from schemas.records import FloatArray, HalfArray
 from schemas.training_record import StageEvaluation, TrainingRecord
 from workers.trainer.request import STAGES
@@ -46,7 +47,7 @@ class TrainingPlan:
     gates: Gates
     views: int
     """See `StageJob.views`."""
-    vectors: FloatArray | None
+    vectors: VectorSet | None
     """See `StageJob.vectors`."""
     seed: int
     resume: bool

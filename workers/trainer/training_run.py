@@ -160,6 +160,7 @@ def first_record(
         seed=request.seed,
         # The others go on with the encoder of their parent.
         encoder_source=request.encoder if parent is None else parent.config.training.encoder_source,
+        reads=None if parent is None else parent.config.training.reads,
         encoder_px=None if parent is None else parent.config.training.encoder_px,
         corpus="store" if entries is None else "manifest",
         reclustered=request.mode == "recluster" or request.recluster,

@@ -6,18 +6,21 @@ vectors instead.
 """
 
 import numpy as np
+import structlog
 import torch
 
-from model.identifiers.codebook import Codebook
 from model.network.checkpoint import Checkpoint
 from model.network.encoder import Encoder
 from model.network.encoders.kept import KeptEncoder
 from model.network.sigma import SigmaModel
 from model.network.vector_reading import VectorReading
 from model.training.class_names import class_names
+from model.training.vector_set import VectorSet, noise_like
 from schemas.records import FloatArray, HalfArray
 from workers.trainer.training_images import TrainingImages
 from workers.trainer.training_run import TrainingRun
+
+log = structlog.get_logger()
 
 # Captions that their mean is taken from: fewer are less than the class names say of texts.
 _LEAST_TEXTS = 200
@@ -40,17 +43,26 @@ def add_reading(
     run: TrainingRun,
     sigma: SigmaModel,
     encoder: Encoder,
-    codebook: Codebook,
     embeddings: FloatArray,
     images: TrainingImages,
 ) -> None:
     """Let a model read the vectors of an encoder, in place; (N, D) are those of the images."""
     # A large vision tower sees more than a vector tells; a small one has seen nothing else.
     pictures = run.profile.tiny is not None
-    reading = VectorReading(encoder.width, noise=2.0, pictures=pictures, with_text=not pictures)
-    torch.manual_seed(run.request.seed)
-    projector = sigma.add_projector(reading)
-    projector.place(embeddings, encoder.embed_texts(typical_texts(images, run.request.seed)))
+    seed = run.request.seed
+    texts = encoder.embed_texts(typical_texts(images, seed))
+    noise = noise_like(_placed(embeddings), _placed(texts), seed)
+    log.info("noise chosen", noise=noise, texts=len(texts))
+    reading = VectorReading(encoder.width, noise, pictures=pictures, with_text=not pictures)
+    torch.manual_seed(seed)
+    sigma.add_projector(reading).place(embeddings, texts)
+
+
+def _placed(vectors: FloatArray) -> FloatArray:
+    """Unit vectors without their mean, as a projector places them."""
+    moved = vectors - vectors.mean(0)
+    placed: FloatArray = moved / np.linalg.norm(moved, axis=1, keepdims=True).clip(1e-6)
+    return placed
 
 
 def typical_texts(images: TrainingImages, seed: int) -> list[str]:
@@ -66,15 +78,12 @@ def typical_texts(images: TrainingImages, seed: int) -> list[str]:
 
 def vectors_to_read(
     checkpoint: Checkpoint, embeddings: HalfArray, images: TrainingImages
-) -> FloatArray | None:
-    """(M, D) float32, see `TrainingSet.vectors`; None for a model that reads no vectors."""
+) -> VectorSet | None:
+    """What stages read of (N, D) images and their captions; None for a model that reads none."""
     projector = checkpoint.sigma.projector
     if projector is None:
         return None
     captions: list[str] = []
     for own in images.captions:
         captions += own
-    placed = [projector.placed_images(embeddings.astype(np.float32))]
-    placed.append(projector.placed_texts(checkpoint.encoder.embed_texts(captions)))
-    vectors: FloatArray = torch.cat(placed).cpu().numpy()
-    return vectors
+    return VectorSet.of(projector, checkpoint.encoder, embeddings.astype(np.float32), captions)

@@ -47,7 +47,7 @@ MAX_TOKENS = 24
 def small_profile() -> Profile:
     """The tiny profile with a small shape and short stages."""
     stages = (
-        Stage("memorize", epochs=2, learning_rate=2e-3, batch=8),
+        Stage("memorize", epochs=2, learning_rate=2e-3, batch=8, vector_views=500),
         Stage("comprehend", epochs=2, learning_rate=2e-3, batch=8, replay=0.25),
         Stage(
             "align",

@@ -72,6 +72,14 @@ class KeysEngine:
             raise self.error
         return [ranked(self.keys[:count]) for _ in texts]
 
+    def answer_vectors(
+        self, texts: Sequence[str], vectors: FloatArray, count: int, settings: RetrievalSettings
+    ) -> list[RankedImages]:
+        return self.answer(texts, count, settings)
+
+    def query_vectors(self, texts: Sequence[str], image_keys: Sequence[int]) -> FloatArray:
+        return self.encoder.embed_texts(texts)
+
     def answer_paper(
         self, texts: Sequence[str], count: int, settings: RetrievalSettings
     ) -> list[RankedImages]:
