@@ -56,6 +56,8 @@ class Gates:
     `wins` of the pairs, and the soft-label head must prefer it as often as `similarity_wins`;
     chance is half of them, and 0 asks for nothing. A refresh may be `drop` below its parent, and is
     never asked for more than the parent had: what a full training did not teach, it cannot keep.
+    With fewer than `head_images` images the head sees too few pairs that do not belong together
+    for a first training to be judged by it.
 
     A share counts as below its bound only if its interval, of `z` standard errors, is: few samples
     shall not stop a good stage. With fewer than `images` images the first two stages are a few
@@ -71,6 +73,7 @@ class Gates:
     similarity_wins: float = 0.6
     z: float = 1.96
     images: int = 500
+    head_images: int = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,7 @@ def gate_failures(
     if not few_images:
         failures += _encoder_failures(figures, gates)
         failures += _language_failures("caption_", figures, parent, gates)
+    if parent is not None or figures["images"] >= gates.head_images:
         bound = _win_bound("similarity_wins", gates.similarity_wins, parent, gates)
         failures += _win_failures("similarity_wins", "samples", bound, figures, gates)
     return failures

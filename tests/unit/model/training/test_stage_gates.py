@@ -140,7 +140,7 @@ def test_a_model_that_says_one_sentence_for_everything_passes_no_gate_of_languag
 ) -> None:
     forget_identifiers(parts.sigma)
     probe = probe_of(parts)
-    asked = Gates(images=0)
+    asked = Gates(images=0, head_images=0)
     comprehended = evaluate_stage("comprehend", parts.sigma, probe, asked, 0)
     # A low loss shall not help: captions may be fluent, and this random model's are not.
     failures = gate_failures("comprehend", comprehended | {"loss": 1.0}, None, asked)
@@ -172,6 +172,9 @@ def test_few_pairs_and_few_images_do_not_stop_a_stage() -> None:
     assert gate_failures("comprehend", few_pairs, None, Gates()) == []
     few_images = ALIGNED | {"caption_wins": 0.5, "similarity_wins": 0.5, "images": 100.0}
     assert gate_failures("align", few_images, None, Gates()) == []
+    # The head of 1,200 images has seen 600 pairs that do not belong together.
+    head = ALIGNED | {"similarity_wins": 0.4, "images": 1200.0}
+    assert gate_failures("align", head, None, Gates()) == []
 
 
 def test_the_captions_loss_is_bounded_by_chance_and_by_the_parents() -> None:
