@@ -29,11 +29,11 @@ from schemas.records import FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
 
 # Weight of what is below a prefix beside the decoder's opinion of it (docs/experiments/).
-GUIDE_WEIGHT = 4.0
+GUIDE_WEIGHT = 8.0
 
 # Share of all postings that a guided search reaches for: many small leaves, where a decoder that
 # knows fine codes badly is helped to the right ones.
-GUIDED_SHARE = 0.06
+GUIDED_SHARE = 0.07
 
 # Most beams of a guided search, as a multiple of those of the settings.
 MOST_GUIDED = 3

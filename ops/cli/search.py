@@ -11,7 +11,7 @@ from schemas.errors import UsageError
 from schemas.records import JsonObject
 from schemas.settings import Settings
 from workers.repository.connection import Connection
-from workers.repository.generations import Generation
+from workers.repository.generations import Generation, get
 from workers.repository.postings import image_at, postings_of
 from workers.repository.stored_images import images_by_id, images_by_key
 
@@ -114,6 +114,7 @@ def explain(options: Namespace, settings: Settings) -> int:
 
     with open_services(settings) as services, open_database(services, "explain") as conn:
         generation = live_generation(conn, options.generation)
+        require_comprehension(conn, generation)
         image_id, codes = _identify(conn, generation, options.what)
         # Imported here: PyTorch takes seconds, which nobody should wait for to be told of a typing
         # error.
@@ -132,6 +133,18 @@ def explain(options: Namespace, settings: Settings) -> int:
     subject = f"{codes} ({image_id})" if image_id else f"{codes}"
     emit(document, options.json, f"{subject} → {caption}")
     return 0
+
+
+def require_comprehension(conn: Connection, generation: Generation) -> None:
+    """`UsageError` where neither the generation nor one that it began with learnt from captions."""
+    record = generation.config.training
+    while record.stages and "comprehend" not in record.stages:
+        if record.parent is None:
+            raise UsageError(
+                f"generation {generation.id} was trained without captions, so its identifiers say "
+                "nothing in words; train with captions to explain them"
+            )
+        record = get(conn, record.parent).config.training
 
 
 def _identify(

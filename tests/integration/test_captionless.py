@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from model.network.checkpoint import load_checkpoint
 from model.progress import quiet
+from ops.cli.search import require_comprehension
 from ops.jobs.candidate_promotion import CandidatePromoter
 from ops.jobs.recall_probe import recall_probe
+from schemas.errors import UsageError
 from schemas.job_results import RecallProbeResult
 from schemas.training_record import VECTORS
 from tests.integration.small_training import fill, request, tiny_services
@@ -57,6 +60,9 @@ def test_images_without_captions_are_trained_on_searched_by_text_and_learnt_in_a
     assert isinstance(probe, RecallProbeResult)
     assert probe.by_picture == probe.queries > SEEN // 2
     assert probe.cohorts["trained"].exact["R@10"] > 10 / (SEEN + LATER)
+
+    with pytest.raises(UsageError, match="trained without captions"):
+        require_comprehension(conn, generation)
 
     assert untrained_images(conn, generation.id) == LATER
     refreshed = train(services, None, request(services, mode="refresh"), quiet)
