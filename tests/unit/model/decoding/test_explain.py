@@ -1,13 +1,28 @@
 """Explanations: what sets an identifier apart is said, and its suffix changes nothing."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
 
-from model.decoding.decoder import Decoder
+from model.decoding.decoder import Decoder, PromptCache
 from model.decoding.explain import explain_all, guided_tokens
 from model.network.parts import ModelParts
+from model.network.sigma import SigmaModel
+
+
+class NotingDecoder(Decoder):
+    """A decoder that remembers which tokens it has read in prompts."""
+
+    def __init__(self, sigma: SigmaModel) -> None:
+        super().__init__(sigma)
+        self.read: set[int] = set()
+
+    def read_rows(self, rows: Sequence[Sequence[int]]) -> PromptCache:
+        self.read |= set(chain.from_iterable(rows))
+        return super().read_rows(rows)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
@@ -15,10 +30,11 @@ def test_an_explanation_comes_from_the_codes_and_not_from_the_suffix(
     parts: ModelParts, guidance: float
 ) -> None:
     parts.sigma.profile = replace(parts.sigma.profile, guidance=guidance)
-    decoder = Decoder(parts.sigma)
+    decoder = NotingDecoder(parts.sigma)
     identifiers = [[1, 2, 0, 1, 0], [1, 2, 0, 1, 7], [1, 2, 0, 1], [3, 0, 1, 0], [1], []]
     captions = explain_all(decoder, identifiers)
     assert captions[0] == captions[1] == captions[2]
+    assert not decoder.read & set(parts.sigma.levels[-1])
     # Each as alone: rows of one batch do not touch.
     for codes, caption in zip(identifiers, captions, strict=True):
         assert explain_all(decoder, [codes]) == [caption]
