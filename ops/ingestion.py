@@ -1,9 +1,6 @@
 """Ingestion: publish a manifest's images to the stream, and wait until they are searchable."""
 
-import hashlib
-import os
 import re
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +13,7 @@ from urllib.parse import urlsplit
 from schemas.errors import RejectInputError, WorkFailedError
 from schemas.events import ImageArrived
 from schemas.records import JsonObject, ManifestEntry
+from stream.images.file_checksum import file_checksum
 from stream.images.sources import read_source
 from stream.log.event_log import EventLog, Message, message
 from stream.manifest import LeftOut
@@ -23,6 +21,7 @@ from workers.repository.connection import Connection, fetch_rows
 from workers.repository.deletions import deleted_versions
 from workers.repository.rejections import Rejection, rejections
 from workers.repository.stored_images import StoredImage, images_by_id, next_version
+from workers.runtime.services import Services
 from workers.trainer.seeding import arrival
 
 if TYPE_CHECKING:
@@ -33,9 +32,6 @@ PUBLISH_BATCH = 500
 
 # Oldest images that a waiting client looks at. Looking at all would cost more with every image.
 WAIT_BATCH = 1000
-
-# Larger files are no images, and would take seconds to hash.
-HASHED_BYTES = 1 << 30
 
 POLL_INTERVAL_S = 0.1
 
@@ -120,7 +116,7 @@ def publish(
         messages: list[Message] = []
         for entry in batch:
             image = stored.get(entry.image_id)
-            checksum = _checksum(entry.path)
+            checksum = file_checksum(entry.path)
             checksums[entry.image_id] = checksum
             gone = deleted[entry.image_id].version if entry.image_id in deleted else 0
             event = arrival(entry, version or next_version(image, checksum, gone))
@@ -147,19 +143,6 @@ def with_left_out(published: PublishedImages, left_out: Sequence[LeftOut]) -> Pu
     return replace(published, unreadable=(*refused, *published.unreadable))
 
 
-def _checksum(path: str) -> str | None:
-    """SHA-256 of a file; None when it cannot be read or be an image, which the intake will tell."""
-    try:
-        status = os.stat(path)
-        # Not opened: a named pipe would wait for a writer.
-        if not stat.S_ISREG(status.st_mode) or status.st_size > HASHED_BYTES:
-            return None
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):
-        return None
-
-
 def _is_indexed(stored: StoredImage | None, version: int, checksum: str | None) -> bool:
     """Tell whether answers contain this version, or a newer one, so that nothing will change."""
     return stored is not None and stored.state == "indexed" and _answers(stored, version, checksum)
@@ -170,6 +153,13 @@ def _answers(stored: StoredImage, version: int, checksum: str | None) -> bool:
     if stored.version == version:
         return checksum is None or stored.checksum in ("", checksum)
     return stored.version > version
+
+
+def upload_to(services: Services) -> Upload | None:
+    """With an S3 store, files of this machine are uploaded: the workers may be elsewhere."""
+    if services.s3 is None:
+        return None
+    return Upload(services.s3, services.settings.max_image_bytes)
 
 
 def _uploaded(event: ImageArrived, upload: Upload) -> ImageArrived:

@@ -36,6 +36,10 @@ _GIBIBYTE = 1 << 30
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENGINES = ("torch", "vllm")
 RETRAIN_MODES = ("refresh", "full")
+
+# What `--encoder` calls the one whose weights come in packages of the registry.
+PACKAGED_ENCODER = "efficientnet-minilm"
+
 _KAFKA_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 # Seconds: seven days, the most that the S3 protocol signs a link for.

@@ -8,7 +8,7 @@ from pathlib import Path
 from ops import ingestion
 from ops.cli.context import AddCommand, emit, open_database, split_of
 from ops.embedded.database import open_services
-from ops.ingestion import IngestOutcome, PublishedImages, Upload
+from ops.ingestion import IngestOutcome, PublishedImages
 from schemas.errors import UsageError
 from schemas.events import ImageDeleted
 from schemas.records import JsonObject
@@ -20,7 +20,6 @@ from workers.repository import generations
 from workers.repository.connection import Connection, transaction
 from workers.repository.image_deletion import Deletion, delete_images
 from workers.repository.stored_images import images_by_id
-from workers.runtime.services import Services
 
 # Rejections that are printed for a person; `--json` has all of them.
 SHOWN_REJECTIONS = 20
@@ -75,7 +74,7 @@ def ingest(options: Namespace, settings: Settings) -> int:
         log = services.open_log()
         with bar("publish", len(entries)) as progress:
             published = ingestion.publish(
-                conn, log, entries, options.version, progress.update, _upload(services)
+                conn, log, entries, options.version, progress.update, ingestion.upload_to(services)
             )
         published = ingestion.with_left_out(published, listing.left_out)
         outcome = None
@@ -124,13 +123,6 @@ def _require_live(conn: Connection) -> None:
 
 def _why_none_is_live(conn: Connection) -> str:
     return why_none_is_live(generations.generations(conn))
-
-
-def _upload(services: Services) -> Upload | None:
-    """With an S3 store, files of this machine are uploaded: the workers may be elsewhere."""
-    if services.s3 is None:
-        return None
-    return Upload(services.s3, services.settings.max_image_bytes)
 
 
 def _wait_until_searchable(

@@ -20,6 +20,7 @@ from ops.cli import (
     keys,
     material,
     measure,
+    photos,
     processes,
     report,
     search,
@@ -38,6 +39,7 @@ DESCRIPTION = "A streaming incremental index for generative text-to-image retrie
 # Command groups in the order of the help text.
 GROUPS = (
     processes,
+    photos,
     keys,
     train,
     images,

@@ -2,11 +2,8 @@
 
 import json
 import shutil
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.network.base import ABOUT, SHIPPED
@@ -16,6 +13,7 @@ from ops.demo.live_stream import ask, stream, wait_until_ready
 from ops.embedded.control import down, up
 from ops.embedded.database import open_services
 from ops.evaluation import evaluate
+from ops.phase_clock import PhaseClock
 from ops.scenes.corpus import CorpusConfig, fingerprints, generate
 from ops.status import read_status
 from schemas.errors import UsageError, WorkFailedError
@@ -53,21 +51,6 @@ class DemoConfig:
     def streamed(self) -> int:
         """Images that training never sees."""
         return self.images // 7
-
-
-@dataclass(slots=True)
-class PhaseClock:
-    """Seconds of each phase; announces a phase when it begins. Lives as long as one demo."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str, announcement: str) -> Iterator[None]:
-        """Announce the block on standard error and take its time."""
-        print(f"── {announcement}", file=sys.stderr, flush=True)
-        started = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - started, 1)
 
 
 def demo(settings: Settings, config: DemoConfig) -> JsonObject:

@@ -181,6 +181,19 @@ def readiness(supervisor: SupervisorRecord, access: AccessSettings) -> Readiness
         return Readiness(is_answering=False, problem=problem)
 
 
+def wait_until_answering(supervisor: SupervisorRecord, access: AccessSettings) -> None:
+    """Wait until the query worker answers from a generation; `WorkFailedError` if it does not."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    found = readiness(supervisor, access)
+    while found.problem:
+        if time.monotonic() > deadline:
+            raise WorkFailedError(
+                f"the query worker is not ready within {START_TIMEOUT_S:g} seconds: {found.problem}"
+            )
+        time.sleep(START_POLL_S)
+        found = readiness(supervisor, access)
+
+
 def down(settings: Settings) -> bool:
     """Stop all processes of the home and its database; return whether anything ran.
 

@@ -11,6 +11,7 @@ from model.network.encoders.pretrained import PretrainedEncoder
 from model.progress import quiet
 from ops.evaluation import evaluate
 from schemas.records import ManifestEntry
+from stream.images.decode_pool import DecodeLimits
 from tests.encoder_checkpoints import CHECKPOINTS
 from tests.integration.small_training import fill, request, tiny_services
 from tests.line import line_of
@@ -23,6 +24,7 @@ from workers.repository.connection import Connection
 from workers.repository.stored_images import images_by_id, images_by_key
 from workers.repository.training_data import embeddings_of
 from workers.runtime.pictures import read_picture
+from workers.trainer.seeding import seed_images
 from workers.trainer.trainer import train
 
 SEEN, LATER = 12, 4
@@ -89,6 +91,9 @@ def test_an_encoder_that_reads_640_px_gets_pictures_of_that_size_from_training_a
         line.run()
         begun = request(services, encoder=str(source), until="codebook")
         assert train(services, entries, begun, quiet).record.encoder_px == 640
+        # What is stored is not decoded again: every file is larger than this allows.
+        again = seed_images(conn, services.store, DecodeLimits(max_bytes=1), entries, quiet)
+        assert (len(again.rows), again.rejected) == (len(entries), ())
         line.arrive("after", uri=line.picture("after", size=(1200, 900)))
         line.run()
     # The shorter side fills the 640 px that the encoder reads.

@@ -38,6 +38,7 @@ from model.training.trial import (
 )
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.records import FloatArray
+from workers.trainer.kept_vectors import embed_kept
 from workers.trainer.training_images import TrainingImages
 from workers.trainer.training_run import TrainingRun
 
@@ -148,7 +149,8 @@ def _chosen_encoder(
     if opened.checkpoint is None and isinstance(encoder, FittableEncoder):
         known = images.select(images.captioned)
         encoder = encoder.fitted(known.originals, known.captions, run.request.seed)
-    return ChosenEncoder(encoder, embed(encoder, images.originals, progress))
+    vectors = embed_kept(encoder, images.originals, images.uris, run.folder, progress)
+    return ChosenEncoder(encoder, vectors)
 
 
 def embed(encoder: Encoder, pictures: Pixels, progress: Progress) -> FloatArray:

@@ -14,6 +14,7 @@ from schemas.events import ImageAccepted, ImageArrived, ImageRejected, now
 from schemas.records import IntArray, ManifestEntry
 from stream.images.decode_pool import DecodeLimits, DecodePool
 from stream.images.decode_protocol import LONGEST_SIDE
+from stream.images.file_checksum import file_checksum
 from stream.images.sources import read_source
 from stream.images.store import ImageStore
 from stream.validation import accept
@@ -90,12 +91,16 @@ def seed_images(
 
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
-            events = list(threads.map(validate, batch))
+            found = _stored_before(conn, store, batch)
+            unknown = [offset for offset in range(len(batch)) if offset not in found]
             # Threads keep the decoding processes busy; the database sees one batch at a time.
-            rejected += _rejections(batch, events)
-            for offset, image in _store(conn, events):
+            events = list(threads.map(validate, [batch[offset] for offset in unknown]))
+            rejected += _rejections([batch[offset] for offset in unknown], events)
+            for place, image in _store(conn, events):
+                found[unknown[place]] = image
+            for offset in sorted(found):
                 rows.append(start + offset)
-                images.append(image)
+                images.append(found[offset])
             bar.update(len(batch))
     if not rows:
         first = rejected[0].reason if rejected else "deleted"
@@ -103,6 +108,25 @@ def seed_images(
     keys = np.array([image.image_key for image in images], np.int64)
     uris = [image.normalized_uri for image in images]
     return SeededImages(rows, keys, uris, tuple(rejected))
+
+
+def _stored_before(
+    conn: Connection, store: ImageStore, batch: Sequence[ManifestEntry]
+) -> dict[int, StoredImage]:
+    """Entries whose files are stored as they are, by their place: they need no decoding again.
+
+    So a training goes on quickly that was killed while it read its images.
+    """
+    stored = images_by_id(conn, [entry.image_id for entry in batch])
+    found: dict[int, StoredImage] = {}
+    for offset, entry in enumerate(batch):
+        image = stored.get(entry.image_id)
+        if image is None or image.state == "deleted" or not image.checksum:
+            continue
+        same = file_checksum(entry.path) == image.checksum
+        if same and store.exists(image.normalized_uri):
+            found[offset] = image
+    return found
 
 
 def _rejections(

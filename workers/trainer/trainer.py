@@ -28,6 +28,7 @@ from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.runtime.services import Services
 from workers.trainer.initial_load import InitialLoader
+from workers.trainer.kept_vectors import forget_vectors
 from workers.trainer.preparation import PreparedTraining, prepare
 from workers.trainer.request import TrainRequest
 from workers.trainer.seeding import RejectedEntry
@@ -235,7 +236,9 @@ def _load_and_publish(
             prepared.plan, run.parent.id, same_model=same_model, progress=progress
         )
     assigner = ModelAssigner(checkpoint.sigma, checkpoint.encoder, postings, checkpoint.codebook)
-    return publish(conn, run.generation, store, assigner, progress)
+    state = publish(conn, run.generation, store, assigner, progress)
+    forget_vectors(run.folder)
+    return state
 
 
 def _describe(

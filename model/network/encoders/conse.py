@@ -40,9 +40,10 @@ from model.network.file_digests import write_digests
 from model.network.resize import Pixels
 from model.network.weights_io import read_tensors
 from schemas.errors import RefuseToStartError
+from schemas.settings import PACKAGED_ENCODER
 
 # What `--encoder` calls it.
-NAME = "efficientnet-minilm"
+NAME = PACKAGED_ENCODER
 
 # Describes a kept one.
 ABOUT = "encoder.json"
@@ -267,6 +268,12 @@ def package_files() -> WeightFiles:
             text_config=files.read("config.json"),
             tokenizer=files.read(_TOKENIZER),
         )
+
+
+def require_packages() -> None:
+    """`RefuseToStartError` when one of the packages is not installed, or is not the pinned one."""
+    _package_file(_IMAGE_PACKAGE, _IMAGE_FILE, _IMAGE_DIGEST)
+    _package_file(_TEXT_PACKAGE, _TEXT_FILE, _TEXT_DIGEST)
 
 
 def _towers(

@@ -1,0 +1,1 @@
+"""How does a folder of pictures become searchable?"""
