@@ -5,7 +5,7 @@ docs/training-walkthrough.md follows `train` function by function.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import structlog
@@ -155,6 +155,7 @@ def _training_plan(
     retrieval: RetrievalSettings,
 ) -> TrainingPlan:
     images = prepared.images
+    gates = run.request.gates
     checkpoint = prepared.checkpoint
     identifiers = prepared.plan.identifiers(images.image_keys, checkpoint.sigma.profile.shape)
     data = TrainingSet(images.pictures, identifiers, images.captions)
@@ -171,7 +172,7 @@ def _training_plan(
         probe=probe,
         teacher=prepared.teacher,
         parent_evaluations=inherited_evaluations(run.parent, generations.generations(conn)),
-        gates=run.request.gates,
+        gates=replace(gates, wins=min(gates.wins, run.profile.wins)),
         views=run.profile.views,
         vectors=vectors_to_read(checkpoint, prepared.embeddings, images),
         seed=run.request.seed,
