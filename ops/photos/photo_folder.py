@@ -29,9 +29,10 @@ from workers.runtime.services import Services
 # other programs may have the machine.
 IDLE_S = 300.0
 
-# Seconds that a picture takes until it is searchable, on two cores: to read it, to see it, to learn
-# it. For the estimate alone; see docs/experiments/photos.md.
-SECONDS_A_PICTURE = 0.12
+# Seconds that a picture takes on two cores to be read and seen, and a training besides, whatever
+# the number of pictures. For the estimate alone; see docs/experiments/photos.md.
+SECONDS_A_PICTURE = 0.1
+TRAINING_S = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def _train_first(
             f"the folder must hold at least one picture that can be used, got none ({reasons}); "
             "give a folder of pictures"
         )
-    announcement = f"learn without captions, pictures: {count:,}; {_estimate(count)}"
+    announcement = f"learn without captions, pictures: {count:,}; {_estimate(count, TRAINING_S)}"
     with clock.phase("train", announcement), _resumable():
         trained = train_on_photos(
             services, conn, plan.to_send, encoder or PACKAGED_ENCODER, progress
@@ -181,7 +182,7 @@ def _train_again(
 
     live = generations.live(conn)
     count = 0 if live is None else totals(conn, live.id).images
-    announcement = f"learn again, pictures: {min(count, SAMPLE):,}; {_estimate(count)}"
+    announcement = f"learn again, pictures: {min(count, SAMPLE):,}; {_estimate(count, TRAINING_S)}"
     with clock.phase("train", announcement), _resumable():
         trained = train_again(services, conn, encoder or PACKAGED_ENCODER, count, progress)
     with clock.phase("promote", "switch; back again with: sigma generations rollback"):
@@ -189,8 +190,8 @@ def _train_again(
     return trained.images
 
 
-def _estimate(pictures: int) -> str:
-    minutes = math.ceil(pictures * SECONDS_A_PICTURE / 60)
+def _estimate(pictures: int, more_s: float = 0.0) -> str:
+    minutes = math.ceil((pictures * SECONDS_A_PICTURE + more_s) / 60)
     return "about a minute" if minutes <= 1 else f"about {minutes} minutes"
 
 

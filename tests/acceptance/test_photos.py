@@ -13,7 +13,7 @@ from ops.scenes.corpus import CorpusConfig, samples
 from tests.acceptance.conftest import Home
 from tests.encoder_checkpoints import CHECKPOINTS
 
-PICTURES = 40
+PICTURES = 20
 
 # Of EXIF: the top of the picture is on the right.
 TURNED = 6
