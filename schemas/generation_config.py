@@ -28,6 +28,7 @@ _TRAINING_KEYS_IN_ROW = (
     "mode",
     "parent",
     "seed",
+    "encoder_source",
     "encoder_px",
     "images",
     "stages",

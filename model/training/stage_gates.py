@@ -225,7 +225,7 @@ def _share_failures(
     chance = figures["chance"]
     bound = chance + gates.progress * (max(perfect, chance) - chance)
     if parent is not None:
-        bound = max(bound, parent[figure] - gates.drop)
+        bound = max(bound, _expected_of(parent, figure, perfect) - gates.drop)
     samples = int(figures["samples"])
     _, upper = wilson(round(share * samples), samples, gates.z)
     if upper >= bound:
@@ -234,6 +234,16 @@ def _share_failures(
         f"{figure} must be at least {bound:.3f}, got {share:.3f} over {samples} samples; "
         "train longer"
     ]
+
+
+def _expected_of(parent: Mapping[str, float], figure: str, perfect: float) -> float:
+    """The parent's share, or as much of `perfect` as it was of what exact search found then.
+
+    A refresh is measured on other images. Those that an encoder learnt from it finds by far more
+    often than any that came later.
+    """
+    before = parent.get("dense", 0.0)
+    return parent[figure] * (min(1.0, perfect / before) if before else 1.0)
 
 
 def _measure_memorized(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:

@@ -143,11 +143,12 @@ class CorpusBenchResult:
         cutoffs = [f"R@{cutoff}" for cutoff in CUTOFFS[:3]]
         titles = ["asked for", "queries", *cutoffs, *(f"dense {name}" for name in cutoffs)]
         titles += ["ours / dense R@10", "scored", "of the gallery"]
-        if any(group.adapted for group in self.groups.values()):
+        is_beside = any(group.adapted for group in self.groups.values())
+        if is_beside:
             titles.append("tiny adapted, dense R@10")
         lines += table_head(titles)
         for key, group in self.groups.items():
-            lines.append(_group_row(GROUPS[key], group, cutoffs))
+            lines.append(_group_row(GROUPS[key], group, cutoffs, is_beside))
         if self.captions is not None:
             lines += ["", *self.captions.to_text()]
         lines += ["", *self._time_lines()]
@@ -176,12 +177,12 @@ def table_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _group_row(title: str, group: GroupRecall, cutoffs: Sequence[str]) -> str:
+def _group_row(title: str, group: GroupRecall, cutoffs: Sequence[str], is_beside: bool) -> str:
     cells = [title, f"{group.queries:,}"]
     cells += [f"{100 * group.ours[name]:.1f}" for name in cutoffs]
     cells += [f"{100 * group.dense[name]:.1f}" for name in cutoffs]
     cells.append("–" if group.ratio is None else f"{group.ratio:.2f}")
     cells += [f"{group.candidates:.0f}", f"{100 * group.share_scored:.1f}%"]
-    if group.adapted is not None:
-        cells.append(f"{100 * group.adapted['R@10']:.1f}")
+    if is_beside:
+        cells.append("" if group.adapted is None else f"{100 * group.adapted['R@10']:.1f}")
     return table_row(cells)

@@ -112,6 +112,14 @@ def test_recall_may_be_a_little_below_the_parents() -> None:
     assert "at least 0.800" in failure
 
 
+def test_a_refresh_on_images_that_exact_search_finds_less_of_is_asked_for_less() -> None:
+    parent = {"R@10": 0.75, "dense": 0.9}
+    hard = ALIGNED | {"R@10": 0.41, "dense": 0.5, "asked": 200.0, "chance": 0.01}
+    assert gate_failures("align", hard, parent, Gates()) == []
+    (failure,) = gate_failures("align", hard | {"R@10": 0.2}, parent, Gates())
+    assert "at least 0.317" in failure
+
+
 def test_fluent_captions_that_ignore_the_identifier_close_the_gate() -> None:
     """The loss alone would pass: it is far below that of a model that knows nothing."""
     (failure,) = gate_failures("comprehend", COMPREHENDED | {"wins": 0.53}, None, Gates())
