@@ -26,7 +26,6 @@ _EXPANSION = 2
 # Shorter than this, what is left of a vector without its mean has no direction.
 _LEAST_LENGTH = 1e-6
 
-
 # Noise of this length leaves a direction of which a hundredth is the picture's.
 MAX_NOISE = 10.0
 
