@@ -127,9 +127,10 @@ def test_fluent_captions_that_ignore_the_identifier_close_the_gate() -> None:
     one_sentence = COMPREHENDED | {"cider": 0.7, "shuffled_cider": 0.7}
     (failure,) = gate_failures("comprehend", one_sentence, None, Gates())
     assert "CIDEr-D 0.70 and 0.70" in failure
-    # A refresh on 36 images holds two of them out.
-    few = one_sentence | {"pairs": 2.0}
-    assert gate_failures("comprehend", few, None, Gates()) == []
+    # A refresh on 36 images compares a few captions, after a few steps.
+    parent = COMPREHENDED | {"loss": 2.0}
+    for few in ({"pairs": 2.0}, {"images": 36.0, "pairs": 32.0}):
+        assert gate_failures("comprehend", one_sentence | few, parent, Gates()) == []
 
 
 def test_an_alignment_that_forgets_the_identifiers_meaning_closes_the_gate() -> None:
