@@ -245,9 +245,10 @@ def test_a_database_killed_with_9_costs_no_answer_and_no_image(
                 process.kill()
         wait_until(lambda: postgres_of(fleet) not in (None, killed))
         assert await_images(fleet, before + 5) < BACK_S
+        # The database may be back before many queries were asked.
+        wait_until(lambda: asking.done() or len(statuses) > 10)
         stop.set()
         asking.result()
-    assert len(statuses) > 10
     assert set(statuses) == {200}
 
 
