@@ -216,67 +216,50 @@ def _qwen_alignment(epochs: float, learning_rate: float) -> Stage:
     )
 
 
+# Small batches: identifiers begin to be read after some hundred steps, and those of 16 sequences
+# take half the time of those of 64 (docs/experiments/comprehension.md).
+_TINY_COMPREHENSION = Stage(
+    "comprehend",
+    epochs=1,
+    learning_rate=1e-3,
+    batch=16,
+    replay=0.25,
+    without_suffix=1.0,
+    shortened=0.1,
+    rounds=3,
+)
+
+# Replay in the alignment too: without it the model forgets how to look at images, and unseen ones
+# are found half as often (docs/experiments/); and it forgets how to describe.
+_TINY_ALIGNMENT = Stage(
+    "align",
+    epochs=4,
+    learning_rate=1e-3,
+    batch=64,
+    replay=1.0,
+    caption_replay=1.0,
+    soft_label_weight=0.1,
+    mismatched=0.5,
+    without_suffix=1.0,
+    shortened=0.1,
+    vector_views=60_000,
+)
+
 _TINY = Profile(
     name="tiny",
     shape=IdentifierShape(codes=(16, 8, 8, 4), suffixes=64),
     stages=(
         # Memorisation sees each image once in each view.
         Stage("memorize", epochs=1, learning_rate=1e-3, batch=64, vector_views=20_000),
-        # Small batches: identifiers begin to be read after some hundred steps, and those of 16
-        # sequences take half the time of those of 64 (docs/experiments/comprehension.md).
-        Stage(
-            "comprehend",
-            epochs=1,
-            learning_rate=1e-3,
-            batch=16,
-            replay=0.25,
-            without_suffix=1.0,
-            shortened=0.1,
-            rounds=3,
-        ),
-        # Replay in the alignment too: without it the model forgets how to look at images, and
-        # unseen ones are found half as often (docs/experiments/); and it forgets how to describe.
-        Stage(
-            "align",
-            epochs=4,
-            learning_rate=1e-3,
-            batch=64,
-            replay=1.0,
-            caption_replay=1.0,
-            soft_label_weight=0.1,
-            mismatched=0.5,
-            without_suffix=1.0,
-            shortened=0.1,
-            vector_views=60_000,
-        ),
+        _TINY_COMPREHENSION,
+        _TINY_ALIGNMENT,
     ),
     refresh=(
         # One view of each image is enough to remember an identifier that the model gave itself
         # (docs/longrun.md): a third of an epoch over three views.
         Stage("memorize", epochs=0.34, learning_rate=1e-3, batch=64, vector_views=5_000),
-        Stage(
-            "comprehend",
-            epochs=0.25,
-            learning_rate=1e-3,
-            batch=16,
-            replay=0.25,
-            without_suffix=1.0,
-            shortened=0.1,
-            rounds=3,
-        ),
-        Stage(
-            "align",
-            epochs=1,
-            learning_rate=1e-3,
-            batch=64,
-            replay=0.5,
-            caption_replay=0.5,
-            soft_label_weight=0.1,
-            mismatched=0.5,
-            without_suffix=1.0,
-            shortened=0.1,
-            vector_views=20_000,
-        ),
+        replace(_TINY_COMPREHENSION, epochs=0.25),
+        replace(_TINY_ALIGNMENT, epochs=1, replay=0.5, caption_replay=0.5, vector_views=20_000),
     ),
     embedding_width=128,
     model=None,
@@ -290,6 +273,29 @@ _TINY = Profile(
     guidance=1.0,
 )
 
+_SMALL_COMPREHENSION = Stage(
+    "comprehend",
+    epochs=3,
+    learning_rate=1e-3,
+    batch=16,
+    replay=1.0,
+    without_suffix=1.0,
+    shortened=0.1,
+    rounds=2,
+)
+
+_SMALL_ALIGNMENT = Stage(
+    "align",
+    epochs=4,
+    learning_rate=1e-3,
+    batch=64,
+    replay=1.0,
+    caption_replay=1.0,
+    vector_views=24_000,
+    without_suffix=1.0,
+    shortened=0.1,
+)
+
 # For pictures that nobody here made. It reads them and their queries by the vectors of an encoder
 # that has seen the world; the captions of a corpus are too few to learn either from.
 _SMALL = Profile(
@@ -299,51 +305,13 @@ _SMALL = Profile(
     shape=IdentifierShape(codes=(32, 16, 8, 4), suffixes=64),
     stages=(
         Stage("memorize", epochs=3, learning_rate=1e-3, batch=64),
-        Stage(
-            "comprehend",
-            epochs=3,
-            learning_rate=1e-3,
-            batch=16,
-            replay=1.0,
-            without_suffix=1.0,
-            shortened=0.1,
-            rounds=2,
-        ),
-        Stage(
-            "align",
-            epochs=4,
-            learning_rate=1e-3,
-            batch=64,
-            replay=1.0,
-            caption_replay=1.0,
-            vector_views=24_000,
-            without_suffix=1.0,
-            shortened=0.1,
-        ),
+        _SMALL_COMPREHENSION,
+        _SMALL_ALIGNMENT,
     ),
     refresh=(
         Stage("memorize", epochs=1, learning_rate=1e-3, batch=64),
-        Stage(
-            "comprehend",
-            epochs=1,
-            learning_rate=1e-3,
-            batch=16,
-            replay=1.0,
-            without_suffix=1.0,
-            shortened=0.1,
-            rounds=2,
-        ),
-        Stage(
-            "align",
-            epochs=1,
-            learning_rate=1e-3,
-            batch=64,
-            replay=1.0,
-            caption_replay=1.0,
-            vector_views=6_000,
-            without_suffix=1.0,
-            shortened=0.1,
-        ),
+        replace(_SMALL_COMPREHENSION, epochs=1),
+        replace(_SMALL_ALIGNMENT, epochs=1, vector_views=6_000),
     ),
     embedding_width=384,
     model=None,
