@@ -132,7 +132,8 @@ def search_leaves(
 
     A `guide` has a say in which beams are kept and comes before; scores stay those of the decoder.
     """
-    return _search(engine.begin(prompt), shape, beams, branches, guide)
+    beams_found, _ = _search(engine.begin(prompt), shape, beams, branches, guide)
+    return beams_found
 
 
 def _search(
@@ -141,14 +142,22 @@ def _search(
     beams: int,
     branches: Branches | None,
     guide: Guide | None = None,
-) -> Beams:
+    *,
+    skip_forced: bool = True,
+) -> tuple[Beams, Tensor | None]:
+    """The beams, and the (B, W) parents by which `state` can continue them.
+
+    `skip_forced` leaves codes unscored where no beam has a choice; nothing can be continued then,
+    and the parents are None.
+    """
     prefixes = torch.zeros((state.batch, 1), dtype=torch.int64, device=state.device)
     scores = torch.zeros((state.batch, 1), device=state.device)
     parents: Tensor | None = None
     for level in range(LEVELS):
         alive = scores > NEVER
-        if branches is not None and level > 0 and _all_forced(branches, level, prefixes[alive]):
-            return Beams(_only_leaves(branches, level, prefixes), scores)
+        skippable = branches if skip_forced and level > 0 else None
+        if skippable is not None and _all_forced(skippable, level, prefixes[alive]):
+            return Beams(_only_leaves(skippable, level, prefixes), scores), None
         gains = state.score(level, prefixes, parents, alive)
         if branches is not None:
             forbidden = branches.children(level, prefixes) == 0
@@ -163,7 +172,7 @@ def _search(
         scores = totals.gather(1, chosen)
         parents = chosen // codes
         prefixes = prefixes.gather(1, parents) * codes + chosen % codes
-    return Beams(prefixes, scores)
+    return Beams(prefixes, scores), parents
 
 
 def _all_forced(branches: Branches, level: int, prefixes: Tensor) -> bool:
@@ -196,13 +205,13 @@ def search_identifiers(
 ) -> list[list[ScoredIdentifier]]:
     """The paper's own mode: decode all five tokens over primary identifiers (appendix B).
 
-    Returns for each of the B prompts at most `beams` identifiers, best first.
+    Returns for each of the B prompts at most `beams` identifiers, best first. A score is the
+    log-probability of all five tokens (equation 14), those that the trie leaves no choice included;
+    each is normalised over the tokens of its level.
     """
     state = engine.begin(prompt)
-    found = _search(state, trie.shape, beams, trie.primaries)
-    # The beams may come from a search that stopped early, so the suffixes are scored from the
-    # prompt on.
-    gains = state.score(LEVELS, found.leaves, None, found.scores > NEVER).cpu()
+    found, parents = _search(state, trie.shape, beams, trie.primaries, skip_forced=False)
+    gains = state.score(LEVELS, found.leaves, parents, found.scores > NEVER).cpu()
     leaves = found.leaves.tolist()
     scores = found.scores.tolist()
     return [

@@ -11,6 +11,7 @@ from model.decoding.decoder import Decoder
 from model.network.inputs import VisualTokens
 from model.network.parts import ModelParts
 from model.retrieval.trie import ALTERNATE, Trie
+from schemas.identifiers import LEVELS
 from tests.unit.model.conftest import TEXTS, pictures
 
 TOLERANCE = 2e-4
@@ -147,10 +148,47 @@ def test_the_papers_mode_decodes_all_five_tokens_over_primaries_only(parts: Mode
         assert trie.suffixes(identifier.leaf)[identifier.suffix] == identifier.slot
 
 
-def slots_with_a_suffix(trie: Trie) -> set[int]:
+@pytest.mark.parametrize("count", [1, 3, 12, 60])
+def test_the_papers_mode_scores_forced_codes_too_as_equation_14_says(
+    parts: ModelParts, count: int
+) -> None:
+    sigma = parts.sigma
+    decoder = Decoder(sigma)
+    trie = trie_of(parts, count, seed=count)
+    text = "a star"
+    identifiers = search_identifiers(decoder, decoder.read_texts([text]), trie, 200)[0]
+    of_leaves = full_log_probabilities(decoder, sigma.prompts.query_prompt(text), None)
+    assert len(identifiers) == len(slots_with_a_suffix(trie, count))
+    for identifier in identifiers:
+        codes = sigma.profile.shape.unpack(identifier.leaf)
+        expected = of_leaves[identifier.leaf] + suffix_log_probability(
+            decoder, text, codes, identifier.suffix
+        )
+        assert identifier.score == pytest.approx(expected, abs=TOLERANCE)
+
+
+def suffix_log_probability(
+    decoder: Decoder, text: str, codes: tuple[int, ...], suffix: int
+) -> float:
+    """Of id5 behind a query and four codes, by one pass of the whole model."""
+    sigma = decoder.sigma
+    row = sigma.prompts.query_prompt(text) + sigma.prompts.identifier(codes)
+    with torch.inference_mode():
+        inputs = sigma.embed([row], None)
+        hidden = decoder.language_model(
+            inputs_embeds=inputs.embeddings,
+            attention_mask=inputs.mask.long(),
+            position_ids=inputs.positions,
+            use_cache=False,
+        ).last_hidden_state
+        logits = sigma.backbone.lm_head(hidden[0, -1]).float()
+    return float(torch.log_softmax(logits[sigma.levels[LEVELS]], -1)[suffix])
+
+
+def slots_with_a_suffix(trie: Trie, images: int = 12) -> set[int]:
     """Slots of primaries; where (leaf, suffix) collided in the random filling, only one is left."""
     slots: set[int] = set()
     for leaf in range(trie.shape.leaves):
         slots.update(trie.suffixes(leaf).values())
-    assert slots <= set(range(12))
+    assert slots <= set(range(images))
     return slots
