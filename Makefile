@@ -11,7 +11,7 @@ install: .venv/.installed
 	@echo "── create .venv and install (several minutes the first time: PyTorch is large)"
 	$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; run make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,encoders,pretrained]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,encoders,lora,pretrained]'
 	@touch $@
 
 # The second decoding engine. Its wheel pins a torch build of its own, so it comes without its requirements' resolution.

@@ -123,9 +123,13 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, level: int, states: Tensor) -> Tensor:
-        """(…, H) hidden states → (…, K) float32 logits of the tokens of id`level + 1`."""
+        """(…, H) hidden states → (…, K) float32 logits of the tokens of id`level + 1`.
+
+        Their product too is float32, whatever the backbone runs in: in bfloat16 logits of 16 to 32
+        differ by eighths, and beams would tie.
+        """
         weight = self.sigma.backbone.lm_head.weight[self._level_tokens[level]]
-        return (states @ weight.T).float()
+        return states.float() @ weight.float().T
 
     def tokens(self, level: int, codes: Tensor) -> Tensor:
         """Token ids of codes of id`level + 1`, of any shape."""

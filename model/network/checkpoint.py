@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
@@ -23,6 +24,7 @@ from model.network.file_digests import check_digests, write_digests
 from model.network.inputs import ImagePreprocessor
 from model.network.jina import JinaEncoder
 from model.network.parts import default_device
+from model.network.precision import number_format, require_attention
 from model.network.profiles import PROFILES, Profile, TinySize, profile
 from model.network.sigma import SigmaModel
 from model.network.tokenizer import load_tokenizer
@@ -212,8 +214,13 @@ def load_record(folder: Path) -> TrainingRecord:
     return _read_description(folder).record
 
 
-def load_checkpoint(folder: Path, codebook: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    folder: Path, codebook: str | None = None, *, answering: bool = False
+) -> Checkpoint:
     """Read a checkpoint.
+
+    The weights are float32, to be trained; with `answering` the backbone's are in the profile's
+    number format, which takes half of the memory on a GPU.
 
     `RefuseToStartError` when files are missing, damaged or of another format, or when its codebook
     is another than its own or than the version `codebook`.
@@ -233,7 +240,9 @@ def load_checkpoint(folder: Path, codebook: str | None = None) -> Checkpoint:
         profile(description.profile), shape=description.shape, tiny=description.size
     )
     tokenizer = load_tokenizer(folder / _TOKENIZER)
-    backbone = _load_backbone(folder / _BACKBONE)
+    dtype = number_format(own_profile.compute, default_device()) if answering else torch.float32
+    backbone = _load_backbone(folder / _BACKBONE, dtype)
+    backbone.set_attn_implementation(require_attention(own_profile.compute))
     sigma = SigmaModel(backbone, tokenizer, _preprocessor_of(own_profile), own_profile)
     load_module(sigma.head, folder / _HEAD)
     if description.vectors is not None:
@@ -266,9 +275,9 @@ def _read_description(folder: Path) -> _Description:
     return _Description.from_json(document)
 
 
-def _load_backbone(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+def _load_backbone(folder: Path, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
     try:
-        return Qwen2_5_VLForConditionalGeneration.from_pretrained(str(folder))
+        return Qwen2_5_VLForConditionalGeneration.from_pretrained(str(folder), dtype=dtype)
     except Exception as error:  # damaged weights raise safetensors' and json's own types
         raise RefuseToStartError(
             f"backbone {folder} cannot be read ({error}); restore it or train again"

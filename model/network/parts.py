@@ -54,10 +54,8 @@ def pretrained_parts(profile: Profile, encoder: Encoder | None = None) -> ModelP
             f"profile {profile.name} names no pretrained weights; use one of the qwen profiles"
         )
     device = default_device()
-    # On a GPU in the precision that the weights were published in; on a CPU in full.
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     tokenizer = load_tokenizer(profile.model)
-    backbone = pretrained_backbone(profile.model, dtype)
+    backbone = pretrained_backbone(profile.model, torch.float32)
     extend_vocabulary(backbone, tokenizer, profile)
     preprocessor = ImagePreprocessor.pretrained(profile.model)
     sigma = SigmaModel(backbone, tokenizer, preprocessor, profile)

@@ -6,6 +6,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from model.network.compute import Compute
 from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
 
@@ -135,6 +136,8 @@ class Profile:
 
     0 says what is likeliest; more asks for `Stage.shortened`, which teaches what is likely anyway.
     """
+    compute: Compute = Compute()
+    """Number formats, and what makes a large model fit into memory."""
 
     def stage(self, name: StageName) -> Stage:
         """The stage of that name."""
@@ -155,6 +158,12 @@ def _replaced(stages: Stages, others: tuple[Stage, ...]) -> Stages:
     first, second, third = (by_name.get(stage.name, stage) for stage in stages)
     return first, second, third
 
+
+# Micro-batches and sharding with which the paper's four cards of 48 GB hold training and
+# activations (docs/gpu.md; `sigma train --dry-run` computes it).
+_QWEN_COMPUTE = Compute(
+    dtype="auto", micro_batch=8, checkpointing=True, sharded=True, loader_workers=2
+)
 
 # How captions are replayed and pairs judged in the `qwen-*` profiles: reasoned from `tiny`, not
 # measured, for their weights were never within reach.
@@ -188,6 +197,7 @@ def _qwen(name: str, model: str) -> Profile:
         model=model,
         encoder="jinaai/jina-embeddings-v4",
         teacher="jinaai/jina-reranker-m0",
+        compute=_QWEN_COMPUTE,
     )
 
 

@@ -24,6 +24,7 @@ from model.network.inputs import (
     encode_images,
     interleaved,
 )
+from model.network.precision import autocast, full_precision
 from model.network.profiles import Profile
 from model.network.prompts import PromptBuilder, TrainingExample
 from model.network.tokenizer import (
@@ -111,6 +112,10 @@ class SigmaModel(nn.Module):
         """Where the weights are."""
         return self.backbone.device
 
+    def autocast(self) -> torch.autocast:
+        """A context in which products run in the profile's number format."""
+        return autocast(self.profile.compute, self.device)
+
     def encode_images(self, patches: ImagePatches) -> VisualTokens:
         """Run the vision tower on a batch of images."""
         return encode_images(self.backbone, patches)
@@ -132,12 +137,13 @@ class SigmaModel(nn.Module):
         Training must call the model through here: what synchronises gradients between processes
         wraps this method.
         """
-        visual = self.encode_images(images) if isinstance(images, ImagePatches) else images
-        if vectors is not None and self.projector is not None:
-            is_vector = [example.vector is not None for example in examples if example.is_visual]
-            read = self.projector(vectors.to(self.device))
-            visual = interleaved(visual, read, is_vector, self.merge)
-        losses = self.losses(examples, visual)
+        with self.autocast():
+            visual = self.encode_images(images) if isinstance(images, ImagePatches) else images
+            if vectors is not None and self.projector is not None:
+                is_vector = [each.vector is not None for each in examples if each.is_visual]
+                read = self.projector(vectors.to(self.device))
+                visual = interleaved(visual, read, is_vector, self.merge)
+            losses = self.losses(examples, visual)
         # A plain tuple: the wrapper looks for tensors in what is returned.
         return losses.generation, losses.similarity, losses.counts
 
@@ -156,10 +162,11 @@ class SigmaModel(nn.Module):
     @torch.inference_mode()
     def continuation_losses(self, examples: Sequence[TrainingExample]) -> Tensor:
         """(B,) float32 nats a token of what each example without an image is to predict."""
-        inputs = self.embed([example.tokens for example in examples], None)
-        hidden = self._hidden_states(inputs)
-        predicted = continuation_mask(inputs.tokens, inputs.mask, examples)
-        logits = self.backbone.lm_head(hidden[:, :-1][predicted])
+        with self.autocast():
+            inputs = self.embed([example.tokens for example in examples], None)
+            hidden = self._hidden_states(inputs)
+            predicted = continuation_mask(inputs.tokens, inputs.mask, examples)
+            logits = self.backbone.lm_head(hidden[:, :-1][predicted])
         each = F.cross_entropy(logits.float(), inputs.tokens[:, 1:][predicted], reduction="none")
         rows = predicted.nonzero()[:, 0]
         totals = each.new_zeros(len(examples)).index_add(0, rows, each)
@@ -168,13 +175,24 @@ class SigmaModel(nn.Module):
     @torch.inference_mode()
     def similarities(self, examples: Sequence[TrainingExample]) -> Tensor:
         """(B,) float32 similarity in 0..1 of pairs of a text and an identifier (equation 9)."""
-        inputs = self.embed([example.tokens for example in examples], None)
-        hidden = self._hidden_states(inputs)
+        with self.autocast():
+            inputs = self.embed([example.tokens for example in examples], None)
+            hidden = self._hidden_states(inputs)
         states: list[Tensor] = []
         for row, example in enumerate(examples):
             start, stop = example.identifier_span or (0, len(example.tokens))
             states.append(hidden[row, start:stop].mean(0))
-        return self.head(torch.stack(states)).float()
+        return self._judged(torch.stack(states))
+
+    def _judged(self, states: Tensor) -> Tensor:
+        """(B,) float32 similarities of (B, H) mean states of any format (equation 9).
+
+        The head is small and its weights are float32: what the backbone runs in must not reach it.
+        """
+        with full_precision(states.device):
+            weight = next(self.head.parameters())
+            similarity: Tensor = self.head(states.to(weight.dtype)).float()
+        return similarity
 
     def _hidden_states(self, inputs: EmbeddedRows) -> Tensor:
         """(B, T, H) last hidden states."""
@@ -198,8 +216,9 @@ class SigmaModel(nn.Module):
                 states.append(hidden[row, start:stop].mean(0))  # equation 8
                 labels.append(example.soft_label)
         if not labels:
-            return hidden.new_zeros(()), 0
-        return F.mse_loss(self.head(torch.stack(states)), hidden.new_tensor(labels)), len(labels)
+            return hidden.new_zeros((), dtype=torch.float32), 0
+        wanted = torch.tensor(labels, dtype=torch.float32, device=hidden.device)
+        return F.mse_loss(self._judged(torch.stack(states)), wanted), len(labels)
 
 
 def _mean_loss(logits: Tensor, targets: Tensor) -> Tensor:

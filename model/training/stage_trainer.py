@@ -5,6 +5,8 @@ equation 12.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from model.network.compute import Compute
 from model.network.file_digests import check_digests, write_digests
 from model.network.inputs import ImagePatches, VisualTokens
 from model.network.profiles import Stage
@@ -28,7 +31,9 @@ from model.network.prompts import TrainingExample
 from model.network.sigma import SigmaModel
 from model.network.weights_io import load_module, save_module
 from model.progress import Bar
+from model.training.batches import Collator, StageBatch, counts_of
 from model.training.ranks import sum_over_ranks, world_size
+from model.training.trainee import word_tables
 from model.training.training_set import ExampleDataset, TrainingSet
 
 # The model's weights in a checkpoint of the Trainer.
@@ -36,10 +41,6 @@ WEIGHTS = "model.safetensors"
 
 # Batches that are sorted by length together: little padding, and still a random mixture.
 BUCKET_BATCHES = 50
-
-
-# The Trainer insists on a dictionary; here it is `{"examples": list[TrainingExample]}`.
-Batch = dict[str, Any]
 
 
 class LengthBuckets(Sampler[int]):
@@ -111,53 +112,78 @@ class StageTrainer(Trainer):
             model=sigma,
             args=args,
             train_dataset=ExampleDataset(examples),
-            data_collator=_collate,
+            data_collator=Collator(data.images, sigma.preprocessor, data.visual is None),
             callbacks=[callback],
         )
         # It would print a dictionary to standard output, where the command line's JSON goes.
         self.remove_callback(PrinterCallback)
 
-    def compute_loss(
+    def training_step(
         self,
         model: nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
+        inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """L_gen + λ_ssp·L_ssp of a batch.
+        """Add the gradients of L_gen + λ_ssp·L_ssp of a batch; returns this process's share of it.
 
-        With several processes, each one's means are weighted by how much they are means over. So
-        the average of the gradients over processes equals the gradient of one process with the
-        whole batch.
+        Each part's means are weighted by how much they are means over. So the sum over the parts of
+        a batch, and the average over processes, equal the gradient of one process with the whole
+        batch.
         """
-        examples: list[TrainingExample] = inputs["examples"]
-        vectors: Tensor | None = None
-        if self.data.vectors is not None:
-            # Every rank, and a run that was resumed, draws what one that was not would.
-            seed = (self.args.seed, self.state.global_step)
-            identifiers = self.data.identifiers
-            examples, vectors = self.data.vectors.draw(
-                examples, identifiers, self.sigma.prompts, seed
-            )
-        images = [example.image for example in examples if example.image is not None]
-        generation, similarity, counts = model(examples, self._images(images), vectors)
-        weights = world_size() * counts / sum_over_ranks(counts).clamp(min=1.0)
-        generation_loss = weights[0] * generation
-        similarity_weight = self.stage.soft_label_weight * weights[1]
-        loss: Tensor = generation_loss + similarity_weight * similarity
-        self.loss_callback.loss = float(loss.detach())
+        model.train()
+        batch = self._drawn(inputs["batch"])
+        totals = sum_over_ranks(counts_of(batch.examples)).clamp(min=1.0)
+        parts = batch.parts(self.sigma.profile.compute.micro_batch)
+        loss = torch.zeros((), device=self.sigma.device)
+        for number, part in enumerate(parts, 1):
+            with self._gradients_of(model, is_last=number == len(parts)):
+                own = self._loss(model, part, totals)
+                self.accelerator.backward(own)
+            loss += own.detach()
+        self.loss_callback.loss = float(loss)
         return loss
 
-    def _images(self, rows: list[int]) -> ImagePatches | VisualTokens | None:
-        """The images of a batch: visual tokens computed before, else patches."""
-        if not rows:
-            return None
-        if self.data.visual is None:
-            return self.sigma.preprocessor([self.data.images[row] for row in rows])
+    def _drawn(self, batch: StageBatch) -> StageBatch:
+        """The batch with the vectors of this step, for a model that reads vectors."""
+        if self.data.vectors is None:
+            return batch
+        # Every rank, and a run that was resumed, draws what one that was not would.
+        seed = (self.args.seed, self.state.global_step)
+        examples, vectors = self.data.vectors.draw(
+            batch.examples, self.data.identifiers, self.sigma.prompts, seed
+        )
+        return replace(batch, examples=examples, vectors=vectors)
+
+    def _gradients_of(self, model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+        """Where the gradients of a part are made: processes add theirs up behind the last one."""
+        return nullcontext() if is_last else self.accelerator.no_sync(model)
+
+    def _loss(self, model: nn.Module, part: StageBatch, totals: Tensor) -> Tensor:
+        """Share of a part in the loss (equation 12), of `totals` (2,) of all parts and ranks."""
+        images = self._images(part)
+        generation, similarity, counts = model(part.examples, images, part.vectors)
+        weights = world_size() * counts / totals.to(counts)
+        loss: Tensor = weights[0] * generation
+        return loss + self.stage.soft_label_weight * weights[1] * similarity
+
+    def _images(self, part: StageBatch) -> ImagePatches | VisualTokens | None:
+        """The images of a part: visual tokens computed before, else patches."""
+        rows = [example.image for example in part.examples if example.image is not None]
+        if self.data.visual is None or not rows:
+            return part.patches
         _, _, count, hidden = self.data.visual.shape
         states = self.data.visual.view(-1, count, hidden)[rows].reshape(-1, hidden)
         grid = self.sigma.preprocessor(self.data.images[:1]).grid.repeat(len(rows), 1)
         return VisualTokens(states, grid)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Which parameters decay. Beside adapters most words of the tables are not trained."""
+        names: list[str] = super().get_decay_parameter_names(model)
+        if not self.sigma.profile.compute.lora_rank:
+            return names
+        tables = [id(table) for table in word_tables(self.sigma)]
+        kept = {name for name, each in model.named_parameters() if id(each) in tables}
+        return [name for name in names if name not in kept]
 
     def _get_train_sampler(
         self, train_dataset: Dataset[TrainingExample] | None = None
@@ -184,10 +210,6 @@ class StageTrainer(Trainer):
         load_module(self.sigma, Path(resume_from_checkpoint) / WEIGHTS)
 
 
-def _collate(examples: list[TrainingExample]) -> Batch:
-    return {"examples": examples}
-
-
 def batch_per_process(stage: Stage) -> int:
     """Sequences of a batch that each process takes (rounded up)."""
     return -(-stage.batch // world_size())
@@ -201,7 +223,7 @@ def stage_steps(stage: Stage, examples: int) -> int:
 
 
 def training_arguments(
-    folder: Path, stage: Stage, steps: int, seed: int, checkpoints: int
+    folder: Path, stage: Stage, steps: int, seed: int, checkpoints: int, compute: Compute
 ) -> TrainingArguments:
     """The Trainer's arguments for a stage of `steps` steps, saved `checkpoints` times."""
     arguments = TrainingArguments(
@@ -229,6 +251,7 @@ def training_arguments(
         # Examples are records without columns.
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        dataloader_num_workers=compute.loader_workers,
         # The vision tower, or the soft-label head, has no part in some batches.
         ddp_find_unused_parameters=True,
     )

@@ -14,6 +14,7 @@ from model.training.stage_trainer import (
     stage_steps,
     training_arguments,
 )
+from model.training.trainee import as_trainee
 from model.training.training_set import TrainingSet, stage_examples
 
 # How often a stage is saved on its way: a killed run loses at most half of it.
@@ -52,9 +53,11 @@ def run_stage(
         _remove(folder)
     with progress(_LABELS[stage.name], steps) as bar:
         callback = LossCallback(bar)
-        arguments = training_arguments(folder, stage, steps, seed, checkpoints)
-        trainer = StageTrainer(model, stage, data, examples, callback, arguments)
-        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+        compute = model.profile.compute
+        arguments = training_arguments(folder, stage, steps, seed, checkpoints, compute)
+        with as_trainee(model, seed):
+            trainer = StageTrainer(model, stage, data, examples, callback, arguments)
+            trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     model.eval()
     _remove(folder)
     return callback.loss

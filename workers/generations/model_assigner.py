@@ -64,9 +64,14 @@ class ModelAssigner:
         return found
 
 
-def load_generation_checkpoint(checkpoints: Path, generation: Generation) -> Checkpoint:
+def load_generation_checkpoint(
+    checkpoints: Path, generation: Generation, *, answering: bool = True
+) -> Checkpoint:
     """Read a generation's checkpoint below the folder `checkpoints`.
 
-    `RefuseToStartError` when it cannot be read, or its codebook is not the recorded one.
+    Not `answering`: its weights are to be trained further. `RefuseToStartError` when it cannot be
+    read, or its codebook is not the recorded one.
     """
-    return load_checkpoint(checkpoints / generation.folder, generation.codebook_version)
+    return load_checkpoint(
+        checkpoints / generation.folder, generation.codebook_version, answering=answering
+    )

@@ -133,7 +133,7 @@ def _prepare_from_parent(
         checkpoint = load_checkpoint(run.folder)
         plan = IdentifierPlan.load(run.folder)
     else:
-        before = load_generation_checkpoint(services.checkpoints, parent)
+        before = load_generation_checkpoint(services.checkpoints, parent, answering=False)
         limit = services.settings.training_images
         # Weights and encoder are the parent's; only the codebook may be a new one.
         planned = _plan_from_parent(conn, run, parent, before.codebook, limit, progress)

@@ -1,6 +1,7 @@
 """Checkpoints are read back as they were; damaged or mismatched ones are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.network.checkpoint import ABOUT, Checkpoint, load_checkpoint, save_checkpoint
+from model.network.compute import Compute
 from model.network.parts import ModelParts
+from model.network.profiles import PROFILES
 from schemas.errors import RefuseToStartError
 from schemas.training_record import TrainingRecord
 from tests.unit.model.conftest import TEXTS, WIDTH, pictures
@@ -81,3 +84,17 @@ def test_a_checkpoint_of_another_format_is_refused(parts: ModelParts, tmp_path: 
     (tmp_path / ABOUT).write_text(json.dumps(document | {"format": 99}))
     with pytest.raises(RefuseToStartError, match="format 99"):
         load_checkpoint(tmp_path)
+
+
+def test_a_model_that_answers_is_half_as_wide_and_one_to_be_trained_is_not(
+    parts: ModelParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(parts, tmp_path)
+    # As if the profile's own `auto` were read on a GPU.
+    tiny = replace(parts.sigma.profile, compute=Compute(dtype="bfloat16"))
+    monkeypatch.setitem(PROFILES, "tiny", tiny)
+    answering = load_checkpoint(tmp_path, answering=True).sigma
+    assert {weight.dtype for weight in answering.backbone.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in answering.head.parameters()} == {torch.float32}
+    trainable = load_checkpoint(tmp_path).sigma
+    assert {weight.dtype for weight in trainable.parameters()} == {torch.float32}
