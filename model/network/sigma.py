@@ -101,6 +101,12 @@ class SigmaModel(nn.Module):
         self.projector: VectorProjector | None = None
         """Reads an encoder's vectors of texts and pictures; see `add_projector`."""
 
+        self.uses_vision_always = False
+        """Whether training runs the vision tower on a blank image where a batch has none: ranks
+        that divide its layers among them must run them together."""
+        self.uses_heads_always = False
+        """The same of the soft-label head and the projector."""
+
     def add_projector(self, reading: VectorReading) -> VectorProjector:
         """Give the model a projector with fresh weights: from here on it reads vectors."""
         hidden = backbone_info(self.backbone).hidden
@@ -138,6 +144,7 @@ class SigmaModel(nn.Module):
         wraps this method.
         """
         with self.autocast():
+            idle = self._idle_parts(images, vectors)
             visual = self.encode_images(images) if isinstance(images, ImagePatches) else images
             if vectors is not None and self.projector is not None:
                 is_vector = [each.vector is not None for each in examples if each.is_visual]
@@ -145,7 +152,29 @@ class SigmaModel(nn.Module):
                 visual = interleaved(visual, read, is_vector, self.merge)
             losses = self.losses(examples, visual)
         # A plain tuple: the wrapper looks for tensors in what is returned.
-        return losses.generation, losses.similarity, losses.counts
+        return losses.generation + idle, losses.similarity, losses.counts
+
+    def _idle_parts(
+        self, images: ImagePatches | VisualTokens | None, vectors: Tensor | None
+    ) -> Tensor:
+        """Zero, with a gradient of zero for the parts of the model that a batch does not need."""
+        idle = torch.zeros((), device=self.device)
+        if self.uses_vision_always and images is None:
+            idle = idle + 0.0 * self.encode_images(self._blank_image()).states.float().sum()
+        if self.uses_heads_always:
+            hidden = backbone_info(self.backbone).hidden
+            idle = idle + 0.0 * self._judged(torch.zeros(1, hidden, device=self.device)).sum()
+            if self.projector is not None and vectors is None:
+                nothing = torch.zeros(1, self.projector.reading.width, device=self.device)
+                idle = idle + 0.0 * self.projector(nothing).states.float().sum()
+        return idle
+
+    def _blank_image(self) -> ImagePatches:
+        """The smallest image whose patches can be merged twice in each direction."""
+        vision: Any = self.backbone.config.vision_config
+        side = 2 * self.merge
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        return ImagePatches(torch.zeros(side * side, width), torch.tensor([[1, side, side]]))
 
     def losses(self, examples: Sequence[TrainingExample], visual: VisualTokens | None) -> Losses:
         """Losses of a batch. `visual` holds the images of the examples with one, in order."""

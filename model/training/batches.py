@@ -76,13 +76,12 @@ class Collator:
         return {"batch": StageBatch(examples, patches)}
 
 
-def counts_of(examples: Sequence[TrainingExample]) -> Tensor:
-    """(2,) float32: how many tokens and how many soft labels examples are to predict."""
+def counts_of(batch: StageBatch) -> Tensor:
+    """(4,) float32: tokens and soft labels that a batch is to predict, its images, its vectors."""
+    examples = batch.examples
     # The first token of a row is predicted by nothing.
     tokens = sum(len(each.tokens) - max(1, each.prompt_length) for each in examples)
-    labels = [
-        each
-        for each in examples
-        if each.identifier_span is not None and each.soft_label is not None
-    ]
-    return torch.tensor([tokens, len(labels)], dtype=torch.float32)
+    judged = (each.identifier_span is not None for each in examples if each.soft_label is not None)
+    images = sum(each.image is not None for each in examples)
+    vectors = sum(each.vector is not None for each in examples)
+    return torch.tensor([tokens, sum(judged), images, vectors], dtype=torch.float32)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,13 @@ from model.network.weights_io import load_module, save_module
 from model.progress import Bar
 from model.training.batches import Collator, StageBatch, counts_of
 from model.training.ranks import sum_over_ranks, world_size
+from model.training.sharding import (
+    begin_states,
+    drop_idle_gradients,
+    enable_sharding,
+    is_sharded,
+    sharding_arguments,
+)
 from model.training.trainee import word_tables
 from model.training.training_set import ExampleDataset, TrainingSet
 
@@ -108,6 +115,9 @@ class StageTrainer(Trainer):
         self.data = data
         self.examples = examples
         self.loss_callback = callback
+        # Ranks that gather layers together must all run the same ones.
+        sigma.uses_vision_always = is_sharded(sigma.profile.compute) and data.visual is None
+        sigma.uses_heads_always = is_sharded(sigma.profile.compute)
         super().__init__(
             model=sigma,
             args=args,
@@ -117,6 +127,13 @@ class StageTrainer(Trainer):
         )
         # It would print a dictionary to standard output, where the command line's JSON goes.
         self.remove_callback(PrinterCallback)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Called by the Trainer."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            enable_sharding(self.accelerator, self.args.fsdp_plugin_args, self.sigma)
+            self.is_fsdp_enabled = True
 
     def training_step(
         self,
@@ -132,7 +149,8 @@ class StageTrainer(Trainer):
         """
         model.train()
         batch = self._drawn(inputs["batch"])
-        totals = sum_over_ranks(counts_of(batch.examples)).clamp(min=1.0)
+        counted = sum_over_ranks(counts_of(batch))
+        totals = counted[:2].clamp(min=1.0)
         parts = batch.parts(self.sigma.profile.compute.micro_batch)
         loss = torch.zeros((), device=self.sigma.device)
         for number, part in enumerate(parts, 1):
@@ -140,6 +158,9 @@ class StageTrainer(Trainer):
                 own = self._loss(model, part, totals)
                 self.accelerator.backward(own)
             loss += own.detach()
+        if self.is_fsdp_enabled:
+            drop_idle_gradients(self.sigma, counted)
+            begin_states(cast(torch.optim.Optimizer, self.optimizer))
         self.loss_callback.loss = float(loss)
         return loss
 
@@ -156,7 +177,10 @@ class StageTrainer(Trainer):
 
     def _gradients_of(self, model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
         """Where the gradients of a part are made: processes add theirs up behind the last one."""
-        return nullcontext() if is_last else self.accelerator.no_sync(model)
+        # Where they are divided, gradients of a whole layer must not be kept from part to part.
+        if is_last or self.is_fsdp_enabled:
+            return nullcontext()
+        return self.accelerator.no_sync(model)
 
     def _loss(self, model: nn.Module, part: StageBatch, totals: Tensor) -> Tensor:
         """Share of a part in the loss (equation 12), of `totals` (2,) of all parts and ranks."""
@@ -206,6 +230,9 @@ class StageTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         check_digests(Path(resume_from_checkpoint))
         load_module(self.sigma, Path(resume_from_checkpoint) / WEIGHTS)
 
@@ -252,6 +279,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         dataloader_num_workers=compute.loader_workers,
+        **sharding_arguments(compute),
         # The vision tower, or the soft-label head, has no part in some batches.
         ddp_find_unused_parameters=True,
     )

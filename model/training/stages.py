@@ -8,6 +8,7 @@ from model.network.profiles import Stage, StageName
 from model.network.sigma import SigmaModel
 from model.progress import Progress, quiet
 from model.training.ranks import is_first_rank, wait_for_all_ranks
+from model.training.sharding import trainable_copy
 from model.training.stage_trainer import (
     LossCallback,
     StageTrainer,
@@ -55,8 +56,8 @@ def run_stage(
         callback = LossCallback(bar)
         compute = model.profile.compute
         arguments = training_arguments(folder, stage, steps, seed, checkpoints, compute)
-        with as_trainee(model, seed):
-            trainer = StageTrainer(model, stage, data, examples, callback, arguments)
+        with as_trainee(model, seed), trainable_copy(model) as trainee:
+            trainer = StageTrainer(trainee, stage, data, examples, callback, arguments)
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     model.eval()
     _remove(folder)
