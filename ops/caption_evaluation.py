@@ -16,6 +16,7 @@ from schemas.records import ByteArray, FloatArray, IntArray, JsonObject, Manifes
 from workers.query.searcher import Searcher
 from workers.query.trie_engine import ModelEngine
 from workers.repository.connection import Connection
+from workers.repository.generations import learnt_captions
 from workers.repository.postings import identifiers_of
 from workers.runtime.pictures import StoredPictures
 
@@ -120,9 +121,13 @@ def evaluate_captions(
 ) -> CaptionEvaluation | None:
     """Explain identifiers of the manifest's images, at most `MOST_IMAGES`; None without captions.
 
+    None too where the generation learnt none, and identifiers say nothing in words.
+
     With `with_words` the words of generated scenes are judged too, beside the training caption that
     the encoder finds nearest, which embeds every training caption.
     """
+    if not learnt_captions(conn, searcher.generation):
+        return None
     asked = _asked_images(
         searcher, conn, entries, images, min(limit or MOST_IMAGES, MOST_IMAGES), seed
     )

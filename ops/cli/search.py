@@ -11,7 +11,7 @@ from schemas.errors import UsageError
 from schemas.records import JsonObject
 from schemas.settings import Settings
 from workers.repository.connection import Connection
-from workers.repository.generations import Generation, get
+from workers.repository.generations import Generation, learnt_captions
 from workers.repository.postings import image_at, postings_of
 from workers.repository.stored_images import images_by_id, images_by_key
 
@@ -137,14 +137,11 @@ def explain(options: Namespace, settings: Settings) -> int:
 
 def require_comprehension(conn: Connection, generation: Generation) -> None:
     """`UsageError` where neither the generation nor one that it began with learnt from captions."""
-    record = generation.config.training
-    while record.stages and "comprehend" not in record.stages:
-        if record.parent is None:
-            raise UsageError(
-                f"generation {generation.id} was trained without captions, so its identifiers say "
-                "nothing in words; train with captions to explain them"
-            )
-        record = get(conn, record.parent).config.training
+    if not learnt_captions(conn, generation):
+        raise UsageError(
+            f"generation {generation.id} was trained without captions, so its identifiers say "
+            "nothing in words; train with captions to explain them"
+        )
 
 
 def _identify(

@@ -8,10 +8,12 @@ import pytest
 from model.network.checkpoint import load_checkpoint
 from model.progress import quiet
 from ops.cli.search import require_comprehension
+from ops.evaluation import evaluate
 from ops.jobs.candidate_promotion import CandidatePromoter
 from ops.jobs.recall_probe import recall_probe
 from schemas.errors import UsageError
 from schemas.job_results import RecallProbeResult
+from schemas.records import ManifestEntry
 from schemas.training_record import VECTORS
 from tests.integration.small_training import fill, request, tiny_services
 from workers.generations.catch_up import CatchUp
@@ -49,7 +51,10 @@ def test_images_without_captions_are_trained_on_searched_by_text_and_learnt_in_a
     searcher = open_searcher(services, generation)
     (fused,) = searcher.search(["a small red circle"], 50)
     (paper,) = searcher.search(["a small red circle"], 50, "paper")
+    entry = ManifestEntry("image 000", "0.png", test_captions=("a small red circle",))
+    evaluation = evaluate(searcher, conn, [entry], limit=None, seed=0)
     searcher.close()
+    assert evaluation.captions is None
     # 20 beams reach every leaf of so small a corpus.
     assert len(fused.hits) == SEEN + LATER
     assert paper.hits

@@ -127,6 +127,16 @@ def get(conn: Connection, number: int) -> Generation:
     raise _unknown(conn, number)
 
 
+def learnt_captions(conn: Connection, generation: Generation) -> bool:
+    """Whether it, or a generation that it began with, learnt what identifiers mean in words."""
+    record = generation.config.training
+    while record.stages and "comprehend" not in record.stages:
+        if record.parent is None:
+            return False
+        record = get(conn, record.parent).config.training
+    return True
+
+
 def largest_encoder(conn: Connection) -> int:
     """Pixels of a side that the generations' pretrained encoders read at most; 0 without any."""
     ((side,),) = fetch_rows(conn, "largest_encoder")
