@@ -393,7 +393,8 @@ class Settings:
         "Pixels to which the longer side of an arriving picture is shrunk. Pictures that are "
         "stored already stay as they are.",
         default=None,
-        unset="448, or four thirds of the side that an encoder in use reads where that is more",
+        unset="448, or four thirds of the side that a model or encoder in use reads where that is "
+        "more, up to 2048",
     )
     training_images: int = setting(
         "SIGMA_TRAINING_IMAGES",

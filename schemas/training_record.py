@@ -79,11 +79,14 @@ class TrainingRecord:
     parent: int | None = None
     """The generation whose weights it began with."""
     profile: str | None = None
+    profile_numbers: JsonObject | None = None
+    """All fields of the profile, for it may come from a file, and built-in ones change."""
     seed: int | None = None
     encoder_source: str | None = None
     """The encoder that was asked for: a folder, or a hub name with its revision."""
     encoder_px: int | None = None
-    """Pixels of a side of the square that the pretrained encoder reads."""
+    """Pixels of a side of the square that the pretrained encoder reads, or the model, whichever is
+    more."""
     reads: str | None = None
     """How queries are read: `VECTORS`, or None for their tokens."""
     corpus: str | None = None
@@ -179,6 +182,7 @@ _PLAIN_FIELDS = (
     "parent",
     "reads",
     "profile",
+    "profile_numbers",
     "seed",
     "encoder_source",
     "encoder_px",

@@ -11,7 +11,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from model.network.hub import loading
+from model.network.hub import load_weights
 from model.network.profiles import TinySize
 from model.network.tokenizer import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, token_id
 from schemas.errors import RefuseToStartError
@@ -111,9 +111,12 @@ def fresh_backbone(
     return Qwen2_5_VLForConditionalGeneration(tiny_config(size, tokenizer))
 
 
-def pretrained_backbone(
-    source: str | Path, dtype: torch.dtype
-) -> Qwen2_5_VLForConditionalGeneration:
-    """Pretrained Qwen2.5-VL from a folder or a hub name."""
-    with loading(source):
-        return Qwen2_5_VLForConditionalGeneration.from_pretrained(str(source), dtype=dtype)
+def pretrained_backbone(folder: Path, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
+    """Pretrained Qwen2.5-VL from a folder.
+
+    `RefuseToStartError` for a folder that does not hold all of one.
+    """
+    backbone: Qwen2_5_VLForConditionalGeneration = load_weights(
+        Qwen2_5_VLForConditionalGeneration, folder, dtype=dtype
+    )
+    return backbone

@@ -1,7 +1,8 @@
 """The checkpoint: all that rebuilds one generation's model, and checks that it fits together.
 
 In its folder: `checkpoint.json`, the codebook, `backbone/`, `tokenizer/`, `head.safetensors`,
-`digests.json`, `projector.safetensors` where the model reads vectors; and the encoder:
+`digests.json`, `processor/` for pretrained weights, `projector.safetensors` where the model reads
+vectors; and the encoder:
 `encoder.safetensors` with `encoder-tokenizer/` for that of a base, `encoder/` with digests of its
 own for a pretrained one.
 """
@@ -20,17 +21,20 @@ from transformers.utils import logging as transformers_logging
 from model.identifiers.codebook import Codebook
 from model.network.encoder import Encoder, SmallEncoder, TwoTower
 from model.network.encoders.kept import KeptEncoder, keep_encoder, read_kept
+from model.network.encoders.reader import open_encoder
 from model.network.file_digests import check_digests, write_digests
+from model.network.hub import open_snapshot
 from model.network.inputs import ImagePreprocessor
 from model.network.jina import JinaEncoder
 from model.network.parts import default_device
 from model.network.precision import number_format, require_attention
-from model.network.profiles import PROFILES, Profile, TinySize, profile
+from model.network.profile_document import profile_document, recorded_profile
+from model.network.profiles import Profile, TinySize
 from model.network.sigma import SigmaModel
 from model.network.tokenizer import load_tokenizer
 from model.network.vector_reading import VectorReading
 from model.network.weights_io import load_module, save_module
-from schemas.errors import RefuseToStartError
+from schemas.errors import RefuseToStartError, UsageError
 from schemas.identifiers import IdentifierShape
 from schemas.records import JsonObject
 from schemas.training_record import KEPT_ENCODER, TrainingRecord
@@ -51,6 +55,7 @@ _TOKENIZER = "tokenizer"
 _BACKBONE = "backbone"
 _HEAD = "head.safetensors"
 _PROJECTOR = "projector.safetensors"
+_PROCESSOR = "processor"
 _TOWERS = "encoder.safetensors"
 _ENCODER_TOKENIZER = "encoder-tokenizer"
 
@@ -84,17 +89,15 @@ class _Description:
     """What `checkpoint.json` says.
 
     `codebook` is a version. An encoder of a base has a `towers_width`, one that is kept in the
-    folder a `kept_source`, which tells where it came from, and the paper's a `jina_source`, a hub
-    name or folder.
+    folder a `kept_source`, which tells where it came from, and one that runs code of its own a
+    `jina_source`, a hub name or folder.
     """
 
-    profile: str
-    shape: IdentifierShape
+    profile: Profile
     codebook: str
     towers_width: int | None
     jina_source: str | None
     kept_source: str | None
-    size: TinySize | None
     record: TrainingRecord
     vectors: VectorReading | None = None
 
@@ -117,11 +120,12 @@ class _Description:
             | vectors
             | {
                 "format": self.format,
-                "profile": self.profile,
-                "shape": asdict(self.shape),
+                "profile": self.profile.name,
+                "profile_numbers": profile_document(self.profile),
+                "shape": asdict(self.profile.shape),
                 "codebook": self.codebook,
                 "encoder": encoder,
-                "size": None if self.size is None else asdict(self.size),
+                "size": None if self.profile.tiny is None else asdict(self.profile.tiny),
             }
         )
 
@@ -133,14 +137,18 @@ class _Description:
         size = document["size"]
         vectors = document.get("vectors")
         record = {name: value for name, value in document.items() if name not in _MODEL_KEYS}
-        return cls(
-            profile=document["profile"],
+        # Versions before this one recorded only shape and sizes, which are those of the weights.
+        own_profile = replace(
+            recorded_profile(document["profile"], document.get("profile_numbers")),
             shape=IdentifierShape(codes=tuple(shape["codes"]), suffixes=int(shape["suffixes"])),
+            tiny=None if size is None else TinySize(**size),
+        )
+        return cls(
+            profile=own_profile,
             codebook=document["codebook"],
             towers_width=int(encoder["width"]) if encoder["kind"] == "small" else None,
             jina_source=source if encoder["kind"] == "jina" else None,
             kept_source=source if encoder["kind"] == "kept" else None,
-            size=None if size is None else TinySize(**size),
             record=TrainingRecord.from_json(record),
             vectors=None if vectors is None else VectorReading(**vectors),
         )
@@ -184,6 +192,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     checkpoint.codebook.save(folder)
     sigma.tokenizer.save_pretrained(str(folder / _TOKENIZER))
     sigma.backbone.save_pretrained(str(folder / _BACKBONE))
+    sigma.preprocessor.save(folder / _PROCESSOR)
     save_module(sigma.head, folder / _HEAD)
     if sigma.projector is not None:
         save_module(sigma.projector, folder / _PROJECTOR)
@@ -191,13 +200,11 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         save_module(encoder.towers, folder / _TOWERS)
         encoder.tokenizer.save_pretrained(str(folder / _ENCODER_TOKENIZER))
     description = _Description(
-        profile=sigma.profile.name,
-        shape=sigma.profile.shape,
+        profile=sigma.profile,
         codebook=checkpoint.codebook.version,
         towers_width=encoder.width if isinstance(encoder, SmallEncoder) else None,
         jina_source=encoder.source if isinstance(encoder, JinaEncoder) else None,
         kept_source=encoder.source if isinstance(encoder, KeptEncoder) else None,
-        size=sigma.profile.tiny,
         record=checkpoint.record,
         vectors=None if sigma.projector is None else sigma.projector.reading,
     )
@@ -226,36 +233,52 @@ def load_checkpoint(
     is another than its own or than the version `codebook`.
     """
     description = _read_description(folder)
-    book = Codebook.load(folder)
-    # Its own, in case a file was exchanged; and the caller's, in case the whole folder was.
-    for expected in (description.codebook, codebook):
-        if expected is not None and expected != book.version:
-            raise RefuseToStartError(
-                f"the codebook of checkpoint {folder} must be {expected}, got {book.version}; "
-                "restore the folder or retrain"
-            )
+    book = _checked_codebook(folder, description, codebook)
     check_digests(folder)
-    # The profile's numbers may have changed since; shape and sizes are those of the weights.
-    own_profile = replace(
-        profile(description.profile), shape=description.shape, tiny=description.size
-    )
-    tokenizer = load_tokenizer(folder / _TOKENIZER)
-    dtype = number_format(own_profile.compute, default_device()) if answering else torch.float32
-    backbone = _load_backbone(folder / _BACKBONE, dtype)
-    backbone.set_attn_implementation(require_attention(own_profile.compute))
-    sigma = SigmaModel(backbone, tokenizer, _preprocessor_of(own_profile), own_profile)
-    load_module(sigma.head, folder / _HEAD)
-    if description.vectors is not None:
-        load_module(sigma.add_projector(description.vectors), folder / _PROJECTOR)
-    encoder = _load_encoder(folder, description, own_profile)
+    sigma = _load_sigma(folder, description, answering)
+    encoder = _load_encoder(folder, description, book.width)
     if encoder.width != book.width:
         raise RefuseToStartError(
             f"the encoder of checkpoint {folder} must be {book.width} wide as its codebook is, "
             f"got {encoder.width}; restore the folder or retrain"
         )
-    return Checkpoint(
-        sigma=_ready(sigma), codebook=book, encoder=encoder, record=description.record
-    )
+    return Checkpoint(sigma=sigma, codebook=book, encoder=encoder, record=description.record)
+
+
+def load_sigma(folder: Path, codebook: str | None = None, *, answering: bool = False) -> SigmaModel:
+    """Read the model of a checkpoint alone, for those who need no encoder, which may be larger.
+
+    The same arguments and errors as `load_checkpoint`.
+    """
+    description = _read_description(folder)
+    _checked_codebook(folder, description, codebook)
+    check_digests(folder)
+    return _load_sigma(folder, description, answering)
+
+
+def _checked_codebook(folder: Path, description: _Description, wanted: str | None) -> Codebook:
+    book = Codebook.load(folder)
+    # Its own, in case a file was exchanged; and the caller's, in case the whole folder was.
+    for expected in (description.codebook, wanted):
+        if expected is not None and expected != book.version:
+            raise RefuseToStartError(
+                f"the codebook of checkpoint {folder} must be {expected}, got {book.version}; "
+                "restore the folder or retrain"
+            )
+    return book
+
+
+def _load_sigma(folder: Path, description: _Description, answering: bool) -> SigmaModel:
+    own_profile = description.profile
+    tokenizer = load_tokenizer(folder / _TOKENIZER)
+    dtype = number_format(own_profile.compute, default_device()) if answering else torch.float32
+    backbone = _load_backbone(folder / _BACKBONE, dtype)
+    backbone.set_attn_implementation(require_attention(own_profile.compute))
+    sigma = SigmaModel(backbone, tokenizer, _preprocessor_of(folder, own_profile), own_profile)
+    load_module(sigma.head, folder / _HEAD)
+    if description.vectors is not None:
+        load_module(sigma.add_projector(description.vectors), folder / _PROJECTOR)
+    return _ready(sigma)
 
 
 def _read_description(folder: Path) -> _Description:
@@ -265,14 +288,19 @@ def _read_description(folder: Path) -> _Description:
         raise RefuseToStartError(
             f"{folder} holds no readable checkpoint ({error}); restore it or train again"
         ) from error
-    known = document.get("format") in (FORMAT, _FORMAT_WITH_ENCODER, _FORMAT_WITH_VECTORS)
-    if not known or document.get("profile") not in PROFILES:
+    formats = (FORMAT, _FORMAT_WITH_ENCODER, _FORMAT_WITH_VECTORS)
+    if document.get("format") not in formats:
         raise RefuseToStartError(
-            f"checkpoint {folder} must have format {FORMAT} and one of the profiles "
-            f"{', '.join(PROFILES)}, got format {document.get('format')} "
-            f"and profile {document.get('profile')}; train again with this version"
+            f"checkpoint {folder} must have a format from {FORMAT} to {formats[-1]}, got "
+            f"{document.get('format')}; train again with this version"
         )
-    return _Description.from_json(document)
+    try:
+        return _Description.from_json(document)
+    except UsageError as error:  # of a profile that this version does not have, or cannot
+        raise RefuseToStartError(
+            f"checkpoint {folder} has a profile that this version cannot read ({error}); train "
+            "again with this version"
+        ) from error
 
 
 def _load_backbone(folder: Path, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
@@ -284,17 +312,24 @@ def _load_backbone(folder: Path, dtype: torch.dtype) -> Qwen2_5_VLForConditional
         ) from error
 
 
-def _preprocessor_of(profile: Profile) -> ImagePreprocessor:
-    if profile.tiny is None:
-        return ImagePreprocessor.pretrained(str(profile.model))
-    return ImagePreprocessor.tiny(profile.tiny)
+def _preprocessor_of(folder: Path, profile: Profile) -> ImagePreprocessor:
+    if profile.tiny is not None:
+        return ImagePreprocessor.tiny(profile.tiny)
+    own = folder / _PROCESSOR
+    if not own.is_dir():  # of a version that kept none
+        own = open_snapshot(str(profile.model), "model").folder
+    return ImagePreprocessor.pretrained(own, profile.min_pixels, profile.max_pixels)
 
 
-def _load_encoder(folder: Path, description: _Description, profile: Profile) -> Encoder:
+def _load_encoder(folder: Path, description: _Description, width: int) -> Encoder:
+    """The encoder; `width` is that of the codebook, which an encoder may be cut to."""
+    profile = description.profile
     if description.kept_source is not None:
-        return read_kept(folder / KEPT_ENCODER, description.kept_source)
+        return read_kept(folder / KEPT_ENCODER, description.kept_source, width)
     if description.jina_source is not None:
-        return JinaEncoder.load(description.jina_source, width=profile.embedding_width)
+        if not profile.trust_remote_code:
+            return open_encoder(description.jina_source, width)
+        return JinaEncoder.load(description.jina_source, width=width)
     if description.towers_width is None or profile.tiny is None:
         raise RefuseToStartError(
             f"checkpoint {folder} has a small encoder but no size; restore the folder or retrain"

@@ -6,6 +6,7 @@ names and shapes, and the model answers nonsense.
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,14 @@ DIGESTS = "digests.json"
 
 # Of the digest, so that a later version can use another one.
 _ALGORITHM = "sha256"
+
+# Nanoseconds after its last change within which a file may change again unseen: clocks of file
+# systems tick slowly.
+_UNSETTLED_NS = 1_000_000_000
+
+# Digests that this process has computed, by what changes when a file does. Generations share the
+# files of an encoder by links, and gigabytes are read once then.
+_computed: dict[tuple[int, int, int, int], str] = {}
 
 log = structlog.get_logger()
 
@@ -44,7 +53,7 @@ def check_digests(folder: Path) -> None:
             raise RefuseToStartError(
                 f"{folder / name} is missing; restore the folder from a copy or train again"
             )
-        if digest_of(folder / name) != expected:
+        if _known_digest(folder / name) != expected:
             raise RefuseToStartError(
                 f"{folder / name} cannot be read as it was written: it was damaged or exchanged;"
                 " restore the folder from a copy or train again"
@@ -65,6 +74,18 @@ def digest_of(file: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, _ALGORITHM).hexdigest()
+
+
+def _known_digest(file: Path) -> str:
+    """`digest_of`, without reading a file again that has not changed since."""
+    found = file.stat()
+    key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    if key not in _computed:
+        digest = digest_of(file)
+        if time.time_ns() - found.st_mtime_ns < _UNSETTLED_NS:
+            return digest
+        _computed[key] = digest
+    return _computed[key]
 
 
 def recorded_digests(folder: Path) -> dict[str, str]:

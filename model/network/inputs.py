@@ -4,9 +4,11 @@ Letters in shapes: N images, P patches of all images together, p the side of a p
 token rows padded to T tokens, H hidden width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +18,11 @@ from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 from model.network.backbone import FRAMES, MERGE, backbone_info
 from model.network.hub import loading
 from model.network.profiles import TinySize
-from model.network.resize import Pixels, resize, shrink
+from model.network.resize import Pixels, narrowed, resize
 from schemas.records import ByteArray
 
-# Pixels of the longer side of a picture as the large backbones see it, whatever is stored for the
-# encoder: visual tokens grow with the square, and 448 x 336 pixels are 192 of them.
-LONGEST_PX = 448
+# The family's image processor refuses pictures that are longer than 200 times their width.
+_LONGEST_RATIO = 190
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,11 @@ class ImagePreprocessor:
     others keep the aspect ratio, with the model family's own image processor.
     """
 
-    def __init__(
-        self, processor: Callable[..., Mapping[str, Tensor]] | None, side_px: int, patch_px: int
-    ) -> None:
-        """With a `processor` the sizes in pixels are unused."""
+    def __init__(self, processor: Any, side_px: int, patch_px: int) -> None:
+        """`side_px`: of the square that a picture of the most pixels would be.
+
+        The `processor` of a pretrained model cuts patches by itself.
+        """
         self._processor = processor
         self.side_px = side_px
         self.patch_px = patch_px
@@ -65,10 +67,26 @@ class ImagePreprocessor:
         return cls(None, size.image_px, size.patch_px)
 
     @classmethod
-    def pretrained(cls, source: str | Path) -> "ImagePreprocessor":
-        """With the processor saved beside pretrained weights."""
-        with loading(source):
-            return cls(AutoImageProcessor.from_pretrained(str(source)), 0, 0)
+    def pretrained(
+        cls, folder: Path, min_pixels: int | None = None, max_pixels: int | None = None
+    ) -> "ImagePreprocessor":
+        """With the processor saved beside pretrained weights, and the bounds of a profile.
+
+        Without a bound that of the processor holds.
+        """
+        with loading(folder):
+            processor: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+            size = dict(processor.size)
+            most = max_pixels or int(size["longest_edge"])
+            least = min(min_pixels or int(size["shortest_edge"]), most)
+            # The family's words for the bounds of the area, in spite of their names.
+            processor.size = {"shortest_edge": least, "longest_edge": most}
+            return cls(processor, math.ceil(math.sqrt(most)), int(processor.patch_size))
+
+    def save(self, folder: Path) -> None:
+        """Write the processor of a pretrained model, for `pretrained`; one of `tiny` needs none."""
+        if self._processor is not None:
+            self._processor.save_pretrained(str(folder))
 
     @property
     def fixed_size(self) -> bool:
@@ -80,9 +98,14 @@ class ImagePreprocessor:
         if self._processor is not None:
             # The order of the axes is told: left to guess, the processor takes a picture of three
             # or fewer rows for one of three channels.
-            shrunk = [shrink(image, LONGEST_PX) for image in images]
+            # PyTorch takes no array that it may not write to, as those of the store are.
+            writable = [
+                np.require(narrowed(image, _LONGEST_RATIO), requirements="W") for image in images
+            ]
             processed = self._processor(
-                images=shrunk, return_tensors="pt", input_data_format="channels_last"
+                images=writable,
+                return_tensors="pt",
+                input_data_format="channels_last",
             )
             return ImagePatches(processed["pixel_values"], processed["image_grid_thw"])
         return self.from_squares(np.stack([resize(image, self.side_px) for image in images]))

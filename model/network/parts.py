@@ -1,16 +1,20 @@
 """Model parts: a model before its training, made from a base or from pretrained weights."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from model.network.backbone import pretrained_backbone
 from model.network.base import Base
 from model.network.encoder import Encoder
+from model.network.hub import open_snapshot, require_kind
 from model.network.inputs import ImagePreprocessor
-from model.network.jina import JinaEncoder, JinaTeacher
+from model.network.jina import JinaTeacher
 from model.network.profiles import Profile
+from model.network.reranker import RerankerTeacher, require_reranker
 from model.network.sigma import SigmaModel, extend_vocabulary
 from model.network.teacher import Teacher
 from model.network.tokenizer import load_tokenizer
@@ -43,24 +47,42 @@ def parts_from_base(base: Base, profile: Profile) -> ModelParts:
     return ModelParts(sigma.to(default_device()), encoder, teacher)
 
 
-def pretrained_parts(profile: Profile, encoder: Encoder | None = None) -> ModelParts:
-    """A `qwen-*` model from pretrained weights, with the paper's teacher.
+def pretrained_model(profile: Profile) -> SigmaModel:
+    """A `qwen-*` model from pretrained weights, identifier tokens added.
 
-    The encoder is the one given, or else the paper's.
-    `RefuseToStartError` for a profile that names no pretrained weights.
+    Its profile has the revision of the weights. `RefuseToStartError` for a profile that names no
+    weights, or a folder that does not hold all of such a model.
     """
-    if profile.model is None or profile.encoder is None or profile.teacher is None:
+    if profile.model is None:
         raise RefuseToStartError(
             f"profile {profile.name} names no pretrained weights; use one of the qwen profiles"
         )
+    snapshot = open_snapshot(profile.model, "model")
+    require_kind(snapshot.folder, Qwen2_5_VLForConditionalGeneration)
+    profile = replace(profile, model=snapshot.source)
     device = default_device()
-    tokenizer = load_tokenizer(profile.model)
-    backbone = pretrained_backbone(profile.model, torch.float32)
+    tokenizer = load_tokenizer(snapshot.folder)
+    backbone = pretrained_backbone(snapshot.folder, torch.float32)
     extend_vocabulary(backbone, tokenizer, profile)
-    preprocessor = ImagePreprocessor.pretrained(profile.model)
-    sigma = SigmaModel(backbone, tokenizer, preprocessor, profile)
-    return ModelParts(
-        sigma.to(device),
-        encoder or JinaEncoder.load(profile.encoder, width=profile.embedding_width),
-        JinaTeacher.load(profile.teacher),
+    preprocessor = ImagePreprocessor.pretrained(
+        snapshot.folder, profile.min_pixels, profile.max_pixels
     )
+    return SigmaModel(backbone, tokenizer, preprocessor, profile).to(device)
+
+
+def open_teacher(profile: Profile) -> tuple[Callable[[], Teacher], str]:
+    """What loads the teacher of a `qwen-*` profile, and the source of it with its revision.
+
+    Only alignment needs it, hours later; a wrong name or folder is told at once.
+    """
+    if profile.teacher is None:
+        raise RefuseToStartError(
+            f"profile {profile.name} names no teacher, which soft labels come from; add one with "
+            "--teacher or in the profile's file"
+        )
+    if profile.trust_remote_code:
+        source = profile.teacher
+        return lambda: JinaTeacher.load(source), source
+    snapshot = open_snapshot(profile.teacher, "teacher")
+    require_reranker(snapshot.folder)
+    return lambda: RerankerTeacher.load(snapshot.folder), snapshot.source

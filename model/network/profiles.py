@@ -100,13 +100,23 @@ class Profile:
     """Of a training from the weights of another generation."""
     embedding_width: int
     model: str | None
-    """Hub name or folder of the pretrained backbone; None where a base takes its place.
+    """Folder or hub name, best with a revision (`owner/name@revision`), of the pretrained backbone;
+    None where a base takes its place.
 
     The same for encoder and teacher; an encoder may also be one of the packages of the registry.
     """
     encoder: str | None
     teacher: str | None
     tiny: TinySize | None = None
+    min_pixels: int | None = None
+    """Fewest pixels of a picture as a pretrained backbone sees it; None: its processor's own.
+
+    Smaller ones are enlarged. `tiny` has a fixed square instead.
+    """
+    max_pixels: int | None = None
+    """Most pixels likewise: visual tokens grow with them, one for each 28 x 28."""
+    trust_remote_code: bool = False
+    """Whether encoder and teacher may run modelling code that comes with their weights."""
     max_text_tokens: int = 128
     """Longer captions and queries are cut."""
     replay: float = 0.5
@@ -195,7 +205,10 @@ def _qwen(name: str, model: str) -> Profile:
         held_out=0.05,
         embedding_width=2048,
         model=model,
-        encoder="jinaai/jina-embeddings-v4",
+        # 192 visual tokens at most.
+        max_pixels=448 * 336,
+        # jina-embeddings-v4 with its adapter for retrieval merged into the weights.
+        encoder="jinaai/jina-embeddings-v4-vllm-retrieval",
         teacher="jinaai/jina-reranker-m0",
         compute=_QWEN_COMPUTE,
     )

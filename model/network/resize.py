@@ -25,13 +25,14 @@ def resize(image: ByteArray, side_px: int) -> ByteArray:
     return np.asarray(squeezed, dtype=np.uint8)
 
 
-def shrink(image: ByteArray, longest_px: int) -> ByteArray:
-    """The image with at most `longest_px` on its longer side, in its own proportions.
+def narrowed(image: ByteArray, ratio: int) -> ByteArray:
+    """The image with its longer side squeezed to `ratio` times the shorter one.
 
-    A smaller one is returned as it is.
+    One in such proportions is returned as it is.
     """
-    if max(image.shape[:2]) <= longest_px:
+    height, width = image.shape[:2]
+    longest = ratio * min(height, width)
+    if max(height, width) <= longest:
         return image
-    smaller = Image.fromarray(image)
-    smaller.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
-    return np.asarray(smaller, dtype=np.uint8)
+    size = (min(width, longest), min(height, longest))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX), dtype=np.uint8)

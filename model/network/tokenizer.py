@@ -47,13 +47,19 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """Read a tokenizer from a folder, or from a hub name for the `qwen-*` profiles.
+def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
+    """Read a tokenizer from a folder.
 
     `RefuseToStartError` when it lacks tokens that prompts need.
     """
     with loading(source):
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
+    require_tokens(tokenizer, source)
+    return tokenizer
+
+
+def require_tokens(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+    """`RefuseToStartError` for a tokenizer that lacks special tokens of Qwen2.5-VL."""
     unknown = (None, tokenizer.unk_token_id)
     missing = [token for token in SPECIAL if tokenizer.convert_tokens_to_ids(token) in unknown]
     if missing:
@@ -61,7 +67,6 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
             f"tokenizer {source} lacks {', '.join(missing)}; "
             "use one of the Qwen2.5-VL family or train one with stage 0"
         )
-    return tokenizer
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -120,9 +120,9 @@ def explain(options: Namespace, settings: Settings) -> int:
         # error.
         from model.decoding.decoder import Decoder
         from model.decoding.explain import explain as generate_caption
-        from workers.generations.model_assigner import load_generation_checkpoint
+        from workers.generations.model_assigner import load_generation_model
 
-        sigma = load_generation_checkpoint(services.checkpoints, generation).sigma
+        sigma = load_generation_model(services.checkpoints, generation)
         caption = generate_caption(Decoder(sigma), codes)
     document: JsonObject = {
         "generation": generation.id,

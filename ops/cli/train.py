@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.network.profiles import profile
+from model.network.profile_document import read_profile, with_sources
+from model.network.profiles import Profile
 from ops.cli.context import AddCommand, emit, entries_of, open_database
 from ops.embedded.database import open_services
 from schemas.errors import UsageError
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     # Both import PyTorch, which takes seconds that `sigma train --help` must not spend.
     from workers.trainer.request import TrainRequest
     from workers.trainer.trainer import TrainResult
+
+
+# The profile of a training that names a model or a teacher and no profile.
+PRETRAINED_PROFILE = "qwen-3b"
 
 
 def add_commands(add: AddCommand) -> None:
@@ -40,7 +45,11 @@ def add_commands(add: AddCommand) -> None:
         action="store_true",
         help="a new codebook that moves few identifiers; alone, nothing is trained",
     )
-    command.add_argument("--profile", help="tiny (default), small, qwen-3b or qwen-7b")
+    command.add_argument(
+        "--profile",
+        metavar="NAME|FILE.toml",
+        help="tiny (default), small, qwen-3b, qwen-7b, or a file: sigma profiles show",
+    )
     command.add_argument(
         "--expect",
         type=int,
@@ -83,9 +92,19 @@ def _add_pretrained(command: ArgumentParser) -> None:
         help="train the base further on these images first",
     )
     command.add_argument(
+        "--model",
+        metavar="NAME|FOLDER",
+        help="pretrained Qwen2.5-VL to train, with the profile qwen-3b unless another is named",
+    )
+    command.add_argument(
         "--encoder",
         metavar="NAME|FOLDER",
         help="pretrained encoder: efficientnet-minilm, CLIP, SigLIP, …; see docs/encoders.md",
+    )
+    command.add_argument(
+        "--teacher",
+        metavar="NAME|FOLDER",
+        help="jina-reranker-m0, which scores captions for the model to learn from",
     )
 
 
@@ -112,8 +131,7 @@ def train(options: Namespace, settings: Settings) -> int:
 
 def check(options: Namespace) -> None:
     """`UsageError` when the options contradict each other, or name what there is not."""
-    if options.profile:
-        profile(options.profile)
+    chosen_profile(options)
     from_parent = options.refresh or options.recluster
     sources = []
     if options.manifest:
@@ -142,6 +160,11 @@ def check(options: Namespace) -> None:
             "--encoder chooses the encoder of a generation, which --refresh, --recluster and "
             "--resume keep; leave it out, or train anew with --from-store"
         )
+    if (options.model or options.teacher) and (from_parent or options.resume):
+        raise UsageError(
+            "--model and --teacher choose what a generation is made of, which --refresh, "
+            "--recluster and --resume keep; leave them out, or train anew with --from-store"
+        )
     if options.expect is not None and (from_parent or options.resume):
         raise UsageError(
             "--expect chooses the shape of identifiers, which --refresh, --recluster and --resume "
@@ -149,6 +172,19 @@ def check(options: Namespace) -> None:
         )
     if options.recluster and not options.refresh and options.stage != "all":
         raise UsageError("--recluster alone runs no stage; leave --stage out, or add --refresh")
+
+
+def chosen_profile(options: Namespace) -> Profile | None:
+    """The profile that options name, with the model and the teacher that they name; or None.
+
+    `UsageError` for one that there is not, or that does not take them.
+    """
+    name = options.profile
+    if name is None and (options.model or options.teacher):
+        name = PRETRAINED_PROFILE
+    if name is None:
+        return None
+    return with_sources(read_profile(name), options.model, options.teacher)
 
 
 def _train_as_first_rank(options: Namespace, settings: Settings) -> int:
@@ -174,7 +210,7 @@ def training_request(options: Namespace, encoder: str | None = None) -> "TrainRe
     from workers.trainer.request import STAGES, TrainRequest
 
     return TrainRequest(
-        profile=profile(options.profile) if options.profile else None,
+        profile=chosen_profile(options),
         until=STAGES[-1] if options.stage == "all" else options.stage,
         resume=options.resume,
         seed=options.seed,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.network.profile_document import SUFFIX, profile_toml, recorded_profile
 from ops.embedded.isolation import ISOLATED_ENVIRONMENT
 from schemas.errors import WorkFailedError
 from schemas.maintenance_results import CandidateResult, CandidateSkipped
@@ -116,13 +117,24 @@ class CandidateTrainer:
         images = max(totals(self.conn, live.id).images, live.shape.comfortable, 1)
         options = ["--expect", str(images)]
         training = live.config.training
-        if training.profile is not None:
+        if training.profile_numbers is not None:
+            options += ["--profile", str(self._profile_file(live))]
+        elif training.profile is not None:
             options += ["--profile", training.profile]
         encoder = encoder_of(training, self.checkpoints / live.folder)
         # Whoever sets one wants another than the live one.
         if settings.encoder is None and encoder is not None:
             options += ["--encoder", encoder]
         return options
+
+    def _profile_file(self, live: Generation) -> Path:
+        """A file with the profile of a generation, its own numbers included, for a trainer."""
+        file = self.trainer.home / "profiles" / f"g{live.id}{SUFFIX}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        training = live.config.training
+        own = recorded_profile(training.profile or "", training.profile_numbers)
+        file.write_text(profile_toml(own), encoding="utf-8")
+        return file
 
     def _make_candidate_if_new(
         self, job: str, arguments: Sequence[str]

@@ -9,7 +9,7 @@ from model.decoding.assign import BeamSearchAssigner, leaves_with_primary
 from model.decoding.decoder import Decoder
 from model.decoding.leaves import Leaves
 from model.identifiers.codebook import Codebook
-from model.network.checkpoint import Checkpoint, load_checkpoint
+from model.network.checkpoint import Checkpoint, load_checkpoint, load_sigma
 from model.network.encoder import Encoder
 from model.network.sigma import SigmaModel
 from schemas.identifiers import IdentifierShape
@@ -75,3 +75,8 @@ def load_generation_checkpoint(
     return load_checkpoint(
         checkpoints / generation.folder, generation.codebook_version, answering=answering
     )
+
+
+def load_generation_model(checkpoints: Path, generation: Generation) -> SigmaModel:
+    """Likewise its model alone, to answer, without the encoder, which may be larger."""
+    return load_sigma(checkpoints / generation.folder, generation.codebook_version, answering=True)

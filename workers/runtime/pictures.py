@@ -12,16 +12,20 @@ from schemas.records import ByteArray
 from stream.images.decode_protocol import LONGEST_SIDE
 from stream.images.store import ImageStore
 
+# Pixels of the longer side that a stored picture keeps at most, unless more are asked for: a model
+# without a bound of its own may read 3,584 squared, which makes a store of 12 MB a picture.
+LARGEST_SIDE = 2048
+
 
 def picture_px(asked: int | None, encoder_px: int) -> int:
     """Pixels that the longer side of a stored picture keeps: what was asked for, or enough.
 
-    `encoder_px` is the side of the square that the encoders read at most, 0 where none is known. A
-    photo is four by three as a rule, and the shorter side fills the square.
+    `encoder_px` is the side of the square that the models and encoders read at most, 0 where none
+    is known. A photo is four by three as a rule, and the shorter side fills the square.
     """
     if asked is not None:
         return asked
-    return max(LONGEST_SIDE, -(-encoder_px * 4 // 3))
+    return min(LARGEST_SIDE, max(LONGEST_SIDE, -(-encoder_px * 4 // 3)))
 
 
 def read_picture(store: ImageStore, uri: str) -> ByteArray:

@@ -10,6 +10,7 @@ from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.network.encoders.kept import KeptEncoder
 from model.network.encoders.teacher import EncoderTeacher
+from model.network.profile_document import profile_document
 from model.network.teacher import Teacher
 from model.progress import Progress
 from schemas.errors import UsageError
@@ -83,7 +84,6 @@ def _prepare_full(
     longest_side = _announce_encoder(services, conn, run, opened)
     images = _images_of_full_run(services, conn, run, longest_side, progress)
     first = first_parts(run, opened, images, progress)
-    parts = first.parts
     embeddings = first.embeddings
     if run.has_codebook:
         codebook = Codebook.load(run.folder)
@@ -104,19 +104,20 @@ def _prepare_full(
     record = run.record
     if first.base_recall is not None:
         record = replace(record, base_recall=first.base_recall)
-    if isinstance(parts.encoder, KeptEncoder):
-        # A hub name has a revision now.
-        record = replace(
-            record, encoder_source=parts.encoder.source, encoder_px=parts.encoder.side_px
-        )
+    encoder = first.encoder
+    if isinstance(encoder, KeptEncoder):
+        record = replace(record, encoder_source=encoder.source)
+    # Hub names have a revision now.
+    numbers = profile_document(first.sigma.profile)
+    record = replace(record, encoder_px=opened.side_px, profile_numbers=numbers)
     record = replace(clock.add_to(record, "prepare"), images=len(images))
-    checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
-    if not run.has_codebook and learns_vectors(run, images, parts.encoder):
-        add_reading(run, parts.sigma, parts.encoder, embeddings, images)
+    checkpoint = Checkpoint(first.sigma, codebook, encoder)
+    if not run.has_codebook and learns_vectors(run, images, encoder):
+        add_reading(run, first.sigma, encoder, embeddings, images)
         record = replace(record, reads=VECTORS)
     record = _keep_codebook(run, checkpoint, record)
     return PreparedTraining(
-        record, checkpoint, images, plan, embeddings.astype(np.float16), lambda: parts.teacher
+        record, checkpoint, images, plan, embeddings.astype(np.float16), first.load_teacher
     )
 
 
@@ -139,6 +140,9 @@ def _prepare_from_parent(
         planned = _plan_from_parent(conn, run, parent, before.codebook, limit, progress)
         record, plan = planned.record, planned.plan
         plan.save(run.folder)
+        own = before.sigma.profile
+        # Shape and sizes are those of the weights; versions before this one recorded no others.
+        before.sigma.profile = replace(run.profile, shape=own.shape, tiny=own.tiny)
         checkpoint = Checkpoint(before.sigma, planned.codebook, before.encoder)
         copy_base(services.checkpoints / parent.folder / BASE, run.folder / BASE)
     # Images may be deleted at any moment: keep those that both store and parent still have.
@@ -162,27 +166,28 @@ def _prepare_from_parent(
 def _announce_encoder(
     services: Services, conn: Connection, run: TrainingRun, opened: OpenedRun
 ) -> int:
-    """Record what the run's encoder reads; pixels of the longer side that pictures now keep.
+    """Record what the run's model and encoder read; pixels of the longer side pictures now keep.
 
-    From here on intake, in another process, stores arrivals as large as this encoder reads them.
+    From here on intake, in another process, stores arrivals as large as the larger of both reads
+    them.
     """
     asked = services.settings.picture_px
     before = picture_px(asked, generations.largest_encoder(conn))
-    if not isinstance(opened.encoder, KeptEncoder):
+    side = opened.side_px
+    if side is None:
         return before
-    side = opened.encoder.side_px
     record = replace(run.record, encoder_px=side)
     generations.update(conn, run.generation, training=record)
     if asked is not None and asked < side:
         log.warning(
-            "SIGMA_PICTURE_PX shrinks pictures below what the encoder reads; leave it out",
+            "SIGMA_PICTURE_PX shrinks pictures below what model or encoder reads; leave it out",
             picture_px=asked,
             encoder_px=side,
         )
     elif before < side and newest_image(conn):
         log.warning(
-            "pictures stored before this training are smaller than its encoder reads; to have them "
-            "in full, delete them and ingest them anew",
+            "pictures stored before this training are smaller than its model or encoder reads; to "
+            "have them in full, delete them and ingest them anew",
             picture_px=before,
             encoder_px=side,
         )

@@ -1,24 +1,29 @@
 """The base of a run: the pretrained parts that a training begins with, and the teacher."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from model.network.backbone import fresh_backbone
 from model.network.base import SHIPPED, Base
 from model.network.checkpoint import Checkpoint, load_checkpoint
-from model.network.encoder import Encoder, FittableEncoder, TwoTower
+from model.network.encoder import Encoder, FittableEncoder, SmallEncoder, TwoTower
 from model.network.encoders.kept import KeptEncoder
 from model.network.encoders.reader import open_encoder
 from model.network.encoders.teacher import EncoderTeacher
-from model.network.jina import JinaTeacher
-from model.network.parts import ModelParts, parts_from_base, pretrained_parts
-from model.network.profiles import Profile
+from model.network.hub import open_snapshot, require_kind
+from model.network.inputs import ImagePreprocessor
+from model.network.jina import JinaEncoder
+from model.network.parts import open_teacher, parts_from_base, pretrained_model
+from model.network.profiles import Profile, profile
 from model.network.resize import Pixels
+from model.network.sigma import SigmaModel
 from model.network.teacher import CrossHead, Teacher
 from model.network.tokenizer import train_tokenizer
 from model.progress import Progress
@@ -66,9 +71,12 @@ class RunBase:
 class FirstParts:
     """Model, encoder and teacher that the stages of a full training begin with."""
 
-    parts: ModelParts
+    sigma: SigmaModel
+    encoder: Encoder
     base_recall: float | None
     """See `RunBase.recall`."""
+    load_teacher: Callable[[], Teacher]
+    """Only alignment needs it."""
     embeddings: FloatArray
     """(N, D) float32 of the images to train on."""
 
@@ -80,7 +88,10 @@ class OpenedRun:
     checkpoint: Checkpoint | None
     """That of the run that is resumed, once it has a codebook."""
     encoder: Encoder | None
-    """The pretrained encoder; None: that of base or profile."""
+    """The pretrained encoder; None: that of the base."""
+    side_px: int | None = None
+    """Of the square that model or encoder read of a picture, whichever is more; None: as little as
+    those of a base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +111,43 @@ def open_run(run: TrainingRun) -> OpenedRun:
     torch.manual_seed(run.request.seed)
     if run.has_codebook:
         checkpoint = load_checkpoint(run.folder)
-        kept = isinstance(checkpoint.encoder, KeptEncoder)
-        return OpenedRun(checkpoint, checkpoint.encoder if kept else None)
-    source = run.request.encoder
-    if source is None and run.profile.tiny is not None:
-        source = run.profile.encoder
-    return OpenedRun(None, None if source is None else open_encoder(source))
+        small = isinstance(checkpoint.encoder, SmallEncoder)
+        encoder = None if small else checkpoint.encoder
+        return OpenedRun(checkpoint, encoder, _side_px(checkpoint.sigma.preprocessor, encoder))
+    encoder = _open_encoder(run.profile, run.request.encoder)
+    return OpenedRun(None, encoder, _side_px(_preprocessor(run.profile), encoder))
+
+
+def _open_encoder(profile: Profile, asked: str | None) -> Encoder | None:
+    """The encoder that was asked for, or that of the profile; None where that is its base's."""
+    source = asked or profile.encoder
+    if source is None:
+        if profile.tiny is None:
+            raise RefuseToStartError(
+                f"profile {profile.name} names no encoder; add one with --encoder or in the "
+                "profile's file"
+            )
+        return None
+    if profile.trust_remote_code and source == profile.encoder:
+        return JinaEncoder.load(source, width=profile.embedding_width)
+    return open_encoder(source, profile.embedding_width if profile.tiny is None else None)
+
+
+def _preprocessor(profile: Profile) -> ImagePreprocessor | None:
+    """What the profile's pretrained model sees of a picture; None for a model of a base."""
+    if profile.model is None:
+        return None
+    folder = open_snapshot(profile.model, "model").folder
+    require_kind(folder, Qwen2_5_VLForConditionalGeneration)
+    return ImagePreprocessor.pretrained(folder, profile.min_pixels, profile.max_pixels)
+
+
+def _side_px(preprocessor: ImagePreprocessor | None, encoder: Encoder | None) -> int | None:
+    """The larger side; None where neither the model nor the encoder is a pretrained one."""
+    sides = [encoder.side_px] if isinstance(encoder, KeptEncoder) else []
+    if preprocessor is not None and not preprocessor.fixed_size:
+        sides.append(preprocessor.side_px)
+    return max(sides, default=None)
 
 
 def first_parts(
@@ -117,23 +159,38 @@ def first_parts(
     """
     checkpoint = opened.checkpoint
     chosen = _chosen_encoder(run, opened, images, progress)
-    recall = None
     if run.profile.tiny is None:
-        parts = pretrained_parts(run.profile, None if chosen is None else chosen.encoder)
-    else:
-        run_base = _base_of(run, images, chosen, progress)
-        recall = run_base.recall
-        parts = parts_from_base(run_base.base, run.profile)
-        if chosen is not None:
-            teacher = EncoderTeacher.calibrated(
-                chosen.encoder, chosen.embeddings, images.captions, run.request.seed
-            )
-            parts = replace(parts, encoder=chosen.encoder, teacher=teacher)
+        return _pretrained_parts(run, checkpoint, chosen)
+    run_base = _base_of(run, images, chosen, progress)
+    parts = parts_from_base(run_base.base, run.profile)
+    if chosen is not None:
+        teacher = EncoderTeacher.calibrated(
+            chosen.encoder, chosen.embeddings, images.captions, run.request.seed
+        )
+        parts = replace(parts, encoder=chosen.encoder, teacher=teacher)
     if checkpoint is not None:
         parts = replace(parts, sigma=checkpoint.sigma, encoder=checkpoint.encoder)
     if chosen is not None:
-        return FirstParts(parts, recall, chosen.embeddings)
-    return FirstParts(parts, recall, embed(parts.encoder, images.pictures, progress))
+        embeddings = chosen.embeddings
+    else:
+        embeddings = embed(parts.encoder, images.pictures, progress)
+    return FirstParts(
+        parts.sigma, parts.encoder, run_base.recall, lambda: parts.teacher, embeddings
+    )
+
+
+def _pretrained_parts(
+    run: TrainingRun, checkpoint: Checkpoint | None, chosen: ChosenEncoder | None
+) -> FirstParts:
+    """Those of a profile with a pretrained model, which has an encoder too."""
+    if chosen is None:
+        raise AssertionError(f"profile {run.profile.name} has a model but no encoder")
+    load_teacher, teacher = open_teacher(run.profile)
+    if checkpoint is not None:
+        sigma = checkpoint.sigma
+    else:
+        sigma = pretrained_model(replace(run.profile, teacher=teacher))
+    return FirstParts(sigma, chosen.encoder, None, load_teacher, chosen.embeddings)
 
 
 def _chosen_encoder(
@@ -171,7 +228,12 @@ def _base_of(
     request = run.request
     if own.is_dir():
         return RunBase(Base.load(own), recall=None)
-    if request.base == SHIPPED and run.profile.name != SHIPPED.name:
+    if request.base == SHIPPED and run.profile.tiny != profile(SHIPPED.name).tiny:
+        if chosen is None:
+            raise UsageError(
+                f"profile {run.profile.name} has sizes that no base is shipped of, and no encoder; "
+                "name one with --encoder, or a base of these sizes with --base"
+            )
         return RunBase(_as_saved(_fresh_base(run, images), own), recall=None)
     base = Base.load(request.base)
     captioned = images.select(images.captioned)
@@ -267,11 +329,8 @@ def teacher_of(base: Path, profile: Profile, encoder: Encoder) -> Teacher:
     `RefuseToStartError` when the base does not belong to the encoder.
     """
     if profile.tiny is None:
-        if profile.teacher is None:
-            raise RefuseToStartError(
-                f"profile {profile.name} names no teacher; use one of the qwen profiles"
-            )
-        return JinaTeacher.load(profile.teacher)
+        load_teacher, _ = open_teacher(profile)
+        return load_teacher()
     own = Base.load(base if base.is_dir() else SHIPPED)
     if own.encoder.width != encoder.width:
         raise RefuseToStartError(

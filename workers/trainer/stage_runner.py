@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.network.checkpoint import load_checkpoint
+from model.network.checkpoint import load_sigma
 from model.network.profiles import Stage
 from model.network.resize import Pixels
 from model.network.sigma import SigmaModel
@@ -128,6 +128,6 @@ def assist_first_rank(store: ImageStore) -> None:
             return
         # Weights of later stages need no reading: every rank makes the same steps.
         if runner is None:
-            sigma = load_checkpoint(job.folder).sigma
+            sigma = load_sigma(job.folder)
             runner = StageRunner(sigma, training_pictures(store, job.uris, sigma.profile))
         runner.run(job, quiet)

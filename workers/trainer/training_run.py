@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 
 from model.network.checkpoint import ABOUT, load_record, recover_checkpoint
+from model.network.profile_document import profile_document, recorded_profile
 from model.network.profiles import Profile, profile
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
 from schemas.generation_config import GenerationConfig
@@ -23,6 +24,18 @@ from workers.trainer.training_images import manifest_fingerprint, trainable
 
 # The profile of a request without one; also that of generations of versions that recorded none.
 DEFAULT_PROFILE = "tiny"
+
+
+# Fields of a profile that a model which is trained further keeps, whatever profile is named for it.
+_KEPT_FIELDS = (
+    "tiny",
+    "model",
+    "min_pixels",
+    "max_pixels",
+    "max_text_tokens",
+    "joint_tokens",
+    "embedding_width",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +170,7 @@ def first_record(
         mode=request.mode or "full",
         parent=None if parent is None else parent.id,
         profile=chosen.name,
+        profile_numbers=profile_document(chosen),
         seed=request.seed,
         # The others go on with the encoder of their parent.
         encoder_source=request.encoder if parent is None else parent.config.training.encoder_source,
@@ -204,7 +218,7 @@ def resumed_request(request: TrainRequest, begun: TrainingRecord) -> TrainReques
         seed=request.seed if begun.seed is None else begun.seed,
         encoder=begun.encoder_source,
         recluster=bool(begun.reclustered),
-        profile=request.profile or profile(begun.profile or DEFAULT_PROFILE),
+        profile=request.profile or profile_of_record(begun),
     )
 
 
@@ -217,14 +231,22 @@ def choose_profile(requested: Profile | None, parent: Generation | None) -> Prof
         return requested or profile(DEFAULT_PROFILE)
     recorded = parent.config.training.profile
     if requested is None:
-        return replace(profile(recorded or DEFAULT_PROFILE), shape=parent.shape)
+        return replace(profile_of_record(parent.config.training), shape=parent.shape)
     if requested.name != (recorded or requested.name):
         raise UsageError(
             f"the profile must be that of generation {parent.id}, {recorded}, got "
             f"{requested.name}; leave --profile out"
         )
-    # The parent's shape may have been grown for the images that it is to hold.
-    return replace(requested, shape=parent.shape)
+    # The parent's shape may have been grown for the images that it is to hold; and weights that are
+    # there stay of their own sizes.
+    own = profile_of_record(parent.config.training)
+    kept = {name: getattr(own, name) for name in _KEPT_FIELDS}
+    return replace(requested, **(kept | {"shape": parent.shape}))
+
+
+def profile_of_record(record: TrainingRecord) -> Profile:
+    """The profile that a generation was trained with, its own numbers included."""
+    return recorded_profile(record.profile or DEFAULT_PROFILE, record.profile_numbers)
 
 
 def _live_parent(conn: Connection, mode: TrainingMode) -> Generation:

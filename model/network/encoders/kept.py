@@ -1,6 +1,7 @@
 """Kept encoders: those whose files a checkpoint holds, so that a generation starts on its own."""
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from weakref import WeakValueDictionary
@@ -14,9 +15,13 @@ from schemas.errors import RefuseToStartError
 # Name of a folder that is not complete: it is thrown away.
 _UNFINISHED = ".unfinished"
 
-# The kept encoders of this process by the digest of their files' digests: generations with the same
-# encoder share one in memory, whatever their number.
-_loaded: WeakValueDictionary[str, PretrainedEncoder] = WeakValueDictionary()
+# The kept encoders of this process by the digest of their files' digests and their width:
+# generations with the same encoder share one in memory, whatever their number. The last one that
+# goes takes it along.
+_loaded: WeakValueDictionary[tuple[str, int | None], PretrainedEncoder] = WeakValueDictionary()
+
+# Generations are loaded by several threads, and the second one must wait for the first one's.
+_loading = threading.Lock()
 
 
 @runtime_checkable
@@ -46,20 +51,22 @@ def keep_encoder(encoder: KeptEncoder, folder: Path) -> None:
     unfinished.replace(folder)
 
 
-def read_kept(folder: Path, source: str) -> PretrainedEncoder:
+def read_kept(folder: Path, source: str, width: int | None = None) -> PretrainedEncoder:
     """Read the encoder that a checkpoint keeps in a folder, after a look at its files' digests.
 
-    `RefuseToStartError` when it is missing or damaged.
+    One that this process has loaded already is that one. `width`: of the vectors, where the
+    encoder's may be cut. `RefuseToStartError` when it is missing or damaged.
     """
     if not (folder / DIGESTS).is_file():
         raise RefuseToStartError(
             f"{folder} holds no encoder, which its checkpoint needs; restore the folder from a "
             "copy or train again"
         )
-    check_digests(folder)
-    key = digest_of(folder / DIGESTS)
-    known = _loaded.get(key)
-    if known is None:
-        known = read_encoder(folder, source)
-        _loaded[key] = known
+    key = (digest_of(folder / DIGESTS), width)
+    with _loading:
+        check_digests(folder)
+        known = _loaded.get(key)
+        if known is None:
+            known = read_encoder(folder, source, width)
+            _loaded[key] = known
     return known

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,16 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.network.file_digests import DIGESTS, write_digests
-from model.network.hub import loading
+from model.network.hub import load_weights
 from model.network.resize import Pixels
-from schemas.errors import RefuseToStartError
 from schemas.records import FloatArray
 
 # Images or texts that pass a tower at once: bounds memory on a CPU, and is enough for one there.
 BATCH = 32
-
-# Names that an error message lists; the first ones are enough to recognise the mistake.
-_NAMED = 3
 
 T = TypeVar("T")
 
@@ -49,6 +45,15 @@ class Towers(Protocol):
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """(B, D) likewise."""
+        ...
+
+
+@runtime_checkable
+class CuttableTowers(Towers, Protocol):
+    """Towers whose vectors may be cut: a shorter prefix is an embedding too."""
+
+    def cut(self, width: int) -> None:
+        """Give vectors of at most that width from here on."""
         ...
 
 
@@ -133,20 +138,7 @@ def load_whole(model_class: Any, folder: Path) -> Any:
 
     `RefuseToStartError` when weights are missing: the library would draw random ones instead.
     """
-    with loading(folder):
-        try:
-            model, report = model_class.from_pretrained(
-                str(folder), dtype="auto", local_files_only=True, output_loading_info=True
-            )
-        except RuntimeError as error:  # shapes that differ from the configuration's
-            raise ValueError(str(error)) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise RefuseToStartError(
-            f"{folder} must hold all weights of a {model_class.__name__}, got none for "
-            f"{', '.join(missing[:_NAMED])}; give the complete folder"
-        )
-    return ready(model)
+    return ready(load_weights(model_class, folder, dtype="auto"))
 
 
 def _place(source: Path, target: Path, shared: bool) -> None:

@@ -1,5 +1,7 @@
 """The backbone's inputs, against what transformers itself computes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2VLImageProcessor
 
 from model.network.inputs import ImagePreprocessor, pad_rows, rope_positions
 from model.network.parts import ModelParts
-from schemas.records import ByteArray
+from model.network.profiles import profile
 from tests.unit.model.conftest import SMALL, pictures
 
 
@@ -97,13 +99,43 @@ def test_text_logits_equal_a_plain_qwen2_decoder_with_the_same_weights(parts: Mo
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_a_large_backbone_sees_448_px_of_a_picture_that_is_stored_larger_for_its_encoder() -> None:
-    sizes: list[tuple[int, ...]] = []
+@pytest.fixture
+def processor(tmp_path: Path) -> Path:
+    """A folder with the picture processor of Qwen2.5-VL, and bounds as published."""
+    Qwen2VLImageProcessor(min_pixels=3136, max_pixels=12_845_056).save_pretrained(tmp_path)
+    return tmp_path
 
-    def processor(images: list[ByteArray], **_: object) -> dict[str, torch.Tensor]:
-        sizes.extend(image.shape for image in images)
-        return {"pixel_values": torch.zeros(1), "image_grid_thw": torch.zeros(1, 3)}
 
-    pictures = [np.zeros((640, 854, 3), np.uint8), np.zeros((300, 200, 3), np.uint8)]
-    ImagePreprocessor(processor, 0, 0)(pictures)
-    assert sizes == [(336, 448, 3), (300, 200, 3)]
+def tokens(preprocessor: ImagePreprocessor, height: int, width: int) -> int:
+    picture = np.zeros((height, width, 3), np.uint8)
+    # As the store gives pictures.
+    picture.flags.writeable = False
+    (count,) = preprocessor([picture]).token_counts(merge=2)
+    return count
+
+
+def test_a_picture_has_the_pixels_that_profile_and_processor_allow(processor: Path) -> None:
+    published = ImagePreprocessor.pretrained(processor)
+    assert (published.side_px, published.fixed_size) == (3584, False)
+    assert tokens(published, 1344, 1792) == 48 * 64
+    # The bounds of the qwen profiles: 448 x 336 pixels are 192 tokens, whatever is stored.
+    most = profile("qwen-3b").max_pixels
+    bounded = ImagePreprocessor.pretrained(processor, max_pixels=most)
+    assert tokens(bounded, 1344, 1792) == 12 * 16
+    assert tokens(bounded, 336, 448) == 12 * 16
+    assert tokens(bounded, 56, 56) == 4
+    enlarged = ImagePreprocessor.pretrained(processor, 112 * 112, most)
+    assert tokens(enlarged, 56, 56) == 16
+
+
+def test_the_bounds_of_a_processor_are_saved_with_it(processor: Path, tmp_path: Path) -> None:
+    ImagePreprocessor.pretrained(processor, 6272, 12_544).save(tmp_path / "own")
+    again = ImagePreprocessor.pretrained(tmp_path / "own")
+    assert again.side_px == 112
+    assert tokens(again, 20, 20) == 9
+
+
+def test_a_picture_that_is_one_line_is_squeezed_instead_of_refused(processor: Path) -> None:
+    bounded = ImagePreprocessor.pretrained(processor, max_pixels=150_528)
+    assert tokens(bounded, 1, 4000) > 0
+    assert tokens(bounded, 3000, 2) > 0

@@ -12,7 +12,7 @@ from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.network.checkpoint import ABOUT, Checkpoint, load_checkpoint, save_checkpoint
 from model.network.compute import Compute
 from model.network.parts import ModelParts
-from model.network.profiles import PROFILES
+from model.network.profiles import profile
 from schemas.errors import RefuseToStartError
 from schemas.training_record import TrainingRecord
 from tests.unit.model.conftest import TEXTS, WIDTH, pictures
@@ -82,19 +82,44 @@ def test_a_checkpoint_of_another_format_is_refused(parts: ModelParts, tmp_path: 
     saved(parts, tmp_path)
     document = json.loads((tmp_path / ABOUT).read_text())
     (tmp_path / ABOUT).write_text(json.dumps(document | {"format": 99}))
-    with pytest.raises(RefuseToStartError, match="format 99"):
+    with pytest.raises(RefuseToStartError, match="got 99"):
         load_checkpoint(tmp_path)
 
 
 def test_a_model_that_answers_is_half_as_wide_and_one_to_be_trained_is_not(
-    parts: ModelParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: ModelParts, tmp_path: Path
 ) -> None:
-    saved(parts, tmp_path)
     # As if the profile's own `auto` were read on a GPU.
-    tiny = replace(parts.sigma.profile, compute=Compute(dtype="bfloat16"))
-    monkeypatch.setitem(PROFILES, "tiny", tiny)
+    parts.sigma.profile = replace(parts.sigma.profile, compute=Compute(dtype="bfloat16"))
+    saved(parts, tmp_path)
     answering = load_checkpoint(tmp_path, answering=True).sigma
     assert {weight.dtype for weight in answering.backbone.parameters()} == {torch.bfloat16}
     assert {weight.dtype for weight in answering.head.parameters()} == {torch.float32}
     trainable = load_checkpoint(tmp_path).sigma
     assert {weight.dtype for weight in trainable.parameters()} == {torch.float32}
+
+
+def test_a_checkpoint_of_a_version_that_recorded_no_numbers_is_read_by_its_profiles_name(
+    parts: ModelParts, tmp_path: Path
+) -> None:
+    saved(parts, tmp_path)
+    document = json.loads((tmp_path / ABOUT).read_text())
+    del document["profile_numbers"]
+    (tmp_path / ABOUT).write_text(json.dumps(document))
+    (tmp_path / "digests.json").unlink()
+    own = parts.sigma.profile
+    expected = replace(profile("tiny"), shape=own.shape, tiny=own.tiny)
+    assert load_checkpoint(tmp_path).sigma.profile == expected
+    (tmp_path / ABOUT).write_text(json.dumps(document | {"profile": "of another version"}))
+    with pytest.raises(RefuseToStartError, match=r"'of another version'.*; train again with this"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_gives_back_every_number_of_its_profile(
+    parts: ModelParts, tmp_path: Path
+) -> None:
+    own = replace(parts.sigma.profile, name="mine", wins=0.7, max_text_tokens=31)
+    parts.sigma.profile = own
+    saved(parts, tmp_path)
+    loaded = load_checkpoint(tmp_path).sigma
+    assert loaded.profile == own

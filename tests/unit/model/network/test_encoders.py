@@ -262,7 +262,7 @@ def test_what_is_no_encoder_is_one_sentence(
 ) -> None:
     with pytest.raises(
         UsageError,
-        match=r"must be efficientnet-minilm, a folder, or a model of the hub .* got 'clip'",
+        match=r"not efficientnet-minilm, must be a folder, or a model of the hub .* got 'clip'",
     ):
         open_encoder("clip")
     with pytest.raises(RefuseToStartError, match=r"must hold a model of type clip, .* got none"):

@@ -1,8 +1,11 @@
 """`sigma train`: options that contradict each other are refused before anything starts."""
 
+from dataclasses import replace
+
 import pytest
 
 from model.network.base import SHIPPED
+from model.network.profiles import profile
 from ops.cli.main import parser
 from ops.cli.train import check, summary, training_request
 from schemas.errors import UsageError
@@ -23,11 +26,28 @@ from workers.trainer.trainer import TrainResult
         (["--recluster", "--stage", "align"], "runs no stage"),
         (["--refresh", "--expect", "50000"], "shape of identifiers"),
         (["--resume", "--expect", "50000"], "shape of identifiers"),
+        (["--refresh", "--model", "m"], "what a generation is made of"),
+        (["--resume", "--teacher", "t"], "what a generation is made of"),
+        (["--from-store", "--profile", "tiny", "--model", "m"], "--model needs a profile that"),
+        (["--from-store", "--profile", "small", "--teacher", "t"], "--teacher needs a profile"),
+        (["--from-store", "--profile", "huge"], "one of tiny, small, qwen-3b, qwen-7b or a file"),
+        (["--from-store", "--profile", "huge.toml"], "huge.toml cannot be read"),
     ],
 )
 def test_contradictions_are_refused_in_one_line(arguments: list[str], found: str) -> None:
     with pytest.raises(UsageError, match=found):
         check(parser().parse_args(["train", *arguments]))
+
+
+def test_a_model_that_is_named_is_trained_with_the_papers_numbers() -> None:
+    options = parser().parse_args(["train", "--from-store", "--model", "/m", "--teacher", "o/t@1"])
+    check(options)
+    expected = replace(profile("qwen-3b"), model="/m", teacher="o/t@1")
+    assert training_request(options).profile == expected
+    larger = ["train", "--from-store", "--model", "/m", "--profile", "qwen-7b"]
+    named = training_request(parser().parse_args(larger)).profile
+    assert named == replace(profile("qwen-7b"), model="/m")
+    assert training_request(parser().parse_args(["train", "--from-store"])).profile is None
 
 
 @pytest.mark.parametrize(

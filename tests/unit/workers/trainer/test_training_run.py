@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from model.network.profile_document import profile_document
 from model.network.profiles import profile
 from model.training.adapt import SUFFICIENT_RECALL
 from schemas.errors import UsageError
@@ -64,6 +65,7 @@ def test_the_first_record_says_what_was_asked_for() -> None:
     assert full == TrainingRecord(
         mode="full",
         profile="tiny",
+        profile_numbers=profile_document(TINY),
         seed=3,
         corpus="manifest",
         reclustered=False,
