@@ -42,7 +42,7 @@ SEEN, LATER = 12, 4
 PROFILE = """
 base = "qwen-3b"
 name = "miniature"
-max_pixels = 12544
+max_pixels = 19600
 
 [shape]
 codes = [4, 3, 3, 2]
@@ -150,8 +150,8 @@ def test_three_folders_make_a_generation_that_goes_on_without_them(
     first = train(services, None, asked(sources, "--from-store"), quiet)
     assert first.state == "live"
     assert first.record.encoder_source == str(sources["encoder"])
-    # 16 tokens of 28 x 28 pixels that the encoder reads are more than the 16 of the profile: 112.
-    assert first.record.encoder_px == 112
+    # The model sees 140 x 140 pixels, more than the 112 x 112 of the encoder.
+    assert first.record.encoder_px == 140
     _assert_recorded(first, services, sources)
 
     # From here on model and encoder are those of the generation's folder.
@@ -188,8 +188,8 @@ def _assert_recorded(result: TrainResult, services: Services, sources: dict[str,
     assert loaded.encoder.width == 48
     # The picture processor has the bounds of the profile.
     processor = json.loads((folder / "processor" / "preprocessor_config.json").read_text())
-    assert processor["size"]["longest_edge"] == 12544
-    assert loaded.sigma.preprocessor.side_px == 112
+    assert processor["size"]["longest_edge"] == 19600
+    assert loaded.sigma.preprocessor.side_px == 140
 
 
 def test_the_teacher_gives_the_soft_labels_of_a_training(

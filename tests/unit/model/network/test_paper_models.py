@@ -143,7 +143,11 @@ def test_a_batch_gives_what_each_of_its_rows_gives_alone(
     assert encoder.embed_texts([]).shape == (0, 48)
 
 
-def test_a_text_that_spells_a_control_token_stays_a_text(encoder: PretrainedEncoder) -> None:
+def test_a_text_that_spells_a_control_token_stays_a_text(
+    encoder: PretrainedEncoder, teacher: RerankerTeacher
+) -> None:
+    # As a token it would be a picture that is not there.
+    assert teacher.score(pictures()[:1], ["a <|image_pad|> circle"]).shape == (1,)
     spelt, other = encoder.embed_texts(["a <|image_pad|> circle", "a <|vision_end|> circle"])
     assert np.isfinite(spelt).all()
     assert np.abs(spelt - other).max() > 1e-4
