@@ -251,20 +251,30 @@ class RetrievalSettings:
     beams: int = setting(
         "SIGMA_BEAMS",
         whole(1, 1000),
-        "Beams of the constrained search: leaves that one query may reach. More cost time.",
+        "Beams of the constrained search: leaves that one query may reach. More cost time. Where "
+        "the model reads vectors three times as many are kept.",
         default=20,
     )
     postings: int = setting(
         "SIGMA_POSTINGS",
         whole(1, 20),
-        "Leaves that an image is posted under: its primary and the alternates.",
+        "Leaves that an image is posted under: its primary and the alternates. One where the model "
+        "reads images by their vectors.",
         default=3,
     )
     fusion_weight: float = setting(
         "SIGMA_FUSION_WEIGHT",
         number(0, 100),
-        "Weight of the decoder's log-probability beside the image-text similarity.",
+        "Weight of the decoder's log-probability beside the image-text similarity. None where the "
+        "model reads vectors: the similarity alone ranks.",
         default=0.3,
+    )
+    candidates: int = setting(
+        "SIGMA_CANDIDATES",
+        whole(1, 1_000_000),
+        "Most images that a query ranks where the model reads vectors; it ranks 4.5% of the images,"
+        " or 100 of fewer than 2,200, but never more than these.",
+        default=1000,
     )
 
 

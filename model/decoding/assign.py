@@ -21,9 +21,14 @@ class BeamSearchAssigner:
     """Assigns id1..id4 to images by a beam search in which any leaf is allowed."""
 
     def __init__(self, decoder: Decoder, postings: int) -> None:
-        """`postings`: the primary and the alternates that an image is posted under."""
+        """`postings`: the primary and the alternates that an image is posted under.
+
+        A model that reads pictures by their vectors posts one: the codebook says its leaf, from the
+        same vector, and further leaves fill what a query may rank with images that it finds in
+        their own (docs/experiments/small.md).
+        """
         self.decoder = decoder
-        self.postings = postings
+        self.postings = 1 if self.reads_vectors else postings
 
     @property
     def reads_vectors(self) -> bool:

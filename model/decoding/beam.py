@@ -97,7 +97,7 @@ class Beams:
 class Guide:
     """What is below a prefix, as a second opinion on which beams to keep.
 
-    `queries` (B, D) unit vectors. `weight` turns a mean cosine into nats.
+    `queries` (B, D) unit vectors. `weight` turns a cosine into nats.
     """
 
     means: PrefixMeans
@@ -106,10 +106,10 @@ class Guide:
 
     def preference(self, level: int, prefixes: Tensor, totals: Tensor) -> Tensor:
         """(B, W) by which beams are chosen, where `totals` are their log-probabilities."""
-        similarities = self.means.similarities(level, prefixes, self.queries)
-        if similarities is None:
+        promise = self.means.promise(level, prefixes, self.queries)
+        if promise is None:
             return totals
-        return totals + self.weight * similarities.to(totals.device)
+        return totals + self.weight * promise.to(totals.device)
 
 
 @torch.inference_mode()
@@ -131,6 +131,7 @@ def search_leaves(
     information about the query, so they add nothing.
 
     A `guide` has a say in which beams are kept and comes before; scores stay those of the decoder.
+    All leaves below the beams are returned then, W of them, for a guide looks at each anyway.
     """
     beams_found, _ = _search(engine.begin(prompt), shape, beams, branches, guide)
     return beams_found
@@ -168,7 +169,9 @@ def _search(
         if guide is not None:
             children = prefixes.unsqueeze(-1) * codes + torch.arange(codes, device=state.device)
             preferred = guide.preference(level, children.flatten(1), totals)
-        chosen = preferred.topk(min(beams, totals.shape[1]), dim=1).indices
+        all_leaves = guide is not None and level == LEVELS - 1
+        kept = totals.shape[1] if all_leaves else min(beams, totals.shape[1])
+        chosen = preferred.topk(kept, dim=1).indices
         scores = totals.gather(1, chosen)
         parents = chosen // codes
         prefixes = prefixes.gather(1, parents) * codes + chosen % codes

@@ -1,9 +1,10 @@
 """Prefix means: the mean vector of the images below each prefix of identifiers; they guide beams.
 
 A decoder that has learnt from a few thousand pictures knows coarse codes well and fine ones badly.
-What lies below a prefix is known exactly, of images that came after the training too: beams whose
-images are like the query on average are kept. The idea of looking ahead by a cheap score of what is
-below a node is that of PAG (Zeng et al. 2024, "Planning ahead in generative retrieval").
+What lies below a prefix is known exactly, of images that came after the training too: beams are
+kept below which the best image is expected to be like the query. The idea of looking ahead by a
+cheap score of what is below a node is that of PAG (Zeng et al. 2024, "Planning ahead in generative
+retrieval").
 
 Letters in shapes: B queries, W beams, D width of the encoder, P postings.
 """
@@ -18,13 +19,13 @@ from schemas.records import FloatArray, IntArray
 # Numbers of a level, 256 MiB: deeper levels than that are not guided.
 _MOST_NUMBERS = 1 << 26
 
+# Standard deviation of the cosines of a query with images, as a share of their spread: how many
+# directions vectors of an encoder take. Flat between 0.05 and 0.1 (docs/experiments/small.md).
+_DEVIATION = 0.07
+
 
 class PrefixMeans:
-    """Sums of unit vectors below each prefix; they grow as images are posted.
-
-    Deleted images stay in the sums until an index is loaded anew: they bend a mean a little, and
-    the trie alone decides what can be reached.
-    """
+    """Sums of unit vectors below each prefix; they follow images as they are posted and deleted."""
 
     def __init__(self, shape: IdentifierShape, width: int) -> None:
         self.shape = shape
@@ -37,22 +38,27 @@ class PrefixMeans:
             self._sums.append(np.zeros((prefixes, width), np.float32))
             self._counts.append(np.zeros(prefixes, np.float32))
 
-    def add(self, leaves: IntArray, vectors: FloatArray) -> None:
-        """Post (P, D) vectors under (P,) leaves."""
+    def add(self, leaves: IntArray, vectors: FloatArray, sign: int = 1) -> None:
+        """Post (P, D) vectors under (P,) leaves; `sign` -1 takes postings back."""
         for level, (sums, counts) in enumerate(zip(self._sums, self._counts, strict=True)):
             below = self.shape.leaves // self.shape.prefixes(level + 1)
-            np.add.at(sums, leaves // below, vectors)
-            np.add.at(counts, leaves // below, 1)
+            np.add.at(sums, leaves // below, sign * vectors)
+            np.add.at(counts, leaves // below, sign)
 
-    def similarities(self, level: int, prefixes: Tensor, queries: Tensor) -> Tensor | None:
-        """Mean cosine (B, W) of (B, D) queries and images below (B, W) prefixes of level + 1 codes.
+    def promise(self, level: int, prefixes: Tensor, queries: Tensor) -> Tensor | None:
+        """Cosine (B, W) that the best image below each of (B, W) prefixes is expected to have.
 
-        None for a level without means.
+        Of (B, D) queries and prefixes of level + 1 codes. It is the mean cosine, and the more above
+        it the more images there are and the less alike they are: n draws of a normal variable have
+        a maximum near √(2 ln n) deviations above their mean. None for a level without means.
         """
         if level >= len(self._sums):
             return None
         rows = prefixes.cpu().numpy()
         counts = np.maximum(self._counts[level][rows], 1)
-        means = torch.from_numpy(self._sums[level][rows]).to(queries)
-        cosines = torch.einsum("bwd,bd->bw", means, queries)
-        return cosines / torch.from_numpy(counts).to(queries)
+        means = self._sums[level][rows] / counts[..., np.newaxis]
+        # Unit vectors lie at √(1 - |mean|²) from their mean, on average of the squares.
+        spread = np.sqrt(np.maximum(0, 1 - (means**2).sum(-1)))
+        above = torch.from_numpy(_DEVIATION * spread * np.sqrt(2 * np.log(counts)))
+        cosines = torch.einsum("bwd,bd->bw", torch.from_numpy(means).to(queries), queries)
+        return cosines + above.to(queries)

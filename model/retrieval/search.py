@@ -23,20 +23,24 @@ from model.decoding.beam import (
 from model.network.encoder import Encoder
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.ranking import rank
-from model.retrieval.trie import Trie
+from model.retrieval.trie import Int32Array, Trie
 from schemas.errors import WorkFailedError
-from schemas.records import FloatArray, HalfArray, IntArray
+from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
 
 # Weight of what is below a prefix beside the decoder's opinion of it (docs/experiments/).
 GUIDE_WEIGHT = 8.0
 
-# Share of all postings that a guided search reaches for: many small leaves, where a decoder that
-# knows fine codes badly is helped to the right ones.
-GUIDED_SHARE = 0.07
+# Beams of a guided search, as a multiple of those of the settings: a decoder that knows fine codes
+# badly is to be helped to the right ones.
+GUIDED_BEAMS = 3
 
-# Most beams of a guided search, as a multiple of those of the settings.
-MOST_GUIDED = 3
+# Images that a guided search ranks, as a share of the gallery; fewer leave out what exact search
+# finds, more are near to it in cost (docs/experiments/small.md).
+SCORED_SHARE = 0.045
+
+# Images that a guided search ranks in a small gallery, where a share of it would be a handful.
+LEAST_SCORED = 100
 
 # A damaged model would otherwise answer every query with nothing, or with anything.
 _NOT_FINITE = (
@@ -98,15 +102,21 @@ def search_embedded(
     prompt = index.decoding.read_texts(texts, queries)
     trie = index.trie
     guide = _guide(index, queries)
-    width = settings.beams if guide is None else guided_beams(trie, settings)
+    width = settings.beams * (1 if guide is None else GUIDED_BEAMS)
     beams = search_leaves(index.decoding, prompt, trie.shape, width, trie.branches, guide)
     leaves = beams.leaves.cpu().numpy()
     leaf_scores = beams.scores.cpu().numpy()
     _require_scores(leaf_scores, trie)
+    budget = None if guide is None else candidate_budget(trie, settings)
+    # A decoder that reads vectors knows of a query what the encoder says, and knows it less well:
+    # its opinion of leaves takes a tenth of what is found away (docs/experiments/small.md).
+    fusion_weight = settings.fusion_weight if guide is None else 0.0
     results = []
     for row, query in enumerate(queries):
         # A trie with fewer leaves than beams fills the rest with leaves of score -inf.
         exists = leaf_scores[row] > NEVER
+        if budget is not None:
+            exists &= _within(budget, trie.branches.load[leaves[row]] * exists)
         own_leaves = leaves[row][exists]
         ranked = rank(
             query,
@@ -114,18 +124,32 @@ def search_embedded(
             leaf_scores[row][exists],
             index.embeddings,
             index.encoder.scale,
-            settings.fusion_weight,
+            fusion_weight,
             count,
         )
         results.append(SearchResult(ranked.slots, ranked.scores, ranked.candidates, own_leaves))
     return results
 
 
-def guided_beams(trie: Trie, settings: RetrievalSettings) -> int:
-    """Beams of a guided search: between those of the settings and `MOST_GUIDED` times as many."""
-    # Leaves hold images times postings over leaves, so the number of images cancels out.
-    wanted = round(GUIDED_SHARE * trie.branches.leaves / settings.postings)
-    return max(settings.beams, min(MOST_GUIDED * settings.beams, wanted))
+def candidate_budget(trie: Trie, settings: RetrievalSettings) -> int:
+    """Images that a guided search ranks at most: a share of the gallery, and within bounds."""
+    wanted = max(LEAST_SCORED, round(SCORED_SHARE * trie.images))
+    return min(settings.candidates, wanted)
+
+
+def _within(budget: int, loads: Int32Array) -> BoolArray:
+    """Which of (W,) leaves, best first, are opened: the first one, and those with room for all.
+
+    `loads` (W,) postings of each leaf. A leaf that is too large for what is left of the budget is
+    passed over, and smaller ones behind it are opened.
+    """
+    opened = np.zeros(len(loads), np.bool_)
+    left = budget
+    for place, load in enumerate(loads.tolist()):
+        if place == 0 or load <= left:
+            opened[place] = True
+            left -= load
+    return opened
 
 
 def _guide(index: SearchIndex, queries: FloatArray) -> Guide | None:

@@ -234,6 +234,8 @@ class Trie:
         if not len(leaves):
             return
         self._grow(int(slots.max()) + 1)
+        # A slot that was deleted before it came is not that of a deleted image.
+        self._dead[slots] = False
         # All suffixes beyond the shape are alike here: no mode decodes them, and they have no end.
         suffixes = np.minimum(suffixes, self.shape.suffixes)
         self.branches.add(leaves, 1)
@@ -266,6 +268,18 @@ class Trie:
         self.primaries.add(leaves[self._decodable(suffixes)], -1)
         # Every image has exactly one primary, so these count the images that went.
         self.images -= int((suffixes != ALTERNATE).sum())
+
+    def posted(self, slots: Iterable[int]) -> tuple[IntArray, IntArray]:
+        """Leaf and slot (P,) of each posting of some images; deleted ones have none."""
+        alive = self._alive_among(slots)
+        rows = self._base.rows_of_slots(alive)
+        leaves = self._base.leaves_of_rows(rows).tolist()
+        owners = self._base.slots[rows].tolist()
+        for slot in alive.tolist():
+            late = self._delta_leaves.get(slot, ())
+            leaves += late
+            owners += [slot] * len(late)
+        return np.array(leaves, np.int64), np.array(owners, np.int64)
 
     def reached(self, leaves: IntArray) -> Reached:
         """Every posting under the (L,) leaves."""

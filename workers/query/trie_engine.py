@@ -94,7 +94,7 @@ class TrieEngine:
         # Deletions first: a key never comes back, and a new version has a key of its own.
         if len(changes.deleted):
             slots = self.gallery.slots(changes.deleted)
-            self.trie.delete(slots[slots >= 0].tolist())
+            self._delete(slots[slots >= 0].tolist())
         if len(changes.embeddings):
             self.add_embeddings(changes.embeddings)
         self._insert(changes.postings, changes.deleted)
@@ -174,6 +174,13 @@ class TrieEngine:
         if self.means is not None:
             vectors = self.gallery.embeddings[slots[kept]].astype(np.float32)
             self.means.add(postings.leaves[kept], vectors)
+
+    def _delete(self, slots: Sequence[int]) -> None:
+        if self.means is not None:
+            leaves, posted_slots = self.trie.posted(slots)
+            vectors = self.gallery.embeddings[posted_slots].astype(np.float32)
+            self.means.add(leaves, vectors, sign=-1)
+        self.trie.delete(slots)
 
     def _grow_posted(self) -> None:
         missing = self.gallery.size - len(self._posted)

@@ -32,8 +32,9 @@ _MOST_TEXTS = 2000
 def learns_vectors(run: TrainingRun, images: TrainingImages, encoder: Encoder) -> bool:
     """Whether a full training makes a generation that reads vectors.
 
-    So it is without captions for all images; and for a small model on a pretrained encoder, whose
-    own reading of a few thousand captions finds hardly anything else (docs/experiments/).
+    So it is without captions for all images: one that no text leads to would be found by luck, and
+    a refresh could not learn it. And for a small model on a pretrained encoder, whose own reading
+    of a few thousand captions finds hardly anything else (docs/experiments/).
     """
     small = run.profile.tiny is not None
     return not images.captioned.all() or (small and isinstance(encoder, KeptEncoder))

@@ -35,6 +35,7 @@ class Clueless:
 def images(count: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((count, WIDTH)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return rng.integers(0, SHAPE.leaves, count), vectors
 
 
@@ -47,12 +48,54 @@ def test_a_mean_is_that_of_all_images_below_a_prefix_posted_at_once_or_later() -
     for level in range(4):
         below = SHAPE.leaves // SHAPE.prefixes(level + 1)
         prefixes = torch.arange(SHAPE.prefixes(level + 1)).unsqueeze(0)
-        found = means.similarities(level, prefixes, query)
+        found = means.promise(level, prefixes, query)
         assert found is not None
         for prefix, value in enumerate(found[0].tolist()):
             own = vectors[leaves // below == prefix]
             expected = float(own[:, 0].mean()) if len(own) else 0.0
-            assert value == pytest.approx(expected, abs=1e-5)
+            assert value == pytest.approx(expected + above(own), abs=1e-5)
+
+
+def above(own: np.ndarray) -> float:
+    """By how much the best of (n, D) vectors is expected to lie above their mean."""
+    if len(own) < 2:
+        return 0.0
+    spread = np.sqrt(max(0.0, 1 - float(np.square(own.mean(0)).sum())))
+    return float(prefix_means._DEVIATION * spread * np.sqrt(2 * np.log(len(own))))
+
+
+def test_of_two_prefixes_with_one_mean_that_with_the_more_varied_images_promises_more() -> None:
+    means = PrefixMeans(SHAPE, 2)
+    # Leaf 0: two images alike. Leaf 1: two that lie to both sides of the same direction.
+    alike = np.array([[0.6, 0.0], [0.6, 0.0]], np.float32)
+    apart = np.array([[0.6, 0.8], [0.6, -0.8]], np.float32)
+    means.add(np.array([0, 0, 1, 1]), np.concatenate([alike / 0.6, apart]))
+    query = torch.tensor([[1.0, 0.0]])
+    sure, varied = promises(means, query)
+    assert sure == pytest.approx(1.0)
+    deviation = prefix_means._DEVIATION * 0.8 * np.sqrt(2 * np.log(2))
+    assert varied == pytest.approx(0.6 + deviation)
+
+
+def promises(means: PrefixMeans, query: torch.Tensor) -> list[float]:
+    found = means.promise(3, torch.tensor([[0, 1]]), query)
+    assert found is not None
+    return [float(value) for value in found[0]]
+
+
+def test_deleted_images_promise_nothing_any_more() -> None:
+    leaves, vectors = images(40)
+    means, kept = PrefixMeans(SHAPE, WIDTH), PrefixMeans(SHAPE, WIDTH)
+    means.add(leaves, vectors)
+    means.add(leaves[:10], vectors[:10], sign=-1)
+    kept.add(leaves[10:], vectors[10:])
+    query = torch.eye(WIDTH)[:1]
+    for level in range(4):
+        prefixes = torch.arange(SHAPE.prefixes(level + 1)).unsqueeze(0)
+        found, expected = (each.promise(level, prefixes, query) for each in (means, kept))
+        assert found is not None
+        assert expected is not None
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_beams_follow_what_is_below_where_the_decoder_knows_nothing() -> None:
@@ -67,8 +110,14 @@ def test_beams_follow_what_is_below_where_the_decoder_knows_nothing() -> None:
     clueless = Clueless()
     guided = search_leaves(clueless, None, SHAPE, 6, trie.branches, guide)
     assert wanted in guided.leaves[0].tolist()
+    # All leaves below the six prefixes of three codes, in the order of what they promise.
+    assert len(guided.leaves[0]) == 6 * SHAPE.codes[3]
+    exists = guided.scores > float("-inf")
+    promise = means.promise(3, guided.leaves, torch.from_numpy(query))
+    assert promise is not None
+    assert (promise[exists].diff() <= 1e-5).all()
     # The scores stay the decoder's own.
-    assert torch.allclose(guided.scores, torch.tensor(-float(np.log(SHAPE.leaves))))
+    assert torch.allclose(guided.scores[exists], torch.tensor(-float(np.log(SHAPE.leaves))))
     unguided = search_leaves(clueless, None, SHAPE, 6, trie.branches)
     assert unguided.leaves[0].tolist() != guided.leaves[0].tolist()
 
@@ -80,5 +129,5 @@ def test_levels_that_would_take_too_much_memory_are_not_guided(
     means = PrefixMeans(SHAPE, WIDTH)
     means.add(*images(5))
     query = torch.ones(1, WIDTH)
-    assert means.similarities(1, torch.zeros((1, 1), dtype=torch.int64), query) is not None
-    assert means.similarities(2, torch.zeros((1, 1), dtype=torch.int64), query) is None
+    assert means.promise(1, torch.zeros((1, 1), dtype=torch.int64), query) is not None
+    assert means.promise(2, torch.zeros((1, 1), dtype=torch.int64), query) is None

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.retrieval import search as searching
+from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.search import (
     SearchIndex,
     SearchResult,
@@ -225,3 +227,57 @@ def test_an_empty_generation_answers_with_nothing() -> None:
     ]
     for result in results:
         assert len(result.slots) == len(result.scores) == result.candidates == 0
+
+
+def guided_index(images: int, largest: int = 1) -> SearchIndex:
+    """An index that reads vectors: one posting an image, of which the first leaf has `largest`."""
+    rng = np.random.default_rng(3)
+    leaves = np.concatenate([np.zeros(largest, np.int64), rng.integers(1, SHAPE.leaves, images)])
+    leaves = leaves[:images]
+    slots = np.arange(images)
+    trie = Trie(SHAPE)
+    trie.insert(leaves, slots, np.zeros(images, np.float32), slots % SHAPE.suffixes)
+    embeddings = unit_rows(rng.standard_normal((images, WIDTH)))
+    means = PrefixMeans(SHAPE, WIDTH)
+    means.add(leaves, embeddings)
+    half = embeddings.astype(np.float16)
+    return SearchIndex(HashDecodingEngine(), HashEncoder(), trie, half, means)
+
+
+@pytest.mark.parametrize("candidates", [1, 15, 40])
+def test_a_guided_search_ranks_as_many_images_as_its_budget_has_room_for(candidates: int) -> None:
+    index = guided_index(200)
+    wide = RetrievalSettings(beams=SHAPE.leaves, candidates=candidates)
+    for result in search(index, TEXTS, 200, wide):
+        loads = index.trie.branches.load[result.leaves]
+        assert result.candidates == loads.sum()
+        # At most the budget, or one leaf; and no leaf is left out that would have had room.
+        assert result.candidates <= candidates or len(result.leaves) == 1
+        closed = np.setdiff1d(np.flatnonzero(index.trie.branches.load), result.leaves)
+        assert (index.trie.branches.load[closed] > candidates - result.candidates).all()
+
+
+def test_the_budget_is_a_share_of_the_gallery_within_bounds() -> None:
+    few, many = guided_index(200).trie, guided_index(4000).trie
+    assert searching.candidate_budget(few, RetrievalSettings()) == searching.LEAST_SCORED
+    assert searching.candidate_budget(many, RetrievalSettings()) == 180
+    assert searching.candidate_budget(many, RetrievalSettings(candidates=150)) == 150
+
+
+def test_a_leaf_larger_than_the_budget_is_opened_only_where_it_is_the_best() -> None:
+    index = guided_index(120, largest=90)
+    settings = RetrievalSettings(beams=SHAPE.leaves, candidates=30)
+    first = {int(result.leaves[0]) for result in search(index, TEXTS, 5, settings)}
+    for result in search(index, TEXTS, 200, settings):
+        assert 0 not in result.leaves[1:]
+        assert result.candidates <= 30 or result.leaves.tolist() == [0]
+    assert first != {0}
+
+
+def test_similarity_alone_ranks_what_a_guided_search_reaches() -> None:
+    index = guided_index(200)
+    queries = index.encoder.embed_texts(TEXTS)
+    settings = RetrievalSettings(beams=SHAPE.leaves, fusion_weight=5.0)
+    for query, result in zip(queries, search(index, TEXTS, 20, settings), strict=True):
+        cosines = index.embeddings[result.slots].astype(np.float32) @ query
+        assert result.scores.tolist() == pytest.approx((7.0 * cosines).tolist(), abs=1e-4)

@@ -65,6 +65,11 @@ def test_it_equals_a_set_of_tuples_under_inserts_and_deletes(seed: int, batch: i
         trie.delete(doomed)
         reference = {entry for entry in reference if entry[1] not in doomed}
         check(trie, reference)
+        asked = np.random.default_rng(slot).integers(0, slot, 50).tolist()
+        own_leaves, owners = trie.posted(asked)
+        assert sorted(zip(own_leaves.tolist(), owners.tolist(), strict=True)) == sorted(
+            (leaf, owner) for leaf, owner, _ in reference if owner in asked
+        )
 
 
 def test_deleting_twice_or_something_unknown_changes_nothing() -> None:

@@ -106,6 +106,17 @@ def test_texts_and_pictures_are_each_read_without_their_own_mean() -> None:
     )
 
 
+@pytest.mark.parametrize("pictures_too", [True, False])
+def test_a_picture_that_is_read_by_its_vector_has_one_posting(pictures_too: bool) -> None:
+    parts = parts_from_base(small_base(), small_profile())
+    reading = VectorReading(WIDTH, noise=0.5, pictures=pictures_too)
+    parts.sigma.add_projector(reading).place(vectors(COUNT, 5), vectors(COUNT, 6))
+    assigner = BeamSearchAssigner(Decoder(parts.sigma), postings=3)
+    for leaves in assigner.assign(pictures(2), vectors(2, 8)):
+        assert len(leaves.postings) == (1 if pictures_too else 3)
+        assert leaves.spill
+
+
 def test_noise_is_as_long_as_it_says() -> None:
     wide = torch.zeros(4096)
     wide[0] = 1.0

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from model.decoding.beam import TextDecodingEngine
 from tests.unit.workers.query.engines import SHAPE, UnitEncoder
@@ -46,4 +47,18 @@ def test_changes_that_are_read_twice_count_once(tmp_path: Path) -> None:
     engine.apply(changes([1, 2, 3, 4], []))
     assert engine.images == 3
     assert len(engine.trie.reached(np.arange(SHAPE.leaves)).slots) == 6
+    engine.close()
+
+
+def test_deleted_images_do_not_guide_beams_any_more(tmp_path: Path) -> None:
+    decoding = cast(TextDecodingEngine[Any], None)
+    engine = TrieEngine(1, SHAPE, UnitEncoder(), decoding, Gallery.open(tmp_path), guided=True)
+    engine.apply(changes([1, 2, 3], []))
+    means = engine.means
+    assert means is not None
+    prefixes, query = torch.tensor([[1, 2]]), torch.tensor([[1.0, 0.0]])
+    assert cast(torch.Tensor, means.promise(3, prefixes, query)).tolist() == [[1.0, 1.0]]
+    for deleted in ([1, 2], [2, 3], [3]):
+        engine.apply(changes([], deleted))
+    assert cast(torch.Tensor, means.promise(3, prefixes, query)).tolist() == [[0.0, 0.0]]
     engine.close()
