@@ -9,7 +9,7 @@ COPY stream stream
 COPY workers workers
 COPY ops ops
 RUN python -m venv /venv \
- && /venv/bin/pip install --no-cache-dir -c constraints.txt '.[encoders]' \
+ && /venv/bin/pip install --no-cache-dir -c constraints.txt '.[encoders,lora]' \
  && if [ "$EXTRA" = vllm ]; then /venv/bin/pip install --no-cache-dir --no-deps -r constraints-vllm.txt; fi \
  && /venv/bin/python -m compileall -q /venv/lib
 

@@ -122,6 +122,16 @@ class SigmaModel(nn.Module):
         """A context in which products run in the profile's number format."""
         return autocast(self.profile.compute, self.device)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Asked by what divides a model among processes: word tables are large."""
+        embedding: nn.Module = self.backbone.get_input_embeddings()
+        return embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output layer likewise."""
+        output: nn.Module = self.backbone.lm_head
+        return output
+
     def encode_images(self, patches: ImagePatches) -> VisualTokens:
         """Run the vision tower on a batch of images."""
         return encode_images(self.backbone, patches)

@@ -50,6 +50,8 @@ def run_benchmark(options: Namespace, settings: Settings) -> Report:
             return _drift(options)
         case "fuzz":
             return _fuzz(options)
+        case "gpu":
+            return _gpu(options)
         case "load":
             return _load(options)
         case "recluster":
@@ -136,6 +138,13 @@ def _load(options: Namespace) -> Report:
 
     result = load(options.seconds or DEFAULT_LOAD_PHASE_S, options.seed)
     return result.to_json(), result.table()
+
+
+def _gpu(options: Namespace) -> Report:
+    from ops.bench.gpu import as_text, gpu_bench
+
+    document = gpu_bench(options.seed)
+    return document, as_text(document)
 
 
 def _recluster(options: Namespace) -> Report:

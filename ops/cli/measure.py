@@ -21,6 +21,7 @@ BENCHMARKS = (
     "recluster",
     "switch",
     "corpus",
+    "gpu",
 )
 
 # Where the page of all corpora is, in a checkout of this repository.

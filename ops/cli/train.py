@@ -72,6 +72,7 @@ def add_commands(add: AddCommand) -> None:
         help="end when standard input does; for those who start it as a job",
     )
     _add_pretrained(command)
+    _add_dry_run(command)
     command.add_argument(
         "--promote", action="store_true", help="make the new generation live if the gate lets it"
     )
@@ -108,8 +109,25 @@ def _add_pretrained(command: ArgumentParser) -> None:
     )
 
 
+def _add_dry_run(command: ArgumentParser) -> None:
+    """Declare what only a dry run takes."""
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train nothing: print steps, tokens, memory and hours on GPUs, all computed",
+    )
+    command.add_argument("--gpu", default="a6000", help="dry run: h200, h100, a100, l40s, a6000, …")
+    command.add_argument("--gpus", type=int, default=1, metavar="N", help="dry run: how many")
+    command.add_argument(
+        "--images", type=int, metavar="N", help="dry run: so many images in place of a manifest"
+    )
+    command.add_argument("--captions", type=int, metavar="N", help="dry run: and so many captions")
+
+
 def train(options: Namespace, settings: Settings) -> int:
     """`sigma train`"""
+    if options.dry_run:
+        return _dry_run(options)
     check(options)
     # Imported after the check: PyTorch takes seconds to load.
     from model.training.ranks import is_first_rank, join_ranks, leave_ranks
@@ -127,6 +145,25 @@ def train(options: Namespace, settings: Settings) -> int:
         return 0
     finally:
         leave_ranks()
+
+
+def _dry_run(options: Namespace) -> int:
+    counts = [options.gpus, options.images if options.images is not None else 1]
+    if min(counts) < 1 or (options.captions or 0) < 0:
+        raise UsageError("--gpus and --images must be 1 or more, --captions 0 or more")
+    if (options.manifest is None) == (options.images is None):
+        raise UsageError("a dry run needs either --manifest F or --images N --captions N")
+    from model.training.dry_run import Corpus, dry_run
+    from model.training.hardware import gpu
+    from ops.dry_run import corpus_of, document, text
+
+    corpus = Corpus(options.images or 0, options.captions or 0)
+    if options.manifest:
+        corpus = corpus_of(entries_of(options.manifest, None))
+    chosen = chosen_profile(options) or read_profile(PRETRAINED_PROFILE)
+    plan = dry_run(chosen, corpus, gpu(options.gpu), options.gpus, refresh=options.refresh)
+    emit(document(plan, corpus), options.json, text(plan, corpus))
+    return 0
 
 
 def check(options: Namespace) -> None:

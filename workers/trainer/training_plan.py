@@ -9,6 +9,7 @@ import numpy as np
 
 from model.network.checkpoint import Checkpoint, save_checkpoint
 from model.network.encoders.teacher import EncoderTeacher
+from model.network.parking import parked
 from model.network.profiles import Stage, StageName
 from model.network.teacher import Teacher
 from model.progress import Progress
@@ -96,7 +97,8 @@ def _train_until_it_passes(
     job = _job(plan, stage, labels)
     while True:
         clock = StepClock.start()
-        outcome = runner.run(announce(job), progress)
+        with parked(plan.checkpoint.encoder):
+            outcome = runner.run(announce(job), progress)
         record = _with_stage_time(clock.add_to(record, stage.name), stage.name, outcome)
         result = _evaluate(plan, record, stage.name, outcome.loss)
         record = result.record

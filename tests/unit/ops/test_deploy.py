@@ -52,6 +52,15 @@ def test_no_secret_has_a_default_and_no_port_is_open_beyond_loopback() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
 
+def test_the_file_for_gpus_gives_one_to_each_process_that_runs_a_model_and_to_no_other() -> None:
+    text = (ROOT / "compose.gpu.yaml").read_text(encoding="utf-8")
+    services = yaml.safe_load(text)["services"]
+    assert services.keys() == {"index", "query", "scheduler"} <= COMPOSE["services"].keys()
+    for service in services.values():
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
+
+
 def test_every_service_has_limits_and_all_that_stay_have_a_health_check() -> None:
     for name, service in COMPOSE["services"].items():
         if name != "init":

@@ -1,12 +1,13 @@
 """`sigma train`: options that contradict each other are refused before anything starts."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from model.network.base import SHIPPED
 from model.network.profiles import profile
-from ops.cli.main import parser
+from ops.cli.main import main, parser
 from ops.cli.train import check, summary, training_request
 from schemas.errors import UsageError
 from schemas.training_record import ReclusterRecord, TrainingRecord
@@ -137,3 +138,35 @@ def test_the_document_of_a_training_has_its_keys_even_where_nothing_is_recorded(
             "cpu_seconds": None,
         },
     }
+
+
+def test_a_dry_run_prints_what_it_computes_and_loads_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["train", "--json", "--dry-run", "--images", "1000", "--captions", "5000"]
+    assert main([*arguments, "--profile", "qwen-3b", "--gpu", "a6000", "--gpus", "4"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["computed"] is True
+    steps = {stage["name"]: stage["steps"] for stage in document["stages"]}
+    # 5 epochs of 1,000 images in batches of 64.
+    assert steps["memorize"] == 5 * 16
+    memory = document["stages"][0]["memory"]
+    assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
+    assert document["between"].keys() == {"weights", "encoder", "teacher", "total"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dry-run"], "needs either --manifest F or --images N"),
+        (["--dry-run", "--images", "5", "--manifest", "m"], "needs either"),
+        (["--dry-run", "--images", "0"], "must be 1 or more"),
+        (["--dry-run", "--images", "5", "--gpu", "h900"], "gpu must be one of"),
+        (["--dry-run", "--images", "5", "--gpus", "1"], "it fits with --gpus 2"),
+    ],
+)
+def test_a_dry_run_refuses_what_it_cannot_compute_or_what_cannot_fit(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *arguments]) == 2
+    assert said in capsys.readouterr().err
