@@ -433,6 +433,13 @@ class Settings:
         "What the scheduled retraining does: go on from the live generation, or train in full.",
         default="refresh",
     )
+    start_s: int = setting(
+        "SIGMA_START_SECONDS",
+        whole(1, 86_400),
+        "Seconds without progress after which `sigma up` gives up on its processes; a worker that "
+        "loads a model says how far it is, so large ones need no more.",
+        default=180,
+    )
     log_level: str = setting(
         "SIGMA_LOG_LEVEL", choice(*LOG_LEVELS), "Lowest level that is logged.", default="info"
     )

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,6 @@ from schemas.access_settings import AccessSettings
 from schemas.errors import RefuseToStartError, WorkFailedError
 from schemas.settings import Settings
 
-# Longest wait for the first readiness: a database has to be made and a model loaded, maybe on two
-# cores that have other work.
-START_TIMEOUT_S = 180.0
-
 # Deaths of one worker during a start after which it is given up: something lasting is wrong.
 DEATHS_AT_START = 3
 
@@ -38,6 +35,27 @@ START_POLL_S = 0.1
 
 # Longest wait for one answer of `/readyz`.
 READINESS_TIMEOUT_S = 2.0
+
+
+class Patience:
+    """How long to wait for a start: for as long as there is news of it, and `limit_s` beyond."""
+
+    def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit_s = limit_s
+        self._clock = clock
+        self._heard_s = clock()
+        self._told: set[str] = set()
+
+    def hear(self, news: str) -> None:
+        """Take note of what was said; only what was not said before is news."""
+        if news and news not in self._told:
+            self._told.add(news)
+            self._heard_s = self._clock()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether to wait on."""
+        return self._clock() - self._heard_s < self._limit_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +126,7 @@ def up(settings: Settings) -> SupervisorRecord:
         supervisor = _wait_until_ready(settings, process, announcement)
     if supervisor is not None:
         return supervisor
-    late = f"they are not ready within {START_TIMEOUT_S:g} seconds"
+    late = f"they show no progress for {settings.start_s} seconds (SIGMA_START_SECONDS)"
     reason = _dying(settings) or last_error(log_file, begin) or late
     reason = reason.removeprefix("sigma: ")
     if process.poll() is None:
@@ -146,9 +164,10 @@ def _start_in_background(
 def _wait_until_ready(
     settings: Settings, process: "subprocess.Popen[bytes]", announcement: ReadinessListener
 ) -> SupervisorRecord | None:
-    """Return the supervisor when all is ready, None when it died or took too long."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
+    """Return the supervisor when all is ready, None when it died or shows no progress any more."""
+    patience = Patience(settings.start_s)
+    while patience.lasts:
+        patience.hear(announcement.take_news())
         supervisor = running(settings)
         ended = process.poll() is not None
         # It ends at once when somebody else's start was faster: then that one is waited for.
@@ -157,6 +176,7 @@ def _wait_until_ready(
             found = readiness(supervisor, settings.access)
             if found.is_answering and not found.is_starting:
                 return supervisor
+            patience.hear(found.problem if found.is_answering else "")
         alone = ended and not is_held(supervisor_lock(settings.home.absolute()))
         if alone or _dying(settings) is not None:
             return None
@@ -181,17 +201,23 @@ def readiness(supervisor: SupervisorRecord, access: AccessSettings) -> Readiness
         return Readiness(is_answering=False, problem=problem)
 
 
-def wait_until_answering(supervisor: SupervisorRecord, access: AccessSettings) -> None:
-    """Wait until the query worker answers from a generation; `WorkFailedError` if it does not."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    found = readiness(supervisor, access)
+def wait_until_answering(supervisor: SupervisorRecord, settings: Settings) -> None:
+    """Wait until the query worker answers from a generation.
+
+    `WorkFailedError` when it shows no progress for `SIGMA_START_SECONDS`.
+    """
+    patience = Patience(settings.start_s)
+    found = readiness(supervisor, settings.access)
     while found.problem:
-        if time.monotonic() > deadline:
+        # What it says changes as it gets on with loading; what others say of it does not count.
+        patience.hear(found.problem if found.is_starting else "")
+        if not patience.lasts:
             raise WorkFailedError(
-                f"the query worker is not ready within {START_TIMEOUT_S:g} seconds: {found.problem}"
+                f"the query worker shows no progress for {settings.start_s} seconds "
+                f"(SIGMA_START_SECONDS): {found.problem}"
             )
         time.sleep(START_POLL_S)
-        found = readiness(supervisor, access)
+        found = readiness(supervisor, settings.access)
 
 
 def down(settings: Settings) -> bool:

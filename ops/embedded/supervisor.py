@@ -31,7 +31,7 @@ from schemas.settings import Settings
 from workers.query.key_ring import KeyRing
 from workers.repository.connection import connect, migrate
 from workers.runtime.host_check import require_keys
-from workers.runtime.process import announce_ready, bind, stop_on_signals
+from workers.runtime.process import announce_progress, announce_ready, bind, stop_on_signals
 from workers.runtime.services import Services
 
 ROLES = ("intake", "index", "query", "scheduler")
@@ -200,7 +200,16 @@ class _Watch:
         self._write()
         self._watch_database()
         self._rotation.step()
-        if not self._is_announced and all(one.is_ready() for one in self._readiness):
+        if not self._is_announced:
+            self._announce()
+
+    def _announce(self) -> None:
+        """Pass on how far the workers are, and once that all are ready."""
+        for one in self._readiness:
+            news = one.take_news()
+            if news:
+                announce_progress(news)
+        if all(one.is_ready() for one in self._readiness):
             self._is_announced = True
             announce_ready()
 

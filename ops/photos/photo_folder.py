@@ -210,7 +210,7 @@ def _serve(settings: Settings) -> str:
     """Start the services where none run; the address of the query worker, which is ready then."""
     supervisor = control.up(settings)
     # One that ran before may still be loading the generation that just went live.
-    control.wait_until_answering(supervisor, settings.access)
+    control.wait_until_answering(supervisor, settings)
     return supervisor.url
 
 

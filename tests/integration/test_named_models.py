@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,13 @@ def test_three_folders_make_a_generation_that_goes_on_without_them(
     refreshed = train(services, None, refresh, quiet)
     assert (refreshed.state, refreshed.record.profile) == ("shadow", "miniature")
     _assert_recorded(refreshed, services, sources)
+    # A query worker holds both.
+    candidate = live_generation(conn, refreshed.generation)
+    with (
+        closing(open_searcher(services, live_generation(conn))) as live,
+        closing(open_searcher(services, candidate)) as shadow,
+    ):
+        assert live.engine.encoder is shadow.engine.encoder
 
 
 def _assert_recorded(result: TrainResult, services: Services, sources: dict[str, Path]) -> None:

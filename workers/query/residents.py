@@ -31,6 +31,7 @@ from workers.query.updates import (
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
+from workers.runtime.load_progress import loading_progress
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.model_loader import RETRY_S, background_thread
 from workers.runtime.process import TRANSIENT_ERRORS, keep_running, settle_memory
@@ -179,7 +180,7 @@ class ResidentGenerations:
     @property
     def problem_is_public(self) -> bool:
         """Whether everybody may know it. Why a generation cannot be loaded holds paths."""
-        return self.problem in (_STARTING, _NONE_LIVE)
+        return self.problem == _NONE_LIVE or self.problem.startswith(_STARTING)
 
     def run(self) -> None:
         """Check which generations are wanted whenever one changes its state; until stopped."""
@@ -299,10 +300,20 @@ class GenerationFollower:
             promoted = live
             searcher.follower.wait(_POLL_S)
 
+    def _tell_progress(self, text: str) -> None:
+        """Let those who wait for the live generation know how far it is."""
+        if self._generation.state == "live" and not self._stopping:
+            self._context.set_problem(f"{_STARTING}: {text}")
+
     def _load(self, *, live: bool) -> Searcher[QueryEngine] | None:
         """Load and send a searcher; None when the generation is no longer wanted."""
         future: Future[Searcher[QueryEngine]] = self._context.executor.submit(
-            _load_settled, self._context.load, self._generation, self._searcher, live
+            _load_settled,
+            self._context.load,
+            self._generation,
+            self._searcher,
+            live,
+            self._tell_progress,
         )
         while not self._stopping:
             try:
@@ -328,8 +339,10 @@ def _load_settled(
     generation: Generation,
     previous: Searcher[QueryEngine] | None,
     live: bool,
+    tell: Callable[[str], None],
 ) -> Searcher[QueryEngine]:
-    searcher = load(generation, previous, live)
+    with loading_progress(f"generation {generation.id}", tell):
+        searcher = load(generation, previous, live)
     settle_memory()
     return searcher
 

@@ -11,7 +11,8 @@ from typing import Generic, TypeVar
 import structlog
 
 from workers.repository.generations import Generation
-from workers.runtime.process import settle_memory
+from workers.runtime.load_progress import loading_progress
+from workers.runtime.process import announce_progress, settle_memory
 
 # Seconds until a failed load is tried again: long enough for somebody to restore the folder.
 RETRY_S = 30.0
@@ -119,7 +120,8 @@ class ModelLoader(Generic[T]):
 
     def _run(self, generation: Generation) -> T:
         try:
-            model = self._load(generation)
+            with loading_progress(f"generation {generation.id}", announce_progress):
+                model = self._load(generation)
         except Exception as error:
             self._retry_at_s[generation.id] = self._clock() + RETRY_S
             log.error(

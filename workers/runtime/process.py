@@ -43,10 +43,17 @@ log = structlog.get_logger()
 
 
 def announce_ready() -> None:
-    """Tell the supervisor that this process can take work now, if it asked to be told.
+    """Tell the supervisor that this process can take work now, if it asked to be told."""
+    _notify(b"READY=1")
 
-    The protocol is that of systemd's `sd_notify`: a datagram to the socket `NOTIFY_SOCKET`.
-    """
+
+def announce_progress(text: str) -> None:
+    """Tell the supervisor, if it asked to be told, how far the start of this process is."""
+    _notify(b"STATUS=" + text.replace("\n", " ").encode())
+
+
+def _notify(message: bytes) -> None:
+    """The protocol of systemd's `sd_notify`: a datagram to the socket `NOTIFY_SOCKET`."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -55,7 +62,7 @@ def announce_ready() -> None:
     # A supervisor that ended, or whose queue is full, is no reason to stop working.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
         notifier.setblocking(False)
-        notifier.sendto(b"READY=1", target)
+        notifier.sendto(message, target)
 
 
 def stop_on_signals() -> threading.Event:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from ops.embedded.readiness import listen_for_readiness
 from schemas.errors import RefuseToStartError
 from schemas.generation_config import GenerationConfig
 from schemas.identifiers import IdentifierShape
@@ -134,3 +135,12 @@ def test_a_cancelled_load_counts_as_failed_and_a_running_one_does_not() -> None:
     assert has_failed(cancelled)
     assert has_failed(failed_future())
     assert not has_failed(Future())
+
+
+def test_a_load_tells_the_supervisor_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen_for_readiness() as told:
+        monkeypatch.setenv("NOTIFY_SOCKET", told.environment["NOTIFY_SOCKET"])
+        loader = ModelLoader(lambda wanted: wanted.id)
+        assert loader.wait(generation(5)) == 5
+        assert told.take_news() == "loading generation 5"
+        loader.close()

@@ -12,6 +12,7 @@ from schemas.errors import RefuseToStartError, RetryLaterError, UsageError
 from workers.runtime.process import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
+    announce_progress,
     announce_ready,
     bind,
     inherited,
@@ -66,6 +67,19 @@ def test_a_status_alone_is_not_readiness() -> None:
         process.sendto(b"STATUS=loading READY=1", told.environment["NOTIFY_SOCKET"])
         assert not told.is_ready()
         process.sendto(b"STATUS=there\nREADY=1", told.environment["NOTIFY_SOCKET"])
+        assert told.is_ready()
+
+
+def test_who_started_a_process_hears_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen_for_readiness() as told:
+        monkeypatch.setenv("NOTIFY_SOCKET", told.environment["NOTIFY_SOCKET"])
+        assert told.take_news() == ""
+        announce_progress("loading generation 3")
+        announce_progress("loading generation 3: 12 MiB read")
+        assert not told.is_ready()
+        assert told.take_news() == "loading generation 3: 12 MiB read"
+        assert told.take_news() == ""
+        announce_ready()
         assert told.is_ready()
 
 
