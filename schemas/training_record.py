@@ -84,6 +84,8 @@ class TrainingRecord:
     seed: int | None = None
     encoder_source: str | None = None
     """The encoder that was asked for: a folder, or a hub name with its revision."""
+    captioner: str | None = None
+    """What gave captions to images that had none: a folder, or a hub name with its revision."""
     encoder_px: int | None = None
     """Pixels of a side of the square that the pretrained encoder reads, or the model, whichever is
     more."""
@@ -186,6 +188,7 @@ _PLAIN_FIELDS = (
     "seed",
     "encoder_source",
     "encoder_px",
+    "captioner",
     "corpus",
     "reclustered",
     "manifest",

@@ -18,6 +18,11 @@ def add_commands(add: AddCommand) -> None:
         " docs/encoders.md",
     )
     command.add_argument(
+        "--captioner",
+        metavar="NAME|FOLDER",
+        help="vision-language model, such as Qwen2.5-VL or BLIP, whose captions are learnt from",
+    )
+    command.add_argument(
         "--retrain",
         action="store_true",
         help="learn again, from all pictures of the index, once the new ones are in it",
@@ -30,7 +35,7 @@ def photos(options: Namespace, settings: Settings) -> int:
     from ops.photos.photo_folder import PhotosRequest
     from ops.photos.photo_folder import photos as make_searchable
 
-    request = PhotosRequest(options.folder, options.encoder, options.retrain)
+    request = PhotosRequest(options.folder, options.encoder, options.captioner, options.retrain)
     result = make_searchable(settings, request, bar)
     emit(result.to_json(), options.json, result.to_text())
     return 2 if result.rejected else 0

@@ -103,6 +103,11 @@ def _add_pretrained(command: ArgumentParser) -> None:
         help="pretrained encoder: efficientnet-minilm, CLIP, SigLIP, …; see docs/encoders.md",
     )
     command.add_argument(
+        "--captioner",
+        metavar="NAME|FOLDER",
+        help="vision-language model, such as Qwen2.5-VL or BLIP, that captions images without any",
+    )
+    command.add_argument(
         "--teacher",
         metavar="NAME|FOLDER",
         help="jina-reranker-m0, which scores captions for the model to learn from",
@@ -197,6 +202,11 @@ def check(options: Namespace) -> None:
             "--encoder chooses the encoder of a generation, which --refresh, --recluster and "
             "--resume keep; leave it out, or train anew with --from-store"
         )
+    if options.captioner and (options.resume or (options.recluster and not options.refresh)):
+        raise UsageError(
+            "--captioner captions the images of a training that begins; leave it out with --resume,"
+            " which keeps it, and with --recluster alone, which reads no caption"
+        )
     if (options.model or options.teacher) and (from_parent or options.resume):
         raise UsageError(
             "--model and --teacher choose what a generation is made of, which --refresh, "
@@ -254,6 +264,7 @@ def training_request(options: Namespace, encoder: str | None = None) -> "TrainRe
         base=options.base or SHIPPED,
         adapt=options.adapt,
         encoder=options.encoder or encoder,
+        captioner=options.captioner,
         mode=_mode(options),
         expect=options.expect,
         recluster=options.recluster and options.refresh,

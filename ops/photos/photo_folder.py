@@ -13,6 +13,7 @@ from ops.embedded import control
 from ops.embedded.database import open_services
 from ops.ingestion import IngestOutcome, RefusedFile, upload_to
 from ops.phase_clock import PhaseClock
+from ops.photos.photo_models import PhotoModels
 from ops.photos.photo_plan import PhotoPlan, plan_photos
 from ops.photos.photo_result import PhotosResult
 from ops.photos.photo_sample import SAMPLE
@@ -42,6 +43,8 @@ class PhotosRequest:
     folder: Path
     encoder: str | None = None
     """None: that of the live generation, or `PACKAGED_ENCODER`."""
+    captioner: str | None = None
+    """What captions the pictures that are learnt from; None learns without captions."""
     retrain: bool = False
 
 
@@ -56,20 +59,23 @@ def photos(settings: Settings, request: PhotosRequest, progress: Progress) -> Ph
     with open_services(settings) as services, open_database(services, "photos") as conn:
         live = generations.live(conn)
         encoder = chosen_encoder(settings, request, live)
+        require_training(request, live)
         if live is None or request.retrain:
             require_known(encoder)
         with clock.phase("look", f"look for new pictures, files: {len(listing.entries):,}"):
             plan = before = _plan(conn, listing, progress)
         trained = 0
         if live is None:
-            trained = _train_first(services, conn, before, encoder, clock, progress)
+            models = PhotoModels(encoder or PACKAGED_ENCODER, request.captioner)
+            trained = _train_first(services, conn, before, models, clock, progress)
             # What was learnt from is searchable; what is left goes the way of all arrivals.
             plan = _plan(conn, listing, progress)
         with clock.phase("start", "start the services"):
             address = _serve(settings)
         sent = _send(services, conn, plan, clock, progress)
         if request.retrain and live is not None:
-            trained = _train_again(services, conn, encoder, clock, progress)
+            models = PhotoModels(encoder or PACKAGED_ENCODER, request.captioner)
+            trained = _train_again(services, conn, models, clock, progress)
         current = generations.live(conn)
         if current is None:
             raise WorkFailedError("no generation is live any more; run the same command again")
@@ -114,6 +120,15 @@ def chosen_encoder(
     return current
 
 
+def require_training(request: PhotosRequest, live: Generation | None) -> None:
+    """`UsageError` when a captioner is named and nothing is to be trained."""
+    if request.captioner is not None and live is not None and not request.retrain:
+        raise UsageError(
+            "--captioner captions the pictures of a training, and the index is trained already, "
+            f"got {request.captioner}; leave it out, or add --retrain"
+        )
+
+
 def require_known(encoder: str | None) -> None:
     """`RefuseToStartError` when the packages of the default encoder are not installed.
 
@@ -142,7 +157,7 @@ def _train_first(
     services: Services,
     conn: Connection,
     plan: PhotoPlan,
-    encoder: str | None,
+    models: PhotoModels,
     clock: PhaseClock,
     progress: Progress,
 ) -> int:
@@ -156,18 +171,17 @@ def _train_first(
             f"the folder must hold at least one picture that can be used, got none ({reasons}); "
             "give a folder of pictures"
         )
-    announcement = f"learn without captions, pictures: {count:,}; {_estimate(count, TRAINING_S)}"
+    how = "without captions" if models.captioner is None else "with generated captions"
+    announcement = f"learn {how}, pictures: {count:,}; {_estimate(count, TRAINING_S)}"
     with clock.phase("train", announcement), _resumable():
-        trained = train_on_photos(
-            services, conn, plan.to_send, encoder or PACKAGED_ENCODER, progress
-        )
+        trained = train_on_photos(services, conn, plan.to_send, models, progress)
     return trained.images
 
 
 def _train_again(
     services: Services,
     conn: Connection,
-    encoder: str | None,
+    models: PhotoModels,
     clock: PhaseClock,
     progress: Progress,
 ) -> int:
@@ -184,7 +198,7 @@ def _train_again(
     count = 0 if live is None else totals(conn, live.id).images
     announcement = f"learn again, pictures: {min(count, SAMPLE):,}; {_estimate(count, TRAINING_S)}"
     with clock.phase("train", announcement), _resumable():
-        trained = train_again(services, conn, encoder or PACKAGED_ENCODER, count, progress)
+        trained = train_again(services, conn, models, count, progress)
     with clock.phase("promote", "switch; back again with: sigma generations rollback"):
         CandidatePromoter.on_services(services, conn).promote(trained.generation, force=True)
     return trained.images

@@ -7,6 +7,7 @@ from pathlib import Path
 from model.network.profiles import Profile, Stage, profile
 from model.progress import Progress
 from ops.cli.context import limit_threads
+from ops.photos.photo_models import PhotoModels
 from ops.photos.photo_sample import SAMPLE, sampled
 from schemas.records import ManifestEntry
 from stream.manifest import read_manifest, write_manifest
@@ -44,7 +45,7 @@ def train_on_photos(
     services: Services,
     conn: Connection,
     entries: Sequence[ManifestEntry],
-    encoder: str,
+    models: PhotoModels,
     progress: Progress,
 ) -> TrainResult:
     """Train the first generation on pictures, or a sample of them, and let it go live.
@@ -53,7 +54,7 @@ def train_on_photos(
     since.
     """
     file = services.home / "photos" / "training.jsonl"
-    begun = begun_training(conn, file, encoder)
+    begun = begun_training(conn, file, models.encoder)
     limit_threads(services.settings)
     if begun is not None:
         request = TrainRequest(album_profile(len(begun.entries)), resume=True)
@@ -61,13 +62,19 @@ def train_on_photos(
     sample = sampled(entries, min(SAMPLE, services.settings.training_images))
     write_manifest(file, sample)
     room = ROOM * max(len(entries), len(sample))
-    request = TrainRequest(album_profile(len(sample)), encoder=encoder, mode="full", expect=room)
+    request = TrainRequest(
+        album_profile(len(sample)),
+        encoder=models.encoder,
+        captioner=models.captioner,
+        mode="full",
+        expect=room,
+    )
     # Read back: what is resumed must be what was begun.
     return train(services, read_manifest(file), request, progress)
 
 
 def train_again(
-    services: Services, conn: Connection, encoder: str, pictures: int, progress: Progress
+    services: Services, conn: Connection, models: PhotoModels, pictures: int, progress: Progress
 ) -> TrainResult:
     """Train a candidate on the pictures in the store; the live generation answers meanwhile."""
     settings = services.settings
@@ -75,11 +82,15 @@ def train_again(
     limit_threads(settings)
     limited = replace(services, settings=replace(settings, training_images=limit))
     unfinished = generations.unfinished(conn)
-    if unfinished is not None and _is_of(unfinished, encoder, corpus="store"):
+    if unfinished is not None and _is_of(unfinished, models.encoder, corpus="store"):
         request = TrainRequest(album_profile(pictures), resume=True)
         return train(limited, None, request, progress)
     request = TrainRequest(
-        album_profile(pictures), encoder=encoder, mode="full", expect=max(1, ROOM * pictures)
+        album_profile(pictures),
+        encoder=models.encoder,
+        captioner=models.captioner,
+        mode="full",
+        expect=max(1, ROOM * pictures),
     )
     return train(limited, None, request, progress)
 

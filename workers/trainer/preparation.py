@@ -24,6 +24,7 @@ from workers.repository.stored_images import newest_image
 from workers.repository.training_data import embeddings_of, indexed_images, trainable_keys
 from workers.runtime.pictures import picture_px
 from workers.runtime.services import Services
+from workers.trainer.captioning import pinned_captioner, with_captions
 from workers.trainer.identifier_plan import (
     IdentifierPlan,
     plan_full,
@@ -82,7 +83,9 @@ def _prepare_full(
     clock = StepClock.start()
     opened = open_run(run)
     longest_side = _announce_encoder(services, conn, run, opened)
+    captioner = pinned_captioner(run.record.captioner)
     images = _images_of_full_run(services, conn, run, longest_side, progress)
+    images = with_captions(images, captioner, run.folder, progress)
     first = first_parts(run, opened, images, progress)
     embeddings = first.embeddings
     if run.has_codebook:
@@ -101,7 +104,7 @@ def _prepare_full(
         images = images.select(planned)
         embeddings = embeddings[planned]
         plan.save(run.folder)
-    record = run.record
+    record = replace(run.record, captioner=captioner)
     if first.base_recall is not None:
         record = replace(record, base_recall=first.base_recall)
     encoder = first.encoder
@@ -129,7 +132,8 @@ def _prepare_from_parent(
     progress: Progress,
 ) -> PreparedTraining:
     clock = StepClock.start()
-    record = run.record
+    captioner = pinned_captioner(run.record.captioner) if run.mode == "refresh" else None
+    record = replace(run.record, captioner=captioner)
     if run.has_codebook:
         checkpoint = load_checkpoint(run.folder)
         plan = IdentifierPlan.load(run.folder)
@@ -138,7 +142,7 @@ def _prepare_from_parent(
         limit = services.settings.training_images
         # Weights and encoder are the parent's; only the codebook may be a new one.
         planned = _plan_from_parent(conn, run, parent, before.codebook, limit, progress)
-        record, plan = planned.record, planned.plan
+        record, plan = replace(planned.record, captioner=captioner), planned.plan
         plan.save(run.folder)
         own = before.sigma.profile
         # Shape and sizes are those of the weights; versions before this one recorded no others.
@@ -151,6 +155,7 @@ def _prepare_from_parent(
     stored = embeddings_of(conn, parent.id, images.image_keys)
     images = images.select(stored.present)
     plan = plan.without_missing(wanted, images.image_keys)
+    images = with_captions(images, captioner, run.folder, progress)
     trained_on = len(images) if run.mode == "refresh" else len(plan)
     record = replace(clock.add_to(record, "prepare"), images=trained_on)
     return PreparedTraining(

@@ -38,6 +38,8 @@ class TrainRequest:
     """One of `Adapt`."""
     encoder: str | None = None
     """The encoder of a full training: a hub name or a folder. None: that of the base or profile."""
+    captioner: str | None = None
+    """What captions images that have none: a hub name or a folder. None: that of the parent."""
     mode: TrainingMode | None = None
     """None: full, or that of the training that is resumed."""
     expect: int | None = None

@@ -27,6 +27,7 @@ from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.runtime.services import Services
+from workers.trainer.captioning import forget_captions
 from workers.trainer.initial_load import InitialLoader
 from workers.trainer.kept_vectors import forget_vectors
 from workers.trainer.preparation import PreparedTraining, prepare
@@ -239,6 +240,7 @@ def _load_and_publish(
     assigner = ModelAssigner(checkpoint.sigma, checkpoint.encoder, postings, checkpoint.codebook)
     state = publish(conn, run.generation, store, assigner, progress)
     forget_vectors(run.folder)
+    forget_captions(run.folder)
     return state
 
 

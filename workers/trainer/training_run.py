@@ -174,6 +174,7 @@ def first_record(
         seed=request.seed,
         # The others go on with the encoder of their parent.
         encoder_source=request.encoder if parent is None else parent.config.training.encoder_source,
+        captioner=request.captioner or (parent.config.training.captioner if parent else None),
         reads=None if parent is None else parent.config.training.reads,
         encoder_px=None if parent is None else parent.config.training.encoder_px,
         corpus="store" if entries is None else "manifest",
@@ -217,6 +218,7 @@ def resumed_request(request: TrainRequest, begun: TrainingRecord) -> TrainReques
         request,
         seed=request.seed if begun.seed is None else begun.seed,
         encoder=begun.encoder_source,
+        captioner=begun.captioner,
         recluster=bool(begun.reclustered),
         profile=request.profile or profile_of_record(begun),
     )

@@ -27,6 +27,8 @@ from workers.trainer.trainer import TrainResult
         (["--recluster", "--stage", "align"], "runs no stage"),
         (["--refresh", "--expect", "50000"], "shape of identifiers"),
         (["--resume", "--expect", "50000"], "shape of identifiers"),
+        (["--resume", "--captioner", "c"], "a training that begins"),
+        (["--recluster", "--captioner", "c"], "a training that begins"),
         (["--refresh", "--model", "m"], "what a generation is made of"),
         (["--resume", "--teacher", "t"], "what a generation is made of"),
         (["--from-store", "--profile", "tiny", "--model", "m"], "--model needs a profile that"),

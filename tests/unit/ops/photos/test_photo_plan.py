@@ -9,7 +9,7 @@ import pytest
 
 from model.network.profiles import profile
 from ops.ingestion import RefusedFile
-from ops.photos.photo_folder import PhotosRequest, chosen_encoder
+from ops.photos.photo_folder import PhotosRequest, chosen_encoder, require_training
 from ops.photos.photo_plan import fate_of
 from ops.photos.photo_result import PhotosResult
 from ops.photos.photo_sample import sampled
@@ -108,6 +108,14 @@ def test_another_encoder_than_that_of_the_index_asks_for_a_training(tmp_path: Pa
     with pytest.raises(UsageError, match="the encoder a/b, got --encoder c/d; leave it out, or"):
         chosen_encoder(Settings(home=tmp_path), request, live("a/b"))
     assert chosen_encoder(Settings(), replace(request, retrain=True), live("a/b")) == "c/d"
+
+
+def test_a_captioner_is_refused_where_nothing_is_trained(tmp_path: Path) -> None:
+    request = PhotosRequest(tmp_path, captioner="c/d")
+    with pytest.raises(UsageError, match="got c/d; leave it out, or add --retrain"):
+        require_training(request, live("a/b"))
+    require_training(request, None)
+    require_training(replace(request, retrain=True), live("a/b"))
 
 
 def test_pictures_of_a_small_album_share_leaves_and_a_large_one_has_the_profile_itself() -> None:
