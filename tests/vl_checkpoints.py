@@ -109,13 +109,17 @@ def reranker(folder: Path) -> Path:
     return folder
 
 
-def with_published_names(folder: Path, target: Path) -> Path:
-    """The same checkpoint under the names of the year in which it was published."""
+def with_later_names(folder: Path, target: Path) -> Path:
+    """The same checkpoint under the names of later versions; `save_pretrained` writes the first."""
     shutil.copytree(folder, target)
     renamed = {}
     for name, value in load_file(folder / "model.safetensors").items():
-        old = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-        renamed[old] = value
+        later = name
+        if name.startswith("visual."):
+            later = f"model.{name}"
+        elif name.startswith("model."):
+            later = name.replace("model.", "model.language_model.", 1)
+        renamed[later] = value
     save_file(renamed, target / "model.safetensors", metadata={"format": "pt"})
     return target
 

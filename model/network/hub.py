@@ -87,8 +87,19 @@ def load_weights(
     """
     require_kind(folder, model_class)
     with loading(folder):
+        # Misfits are told below, by name; the library's own sentence is of its settings.
         model, report = model_class.from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True, **options
+            str(folder),
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    misfits = sorted(name for name, *_ in report["mismatched_keys"])
+    if misfits:
+        raise RefuseToStartError(
+            f"{folder} must hold weights of the shapes that its config.json says, got others for "
+            f"{', '.join(misfits[:_NAMED])}; give the complete folder"
         )
     missing = sorted(set(report["missing_keys"]) - set(unused))
     if missing:
@@ -132,6 +143,8 @@ def loading(source: str | Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "CUDA" in str(error):
             raise
         said = brief(error).split("\n", 1)[0].split(". ", 1)[0].rstrip(".")
+        if isinstance(error, SafetensorError):
+            said = f"weights that are damaged or cut short ({said})"
         if Path(source).is_dir():
             raise RefuseToStartError(
                 f"{source} must hold a model that transformers can load, got: {said}; give the"

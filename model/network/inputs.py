@@ -19,7 +19,11 @@ from model.network.backbone import FRAMES, MERGE, backbone_info
 from model.network.hub import loading
 from model.network.profiles import TinySize
 from model.network.resize import Pixels, narrowed, resize
+from schemas.errors import RefuseToStartError
 from schemas.records import ByteArray
+
+# Beside the weights, written by `save_pretrained`.
+_PROCESSOR = "preprocessor_config.json"
 
 # The family's image processor refuses pictures that are longer than 200 times their width.
 _LONGEST_RATIO = 190
@@ -74,6 +78,11 @@ class ImagePreprocessor:
 
         Without a bound that of the processor holds.
         """
+        if not (folder / _PROCESSOR).is_file():
+            raise RefuseToStartError(
+                f"{folder} must hold {_PROCESSOR}, which says how pictures are read, got none; give"
+                " the complete folder"
+            )
         with loading(folder):
             processor: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
             size = dict(processor.size)

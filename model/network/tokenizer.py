@@ -22,6 +22,9 @@ VIDEO = "<|video_pad|>"
 # All of them, in the order of the small tokenizer's ids.
 SPECIAL = (PAD, END, VISION_START, IMAGE, VISION_END, VIDEO)
 
+# What a tokenizer is read from: the whole of it, or its words beside `merges.txt`.
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+
 # Added by this project: an identifier follows.
 IDENTIFIER = "<|identifier|>"
 
@@ -52,13 +55,19 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
 
     `RefuseToStartError` when it lacks tokens that prompts need.
     """
+    # Without them the library makes a tokenizer that knows nothing.
+    if not any((source / name).is_file() for name in _TOKENIZER_FILES):
+        raise RefuseToStartError(
+            f"{source} must hold a tokenizer, as {' or '.join(_TOKENIZER_FILES)}, got none; give "
+            "the complete folder"
+        )
     with loading(source):
         tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
     require_tokens(tokenizer, source)
     return tokenizer
 
 
-def require_tokens(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> None:
+def require_tokens(tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
     """`RefuseToStartError` for a tokenizer that lacks special tokens of Qwen2.5-VL."""
     unknown = (None, tokenizer.unk_token_id)
     missing = [token for token in SPECIAL if tokenizer.convert_tokens_to_ids(token) in unknown]

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from model.network.backbone import backbone_info
 from model.network.encoders.pretrained import ready
-from model.network.hub import load_weights, loading
+from model.network.hub import load_weights
 from model.network.inputs import ImagePreprocessor, VisualTokens, embed_rows, encode_images
 from model.network.resize import Pixels
-from model.network.tokenizer import IMAGE, require_tokens, token_id
+from model.network.tokenizer import IMAGE, load_tokenizer, token_id
 
 # Weights that generate, which these checkpoints may lack.
 _UNUSED = ("lm_head.weight",)
@@ -63,9 +63,7 @@ class VlReader:
 
         `RefuseToStartError` for a folder that does not hold all of a model of that class.
         """
-        with loading(folder):
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        require_tokens(tokenizer, folder)
+        tokenizer = load_tokenizer(folder)
         preprocessor = ImagePreprocessor.pretrained(folder, **pixels)
         backbone = ready(load_weights(model_class, folder, unused=_UNUSED, dtype="auto"))
         return cls(backbone, tokenizer, preprocessor)

@@ -25,7 +25,7 @@ from ops.cli.main import parser
 from ops.cli.train import check, training_request
 from ops.evaluation import evaluate
 from ops.jobs.retraining import CandidateTrainer, TrainerProcess
-from schemas.errors import WorkFailedError
+from schemas.errors import RefuseToStartError, WorkFailedError
 from schemas.records import ManifestEntry
 from tests import vl_checkpoints
 from tests.integration.small_training import LENIENT, fill, tiny_services
@@ -33,6 +33,7 @@ from tests.unit.model.conftest import TEXTS
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.query.searcher import live_generation, open_searcher
+from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.runtime.services import Services
 from workers.trainer.request import TrainRequest
@@ -222,6 +223,32 @@ def test_the_teacher_gives_the_soft_labels_of_a_training(
     assert not labels
     train(services, None, asked({}, "--resume"), quiet)
     assert np.concatenate(labels).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("role", "wrong", "sentence"),
+    [
+        ("model", "teacher", "must hold a model of type qwen2_5_vl, got one of type qwen2_vl"),
+        ("encoder", "teacher", "got qwen2_vl; see docs"),
+        ("teacher", "model", "must hold a model of type qwen2_vl, got one of type qwen2_5_vl"),
+    ],
+)
+def test_a_folder_of_another_kind_is_refused_before_any_picture_is_read(
+    tmp_path: Path,
+    database: str,
+    conn: Connection,
+    sources: dict[str, Path],
+    role: str,
+    wrong: str,
+    sentence: str,
+) -> None:
+    services = tiny_services(tmp_path / "home", database)
+    fill(services, conn, SEEN)
+    shutil.rmtree(services.home / "images", ignore_errors=True)
+    with pytest.raises(RefuseToStartError, match=sentence):
+        train(services, None, asked(sources | {role: sources[wrong]}, "--from-store"), quiet)
+    (generation,) = generations.generations(conn)
+    assert generation.state == "failed"
 
 
 def test_a_training_that_is_resumed_has_the_numbers_that_it_began_with(

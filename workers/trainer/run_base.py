@@ -105,10 +105,14 @@ class ChosenEncoder:
 def open_run(run: TrainingRun) -> OpenedRun:
     """Read the encoder of a run, of its checkpoint or as it was asked for, before any image.
 
-    How large pictures are stored depends on what it reads, and a wrong name is told at once.
+    How large pictures are stored depends on what it reads; and a wrong name of an encoder, a model
+    or a teacher is told at once.
     """
     # New layers, such as the soft-label head, draw their first weights after this.
     torch.manual_seed(run.request.seed)
+    if run.profile.tiny is None:
+        # Alignment needs the teacher, hours later.
+        open_teacher(run.profile)
     if run.has_codebook:
         checkpoint = load_checkpoint(run.folder)
         small = isinstance(checkpoint.encoder, SmallEncoder)

@@ -38,9 +38,6 @@ _SCALE = 50.0
 # Class of the original checkpoint, whose adapters are files of their own.
 _UNMERGED = "JinaEmbeddingsV4Model"
 
-# Where the bounds of pictures are, beside the weights.
-_PREPROCESSOR = "preprocessor_config.json"
-
 
 class JinaV4Towers:
     """One model that reads both."""
