@@ -25,7 +25,7 @@ class BenchCorpus:
 
     name: str
     train: Entries
-    """With captions."""
+    """With captions, unless none has any."""
     stream: Entries
     """Arrive later, without captions of their own."""
     told: Entries
@@ -57,7 +57,7 @@ def read_corpus(manifests: Sequence[Path]) -> BenchCorpus:
             notes.append(f"{len(listing.left_out)} files left out, the first {first.path}")
     if len(parts) == 1:
         parts = _divided(parts[0], notes)
-    train = _captioned(parts[0], manifests[0])
+    train = _learnt(parts[0], notes)
     stream = _untold(parts[1])
     _require_queries(stream, manifests[min(1, len(manifests) - 1)])
     told, untold = _shift(parts[2] if len(parts) == MOST_MANIFESTS else (), notes)
@@ -100,14 +100,13 @@ def _require_pictures(entries: Sequence[ManifestEntry], manifest: Path) -> None:
         )
 
 
-def _captioned(entries: Entries, manifest: Path) -> Entries:
+def _learnt(entries: Entries, notes: list[str]) -> Entries:
+    """The images with captions, or all of them where none has any."""
     captioned = tuple(entry for entry in entries if _has_text(entry.captions))
-    if not captioned:
-        raise UsageError(
-            f"none of the {len(entries)} images to train on in {manifest} has captions, and the "
-            "model learns from captions; add `captions` to its lines"
-        )
-    return captioned
+    if captioned:
+        return captioned
+    notes.append("no trained image has captions: pictures with noise stood for queries")
+    return entries
 
 
 def _require_queries(stream: Entries, manifest: Path) -> None:

@@ -272,6 +272,9 @@ def test_a_leaf_larger_than_the_budget_is_opened_only_where_it_is_the_best() -> 
         assert 0 not in result.leaves[1:]
         assert result.candidates <= 30 or result.leaves.tolist() == [0]
     assert first != {0}
+    alone = guided_index(20, largest=20)
+    for result in search(alone, TEXTS, 5, settings=RetrievalSettings(candidates=5)):
+        assert result.candidates == 20
 
 
 def test_similarity_alone_ranks_what_a_guided_search_reaches() -> None:

@@ -77,7 +77,6 @@ def test_one_manifest_is_divided_by_its_splits_or_by_ids(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("train", "stream", "words"),
     [
-        ([ASKED], [ASKED], "learns from captions"),
         ([TOLD], [{}], "nothing can be asked for"),
         ([TOLD | {"image_id": "a"}], [ASKED | {"image_id": "a"}], "'a' twice"),
         ([TOLD | {"captions": "no list"}], [ASKED], "train.jsonl, line 1: captions must be"),
@@ -90,6 +89,16 @@ def test_what_cannot_be_measured_is_one_sentence(
         read_corpus([manifest(tmp_path, "train", *train), manifest(tmp_path, "stream", *stream)])
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_images_without_captions_are_learnt_only_where_none_has_any(tmp_path: Path) -> None:
+    later = manifest(tmp_path, "stream", ASKED)
+    told = read_corpus([manifest(tmp_path, "some", TOLD, ASKED), later])
+    assert [entry.captions for entry in told.train] == [("a red boat",)]
+    assert not any("captions" in note for note in told.notes)
+    untold = read_corpus([manifest(tmp_path, "none", ASKED, ASKED), later])
+    assert [entry.captions for entry in untold.train] == [(), ()]
+    assert "no trained image has captions" in untold.notes[0]
 
 
 def test_pictures_that_are_elsewhere_are_missed_before_anything_is_trained(tmp_path: Path) -> None:
