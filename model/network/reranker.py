@@ -80,6 +80,8 @@ class RerankerTeacher:
         read = self._reader.read(rows, visual)
         last = read.mask.sum(1) - 1
         states = read.states[torch.arange(len(rows), device=last.device), last]  # (B, H)
+        # The head may have been saved in another number format than the layers before it.
+        states = states.to(next(self._head.parameters()))
         logits: Tensor = self._head(states).squeeze(-1).float()
         scores: FloatArray = torch.sigmoid(logits - _LOGIT_BIAS).cpu().numpy()
         return scores

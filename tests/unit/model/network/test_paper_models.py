@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -19,6 +20,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
+from model.network import vl_reader
 from model.network.encoders.pretrained import PretrainedEncoder
 from model.network.encoders.reader import open_encoder
 from model.network.reranker import RerankerTeacher, require_reranker
@@ -191,6 +193,31 @@ def test_a_score_depends_on_the_picture_and_on_the_caption(teacher: RerankerTeac
     assert ((scores > 0) & (scores < 1)).all()
     assert abs(scores[0] - scores[1]) > 1e-3
     assert abs(scores[0] - scores[2]) > 1e-3
+
+
+def test_bfloat16_as_on_a_gpu_gives_nearly_the_same(
+    folders: dict[str, Path],
+    encoder: PretrainedEncoder,
+    teacher: RerankerTeacher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def as_on_a_gpu(module: Any) -> Any:
+        # The head of the teacher stays as it was saved.
+        return module if isinstance(module, nn.Sequential) else module.bfloat16().eval()
+
+    monkeypatch.setattr(vl_reader, "ready", as_on_a_gpu)
+    half = open_encoder(str(folders["jina"]))
+    for mine, theirs in (
+        (half.embed_texts(WORDS), encoder.embed_texts(WORDS)),
+        (half.embed_images(pictures()), encoder.embed_images(pictures())),
+    ):
+        assert mine.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(mine, axis=1), 1, atol=1e-5)
+        cosines = (mine * theirs).sum(1)
+        assert (cosines > 0.999).all()
+        assert (cosines < 1 - 1e-7).any()
+    scores = RerankerTeacher.load(folders["reranker"]).score(pictures(), WORDS)
+    np.testing.assert_allclose(scores, teacher.score(pictures(), WORDS), atol=0.05)
 
 
 def test_the_names_of_weights_may_be_the_published_ones_or_those_of_later_versions(
