@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -51,20 +52,16 @@ class S3ImageStore:
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings
         self._bucket = settings.bucket
-        pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S),
-            # No redirects: they would carry the signed request to another host.
-            retries=urllib3.Retry(total=1, backoff_factor=0.1, redirect=0),
-            maxsize=_CONNECTIONS,
-        )
-        self._client = Minio(
-            settings.endpoint,
-            access_key=settings.access_key,
-            secret_key=settings.secret_key,
-            secure=settings.secure,
-            region=settings.region,
-            http_client=pool,
-        )
+        self._process = os.getpid()
+        self._connected = _connect(settings)
+
+    @property
+    def _client(self) -> Minio:
+        """The client of this process: a fork must not read on the connections of its parent."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._connected = _connect(self._settings)
+        return self._connected
 
     def create_bucket(self) -> None:
         """Create the bucket if it is missing."""
@@ -191,6 +188,23 @@ class S3ImageStore:
             length=len(data),
             metadata={"sha256": hashlib.sha256(data).hexdigest()},
         )
+
+
+def _connect(settings: S3Settings) -> Minio:
+    pool = urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S),
+        # No redirects: they would carry the signed request to another host.
+        retries=urllib3.Retry(total=1, backoff_factor=0.1, redirect=0),
+        maxsize=_CONNECTIONS,
+    )
+    return Minio(
+        settings.endpoint,
+        access_key=settings.access_key,
+        secret_key=settings.secret_key,
+        secure=settings.secure,
+        region=settings.region,
+        http_client=pool,
+    )
 
 
 def _read_error(error: S3Error, bucket: str, key: str) -> Exception:

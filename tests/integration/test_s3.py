@@ -1,5 +1,6 @@
 """The image store in S3, against a server that checks signatures: addresses, links, failures."""
 
+import multiprocessing
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -121,3 +122,19 @@ def test_pictures_and_originals_are_removed_unless_they_were_put_lately(
     # A producer's object is not ours to remove.
     assert store.remove(f"s3://elsewhere/{key}", datetime.now(UTC) + hour)
     assert store.read(settings.bucket, key, None) == DATA
+
+
+def test_a_forked_process_reads_on_connections_of_its_own(store: S3ImageStore) -> None:
+    uri = store.put(DATA)
+    ours = store._client
+    context = multiprocessing.get_context("fork")
+    found = context.SimpleQueue()
+
+    def read() -> None:
+        found.put((store.get(uri), store._client is ours))
+
+    process = context.Process(target=read)
+    process.start()
+    assert found.get() == (DATA, False)
+    process.join()
+    assert store._client is ours
