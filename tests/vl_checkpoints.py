@@ -5,6 +5,7 @@ jina-reranker-m0 is a `Qwen2VLForConditionalGeneration` with a head. Shapes are 
 theirs; layers are few.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,20 @@ def with_later_names(folder: Path, target: Path) -> Path:
             later = name.replace("model.", "model.language_model.", 1)
         renamed[later] = value
     save_file(renamed, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def with_published_config(folder: Path, target: Path) -> Path:
+    """The same checkpoint with a `config.json` as published: numbers of the texts at the top."""
+    shutil.copytree(folder, target)
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    del text["model_type"]
+    config["rope_theta"] = rope["rope_theta"]
+    config["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    config["vision_config"].pop("rope_parameters", None)
+    (target / "config.json").write_text(json.dumps({**text, **config}))
     return target
 
 

@@ -86,7 +86,7 @@ def load_weights(
     library would draw random ones instead.
     """
     require_kind(folder, model_class)
-    with loading(folder):
+    with loading(folder), _quietly():
         # Misfits are told below, by name; the library's own sentence is of its settings.
         model, report = model_class.from_pretrained(
             str(folder),
@@ -124,6 +124,17 @@ def require_kind(folder: Path, model_class: Any) -> None:
             f"{folder} must hold a model of type {wanted}, got one of type {found}; name another "
             "model, docs/models.md says which ones work"
         )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the library's tables of weights that have no place: what matters is checked here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 @contextmanager

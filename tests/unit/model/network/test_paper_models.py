@@ -236,6 +236,27 @@ def test_the_names_of_weights_may_be_the_published_ones_or_those_of_later_versio
     )
 
 
+def test_a_configuration_may_be_the_published_one_without_a_part_for_texts(
+    folders: dict[str, Path], encoder: PretrainedEncoder, teacher: RerankerTeacher, tmp_path: Path
+) -> None:
+    published = vl_checkpoints.with_published_config(folders["jina"], tmp_path / "jina")
+    assert "text_config" not in json.loads((published / "config.json").read_text())
+    np.testing.assert_array_equal(
+        open_encoder(str(published)).embed_images(pictures()), encoder.embed_images(pictures())
+    )
+    published = vl_checkpoints.with_published_config(folders["reranker"], tmp_path / "reranker")
+    np.testing.assert_array_equal(
+        RerankerTeacher.load(published).score(pictures(), WORDS), teacher.score(pictures(), WORDS)
+    )
+
+
+def test_the_teacher_is_loaded_without_a_word_about_its_head(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    RerankerTeacher.load(folders["reranker"])
+    assert not caplog.records
+
+
 def test_the_original_with_its_adapters_apart_is_refused_with_what_to_do(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
