@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from model.network.encoder import TwoTower, token_batch
 from model.network.teacher import CrossHead
 from model.progress import Progress, quiet
+from model.training.hints import HintedLoss, Hints
 from model.training.optimizer import CosineAdamW
 from schemas.records import ByteArray, IntArray
 
@@ -63,23 +64,25 @@ def train_two_tower(
     data: CaptionedImages,
     config: ContrastiveConfig,
     progress: Progress = quiet,
+    hints: Hints | None = None,
 ) -> float:
-    """Train the towers in place with the symmetric InfoNCE loss.
+    """Train the towers in place with the symmetric InfoNCE loss, and with hints where given.
 
     Returns the mean loss of the last epoch.
     """
     rng = np.random.default_rng(config.seed)
     batch = min(config.batch, len(data))
     steps = config.epochs * batches_per_epoch(len(data), batch)
+    device = towers.log_scale.device
+    hinted = None if hints is None else HintedLoss(towers, hints.labels).to(device)
     optimizer = CosineAdamW(
-        towers.parameters(),
+        (hinted or towers).parameters(),
         steps=steps,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup=config.warmup,
         clip=CLIP,
     )
-    device = towers.log_scale.device
     towers.train()
     losses: list[float] = []
     with progress("contrastive encoder", steps) as bar:
@@ -88,9 +91,12 @@ def train_two_tower(
             losses.clear()
             for rows in shuffled_batches(len(data), batch, rng):
                 captions = pick_captions(data, rows, rng)
+                if hints is not None:
+                    captions += [hints.exchange(caption, rng) for caption in captions]
                 tokens, mask = token_batch(tokenizer, captions, config.limit)
-                pixels = shifted_pixels(data.pixels, rows, rng, config.shift_px)
-                loss = towers.loss(pixels.to(device), tokens.to(device), mask.to(device))
+                pixels = shifted_pixels(data.pixels, rows, rng, config.shift_px).to(device)
+                texts = (tokens.to(device), mask.to(device))
+                loss = hinted(pixels, *texts, rows) if hinted else towers.loss(pixels, *texts)
                 optimizer.step(loss)
                 losses.append(loss.item())
                 bar.update(1, loss=losses[-1])

@@ -13,6 +13,7 @@ BASE_NUMBERS = (
     "images",
     "captions",
     "seed",
+    "hinted_epochs",
     "contrastive_epochs",
     "teacher_epochs",
     "pretrain_epochs",

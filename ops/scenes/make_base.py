@@ -25,12 +25,17 @@ from model.training.contrastive import (
     train_two_tower,
 )
 from model.training.pretrain import PretrainConfig
-from ops.scenes.corpus import CorpusConfig, drawn
+from ops.scenes.corpus import CorpusConfig, drawn, samples
+from ops.scenes.scene_hints import scene_hints
 from schemas.errors import UsageError
 from schemas.records import JsonObject
 
 # Fewer images teach the encoder nothing that holds on other images.
 LEAST_IMAGES = 1000
+
+# With hints: taught shapes within minutes (docs/experiments/shapes.md).
+HINTED_BATCH = 64
+HINTED_LEARNING_RATE = 2e-3
 
 # The teacher's head is small and starts from trained towers.
 TEACHER_LEARNING_RATE = 1e-3
@@ -45,6 +50,8 @@ class BaseConfig:
     images: int = 20_000
     captions: int = 5
     seed: int = 1
+    hinted_epochs: int = 0
+    """Epochs with hints (`ops.scenes.scene_hints`), before those from captions alone."""
     contrastive_epochs: int = 12
     teacher_epochs: int = 2
     pretrain_epochs: int = 4
@@ -112,7 +119,17 @@ def _train_encoder(
     )
     towers = TwoTower(len(tokenizer), tiny.embedding_width).to(device)
     cross = CrossHead(width=tiny.embedding_width).to(device)
-    train_two_tower(towers, tokenizer, data, contrastive, progress)
+    if config.hinted_epochs:
+        hinted = replace(
+            contrastive,
+            epochs=config.hinted_epochs,
+            batch=HINTED_BATCH,
+            learning_rate=HINTED_LEARNING_RATE,
+        )
+        scenes = [sample.scene for sample in samples(CorpusConfig(**description["corpus"]))]
+        train_two_tower(towers, tokenizer, data, hinted, progress, scene_hints(scenes))
+    if config.contrastive_epochs:
+        train_two_tower(towers, tokenizer, data, contrastive, progress)
     short = replace(contrastive, epochs=config.teacher_epochs, learning_rate=TEACHER_LEARNING_RATE)
     accuracy = train_teacher(cross, towers, tokenizer, data, short, progress)
     return Base(

@@ -1,0 +1,95 @@
+"""Hints: exchanged captions count as wrong ones, and labels teach the grid what is where."""
+
+from math import log
+
+import numpy as np
+import pytest
+import torch
+
+from model.network.encoder import TwoTower
+from model.training.contrastive import CaptionedImages, ContrastiveConfig, train_two_tower
+from model.training.hints import LABEL_WEIGHT, HintedLoss, Hints, PlacedLabels
+from ops.scenes.corpus import CorpusConfig, samples
+from ops.scenes.scene_hints import scene_hints
+from tests.unit.model.conftest import small_base
+
+# Cross-entropy of a guess among 9 shapes, 11 colours, 3 sizes and 4 fills.
+GUESS = log(9 * 11 * 3 * 4)
+
+
+def hinted(labels: PlacedLabels) -> HintedLoss:
+    """A loss whose labels are guessed."""
+    torch.manual_seed(0)
+    loss = HintedLoss(TwoTower(64, 16), labels).eval()
+    torch.nn.init.zeros_(loss.head.weight)
+    torch.nn.init.zeros_(loss.head.bias)
+    return loss
+
+
+def one_image() -> tuple[PlacedLabels, torch.Tensor]:
+    labels = PlacedLabels((24,), (9, 11, 3, 4), np.array([[[5, 9, 2, 3]]], np.int64))
+    return labels, torch.rand(1, 3, 56, 56) * 2 - 1
+
+
+def test_an_exchanged_caption_that_is_as_near_as_the_own_costs_a_coin_toss() -> None:
+    labels, pixels = one_image()
+    tokens = torch.tensor([[3, 4, 5], [3, 4, 5]])
+    rows = np.zeros(1, np.int64)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    loss = hinted(labels)(pixels, tokens, mask, rows).detach()
+    # Half of it is the side of the texts, which an only image cannot get wrong.
+    assert float(loss) == pytest.approx(log(2) / 2 + LABEL_WEIGHT * GUESS, rel=1e-5)
+
+
+def test_an_exchanged_caption_costs_less_the_farther_it_lies() -> None:
+    labels, pixels = one_image()
+    module = hinted(labels)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    costs: list[float] = []
+    with torch.no_grad():
+        for exchanged in range(6, 16):
+            tokens = torch.tensor([[3, 4, 5], [exchanged] * 3])
+            _, image = module.towers.image(pixels)
+            _, texts = module.towers.text(tokens, mask)
+            margin = float(module.towers.scale * image[0] @ (texts[0] - texts[1]))
+            loss = float(module(pixels, tokens, mask, np.zeros(1, np.int64)))
+            costs.append(loss - LABEL_WEIGHT * GUESS)
+            assert costs[-1] == pytest.approx(np.log1p(np.exp(-margin)) / 2, abs=1e-4)
+    assert max(costs) - min(costs) > 0.1
+
+
+def test_labels_are_those_of_the_batch_in_its_order() -> None:
+    values = np.array([[[1, 1, 1, 1]], [[5, 9, 2, 3]]], np.int64)
+    module = hinted(PlacedLabels((24,), (9, 11, 3, 4), values))
+    with torch.no_grad():
+        # Sure of what the second image shows.
+        for column in (5, 9 + 9, 9 + 11 + 2, 9 + 11 + 3 + 3):
+            module.head.bias[column] = 50.0
+    tokens = torch.tensor([[3, 4], [3, 4]])
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    pixels = torch.zeros(1, 3, 56, 56)
+    right = float(module(pixels, tokens, mask, np.array([1])).detach())
+    wrong = float(module(pixels, tokens, mask, np.array([0])).detach())
+    assert right == pytest.approx(log(2) / 2, abs=1e-4)
+    assert wrong == pytest.approx(log(2) / 2 + LABEL_WEIGHT * 4 * 50, rel=1e-3)
+
+
+def test_towers_learn_from_hints() -> None:
+    drawn = list(samples(CorpusConfig(64, seed=9, side_px=56)))
+    data = CaptionedImages(
+        np.stack([sample.pixels(56) for sample in drawn]), [sample.captions for sample in drawn]
+    )
+    hints = scene_hints([sample.scene for sample in drawn])
+    asked: list[str] = []
+
+    def exchange(caption: str, rng: np.random.Generator) -> str:
+        asked.append(caption)
+        return hints.exchange(caption, rng)
+
+    base = small_base()
+    config = ContrastiveConfig(epochs=12, batch=32, learning_rate=2e-3, shift_px=0)
+    watched = Hints(hints.labels, exchange)
+    loss = train_two_tower(base.towers, base.tokenizer, data, config, hints=watched)
+    assert len(asked) == 12 * 64
+    # A guess costs 28 and more; knowing how often a place is empty about half of that.
+    assert loss < LABEL_WEIGHT * GUESS / 3
