@@ -252,7 +252,7 @@ class RetrievalSettings:
         "SIGMA_BEAMS",
         whole(1, 1000),
         "Beams of the constrained search: leaves that one query may reach. More cost time. Where "
-        "the model reads vectors three times as many are kept.",
+        "the model reads vectors five times as many are kept.",
         default=20,
     )
     postings: int = setting(

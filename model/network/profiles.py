@@ -298,10 +298,10 @@ _TINY = Profile(
 
 _SMALL_COMPREHENSION = Stage(
     "comprehend",
-    epochs=3,
+    epochs=10,
     learning_rate=1e-3,
     batch=16,
-    replay=1.0,
+    replay=0.5,
     without_suffix=1.0,
     shortened=0.1,
     rounds=2,

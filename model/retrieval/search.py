@@ -29,11 +29,11 @@ from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
 
 # Weight of what is below a prefix beside the decoder's opinion of it (docs/experiments/).
-GUIDE_WEIGHT = 8.0
+GUIDE_WEIGHT = 16.0
 
 # Beams of a guided search, as a multiple of those of the settings: a decoder that knows fine codes
 # badly is to be helped to the right ones.
-GUIDED_BEAMS = 3
+GUIDED_BEAMS = 5
 
 # Images that a guided search ranks, as a share of the gallery; fewer leave out what exact search
 # finds, more are near to it in cost (docs/experiments/small.md).
