@@ -263,7 +263,8 @@ def training_arguments(
         adam_beta2=stage.beta2,
         max_grad_norm=stage.clip,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(steps * stage.warmup)),
+        # The first step of a warm-up has a rate of zero: a stage of a few steps needs them all.
+        warmup_steps=round(steps * stage.warmup),
         seed=seed,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,15 @@ class StoppingBar:
 def stopping(label: str, total: int) -> Iterator[Bar]:
     """A `Progress` with stopping bars."""
     yield StoppingBar(total)
+
+
+def test_a_stage_of_a_single_step_learns(tmp_path: Path) -> None:
+    parts = parts_from_base(small_base(), small_profile())
+    data = training_set(parts)
+    before = parts.sigma.backbone.lm_head.weight.detach().clone()
+    stage = replace(parts.sigma.profile.stage("memorize"), epochs=0.01, batch=64)
+    run_stage(parts.sigma, data, stage, tmp_path / "stage")
+    assert not torch.equal(before, parts.sigma.backbone.lm_head.weight)
 
 
 def test_a_stage_that_was_killed_resumes_to_the_same_weights(tmp_path: Path) -> None:
