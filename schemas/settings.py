@@ -273,7 +273,7 @@ class RetrievalSettings:
         "SIGMA_CANDIDATES",
         whole(1, 1_000_000),
         "Most images that a query ranks where the model reads vectors; it ranks 4.5% of the images,"
-        " or 100 of fewer than 2,200, but never more than these.",
+        " or 130 of fewer than 2,900, but never more than these.",
         default=1000,
     )
 

@@ -40,7 +40,7 @@ GUIDED_BEAMS = 5
 SCORED_SHARE = 0.045
 
 # Images that a guided search ranks in a small gallery, where a share of it would be a handful.
-LEAST_SCORED = 100
+LEAST_SCORED = 130
 
 # A damaged model would otherwise answer every query with nothing, or with anything.
 _NOT_FINITE = (
