@@ -218,7 +218,7 @@ def _judge_words(
     pictures = StoredPictures(searcher.store, [image.uri for image in asked.images])
     generated = explain_all(searcher.engine.decoder, asked.identifiers.tolist())
     others = exchanged_rows(asked.identifiers, seed)
-    nearest = nearest_texts(searcher.engine.encoder, list(pictures), texts)
+    nearest = nearest_texts(searcher.engine.checkpoint.encoder, list(pictures), texts)
     own: list[dict[str, bool]] = []
     shuffled: list[dict[str, bool]] = []
     best: list[dict[str, bool]] = []

@@ -80,9 +80,10 @@ def _sizes(parts: dict[str, int]) -> list[str]:
 
 def _serving_lines(plan: DryRun) -> list[str]:
     serving = plan.serving
+    read = "the decoder and the encoder" if serving.encoder else "the decoder alone"
     return [
         f"one {plan.gpu.name} that answers: {(serving.weights + serving.encoder) / 2**30:.1f} GiB "
-        f"of weights with the encoder, no query under {serving.floor_ms:.1f} ms, at most "
+        f"of weights, {read}, no query under {serving.floor_ms:.1f} ms, at most "
         f"{serving.queries_per_s:,.0f} queries a second",
         f"assumed: {UTILISATION:.0%} of the published rate, {USABLE:.0%} of the memory",
     ]

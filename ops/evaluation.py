@@ -60,10 +60,13 @@ class SplitRecall:
     """Images that our search scored for one query."""
     interval: tuple[float, float]
     """95% Wilson interval of our R@10."""
+    with_tower: Mapping[str, float] | None = None
+    """Of our search with the encoder's vectors of queries, where a query head gives them else."""
 
     def to_json(self) -> JsonObject:
         """One value of `splits` in the document of `sigma evaluate`."""
-        return {
+        tower = {} if self.with_tower is None else {"ours_with_tower": dict(self.with_tower)}
+        return tower | {
             "queries": self.queries,
             "ours": dict(self.ours),
             "paper_mode": dict(self.paper_mode),
@@ -85,6 +88,7 @@ class SplitRecall:
             two_tower=document["two_tower"],
             mean_candidates=document["mean_candidates"],
             interval=(low, high),
+            with_tower=document.get("ours_with_tower"),
         )
 
     def to_text(self, name: str) -> list[str]:
@@ -95,6 +99,8 @@ class SplitRecall:
             "exact dense": self.exact_dense,
             "two-tower": self.two_tower,
         }
+        if self.with_tower is not None:
+            searches["ours, text tower"] = self.with_tower
         lines = [
             f"{name}: {self.queries} queries, {self.mean_candidates:.0f} candidates scored a query"
         ]
@@ -230,18 +236,28 @@ def _evaluate_split(
     bar: Bar,
 ) -> tuple[SplitRecall, int]:
     """Recall of one split, and how many invalid identifiers its answers had."""
+    has_query_head = engine.checkpoint.sigma.query_head is not None
     ours: list[Rank] = []
     paper: list[Rank] = []
     exact: list[Rank] = []
     two_tower: list[Rank] = []
+    with_tower: list[Rank] = []
     candidates: list[int] = []
     invalid = 0
     for batch in queries.batches():
         texts = list(batch.texts)
-        vectors = engine.encoder.embed_texts(texts)
+        # A query head's are our search's; the yardsticks are the encoder's.
+        vectors = engine.checkpoint.encoder.embed_texts(texts)
         our_answers = engine.answer(texts, DEPTH, settings)
         paper_answers = engine.answer_paper(texts, DEPTH, settings)
         exact_answers = engine.answer_exact(vectors, DEPTH)
+        if has_query_head:
+            for answer, image_key in zip(
+                engine.answer_vectors(texts, vectors, DEPTH, settings),
+                batch.image_keys,
+                strict=True,
+            ):
+                with_tower.append(rank_of(answer.image_keys, image_key))
         # Exact search has no leaves, and no constraint that could fail.
         for answer in (*our_answers, *paper_answers):
             invalid += _invalid_identifiers(answer, gallery)
@@ -262,6 +278,7 @@ def _evaluate_split(
         two_tower=recall_at(two_tower),
         mean_candidates=float(np.mean(candidates)),
         interval=wilson(hits_at_10, len(ours)),
+        with_tower=recall_at(with_tower) if has_query_head else None,
     )
     return recall, invalid
 
@@ -288,7 +305,7 @@ def _embed_again(
     with progress("two towers", len(images)) as bar:
         for start in range(0, len(pictures), _PICTURE_BATCH):
             batch = pictures[start : start + _PICTURE_BATCH]
-            parts.append(searcher.engine.encoder.embed_images(batch))
+            parts.append(searcher.engine.checkpoint.encoder.embed_images(batch))
             bar.update(len(batch))
     return np.concatenate(parts)
 

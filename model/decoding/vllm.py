@@ -96,13 +96,19 @@ class VllmDecoder:
         """Start vLLM on `folder`, which `model.decoding.export` wrote for the decoder's model.
 
         Takes the process's engine over. `RefuseToStartError` when vLLM is not installed, and for a
-        model that reads vectors.
+        model that reads vectors or has a query head.
         """
         if decoder.sigma.projector is not None:
             # Its tokens have positions along three axes, which a plain Qwen2 does not know.
             raise RefuseToStartError(
                 "engine vllm must have a generation that reads queries as tokens, got one that "
                 "reads the encoder's vectors; set SIGMA_ENGINE=torch"
+            )
+        if decoder.sigma.query_head is not None:
+            # It gives log-probabilities, and no hidden state.
+            raise RefuseToStartError(
+                "engine vllm must have a generation whose queries the encoder embeds, got one with "
+                "a query head, which reads the decoder's own state; set SIGMA_ENGINE=torch"
             )
         vllm = _import_vllm()
         levels = decoder.sigma.levels

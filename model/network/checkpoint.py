@@ -2,7 +2,7 @@
 
 In its folder: `checkpoint.json`, the codebook, `backbone/`, `tokenizer/`, `head.safetensors`,
 `digests.json`, `processor/` for pretrained weights, `projector.safetensors` where the model reads
-vectors; and the encoder:
+vectors, `query-head.safetensors` where it gives those of queries itself; and the encoder:
 `encoder.safetensors` with `encoder-tokenizer/` for that of a base, `encoder/` with digests of its
 own for a pretrained one.
 """
@@ -30,6 +30,7 @@ from model.network.parts import default_device
 from model.network.precision import number_format, require_attention
 from model.network.profile_document import profile_document, recorded_profile
 from model.network.profiles import Profile, TinySize
+from model.network.query_head import QueryHeadEncoder, QuerySpace
 from model.network.sigma import SigmaModel
 from model.network.tokenizer import load_tokenizer
 from model.network.vector_reading import VectorReading
@@ -51,10 +52,14 @@ _FORMAT_WITH_ENCODER = 2
 # Version of a folder whose model reads the encoder's vectors, likewise.
 _FORMAT_WITH_VECTORS = 3
 
+# Version of a folder whose model has a query head, which older versions would not train or ask.
+_FORMAT_WITH_QUERY_HEAD = 4
+
 _TOKENIZER = "tokenizer"
 _BACKBONE = "backbone"
 _HEAD = "head.safetensors"
 _PROJECTOR = "projector.safetensors"
+_QUERY_HEAD = "query-head.safetensors"
 _PROCESSOR = "processor"
 _TOWERS = "encoder.safetensors"
 _ENCODER_TOKENIZER = "encoder-tokenizer"
@@ -66,7 +71,7 @@ _WRITING = ".writing"
 _WRITTEN = ".written"
 
 # Keys of `checkpoint.json` that describe the model; the others belong to the training record.
-_MODEL_KEYS = ("format", "shape", "codebook", "encoder", "size", "vectors")
+_MODEL_KEYS = ("format", "shape", "codebook", "encoder", "size", "vectors", "query_space")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -81,6 +86,7 @@ class Checkpoint:
     sigma: SigmaModel
     codebook: Codebook
     encoder: Encoder
+    """A `QueryHeadEncoder` in a checkpoint with a query head that was loaded for queries alone."""
     record: TrainingRecord = TrainingRecord()
 
 
@@ -100,10 +106,13 @@ class _Description:
     kept_source: str | None
     record: TrainingRecord
     vectors: VectorReading | None = None
+    query_space: QuerySpace | None = None
 
     @property
     def format(self) -> int:
         """The oldest layout that has all that is in the folder."""
+        if self.query_space is not None:
+            return _FORMAT_WITH_QUERY_HEAD
         if self.vectors is not None:
             return _FORMAT_WITH_VECTORS
         return FORMAT if self.kept_source is None else _FORMAT_WITH_ENCODER
@@ -115,9 +124,11 @@ class _Description:
         elif self.towers_width is not None:
             encoder = {"kind": "small", "width": self.towers_width}
         vectors = {} if self.vectors is None else {"vectors": asdict(self.vectors)}
+        space = {} if self.query_space is None else {"query_space": asdict(self.query_space)}
         return (
             self.record.to_json()
             | vectors
+            | space
             | {
                 "format": self.format,
                 "profile": self.profile.name,
@@ -136,6 +147,7 @@ class _Description:
         source = encoder.get("source")
         size = document["size"]
         vectors = document.get("vectors")
+        space = document.get("query_space")
         record = {name: value for name, value in document.items() if name not in _MODEL_KEYS}
         # Versions before this one recorded only shape and sizes, which are those of the weights.
         own_profile = replace(
@@ -151,6 +163,7 @@ class _Description:
             kept_source=source if encoder["kind"] == "kept" else None,
             record=TrainingRecord.from_json(record),
             vectors=None if vectors is None else VectorReading(**vectors),
+            query_space=None if space is None else QuerySpace(**space),
         )
 
 
@@ -196,6 +209,8 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     save_module(sigma.head, folder / _HEAD)
     if sigma.projector is not None:
         save_module(sigma.projector, folder / _PROJECTOR)
+    if sigma.query_head is not None:
+        save_module(sigma.query_head, folder / _QUERY_HEAD)
     if isinstance(encoder, SmallEncoder):
         save_module(encoder.towers, folder / _TOWERS)
         encoder.tokenizer.save_pretrained(str(folder / _ENCODER_TOKENIZER))
@@ -207,6 +222,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         kept_source=encoder.source if isinstance(encoder, KeptEncoder) else None,
         record=checkpoint.record,
         vectors=None if sigma.projector is None else sigma.projector.reading,
+        query_space=None if sigma.query_head is None else sigma.query_head.space,
     )
     text = json.dumps(description.to_json(), indent=2) + "\n"
     (folder / ABOUT).write_text(text, encoding="utf-8")
@@ -222,12 +238,13 @@ def load_record(folder: Path) -> TrainingRecord:
 
 
 def load_checkpoint(
-    folder: Path, codebook: str | None = None, *, answering: bool = False
+    folder: Path, codebook: str | None = None, *, answering: bool = False, for_queries: bool = False
 ) -> Checkpoint:
     """Read a checkpoint.
 
     The weights are float32, to be trained; with `answering` the backbone's are in the profile's
-    number format, which takes half of the memory on a GPU.
+    number format, which takes half of the memory on a GPU. With `for_queries` no encoder is loaded
+    where the model has a query head, and images cannot be embedded then.
 
     `RefuseToStartError` when files are missing, damaged or of another format, or when its codebook
     is another than its own or than the version `codebook`.
@@ -236,7 +253,12 @@ def load_checkpoint(
     book = _checked_codebook(folder, description, codebook)
     check_digests(folder)
     sigma = _load_sigma(folder, description, answering)
-    encoder = _load_encoder(folder, description, book.width)
+    head = sigma.query_head
+    encoder: Encoder
+    if for_queries and head is not None:
+        encoder = QueryHeadEncoder(sigma, head)
+    else:
+        encoder = _load_encoder(folder, description, book.width)
     if encoder.width != book.width:
         raise RefuseToStartError(
             f"the encoder of checkpoint {folder} must be {book.width} wide as its codebook is, "
@@ -278,6 +300,8 @@ def _load_sigma(folder: Path, description: _Description, answering: bool) -> Sig
     load_module(sigma.head, folder / _HEAD)
     if description.vectors is not None:
         load_module(sigma.add_projector(description.vectors), folder / _PROJECTOR)
+    if description.query_space is not None:
+        load_module(sigma.add_query_head(description.query_space), folder / _QUERY_HEAD)
     return _ready(sigma)
 
 
@@ -288,7 +312,7 @@ def _read_description(folder: Path) -> _Description:
         raise RefuseToStartError(
             f"{folder} holds no readable checkpoint ({error}); restore it or train again"
         ) from error
-    formats = (FORMAT, _FORMAT_WITH_ENCODER, _FORMAT_WITH_VECTORS)
+    formats = (FORMAT, _FORMAT_WITH_ENCODER, _FORMAT_WITH_VECTORS, _FORMAT_WITH_QUERY_HEAD)
     if document.get("format") not in formats:
         raise RefuseToStartError(
             f"checkpoint {folder} must have a format from {FORMAT} to {formats[-1]}, got "

@@ -146,6 +146,9 @@ class Profile:
 
     0 says what is likeliest; more asks for `Stage.shortened`, which teaches what is likely anyway.
     """
+    query_head: bool = False
+    """Whether the model learns to give queries' vectors itself: query workers load no encoder then
+    (`model.network.query_head`)."""
     compute: Compute = Compute()
     """Number formats, and what makes a large model fit into memory."""
 

@@ -49,6 +49,9 @@ class TrainingExample:
     is_query: bool = False
     """Whether that vector stands for a query: see `model.training.vector_set`."""
 
+    query: int | None = None
+    """Row of the encoder's vectors of queries that the query head is to give for the prompt."""
+
     @property
     def is_visual(self) -> bool:
         """Whether an image, or a vector in its place, is in the sequence."""

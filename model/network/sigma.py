@@ -27,6 +27,7 @@ from model.network.inputs import (
 from model.network.precision import autocast, full_precision
 from model.network.profiles import Profile
 from model.network.prompts import PromptBuilder, TrainingExample
+from model.network.query_head import QueryHead, QuerySpace
 from model.network.tokenizer import (
     add_identifier_tokens,
     add_joint_tokens,
@@ -34,9 +35,16 @@ from model.network.tokenizer import (
     level_token_ids,
 )
 from model.network.vector_reading import VectorProjector, VectorReading
+from schemas.errors import UsageError
 
 # Spread of new token embeddings around the mean of the known ones, as a share of theirs.
 NEW_TOKEN_SPREAD = 0.5
+
+NO_QUERY_HEAD = (
+    "a model that reads the encoder's vectors cannot have a query head, for it is told the vector "
+    "of a query before it reads it; train without --query-head, or with captions for all images and"
+    " the profile tiny or a qwen one"
+)
 
 
 class SoftLabelHead(nn.Module):
@@ -65,13 +73,14 @@ class Losses:
     """Losses of one batch, scalars.
 
     `generation` is equation 4, 6 or 10, as a mean over tokens; `similarity` is equation 11, zero
-    without soft labels. `counts` (2,) float32: how many tokens and how many soft labels these are
-    means over.
+    without soft labels; `embedding` is 1 - cosine of the query head, zero without one. `counts`
+    (3,) float32: how many tokens, soft labels and queries these are means over.
     """
 
     generation: Tensor
     similarity: Tensor
     counts: Tensor
+    embedding: Tensor
 
 
 class SigmaModel(nn.Module):
@@ -101,17 +110,31 @@ class SigmaModel(nn.Module):
         self.projector: VectorProjector | None = None
         """Reads an encoder's vectors of texts and pictures; see `add_projector`."""
 
+        self.query_head: QueryHead | None = None
+        """Gives queries' vectors in place of the encoder; see `add_query_head`."""
+
         self.uses_vision_always = False
         """Whether training runs the vision tower on a blank image where a batch has none: ranks
         that divide its layers among them must run them together."""
         self.uses_heads_always = False
-        """The same of the soft-label head and the projector."""
+        """The same of the soft-label head, the projector and the query head."""
 
     def add_projector(self, reading: VectorReading) -> VectorProjector:
         """Give the model a projector with fresh weights: from here on it reads vectors."""
         hidden = backbone_info(self.backbone).hidden
         self.projector = VectorProjector(reading, hidden, self.merge).to(self.device)
         return self.projector
+
+    def add_query_head(self, space: QuerySpace) -> QueryHead:
+        """Give the model a query head with fresh weights.
+
+        `UsageError` for a model that reads vectors: it must be told those of queries first.
+        """
+        if self.projector is not None:
+            raise UsageError(NO_QUERY_HEAD)
+        hidden = backbone_info(self.backbone).hidden
+        self.query_head = QueryHead(space, hidden).to(self.device)
+        return self.query_head
 
     @property
     def device(self) -> torch.device:
@@ -145,27 +168,32 @@ class SigmaModel(nn.Module):
         examples: Sequence[TrainingExample],
         images: ImagePatches | VisualTokens | None,
         vectors: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The fields of `losses`, for images that the vision tower has seen or has yet to see.
 
-        `vectors` (n, D): placed ones, of the examples that have one, in order.
+        `vectors` (n, D): placed ones, of the examples that have one, in order. `targets` (m, D):
+        the encoder's of the examples that are a `query`, in order, for the query head.
 
         Training must call the model through here: what synchronises gradients between processes
         wraps this method.
         """
         with self.autocast():
-            idle = self._idle_parts(images, vectors)
+            idle = self._idle_parts(images, vectors, targets)
             visual = self.encode_images(images) if isinstance(images, ImagePatches) else images
             if vectors is not None and self.projector is not None:
                 is_vector = [each.vector is not None for each in examples if each.is_visual]
                 read = self.projector(vectors.to(self.device))
                 visual = interleaved(visual, read, is_vector, self.merge)
-            losses = self.losses(examples, visual)
+            losses = self.losses(examples, visual, targets)
         # A plain tuple: the wrapper looks for tensors in what is returned.
-        return losses.generation + idle, losses.similarity, losses.counts
+        return losses.generation + idle, losses.similarity, losses.counts, losses.embedding
 
     def _idle_parts(
-        self, images: ImagePatches | VisualTokens | None, vectors: Tensor | None
+        self,
+        images: ImagePatches | VisualTokens | None,
+        vectors: Tensor | None,
+        targets: Tensor | None,
     ) -> Tensor:
         """Zero, with a gradient of zero for the parts of the model that a batch does not need."""
         idle = torch.zeros((), device=self.device)
@@ -177,6 +205,10 @@ class SigmaModel(nn.Module):
             if self.projector is not None and vectors is None:
                 nothing = torch.zeros(1, self.projector.reading.width, device=self.device)
                 idle = idle + 0.0 * self.projector(nothing).states.float().sum()
+            if self.query_head is not None and targets is None:
+                idle = (
+                    idle + 0.0 * self.query_head(torch.zeros(1, hidden, device=self.device)).sum()
+                )
         return idle
 
     def _blank_image(self) -> ImagePatches:
@@ -186,8 +218,16 @@ class SigmaModel(nn.Module):
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         return ImagePatches(torch.zeros(side * side, width), torch.tensor([[1, side, side]]))
 
-    def losses(self, examples: Sequence[TrainingExample], visual: VisualTokens | None) -> Losses:
-        """Losses of a batch. `visual` holds the images of the examples with one, in order."""
+    def losses(
+        self,
+        examples: Sequence[TrainingExample],
+        visual: VisualTokens | None,
+        targets: Tensor | None = None,
+    ) -> Losses:
+        """Losses of a batch. `visual` holds the images of the examples with one, in order.
+
+        `targets` as in `forward`.
+        """
         inputs = self.embed([example.tokens for example in examples], visual)
         hidden = self._hidden_states(inputs)
         predicted = continuation_mask(inputs.tokens, inputs.mask, examples)
@@ -195,8 +235,18 @@ class SigmaModel(nn.Module):
         logits = self.backbone.lm_head(hidden[:, :-1][predicted])
         generation = _mean_loss(logits.float(), inputs.tokens[:, 1:][predicted])
         similarity, labels = self._similarity_loss(examples, hidden)
-        counts = torch.tensor([predicted.sum(), labels], dtype=torch.float32, device=hidden.device)
-        return Losses(generation=generation, similarity=similarity, counts=counts)
+        embedding, queries = self._embedding_loss(examples, hidden, targets)
+        counts = torch.tensor(
+            [predicted.sum(), labels, queries], dtype=torch.float32, device=hidden.device
+        )
+        return Losses(generation, similarity, counts, embedding)
+
+    @torch.inference_mode()
+    def query_states(self, texts: Sequence[str]) -> Tensor:
+        """(B, H) states of the last prompt tokens of B queries, which the query head reads."""
+        inputs = self.embed([self.prompts.query_prompt(text) for text in texts], None)
+        rows = torch.arange(len(texts), device=inputs.mask.device)
+        return self._hidden_states(inputs)[rows, inputs.mask.sum(1) - 1]
 
     @torch.inference_mode()
     def continuation_losses(self, examples: Sequence[TrainingExample]) -> Tensor:
@@ -258,6 +308,20 @@ class SigmaModel(nn.Module):
             return hidden.new_zeros((), dtype=torch.float32), 0
         wanted = torch.tensor(labels, dtype=torch.float32, device=hidden.device)
         return F.mse_loss(self._judged(torch.stack(states)), wanted), len(labels)
+
+    def _embedding_loss(
+        self, examples: Sequence[TrainingExample], hidden: Tensor, targets: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """Mean of 1 - cosine of the query head's vectors with (m, D) targets, and m."""
+        if self.query_head is None or targets is None:
+            return hidden.new_zeros((), dtype=torch.float32), 0
+        states = [
+            hidden[row, example.prompt_length - 1]
+            for row, example in enumerate(examples)
+            if example.query is not None
+        ]
+        cosines = (self.query_head(torch.stack(states)) * targets.to(hidden.device)).sum(1)
+        return 1.0 - cosines.mean(), len(states)
 
 
 def _mean_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from model.decoding.beam import (
     search_leaves,
 )
 from model.network.encoder import Encoder
+from model.network.query_head import QueryHeadEncoder
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.ranking import rank
 from model.retrieval.trie import Int32Array, Trie
@@ -83,7 +84,12 @@ def search(
     index: SearchIndex, texts: Sequence[str], count: int, settings: RetrievalSettings
 ) -> list[SearchResult]:
     """The `count` best images of each text: decode leaves, then rank all members of them."""
-    return search_embedded(index, texts, index.encoder.embed_texts(texts), count, settings)
+    encoder = index.encoder
+    if isinstance(encoder, QueryHeadEncoder):
+        # One reading of the prompts serves both: it is most of what a query costs.
+        prompt = index.decoding.read_texts(texts)
+        return _search_read(index, prompt, encoder.of_states(prompt.state), count, settings)
+    return search_embedded(index, texts, encoder.embed_texts(texts), count, settings)
 
 
 def search_embedded(
@@ -100,6 +106,18 @@ def search_embedded(
     """
     _require_finite(queries)
     prompt = index.decoding.read_texts(texts, queries)
+    return _search_read(index, prompt, queries, count, settings)
+
+
+def _search_read(
+    index: SearchIndex,
+    prompt: Any,
+    queries: FloatArray,
+    count: int,
+    settings: RetrievalSettings,
+) -> list[SearchResult]:
+    """The same for a prompt of B texts that the decoding engine has read."""
+    _require_finite(queries)
     trie = index.trie
     guide = _guide(index, queries)
     width = settings.beams * (1 if guide is None else GUIDED_BEAMS)
@@ -167,7 +185,9 @@ def search_paper(
     An image's score is the log-probability of its five tokens. At most `settings.beams` images are
     candidates; embeddings and the fusion weight play no part.
     """
-    prompt = index.decoding.read_texts(texts, index.encoder.embed_texts(texts))
+    is_own = isinstance(index.encoder, QueryHeadEncoder)
+    vectors = None if is_own else index.encoder.embed_texts(texts)
+    prompt = index.decoding.read_texts(texts, vectors)
     results = []
     for identified in search_identifiers(index.decoding, prompt, index.trie, settings.beams):
         best = identified[:count]

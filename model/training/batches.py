@@ -77,11 +77,13 @@ class Collator:
 
 
 def counts_of(batch: StageBatch) -> Tensor:
-    """(4,) float32: tokens and soft labels that a batch is to predict, its images, its vectors."""
+    """(5,) float32: tokens, soft labels and queries' vectors that a batch is to predict; its images
+    and its vectors."""
     examples = batch.examples
     # The first token of a row is predicted by nothing.
     tokens = sum(len(each.tokens) - max(1, each.prompt_length) for each in examples)
     judged = (each.identifier_span is not None for each in examples if each.soft_label is not None)
+    queries = sum(each.query is not None for each in examples)
     images = sum(each.image is not None for each in examples)
     vectors = sum(each.vector is not None for each in examples)
-    return torch.tensor([tokens, sum(judged), images, vectors], dtype=torch.float32)
+    return torch.tensor([tokens, sum(judged), queries, images, vectors], dtype=torch.float32)

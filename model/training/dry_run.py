@@ -11,6 +11,7 @@ from model.network.backbone import MERGE
 from model.network.compute import Compute
 from model.network.profiles import Profile, Stage
 from model.network.published import backbone_config, known_parameters
+from model.network.query_head import query_head_parameters
 from model.training.hardware import USABLE, UTILISATION, Gpu
 from model.training.memory import (
     Load,
@@ -129,6 +130,9 @@ def dry_run(profile: Profile, corpus: Corpus, gpu: Gpu, gpus: int, *, refresh: b
             "with a pretrained model, such as qwen-3b"
         )
     shape = model_shape(backbone_config(profile.model), _added_tokens(profile))
+    if profile.query_head:
+        own = query_head_parameters(shape.text.hidden, profile.embedding_width)
+        shape = replace(shape, head=shape.head + own)
     plan = _plan(profile, shape, corpus, gpu, gpus, refresh=refresh)
     if _fits(plan):
         return plan
@@ -248,7 +252,8 @@ def _bytes_of(source: str | None) -> int:
 
 def _serving(profile: Profile, shape: ModelShape, gpu: Gpu, beams: int = 20) -> ServingPlan:
     decoder = shape.text.layers * shape.text.layer + shape.text.around
-    encoder = _bytes_of(profile.encoder)
+    # A query head takes the place of its text tower.
+    encoder = 0 if profile.query_head else _bytes_of(profile.encoder)
     passes = 1 + _STEPS
     # The encoder reads the same text.
     operations = 2 * decoder * (_QUERY_TOKENS + _STEPS * beams) + encoder * _QUERY_TOKENS

@@ -47,7 +47,7 @@ class ModelShape:
     """1 where embedding and output layer are one table, else 2."""
     vocabulary: int
     head: int
-    """Parameters of the soft-label head."""
+    """Parameters of the soft-label head, and of the query head where there is one."""
     patch_values: int
     """Numbers of a patch, as the tower takes it."""
     merge: int

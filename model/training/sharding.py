@@ -85,13 +85,15 @@ def drop_idle_gradients(sigma: SigmaModel, counts: Tensor) -> None:
 
     They are zero, and a part with a gradient of zero would still decay and follow its momentum.
     """
-    _, labels, images, vectors = counts.tolist()
+    _, labels, queries, images, vectors = counts.tolist()
     needed: list[tuple[nn.Module, float]] = [
         (sigma.backbone.model.visual, images),
         (sigma.head, labels),
     ]
     if sigma.projector is not None:
         needed.append((sigma.projector, vectors))
+    if sigma.query_head is not None:
+        needed.append((sigma.query_head, queries))
     for part, count in needed:
         if not count:
             part.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from model.decoding.decoder import Decoder
 from model.identifiers.codebook import pack_all
 from model.network.encoder import Encoder
 from model.network.profiles import StageName
+from model.network.query_head import QueryHeadEncoder
 from model.network.sigma import SigmaModel
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.recall import wilson
@@ -357,7 +358,11 @@ def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Fi
         batch = rows[start : start + _BATCH]
         texts = [probe.queries[row] for row in batch.tolist()]
         vectors = query_vectors(sigma, probe, batch)
-        results = search_embedded(index, texts, vectors, _DEPTH, probe.retrieval)
+        asked_with = vectors
+        if sigma.query_head is not None:
+            # As a query worker asks; the encoder stays the yardstick.
+            asked_with = QueryHeadEncoder(sigma, sigma.query_head).embed_texts(texts)
+        results = search_embedded(index, texts, asked_with, _DEPTH, probe.retrieval)
         exact = search_exact(trie, probe.embeddings, vectors, _DEPTH)
         for row, result, best in zip(batch.tolist(), results, exact, strict=True):
             hits += row in result.slots

@@ -46,6 +46,9 @@ from model.training.training_set import ExampleDataset, TrainingSet
 # The model's weights in a checkpoint of the Trainer.
 WEIGHTS = "model.safetensors"
 
+# Weight of the query head's loss, 1 - cosine, beside the cross-entropy.
+QUERY_HEAD_WEIGHT = 1.0
+
 # Batches that are sorted by length together: little padding, and still a random mixture.
 BUCKET_BATCHES = 50
 
@@ -150,7 +153,7 @@ class StageTrainer(Trainer):
         model.train()
         batch = self._drawn(inputs["batch"])
         counted = sum_over_ranks(counts_of(batch))
-        totals = counted[:2].clamp(min=1.0)
+        totals = counted[:3].clamp(min=1.0)
         parts = batch.parts(self.sigma.profile.compute.micro_batch)
         loss = torch.zeros((), device=self.sigma.device)
         for number, part in enumerate(parts, 1):
@@ -183,12 +186,25 @@ class StageTrainer(Trainer):
         return self.accelerator.no_sync(model)
 
     def _loss(self, model: nn.Module, part: StageBatch, totals: Tensor) -> Tensor:
-        """Share of a part in the loss (equation 12), of `totals` (2,) of all parts and ranks."""
+        """Share of a part in the loss (equation 12), of `totals` (3,) of all parts and ranks.
+
+        A query head adds its own, which is not the paper's.
+        """
         images = self._images(part)
-        generation, similarity, counts = model(part.examples, images, part.vectors)
+        targets = self._targets(part)
+        generation, similarity, counts, embedding = model(
+            part.examples, images, part.vectors, targets
+        )
         weights = world_size() * counts / totals.to(counts)
-        loss: Tensor = weights[0] * generation
+        loss: Tensor = weights[0] * generation + QUERY_HEAD_WEIGHT * weights[2] * embedding
         return loss + self.stage.soft_label_weight * weights[1] * similarity
+
+    def _targets(self, part: StageBatch) -> Tensor | None:
+        """(m, D) float32 vectors that the query head is to give for a part's queries, in order."""
+        rows = [example.query for example in part.examples if example.query is not None]
+        if self.data.query_vectors is None or not rows:
+            return None
+        return torch.from_numpy(self.data.query_vectors[rows].astype(np.float32))
 
     def _images(self, part: StageBatch) -> ImagePatches | VisualTokens | None:
         """The images of a part: visual tokens computed before, else patches."""

@@ -4,7 +4,7 @@ Letters in shapes: N images, V views of each image, T visual tokens of an image,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from model.network.sigma import SigmaModel
 from model.network.vector_reading import VectorReading
 from model.training.vector_set import VectorSet
 from schemas.identifiers import LEVELS
-from schemas.records import ByteArray, FloatArray, IntArray
+from schemas.records import ByteArray, FloatArray, HalfArray, IntArray
 
 T = TypeVar("T")
 
@@ -60,6 +60,9 @@ class TrainingSet:
     """Of alignment; empty before the teacher has scored them."""
     vectors: VectorSet | None = None
     """For a model that reads vectors."""
+    query_vectors: HalfArray | None = None
+    """(m, D) the encoder's of the first m captions in corpus order, for a model with a query head:
+    all of them, or as many as fit in memory."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -97,7 +100,7 @@ def stage_examples(
     elif model.projector is not None:
         examples = _align_vectors(model.projector.reading, model, data, stage, captions)
     else:
-        examples = [_align(model, data, place) for place in captions]
+        examples = [_align(model, data, place, number) for number, place in enumerate(captions)]
         examples += [_judge(model, data, pair) for pair in data.mismatched]
     replayed = round(stage.replay * len(data))
     examples += _sampled(memorize, replayed, np.random.default_rng(seed))
@@ -178,10 +181,15 @@ def _comprehend(
     return examples
 
 
-def _align(model: SigmaModel, data: TrainingSet, place: tuple[int, int]) -> TrainingExample:
+def _align(
+    model: SigmaModel, data: TrainingSet, place: tuple[int, int], query: int
+) -> TrainingExample:
+    """Caption → identifier; `query` is the place of the caption in the corpus."""
     row, number = place
     soft_label = None if data.soft_labels is None else float(data.soft_labels[row][number])
-    return model.prompts.align(data.captions[row][number], data.identifiers[row], soft_label)
+    example = model.prompts.align(data.captions[row][number], data.identifiers[row], soft_label)
+    known = 0 if data.query_vectors is None else len(data.query_vectors)
+    return replace(example, query=query) if query < known else example
 
 
 def _vector_examples(

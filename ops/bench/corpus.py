@@ -211,7 +211,8 @@ class _CorpusRun:
 
     @contextmanager
     def _searcher(self) -> Iterator[Searcher[ModelEngine]]:
-        with closing(open_searcher(self.services, live_generation(self.conn))) as searcher:
+        generation = live_generation(self.conn)
+        with closing(open_searcher(self.services, generation, with_encoder=True)) as searcher:
             yield searcher
 
     def _ask(self, searcher: Searcher[ModelEngine], group: str, entries: Entries) -> None:
@@ -249,7 +250,7 @@ def recall_of(searcher: Searcher[ModelEngine], queries: EvaluationQueries) -> Gr
     for batch in queries.batches():
         texts = list(batch.texts)
         answers = engine.answer(texts, DEPTH, searcher.settings)
-        exact = engine.answer_exact(engine.encoder.embed_texts(texts), DEPTH)
+        exact = engine.answer_exact(engine.checkpoint.encoder.embed_texts(texts), DEPTH)
         for position, image_key in enumerate(batch.image_keys):
             ours.append(rank_of(answers[position].image_keys, image_key))
             dense.append(rank_of(exact[position].image_keys, image_key))

@@ -212,7 +212,7 @@ def _training(sigma: SigmaModel, steps: int, seed: int) -> TrainingFigures:
         optimizer = torch.optim.AdamW(sigma.parameters(), 1e-5, foreach=False)
 
         def step() -> None:
-            loss, _, _ = sigma(batch.examples, batch.patches)
+            loss, *_ = sigma(batch.examples, batch.patches)
             loss.backward()
             del loss
             optimizer.step()

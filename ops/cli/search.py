@@ -92,7 +92,8 @@ def evaluate(options: Namespace, settings: Settings) -> int:
 
     entries = entries_of(options.manifest, options.split)
     with open_services(settings) as services, open_database(services, "evaluate") as conn:
-        searcher = open_searcher(services, live_generation(conn, options.generation))
+        generation = live_generation(conn, options.generation)
+        searcher = open_searcher(services, generation, with_encoder=True)
         evaluation = run_evaluation(
             searcher,
             conn,

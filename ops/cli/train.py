@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # The profile of a training that names a model or a teacher and no profile.
 PRETRAINED_PROFILE = "qwen-3b"
 
+# And of one that names neither, but a query head.
+DEFAULT_PROFILE = "tiny"
+
 
 def add_commands(add: AddCommand) -> None:
     """Declare the command of this group."""
@@ -73,6 +76,11 @@ def add_commands(add: AddCommand) -> None:
     )
     _add_pretrained(command)
     _add_dry_run(command)
+    command.add_argument(
+        "--query-head",
+        action="store_true",
+        help="teach the model the encoder's vectors of queries: query workers load no encoder",
+    )
     command.add_argument(
         "--promote", action="store_true", help="make the new generation live if the gate lets it"
     )
@@ -212,6 +220,11 @@ def check(options: Namespace) -> None:
             "--model and --teacher choose what a generation is made of, which --refresh, "
             "--recluster and --resume keep; leave them out, or train anew with --from-store"
         )
+    if options.query_head and (from_parent or options.resume):
+        raise UsageError(
+            "--query-head chooses what a generation is made of, which --refresh, --recluster and "
+            "--resume keep; leave it out, or train anew with --from-store"
+        )
     if options.expect is not None and (from_parent or options.resume):
         raise UsageError(
             "--expect chooses the shape of identifiers, which --refresh, --recluster and --resume "
@@ -229,9 +242,12 @@ def chosen_profile(options: Namespace) -> Profile | None:
     name = options.profile
     if name is None and (options.model or options.teacher):
         name = PRETRAINED_PROFILE
+    if name is None and options.query_head:
+        name = DEFAULT_PROFILE
     if name is None:
         return None
-    return with_sources(read_profile(name), options.model, options.teacher)
+    chosen = with_sources(read_profile(name), options.model, options.teacher)
+    return replace(chosen, query_head=True) if options.query_head else chosen
 
 
 def _train_as_first_rank(options: Namespace, settings: Settings) -> int:

@@ -129,7 +129,7 @@ def _evaluate(
 ) -> tuple[JsonObject, JsonObject]:
     """Return the documents of `sigma evaluate` and `sigma status`."""
     with services.connect("demo") as conn:
-        searcher = open_searcher(services, live_generation(conn))
+        searcher = open_searcher(services, live_generation(conn), with_encoder=True)
         evaluation = evaluate(
             searcher,
             conn,

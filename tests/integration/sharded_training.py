@@ -25,7 +25,7 @@ from model.training.ranks import is_first_rank, join_ranks, leave_ranks, sum_ove
 from model.training.stage_trainer import StageTrainer
 from model.training.stages import run_stage
 from tests.unit.model.conftest import small_base, small_profile
-from tests.unit.model.training.test_stages import training_set
+from tests.unit.model.network.test_query_head import SPACE, taught
 
 SHARDED = Compute(sharded=True, micro_batch=3, checkpointing=True)
 
@@ -51,7 +51,10 @@ def dying(step: int) -> Progress:
 def train_stages(folder: Path, compute: Compute, killed: tuple[str, int] | None) -> dict[str, Any]:
     """Train; losses of all ranks together by stage and step, and the weights by name."""
     parts = parts_from_base(small_base(), replace(small_profile(), compute=compute))
-    data = training_set(parts)
+    # With a query head, which only alignment needs: the other stages run it idly.
+    torch.manual_seed(1)
+    parts.sigma.add_query_head(SPACE)
+    data = taught(parts)
     losses: dict[str, dict[str, float]] = {}
     step = StageTrainer.training_step
 

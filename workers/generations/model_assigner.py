@@ -65,15 +65,22 @@ class ModelAssigner:
 
 
 def load_generation_checkpoint(
-    checkpoints: Path, generation: Generation, *, answering: bool = True
+    checkpoints: Path,
+    generation: Generation,
+    *,
+    answering: bool = True,
+    for_queries: bool = False,
 ) -> Checkpoint:
     """Read a generation's checkpoint below the folder `checkpoints`.
 
-    Not `answering`: its weights are to be trained further. `RefuseToStartError` when it cannot be
-    read, or its codebook is not the recorded one.
+    Not `answering`: its weights are to be trained further. `for_queries`: see `load_checkpoint`.
+    `RefuseToStartError` when it cannot be read, or its codebook is not the recorded one.
     """
     return load_checkpoint(
-        checkpoints / generation.folder, generation.codebook_version, answering=answering
+        checkpoints / generation.folder,
+        generation.codebook_version,
+        answering=answering,
+        for_queries=for_queries,
     )
 
 

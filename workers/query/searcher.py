@@ -225,11 +225,13 @@ def open_searcher(
     *,
     checkpoint: "Checkpoint | None" = None,
     engine: str | None = None,
+    with_encoder: bool = False,
 ) -> "Searcher[ModelEngine]":
     """Load a generation's model and index, and follow it.
 
     `engine` decodes, "torch" or "vllm", the one of the settings by default. With a `checkpoint`,
-    nothing is read from the generation's folder.
+    nothing is read from the generation's folder. A generation with a query head gets its encoder,
+    which queries do not need, `with_encoder` only.
     """
     # Imported here: they take six seconds of processor time, and until a generation is loaded a
     # query worker listens, and a command finds what is wrong with its options, without them.
@@ -241,7 +243,9 @@ def open_searcher(
         with services.connect(f"exports {generation.id}") as conn:
             _delete_unused_exports(conn, services.cache / EXPORTS, generation)
     if checkpoint is None:
-        checkpoint = load_generation_checkpoint(services.checkpoints, generation)
+        checkpoint = load_generation_checkpoint(
+            services.checkpoints, generation, for_queries=not with_encoder
+        )
     model_engine = ModelEngine.open(generation.id, checkpoint, services.cache, engine=engine_name)
     return follow(services, generation, model_engine)
 

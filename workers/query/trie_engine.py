@@ -16,6 +16,7 @@ from model.decoding.export import ensure_export
 from model.decoding.vllm import VllmDecoder
 from model.network.checkpoint import Checkpoint
 from model.network.encoder import Encoder
+from model.network.query_head import QueryHeadEncoder
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.search import (
     SearchIndex,
@@ -203,11 +204,13 @@ class ModelEngine(TrieEngine):
     ) -> None:
         """`decoder` is the checkpoint's; `decoding` reads queries, and is the same or vLLM's."""
         shape = checkpoint.sigma.profile.shape
+        head = checkpoint.sigma.query_head
+        encoder = checkpoint.encoder
+        if head is not None:
+            encoder = QueryHeadEncoder(checkpoint.sigma, head)
         # A model that reads vectors has learnt from few pictures, and often from no text.
         guided = checkpoint.sigma.projector is not None
-        super().__init__(
-            generation, shape, checkpoint.encoder, decoding, gallery, decoder.device, guided
-        )
+        super().__init__(generation, shape, encoder, decoding, gallery, decoder.device, guided)
         self.checkpoint = checkpoint
         self.decoder = decoder
 

@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
+import torch
 
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
 from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.network.encoders.kept import KeptEncoder
 from model.network.encoders.teacher import EncoderTeacher
 from model.network.profile_document import profile_document
+from model.network.query_head import QuerySpace
+from model.network.sigma import NO_QUERY_HEAD
 from model.network.teacher import Teacher
 from model.progress import Progress
 from schemas.errors import UsageError
@@ -115,6 +118,11 @@ def _prepare_full(
     record = replace(record, encoder_px=opened.side_px, profile_numbers=numbers)
     record = replace(clock.add_to(record, "prepare"), images=len(images))
     checkpoint = Checkpoint(first.sigma, codebook, encoder)
+    if not run.has_codebook and run.profile.query_head:
+        if learns_vectors(run, images, encoder):
+            raise UsageError(NO_QUERY_HEAD)
+        torch.manual_seed(run.request.seed)
+        first.sigma.add_query_head(QuerySpace(encoder.width, encoder.scale))
     if not run.has_codebook and learns_vectors(run, images, encoder):
         add_reading(run, first.sigma, encoder, embeddings, images)
         record = replace(record, reads=VECTORS)

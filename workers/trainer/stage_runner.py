@@ -18,7 +18,7 @@ from model.training.ranks import from_first_rank, is_first_rank, sum_over_ranks
 from model.training.stages import run_stage
 from model.training.training_set import MismatchedPair, TrainingSet
 from model.training.vector_set import VectorSet
-from schemas.records import FloatArray, IntArray
+from schemas.records import FloatArray, HalfArray, IntArray
 from stream.images.store import ImageStore
 from workers.trainer.training_images import training_pictures
 
@@ -44,6 +44,8 @@ class StageJob:
     tower."""
     vectors: VectorSet | None
     """None for a model that reads none."""
+    query_vectors: HalfArray | None
+    """See `TrainingSet.query_vectors`."""
     seed: int
     resume: bool
     """Continue from the newest checkpoint inside the stage."""
@@ -93,6 +95,7 @@ class StageRunner:
             self._visual,
             job.mismatched,
             job.vectors,
+            job.query_vectors,
         )
         loss = run_stage(
             self.sigma,

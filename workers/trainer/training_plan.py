@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
 
 from model.network.checkpoint import Checkpoint, save_checkpoint
+from model.network.encoder import Encoder
 from model.network.encoders.teacher import EncoderTeacher
 from model.network.parking import parked
 from model.network.profiles import Stage, StageName
@@ -25,6 +27,9 @@ from workers.trainer.training_images import TrainingImages
 
 # Images whose captions the teacher scores at a time.
 _BATCH = 64
+
+# Captions that a query head learns from at most: 2 GB of vectors of the paper's encoder.
+_MOST_QUERIES = 500_000
 
 # Decimals of a stored figure.
 _DIGITS = 4
@@ -157,22 +162,42 @@ def _labels_of_encoder(
 
 @dataclass(frozen=True, slots=True)
 class _SoftLabels:
-    """What the teacher says for alignment; nothing in the other stages."""
+    """What teacher and encoder say for alignment; nothing in the other stages."""
 
     own: list[FloatArray] | None = None
     mismatched: tuple[MismatchedPair, ...] = ()
+    query_vectors: HalfArray | None = None
+    """The encoder's of the captions; None for a model without a query head."""
 
 
 def _soft_labels(plan: TrainingPlan, stage: Stage, progress: Progress) -> _SoftLabels:
-    if stage.name != "align" or stage.soft_label_weight <= 0 or plan.vectors is not None:
-        # The head is taught by texts, which a model that reads vectors does not read.
+    if stage.name != "align":
         return _SoftLabels()
+    queries = None
+    if plan.checkpoint.sigma.query_head is not None:
+        queries = query_vectors(plan.checkpoint.encoder, plan.images, progress)
+    if stage.soft_label_weight <= 0 or plan.vectors is not None:
+        # The head is taught by texts, which a model that reads vectors does not read.
+        return _SoftLabels(query_vectors=queries)
     teacher = plan.teacher()
     embeddings = plan.probe.embeddings
     return _SoftLabels(
         soft_labels(teacher, plan.images, embeddings, progress),
         mismatched_pairs(teacher, plan.images, embeddings, stage.mismatched, plan.seed),
+        queries,
     )
+
+
+def query_vectors(encoder: Encoder, images: TrainingImages, progress: Progress) -> HalfArray:
+    """(m, D) the encoder's vectors of the first m captions in corpus order, for the query head."""
+    captions = list(islice(chain.from_iterable(images.captions), _MOST_QUERIES))
+    vectors = np.zeros((len(captions), encoder.width), np.float16)
+    with progress("query vectors", len(captions)) as bar:
+        for start in range(0, len(captions), _BATCH):
+            batch = captions[start : start + _BATCH]
+            vectors[start : start + len(batch)] = encoder.embed_texts(batch)
+            bar.update(len(batch))
+    return vectors
 
 
 def mismatched_pairs(
@@ -221,6 +246,7 @@ def _job(plan: TrainingPlan, stage: Stage, labels: _SoftLabels) -> StageJob:
         mismatched=labels.mismatched,
         views=plan.views,
         vectors=plan.vectors,
+        query_vectors=labels.query_vectors,
         seed=plan.seed,
         resume=plan.resume,
     )

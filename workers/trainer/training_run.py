@@ -34,6 +34,7 @@ _KEPT_FIELDS = (
     "max_pixels",
     "max_text_tokens",
     "joint_tokens",
+    "query_head",
     "embedding_width",
 )
 

@@ -71,7 +71,7 @@ def peak_of_a_step(sigma: SigmaModel, batch: StageBatch) -> int:
 
         def step() -> None:
             for part in batch.parts(sigma.profile.compute.micro_batch):
-                generation, similarity, _ = sigma(part.examples, part.patches)
+                generation, similarity, *_ = sigma(part.examples, part.patches)
                 (generation + similarity).backward()
                 del generation, similarity
             optimizer.step()
@@ -189,3 +189,15 @@ def test_a_damaged_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RefuseToStartError, match=r"config\.json cannot be read"):
         backbone_config(str(tmp_path))
+
+
+def test_a_query_head_is_trained_and_takes_the_encoder_from_those_that_answer() -> None:
+    corpus = Corpus(1000, 5000)
+    own = replace(profile("qwen-3b"), query_head=True)
+    without = dry_run(profile("qwen-3b"), corpus, gpu("h200"), 1, refresh=False)
+    plan = dry_run(own, corpus, gpu("h200"), 1, refresh=False)
+    # 2048 → 4096 → 2048 with biases, and a layer norm; half precision.
+    head = 2048 * 4096 + 4096 + 4096 * 2048 + 2048 + 2 * 2048
+    assert plan.serving.weights == without.serving.weights + 2 * head
+    assert (plan.serving.encoder, without.serving.encoder > 0) == (0, True)
+    assert plan.largest.memory.total > without.largest.memory.total

@@ -33,6 +33,7 @@ from workers.trainer.trainer import TrainResult
         (["--resume", "--teacher", "t"], "what a generation is made of"),
         (["--from-store", "--profile", "tiny", "--model", "m"], "--model needs a profile that"),
         (["--from-store", "--profile", "small", "--teacher", "t"], "--teacher needs a profile"),
+        (["--refresh", "--query-head"], "what a generation is made of"),
         (["--from-store", "--profile", "huge"], "one of tiny, small, qwen-3b, qwen-7b or a file"),
         (["--from-store", "--profile", "huge.toml"], "huge.toml cannot be read"),
     ],
@@ -51,6 +52,14 @@ def test_a_model_that_is_named_is_trained_with_the_papers_numbers() -> None:
     named = training_request(parser().parse_args(larger)).profile
     assert named == replace(profile("qwen-7b"), model="/m")
     assert training_request(parser().parse_args(["train", "--from-store"])).profile is None
+
+
+def test_a_query_head_is_added_to_the_profile_that_is_named_or_to_tiny() -> None:
+    options = ["train", "--from-store", "--query-head"]
+    own = training_request(parser().parse_args(options)).profile
+    assert own == replace(profile("tiny"), query_head=True)
+    named = training_request(parser().parse_args([*options, "--profile", "qwen-7b"])).profile
+    assert named == replace(profile("qwen-7b"), query_head=True)
 
 
 @pytest.mark.parametrize(
