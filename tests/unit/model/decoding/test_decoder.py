@@ -26,20 +26,10 @@ def full_log_probabilities(
     shape = sigma.profile.shape
     identifiers = list(itertools.product(*(range(count) for count in shape.codes)))
     rows = [prompt + sigma.prompts.identifier(codes) for codes in identifiers]
-    with torch.inference_mode():
-        images = None
-        if image is not None:
-            images = VisualTokens(
-                image.states.repeat(len(rows), 1), image.grid.repeat(len(rows), 1)
-            )
-        inputs = sigma.embed(rows, images)
-        hidden = decoder.language_model(
-            inputs_embeds=inputs.embeddings,
-            attention_mask=inputs.mask.long(),
-            position_ids=inputs.positions,
-            use_cache=False,
-        ).last_hidden_state
-        logits = sigma.backbone.lm_head(hidden[:, len(prompt) - 1 : -1]).float()
+    images = None
+    if image is not None:
+        images = VisualTokens(image.states.repeat(len(rows), 1), image.grid.repeat(len(rows), 1))
+    logits = full_logits(decoder, rows, images)[:, len(prompt) - 1 : -1]
     scores = {}
     for row, codes in enumerate(identifiers):
         total = torch.zeros(())
@@ -47,6 +37,23 @@ def full_log_probabilities(
             total += torch.log_softmax(logits[row, level, sigma.levels[level]], -1)[code]
         scores[shape.pack(codes)] = float(total)
     return scores
+
+
+def full_logits(
+    decoder: Decoder, rows: list[list[int]], images: VisualTokens | None
+) -> torch.Tensor:
+    """(B, T, V) float32 of one pass of the whole model over B rows of equal length."""
+    sigma = decoder.sigma
+    with torch.inference_mode():
+        inputs = sigma.embed(rows, images)
+        hidden = decoder.language_model(
+            inputs_embeds=inputs.embeddings,
+            attention_mask=inputs.mask.long(),
+            position_ids=inputs.positions,
+            use_cache=False,
+        ).last_hidden_state
+        logits: torch.Tensor = sigma.backbone.lm_head(hidden).float()
+    return logits
 
 
 def scores_by_leaf(beams: Beams, row: int) -> dict[int, float]:
@@ -173,15 +180,7 @@ def suffix_log_probability(
     """Of id5 behind a query and four codes, by one pass of the whole model."""
     sigma = decoder.sigma
     row = sigma.prompts.query_prompt(text) + sigma.prompts.identifier(codes)
-    with torch.inference_mode():
-        inputs = sigma.embed([row], None)
-        hidden = decoder.language_model(
-            inputs_embeds=inputs.embeddings,
-            attention_mask=inputs.mask.long(),
-            position_ids=inputs.positions,
-            use_cache=False,
-        ).last_hidden_state
-        logits = sigma.backbone.lm_head(hidden[0, -1]).float()
+    logits = full_logits(decoder, [row], None)[0, -1]
     return float(torch.log_softmax(logits[sigma.levels[LEVELS]], -1)[suffix])
 
 
