@@ -139,7 +139,8 @@ def test_the_published_vocabulary_passes_a_step_and_a_query_in_bfloat16() -> Non
     nothing = ImagePreprocessor(None, 0, 0)
     sigma = SigmaModel(backbone, tokenizer, nothing, as_on_a_gpu).train()
     described = sigma.prompts.comprehend((3, 2, 1, 0, 5), TEXTS[0])
-    generation, _, _ = sigma([described, sigma.prompts.align(TEXTS[1], (1, 2, 3, 4, 5), 0.5)], None)
+    aligned = sigma.prompts.align(TEXTS[1], (1, 2, 3, 4, 5), 0.5)
+    generation = sigma([described, aligned], None)[0]
     # Random weights know nothing of 151,936 words.
     assert abs(generation.item() - log(151_936)) < 1
     generation.backward()
