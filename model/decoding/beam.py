@@ -14,8 +14,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from model.retrieval.branches import Branches
 from model.retrieval.prefix_means import PrefixMeans
-from model.retrieval.trie import Branches, Trie
+from model.retrieval.trie import Trie
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import FloatArray
 

@@ -1,10 +1,9 @@
 """The trie in memory: which leaves exist, and which images are posted under them.
 
-It follows inserts and deletes without a rebuild. Two halves. *Structure* (`Branches`): for each
-prefix the number of occupied leaves below it, in dense int32 tables on the decoder's device, so the
-allowed children of all beams are one gather, and an insert or delete is an `index_add`. *Content*:
-postings by leaf, an immutable base in CSR form plus a small delta that is merged when it has grown.
-An image is an int32 *slot*, its row in the ranking embeddings: a posting costs 14 bytes.
+It follows inserts and deletes without a rebuild. Two halves. *Structure*
+(`model.retrieval.branches`): which prefixes have leaves below them. *Content*: postings by leaf, an
+immutable base in CSR form plus a small delta that is merged when it has grown. An image is an int32
+*slot*, its row in the ranking embeddings: a posting costs 14 bytes.
 
 One thread owns a trie; it applies changes between batches of queries.
 """
@@ -16,17 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from model.retrieval.branches import Branches
 from schemas.errors import RefuseToStartError
-from schemas.identifiers import LEVELS, IdentifierShape
+from schemas.identifiers import IdentifierShape
 from schemas.records import BoolArray, FloatArray, IntArray
 
 Int32Array = npt.NDArray[np.int32]
 Int16Array = npt.NDArray[np.int16]
-
-# Leaves a dense table may have: 1 GiB of int32. The paper's profile has 2**20.
-DENSE_LIMIT = 1 << 28
 
 # In place of a suffix: the posting is an alternate.
 ALTERNATE = -1
@@ -39,56 +35,6 @@ _MIN_DELTA = 4096
 
 # The delta may grow to 1/8 of the base, so that a posting is rewritten O(log N) times in all.
 _DELTA_SHARE = 8
-
-
-class Branches:
-    """Occupied leaves below each prefix, on a device: what constrained decoding asks for."""
-
-    def __init__(self, shape: IdentifierShape, device: torch.device) -> None:
-        if shape.leaves > DENSE_LIMIT:
-            raise RefuseToStartError(
-                f"the number of leaves must be at most {DENSE_LIMIT:,}, got {shape.leaves:,}: the"
-                " trie keeps a dense table of them; lower a level's count"
-            )
-        self.shape = shape
-        self.load = np.zeros(shape.leaves, dtype=np.int32)
-        """(leaves,) postings of each leaf, on the host."""
-        self._below: list[Tensor] = []
-        for level in range(LEVELS + 1):
-            size = shape.prefixes(level)
-            self._below.append(torch.zeros(size, dtype=torch.int32, device=device))
-
-    @property
-    def leaves(self) -> int:
-        """Number of occupied leaves."""
-        return int(self._below[0])
-
-    def add(self, leaves: IntArray, sign: int) -> None:
-        """Count postings in (+1) or out (-1); `leaves` (P,) may repeat."""
-        touched, amount = np.unique(leaves, return_counts=True)
-        was_occupied = self.load[touched] > 0
-        self.load[touched] += sign * amount.astype(np.int32)
-        is_occupied = self.load[touched] > 0
-        # Only a leaf that was empty, or has become empty, changes the counts above it.
-        changed = touched[was_occupied != is_occupied]
-        if not len(changed):
-            return
-        for level, table in enumerate(self._below):
-            leaves_per_prefix = self.shape.leaves // self.shape.prefixes(level)
-            prefixes = torch.from_numpy(changed // leaves_per_prefix).to(table.device)
-            change = torch.full_like(prefixes, sign, dtype=torch.int32)
-            table.index_add_(0, prefixes, change)
-
-    def children(self, level: int, prefixes: Tensor) -> Tensor:
-        """Occupied leaves below each child of prefixes of length `level`.
-
-        (…,) int64 → (…, K) int32, 0 where a child has none.
-        """
-        return self._below[level + 1].view(-1, self.shape.codes[level])[prefixes]
-
-    def below(self, level: int, prefixes: Tensor) -> Tensor:
-        """Occupied leaves below each prefix of length `level`, (…,) int64 → (…,) int32."""
-        return self._below[level][prefixes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.retrieval.trie import ALTERNATE, Branches, Trie
-from schemas.errors import RefuseToStartError
+from model.retrieval.trie import ALTERNATE, Trie
 from schemas.identifiers import IdentifierShape
 
 SHAPE = IdentifierShape(codes=(3, 4, 2, 5), suffixes=30_000)
@@ -107,11 +106,3 @@ def test_an_empty_trie_reaches_nothing() -> None:
     trie = Trie(SHAPE)
     trie.insert(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32, np.int64)))
     assert len(trie.reached(np.arange(SHAPE.leaves)).slots) == 0
-
-
-def test_a_shape_too_large_for_dense_tables_is_refused() -> None:
-    with pytest.raises(RefuseToStartError, match="lower a level"):
-        Branches(
-            IdentifierShape(codes=(1 << 10, 1 << 10, 1 << 5, 1 << 5), suffixes=1),
-            torch.device("cpu"),
-        )
