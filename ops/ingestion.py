@@ -20,7 +20,12 @@ from stream.manifest import LeftOut
 from workers.repository.connection import Connection, fetch_rows
 from workers.repository.deletions import deleted_versions
 from workers.repository.rejections import Rejection, rejections
-from workers.repository.stored_images import StoredImage, images_by_id, next_version
+from workers.repository.stored_images import (
+    StoredImage,
+    has_content,
+    images_by_id,
+    next_version,
+)
 from workers.runtime.services import Services
 from workers.trainer.seeding import arrival
 
@@ -99,8 +104,8 @@ def publish(
 ) -> PublishedImages:
     """Publish an `ImageArrived` for each entry; `tick` is called with the number of entries done.
 
-    Without a `version`, deleted images and changed files come under the next one and all others
-    keep theirs, so that ingesting a manifest twice changes nothing.
+    Without a `version`, deleted images and those with a changed file or changed metadata come under
+    the next one and all others keep theirs, so that ingesting a manifest twice changes nothing.
     """
     events: list[ImageArrived] = []
     unreadable: list[RefusedFile] = []
@@ -119,8 +124,8 @@ def publish(
             checksum = file_checksum(entry.path)
             checksums[entry.image_id] = checksum
             gone = deleted[entry.image_id].version if entry.image_id in deleted else 0
-            event = arrival(entry, version or next_version(image, checksum, gone))
-            if _is_indexed(image, event.version, checksum):
+            event = arrival(entry, version or next_version(image, checksum, entry.metadata, gone))
+            if _is_indexed(image, event, checksum):
                 known.add(entry.image_id)
             try:
                 announced = event if upload is None else _uploaded(event, upload)
@@ -143,16 +148,16 @@ def with_left_out(published: PublishedImages, left_out: Sequence[LeftOut]) -> Pu
     return replace(published, unreadable=(*refused, *published.unreadable))
 
 
-def _is_indexed(stored: StoredImage | None, version: int, checksum: str | None) -> bool:
+def _is_indexed(stored: StoredImage | None, event: ImageArrived, checksum: str | None) -> bool:
     """Tell whether answers contain this version, or a newer one, so that nothing will change."""
-    return stored is not None and stored.state == "indexed" and _answers(stored, version, checksum)
+    return stored is not None and stored.state == "indexed" and _answers(stored, event, checksum)
 
 
-def _answers(stored: StoredImage, version: int, checksum: str | None) -> bool:
-    """Tell whether what is stored is this version with these bytes, or a newer one."""
-    if stored.version == version:
-        return checksum is None or stored.checksum in ("", checksum)
-    return stored.version > version
+def _answers(stored: StoredImage, event: ImageArrived, checksum: str | None) -> bool:
+    """Tell whether what is stored is this version with this content, or a newer version."""
+    if stored.version == event.version and stored.state != "deleted":
+        return has_content(stored, checksum, event.metadata)
+    return stored.version >= event.version
 
 
 def upload_to(services: Services) -> Upload | None:
@@ -243,8 +248,8 @@ def _searchable(
     indexed: dict[int, str] = {}
     done: set[str] = set()
     for image_id, image in images_by_id(conn, list(oldest)).items():
-        # Other bytes under the same version are not this event's: its rejection will follow.
-        if not _answers(image, oldest[image_id].version, checksums.get(image_id)):
+        # Other content under the same version is not this event's: its rejection will follow.
+        if not _answers(image, oldest[image_id], checksums.get(image_id)):
             continue
         if image.state == "deleted":
             done.add(image_id)

@@ -17,7 +17,7 @@ JsonSchema = Mapping[str, Any]
 # Keywords that must be equal: whether one includes the other cannot be told in general.
 _LOWER_BOUNDS = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _UPPER_BOUNDS = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
-_EXACT = ("pattern", "format", "const", "uniqueItems", "multipleOf")
+_EXACT = ("pattern", "format", "const", "uniqueItems", "multipleOf", "propertyNames")
 _OTHER_KNOWN = (
     "$schema",
     "$id",
@@ -79,6 +79,12 @@ def reading_problems(reader: JsonSchema, writer: JsonSchema, place: str = "") ->
     yield from _property_problems(reader, writer, place)
     if "items" in reader:
         yield from reading_problems(reader["items"], writer.get("items", {}), f"{place}[]")
+    others = reader.get("additionalProperties")
+    if isinstance(others, Mapping):
+        written = writer.get("additionalProperties", {})
+        # True allows any value, as an empty schema does; False allows none.
+        if written is not False:
+            yield from reading_problems(others, {} if written is True else written, f"{place}/*")
 
 
 def _property_problems(reader: JsonSchema, writer: JsonSchema, place: str) -> Iterator[str]:

@@ -49,10 +49,20 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_null(value: Any) -> bool:
+    return value is None
+
+
 _TYPES: Mapping[str, Check] = {
     "string": _is_string,
     "array": _is_array,
     "object": _is_object,
+    "boolean": _is_boolean,
+    "null": _is_null,
     "integer": _is_integer,
     "number": _is_number,
 }
@@ -100,6 +110,16 @@ def _each_member(properties: Mapping[str, Mapping[str, Any]]) -> Check:
     return check
 
 
+def _each_value(schema: Mapping[str, Any]) -> Check:
+    check = _compile(schema)
+    return lambda value: all(map(check, value.values()))
+
+
+def _each_name(schema: Mapping[str, Any]) -> Check:
+    check = _compile(schema)
+    return lambda value: all(map(check, value))
+
+
 _KEYWORDS: Mapping[str, Callable[[Any], Check]] = {
     "minimum": _at_least,
     "maximum": _at_most,
@@ -111,6 +131,17 @@ _KEYWORDS: Mapping[str, Callable[[Any], Check]] = {
     "items": _each_item,
     "required": _has_all,
     "properties": _each_member,
+    "maxProperties": _size_at_most,
+    "propertyNames": _each_name,
+    "additionalProperties": _each_value,
+}
+# Of a value that may have one of several types: the type that each keyword is for.
+_KEYWORDS_OF: Mapping[str, tuple[str, ...]] = {
+    "string": ("minLength", "maxLength", "pattern"),
+    "number": ("minimum", "maximum"),
+    "array": ("minItems", "maxItems", "items"),
+    "boolean": (),
+    "null": (),
 }
 _WITHOUT_EFFECT = frozenset({"$schema", "title", "description"})
 
@@ -118,18 +149,41 @@ _WITHOUT_EFFECT = frozenset({"$schema", "title", "description"})
 def _compile(schema: Mapping[str, Any]) -> Check:
     keywords = [name for name in schema if name != "type" and not _has_no_effect(schema, name)]
     kind = schema.get("type")
+    if isinstance(kind, list):
+        return _compile_union(schema, kind, keywords)
     # Every keyword is for one type of value. With a known type its check need not ask for it.
     if not isinstance(kind, str) or kind not in _TYPES:
         raise _UnknownKeywordError
-    if not _KEYWORDS.keys() >= set(keywords):
+    if not _KEYWORDS.keys() >= set(keywords) or _is_closed(schema):
         raise _UnknownKeywordError
     return _all_of(_TYPES[kind], [_KEYWORDS[name](schema[name]) for name in keywords])
+
+
+def _compile_union(schema: Mapping[str, Any], kinds: list[str], keywords: list[str]) -> Check:
+    """A value of any of some types, which has to satisfy the keywords of its own type only."""
+    checks = []
+    known: set[str] = set()
+    for kind in kinds:
+        if kind not in _KEYWORDS_OF:
+            raise _UnknownKeywordError
+        own = [name for name in keywords if name in _KEYWORDS_OF[kind]]
+        known.update(own)
+        checks.append(_compile({"type": kind, **{name: schema[name] for name in own}}))
+    if not known >= set(keywords):
+        raise _UnknownKeywordError
+    return lambda value: any(check(value) for check in checks)
 
 
 def _has_no_effect(schema: Mapping[str, Any], keyword: str) -> bool:
     if keyword == "additionalProperties":
         return schema[keyword] is True
     return keyword in _WITHOUT_EFFECT
+
+
+def _is_closed(schema: Mapping[str, Any]) -> bool:
+    """Whether some members of an object are told apart from the others, or forbidden."""
+    others = schema.get("additionalProperties", True)
+    return others is False or (others is not True and "properties" in schema)
 
 
 def _all_of(type_check: Check, checks: list[Check]) -> Check:

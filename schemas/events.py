@@ -20,6 +20,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from schemas.compiled_schema import Check, compile_check
 from schemas.errors import RejectInputError, UsageError
+from schemas.metadata import Metadata, checked_metadata, stored_metadata
 from schemas.records import JsonObject, require_aware, storable_time
 
 # Topic names and the NAMEs of events are stored and published: they never change.
@@ -62,6 +63,7 @@ class ImageArrived:
 
     TOPIC: ClassVar[str] = ARRIVED
     NAME: ClassVar[str] = "image_arrived"
+    SCHEMA: ClassVar[int] = 2
 
     image_id: str
     uri: str
@@ -70,6 +72,8 @@ class ImageArrived:
     test_captions: tuple[str, ...] = ()
     split: str | None = None
     arrived_at: datetime = field(default_factory=now)
+    # A dictionary has no hash.
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         require_aware("arrived_at", self.arrived_at)
@@ -86,6 +90,7 @@ class ImageAccepted:
 
     TOPIC: ClassVar[str] = ACCEPTED
     NAME: ClassVar[str] = "image_accepted"
+    SCHEMA: ClassVar[int] = 2
 
     image_id: str
     uri: str
@@ -99,6 +104,7 @@ class ImageAccepted:
     test_captions: tuple[str, ...] = ()
     split: str | None = None
     published_at: datetime | None = None
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         require_aware("arrived_at", self.arrived_at)
@@ -111,6 +117,7 @@ class ImageRejected:
 
     TOPIC: ClassVar[str] = REJECTED
     NAME: ClassVar[str] = "image_rejected"
+    SCHEMA: ClassVar[int] = 1
 
     image_id: str
     uri: str
@@ -130,6 +137,7 @@ class ImageIndexed:
 
     TOPIC: ClassVar[str] = INDEXED
     NAME: ClassVar[str] = "image_indexed"
+    SCHEMA: ClassVar[int] = 1
 
     image_id: str
     version: int
@@ -151,6 +159,7 @@ class ImageDeleted:
 
     TOPIC: ClassVar[str] = DELETED
     NAME: ClassVar[str] = "image_deleted"
+    SCHEMA: ClassVar[int] = 1
 
     image_id: str
     version: int | None = None
@@ -165,6 +174,7 @@ class QueryServed:
 
     TOPIC: ClassVar[str] = SERVED
     NAME: ClassVar[str] = "query_served"
+    SCHEMA: ClassVar[int] = 1
 
     query: str
     generation: int
@@ -184,6 +194,7 @@ class OperationsEvent:
 
     TOPIC: ClassVar[str] = OPERATIONS
     NAME: ClassVar[str] = "operations_event"
+    SCHEMA: ClassVar[int] = 1
 
     kind: str
     message: str
@@ -239,6 +250,8 @@ def decode(topic: str, payload: bytes) -> EventRecord:
     if kind is None:
         raise UsageError(f"topic must be one of {', '.join(EVENTS)}, got {topic}; correct it")
     document = _parse(kind, payload)
+    if "metadata" in document:
+        document["metadata"] = _checked_metadata(kind, document["metadata"])
     problem = _schema_problem(kind.NAME, document)
     if problem is not None:
         raise _bad_event(kind, _described(problem))
@@ -275,7 +288,7 @@ def headers(
         "ce_specversion": "1.0",
         "ce_id": str(uuid.uuid4()),
         "ce_source": source,
-        "ce_type": f"sigma.{event.NAME}.v1",
+        "ce_type": f"sigma.{event.NAME}.v{event.SCHEMA}",
         "ce_subject": key,
         "ce_time": now().isoformat(),
         "content-type": "application/json",
@@ -304,8 +317,9 @@ def trace_of(event_headers: Mapping[str, str]) -> str:
 # Building a validator is slow, and every event needs one.
 @cache
 def validator(name: str) -> Draft202012Validator:
-    """Load the validator of version 1 of an event's JSON Schema, by the event's NAME."""
-    file = resources.files("schemas").joinpath("events").joinpath(f"{name}.v1.json")
+    """Load the validator of the newest version of an event's JSON Schema, by the event's NAME."""
+    version = next(kind.SCHEMA for kind in EVENTS.values() if name == kind.NAME)
+    file = resources.files("schemas").joinpath("events").joinpath(f"{name}.v{version}.json")
     return Draft202012Validator(json.loads(file.read_text(encoding="utf-8")))
 
 
@@ -351,8 +365,20 @@ def _described(problem: ValidationError) -> str:
     return f"{place}: {problem.message[:_REASON_LENGTH]}"
 
 
+def _checked_metadata(kind: type[EventRecord], document: object) -> JsonObject:
+    """Metadata in one form, before the schema is asked: these messages say what to correct."""
+    try:
+        metadata = checked_metadata(document)
+    except UsageError as error:
+        raise _bad_event(kind, str(error)) from error
+    # Tags as lists again, which a JSON Schema knows.
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in metadata.items()}
+
+
 def _value(kind: type[EventRecord], name: str, value: Any) -> Any:
     """Turn a JSON value into that of the field: times by their name, lists into tuples."""
+    if name == "metadata":
+        return stored_metadata(value)
     if name.endswith("_at"):
         return storable_time(datetime.fromisoformat(value))
     if name == "image_id" and value.endswith("\n"):

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import RejectInputError, UsageError
+from schemas.metadata import Metadata
 
 # A JSON document where it enters or leaves the project; inside, values are frozen records.
 JsonObject = dict[str, Any]
@@ -73,6 +74,8 @@ class ManifestEntry:
     """Captions that evaluation asks for and training never sees."""
     split: str | None = None
     arrived_at: datetime | None = None
+    # A dictionary has no hash.
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         require_aware("arrived_at", self.arrived_at)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import UsageError
+from schemas.metadata import checked_metadata
 from schemas.records import JsonObject, ManifestEntry, storable_time
 
 # Characters of an image id; the event schemas allow as many.
@@ -190,6 +191,8 @@ def _document(entry: ManifestEntry, home: Path) -> JsonObject:
         document["split"] = entry.split
     if entry.arrived_at is not None:
         document["arrived_at"] = entry.arrived_at.isoformat()
+    if entry.metadata:
+        document["metadata"] = dict(entry.metadata)
     return document
 
 
@@ -226,6 +229,7 @@ def _parse_entry(document: Any, home: Path) -> ManifestEntry:
         arrived_at=None
         if arrived_at is None
         else storable_time(datetime.fromisoformat(arrived_at)),
+        metadata=checked_metadata(document.get("metadata") or {}),
     )
 
 

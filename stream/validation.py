@@ -50,4 +50,5 @@ def accept(
         test_captions=arrived.test_captions,
         split=arrived.split,
         published_at=published_at,
+        metadata=arrived.metadata,
     )

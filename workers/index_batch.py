@@ -13,6 +13,7 @@ from typing import TypeVar
 from schemas.errors import RejectInputError
 from schemas.events import ImageAccepted, ImageIndexed, ImageRejected, OperationsEvent
 from schemas.identifiers import IdentifierShape
+from schemas.metadata import canonical
 from schemas.records import ByteArray
 from stream.log.dead_letters import dead_letter, rejection_of_event, rejection_of_image
 from stream.log.event_log import Event, Message, message, record_of
@@ -20,7 +21,7 @@ from workers.generations.image_assigner import ImageAssigner
 from workers.generations.inferred import Inferred
 from workers.repository.generations import Generation
 from workers.repository.postings import AppendOutcome, AppendStatus
-from workers.repository.stored_images import StoredImage
+from workers.repository.stored_images import StoredImage, has_content
 
 # The stage that dead letters name.
 STAGE = "index"
@@ -103,15 +104,16 @@ def read_events(events: Iterable[Event]) -> tuple[list[AcceptedEvent], list[Refu
 
 
 def without_repeats(accepted: Iterable[AcceptedEvent]) -> list[AcceptedEvent]:
-    """Keep one event of the same bytes of a version, in the order in which each came first.
+    """Keep one event of the same content of a version, in the order in which each came first.
 
     A relay that died between publishing and committing publishes an event again, often into the
     same batch. Of the repeats the last one stays, with the time at which the first was published.
     """
-    unique: dict[tuple[str, int, str], AcceptedEvent] = {}
+    unique: dict[tuple[str, int, str, str], AcceptedEvent] = {}
     for candidate in accepted:
         image = candidate.image
-        version = image.image_id, image.version, image.checksum
+        content = image.checksum, canonical(image.metadata)
+        version = image.image_id, image.version, *content
         known = unique.get(version)
         if known is not None:
             first = min(published(known), published(candidate), key=_published_at)
@@ -169,12 +171,12 @@ def is_finished(version: int, stored: StoredImage, posted_keys: Collection[int])
 def is_news(image: ImageAccepted, stored: StoredImage) -> bool:
     """Tell whether a version says something of itself that is not stored.
 
-    Other bytes are a conflict. An earlier publication is to be noted, for a deletion may lie
-    between the two.
+    Other bytes or metadata are a conflict. An earlier publication is to be noted, for a deletion
+    may lie between the two.
     """
     if stored.version != image.version or stored.state == "deleted":
         return False
-    if stored.checksum not in ("", image.checksum):
+    if stored.checksum and not has_content(stored, image.checksum, image.metadata):
         return True
     if image.published_at is None or stored.published_at is None:
         return False
@@ -182,12 +184,15 @@ def is_news(image: ImageAccepted, stored: StoredImage) -> bool:
 
 
 def conflict(item: IndexItem, stored_checksum: str) -> RefusedEvent:
-    """Refuse an image whose version is stored with other bytes."""
+    """Refuse an image whose version is stored with other bytes, or with other metadata."""
     image = item.image
+    other = "other metadata"
+    if image.checksum != stored_checksum:
+        stored, got = stored_checksum[:_SHOWN_DIGITS], image.checksum[:_SHOWN_DIGITS]
+        other = f"other bytes (SHA-256 {stored}…, got {got}…)"
     error = RejectInputError(
         "version-conflict",
-        f"version {image.version} of image {image.image_id} is stored with other bytes "
-        f"(SHA-256 {stored_checksum[:_SHOWN_DIGITS]}…, got {image.checksum[:_SHOWN_DIGITS]}…); "
+        f"version {image.version} of image {image.image_id} is stored with {other}; "
         "publish a changed image with a higher version, and another image with another id",
     )
     return RefusedEvent(item.event, rejection_of_image(image, error, stage=STAGE))

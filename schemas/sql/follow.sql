@@ -22,6 +22,17 @@ SELECT length(embedding) FROM image_embedding WHERE generation = %(generation)s 
 COPY (SELECT image_key, confidence, trained, embedding FROM image_embedding WHERE generation = %(generation)s ORDER BY image_key)
 TO STDOUT (FORMAT BINARY);
 
+-- name: copy_metadata
+-- Metadata of all images of a generation that have some, in ascending key.
+COPY (SELECT i.image_key, i.metadata FROM image i JOIN image_embedding e USING (image_key)
+      WHERE e.generation = %(generation)s AND i.metadata <> '{}' ORDER BY i.image_key)
+TO STDOUT (FORMAT BINARY);
+
+-- name: metadata_of_images
+-- Metadata of those of these images that have some.
+COPY (SELECT image_key, metadata FROM image WHERE image_key = ANY(%(image_keys)s) AND metadata <> '{}')
+TO STDOUT (FORMAT BINARY);
+
 -- name: changed_postings
 -- Postings that became visible since `previous`. The order of commits does not matter: a row is new
 -- when its writer was not visible then, however low its number. A row that is read at all is

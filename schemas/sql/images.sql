@@ -35,7 +35,7 @@ SELECT image_id, version, published_at FROM refused_version WHERE image_id = ANY
 
 -- name: lock_images_by_id
 -- Locks images in the order of image_id, as all writers do, so that no two wait for each other.
-SELECT image_key, image_id, version, state::text, checksum, published_at FROM image WHERE image_id = ANY(%(image_ids)s) ORDER BY image_id FOR UPDATE;
+SELECT image_key, image_id, version, state::text, checksum, published_at, metadata FROM image WHERE image_id = ANY(%(image_ids)s) ORDER BY image_id FOR UPDATE;
 
 -- name: lock_images_by_key
 -- The same by key. Images that were deleted, or replaced by a newer version, are left out.
@@ -45,19 +45,21 @@ SELECT image_key FROM image WHERE image_key = ANY(%(image_keys)s) AND state <> '
 -- Inserts images, or replaces older versions under new keys; returns whether each was inserted
 -- (xmax is 0). Returns no row for an image whose same or newer version is stored.
 INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at,
-                   published_at)
+                   published_at, metadata)
 SELECT u.image_id, u.version, u.uri, u.normalized_uri, u.checksum, u.width, u.height, u.captions::jsonb, u.test_captions::jsonb,
-       u.split, u.arrived_at, u.published_at
+       u.split, u.arrived_at, u.published_at, u.metadata::jsonb
 FROM unnest(%(image_id)s::text[], %(version)s::int[], %(uri)s::text[], %(normalized_uri)s::text[], %(checksum)s::text[],
             %(width)s::int[], %(height)s::int[], %(captions)s::text[], %(test_captions)s::text[], %(split)s::text[],
-            %(arrived_at)s::timestamptz[], %(published_at)s::timestamptz[])
-     AS u (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at, published_at)
+            %(arrived_at)s::timestamptz[], %(published_at)s::timestamptz[], %(metadata)s::text[])
+     AS u (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at, published_at,
+           metadata)
 ORDER BY u.image_id COLLATE "C"
 ON CONFLICT (image_id) DO UPDATE SET
     image_key = DEFAULT, version = excluded.version, state = 'accepted', uri = excluded.uri,
     normalized_uri = excluded.normalized_uri, checksum = excluded.checksum, width = excluded.width, height = excluded.height,
     captions = excluded.captions, test_captions = excluded.test_captions, split = excluded.split,
-    arrived_at = excluded.arrived_at, published_at = excluded.published_at, accepted_at = now(), indexed_at = NULL
+    arrived_at = excluded.arrived_at, published_at = excluded.published_at, metadata = excluded.metadata,
+    accepted_at = now(), indexed_at = NULL
 WHERE image.version < excluded.version
 RETURNING image_id, image_key, xmax = 0;
 
@@ -98,7 +100,7 @@ WHERE %(image_ids)s::text[] IS NULL OR image_id = ANY(%(image_ids)s) ORDER BY re
 -- name: mark_deleted
 -- Marks images as deleted. The row stays, so that a replayed arrival stays deleted, and loses its content.
 UPDATE image SET state = 'deleted', uri = '', normalized_uri = '', checksum = '', width = 0, height = 0, captions = '[]',
-    test_captions = '[]', split = NULL
+    test_captions = '[]', split = NULL, metadata = '{}'
 WHERE image_key = ANY(%(image_keys)s);
 
 -- name: mark_indexed
@@ -112,20 +114,20 @@ SELECT count(*) FROM image WHERE state = 'accepted';
 -- name: images_by_key
 -- What an answer shows of an image.
 SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at,
-       checksum, published_at
+       checksum, published_at, metadata
 FROM image WHERE image_key = ANY(%(image_keys)s);
 
 -- name: images_by_id
 -- The same by id.
 SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at,
-       checksum, published_at
+       checksum, published_at, metadata
 FROM image WHERE image_id = ANY(%(image_ids)s);
 
 -- name: missing_images
 -- Images that are not in a generation yet, oldest key first: what a candidate or a rolled-back
 -- generation must catch up.
 SELECT i.image_key, i.image_id, i.version, i.state::text, i.uri, i.normalized_uri, i.captions, i.test_captions, i.split,
-       i.arrived_at, i.indexed_at, i.checksum, i.published_at
+       i.arrived_at, i.indexed_at, i.checksum, i.published_at, i.metadata
 FROM image i
 WHERE i.state <> 'deleted' AND i.image_key > %(after)s
   AND NOT EXISTS (SELECT FROM image_embedding e WHERE e.generation = %(generation)s AND e.image_key = i.image_key)

@@ -193,15 +193,15 @@ def test_two_contents_of_one_version_in_one_batch_are_a_conflict(conn: Connectio
 def test_a_changed_file_gets_the_next_version_and_the_same_one_keeps_its_own(
     conn: Connection,
 ) -> None:
-    assert next_version(None, "a" * 64) == 1
-    assert next_version(None, "a" * 64, deleted=2) == 3
+    assert next_version(None, "a" * 64, {}) == 1
+    assert next_version(None, "a" * 64, {}, deleted=2) == 3
     accept_images(conn, [accepted("a", 4, 1, content="a")])
     stored = images_by_id(conn, ["a"])["a"]
-    assert next_version(stored, "a" * 64) == 4
-    assert next_version(stored, "b" * 64) == 5
-    assert next_version(stored, None) == 4
+    assert next_version(stored, "a" * 64, {}) == 4
+    assert next_version(stored, "b" * 64, {}) == 5
+    assert next_version(stored, None, {}) == 4
     delete_images(conn, ["a"])
-    assert next_version(images_by_id(conn, ["a"])["a"], "a" * 64) == 5
+    assert next_version(images_by_id(conn, ["a"])["a"], "a" * 64, {}) == 5
 
 
 def test_arrivals_followed_at_once_by_their_deletion_end_as_deleted(line: Line) -> None:

@@ -10,13 +10,15 @@ It needs its own connection, because it also listens for notifications.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 import psycopg
 
 from schemas.errors import RetryLaterError, brief
+from schemas.metadata import Metadata, stored_metadata
+from schemas.named_sql import queries
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from workers.repository.binary_copy import Rows, as_halves, read_rows, row_layout
 from workers.repository.connection import Connection, fetch_column, fetch_row
@@ -75,6 +77,8 @@ class Changes:
     embeddings: EmbeddingRows
     deleted: IntArray
     """(K,) image keys"""
+    metadata: Mapping[int, Metadata] = field(default_factory=dict)
+    """Of the images of `embeddings` that have some, by image key. It never changes."""
 
     def __bool__(self) -> bool:
         return bool(len(self.postings) or len(self.embeddings) or len(self.deleted))
@@ -129,6 +133,7 @@ class TrieFollower:
                 postings=postings,
                 embeddings=_joined_embeddings(chunks),
                 deleted=np.empty(0, np.int64),
+                metadata=self._metadata("copy_metadata", parameters),
             )
         # Only now: after an error the next call loads again.
         self._snapshot = snapshot
@@ -153,10 +158,13 @@ class TrieFollower:
             if self._read_epoch() != self._epoch:
                 raise RetryLaterError("the database was restored; connect and load again")
             postings = read_rows(self._conn, "changed_postings", _POSTING_LAYOUT, parameters)
+            embeddings = _joined_embeddings(self._embeddings("changed_embeddings", parameters))
+            keys = {"image_keys": embeddings.image_keys.tolist()}
             changes = Changes(
                 postings=_joined_postings(postings),
-                embeddings=_joined_embeddings(self._embeddings("changed_embeddings", parameters)),
+                embeddings=embeddings,
                 deleted=self._deleted_since(self._snapshot),
+                metadata=self._metadata("metadata_of_images", keys) if len(embeddings) else {},
             )
         # Only after the transaction ended well.
         self._snapshot = snapshot
@@ -186,6 +194,14 @@ class TrieFollower:
                 confidences=chunk["confidence"].astype(np.float32),
                 trained=chunk["trained"].astype(np.bool_),
             )
+
+    def _metadata(self, query: str, parameters: Mapping[str, object]) -> dict[int, Metadata]:
+        found = {}
+        with self._conn.cursor() as cursor, cursor.copy(queries()[query], parameters) as copy:
+            copy.set_types(["int8", "jsonb"])
+            for key, document in copy.rows():
+                found[int(key)] = stored_metadata(document)
+        return found
 
     def _read_epoch(self) -> int:
         row = fetch_row(self._conn, "epoch")

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from schemas.events import ImageAccepted
+from schemas.metadata import Metadata, canonical
 from workers.repository.connection import (
     Connection,
     columns_of,
@@ -47,7 +48,8 @@ class StoredKey:
     is_new: bool
     """False for a replay, or a version older than the stored one: then the key is that one's."""
     conflict: str | None = None
-    """The SHA-256 that is stored under the same version, when the accepted bytes are others."""
+    """The SHA-256 that is stored under the same version, when the accepted bytes, or the metadata,
+    are others."""
     outdated: bool = False
     """A newer version is stored under this key: nothing of the accepted one belongs there."""
 
@@ -60,6 +62,7 @@ class _CurrentImage:
     version: int
     checksum: str
     """Empty when the image is deleted."""
+    metadata: Metadata
     is_new: bool = False
 
 
@@ -69,7 +72,7 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[Sto
     A replayed or older version changes nothing. A higher version gets a new key, and the old
     version's postings are removed in the same transaction; a deleted image comes back with it. A
     version that was deleted before it came is stored as deleted. A version that is stored with
-    other bytes is a conflict: the stored one stays.
+    other bytes or other metadata is a conflict: the stored one stays.
     """
     with join_transaction(conn):
         # Before anything is read: a generation that begins to receive arrivals after this
@@ -172,15 +175,18 @@ def _current(
     delete_rejections(conn, accepted)
     current = {
         image_id: _CurrentImage(
-            image.image_key, image.version, _bytes_of(image, gone.get(image_id))
+            image.image_key,
+            image.version,
+            _bytes_of(image, gone.get(image_id)),
+            image.metadata,
         )
         for image_id, image in stored.items()
     }
     for image_id, key in late_keys.items():
-        current[image_id] = _CurrentImage(key, newest[image_id].version, "")
+        current[image_id] = _CurrentImage(key, newest[image_id].version, "", {})
     for image in accepted:
         current[image.image_id] = _CurrentImage(
-            keys[image.image_id], image.version, image.checksum, is_new=True
+            keys[image.image_id], image.version, image.checksum, image.metadata, is_new=True
         )
     return current
 
@@ -208,13 +214,20 @@ def _bytes_of(image: LockedImage, deleted: DeletedVersions | None) -> str:
 
 def _stored_key(image: ImageAccepted, current: _CurrentImage) -> StoredKey:
     is_same_version = image.version == current.version
-    if is_same_version and current.checksum not in ("", image.checksum):
+    if is_same_version and current.checksum and _is_other(image, current):
         return StoredKey(current.image_key, is_new=False, conflict=current.checksum)
     return StoredKey(
         current.image_key,
         is_new=current.is_new and is_same_version,
         outdated=not is_same_version,
     )
+
+
+def _is_other(image: ImageAccepted, current: _CurrentImage) -> bool:
+    """Whether an image has other bytes or other metadata than what is stored of its version."""
+    if image.checksum != current.checksum:
+        return True
+    return canonical(image.metadata) != canonical(current.metadata)
 
 
 def _upsert(conn: Connection, images: Sequence[ImageAccepted], known: set[str]) -> dict[str, int]:
@@ -249,8 +262,10 @@ def _upsert_columns(images: Sequence[ImageAccepted]) -> dict[str, list[Any]]:
         "split",
         "arrived_at",
         "published_at",
+        "metadata",
     )
     # As JSON text: `unnest` would flatten an array of arrays.
     for name in ("captions", "test_captions"):
         columns[name] = [json.dumps(texts, ensure_ascii=False) for texts in columns[name]]
+    columns["metadata"] = [canonical(metadata) for metadata in columns["metadata"]]
     return columns

@@ -1,10 +1,12 @@
 """Lock, mark and insert rows of images: the steps that accepting and deleting share."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from schemas.errors import RetryLaterError
+from schemas.metadata import Metadata, stored_metadata
 from workers.repository.connection import (
     Connection,
     columns_of,
@@ -38,11 +40,17 @@ class LockedImage:
     state: str
     checksum: str
     published_at: datetime
+    metadata: Metadata = field(hash=False)
 
 
 def lock_images(conn: Connection, image_ids: Iterable[str]) -> dict[str, LockedImage]:
     rows = fetch_rows(conn, "lock_images_by_id", image_ids=sorted(image_ids))
-    return {row[1]: LockedImage(row[0], *row[2:]) for row in rows}
+    return {row[1]: _locked_image(row) for row in rows}
+
+
+def _locked_image(row: Sequence[Any]) -> LockedImage:
+    image = LockedImage(row[0], *row[2:])
+    return replace(image, metadata=stored_metadata(image.metadata))
 
 
 def insert_deleted(conn: Connection, late: Sequence[LateArrival]) -> dict[str, int]:

@@ -1,10 +1,11 @@
 """Look up images as the database stores them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from schemas.metadata import Metadata, canonical, stored_metadata
 from workers.repository.connection import (
     Connection,
     fetch_row,
@@ -33,6 +34,7 @@ class StoredImage:
     """SHA-256 of the bytes that arrived; empty for an image that was deleted before it came."""
     published_at: datetime | None = None
     """When this version was published first."""
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
 
 def images_by_key(conn: Connection, image_keys: Sequence[int]) -> dict[int, StoredImage]:
@@ -72,21 +74,33 @@ def accepted_images(conn: Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def next_version(stored: StoredImage | None, checksum: str | None, deleted: int = 0) -> int:
-    """The version under which bytes are published, so that they become what is stored.
+def next_version(
+    stored: StoredImage | None, checksum: str | None, metadata: Metadata, deleted: int = 0
+) -> int:
+    """The version under which bytes and metadata are published, so that they become stored.
 
-    Versions up to `deleted` are gone. What is stored keeps its version when it has this SHA-256;
-    None stands for bytes that cannot be read.
+    Versions up to `deleted` are gone. What is stored keeps its version when it has this SHA-256,
+    and this metadata; None stands for bytes that cannot be read.
     """
     if stored is None:
         return deleted + 1
     if stored.state == "deleted":
         return max(stored.version, deleted) + 1
-    is_same = checksum is None or stored.checksum in ("", checksum)
-    return stored.version if is_same else stored.version + 1
+    return stored.version if has_content(stored, checksum, metadata) else stored.version + 1
+
+
+def has_content(stored: StoredImage, checksum: str | None, metadata: Metadata) -> bool:
+    """Whether a stored image has these bytes, by their SHA-256 where it is known, and metadata."""
+    has_bytes = checksum is None or stored.checksum in ("", checksum)
+    return has_bytes and canonical(stored.metadata) == canonical(metadata)
 
 
 def _stored_image(row: Sequence[Any]) -> StoredImage:
     image = StoredImage(*row)
     # JSON arrays come as lists.
-    return replace(image, captions=tuple(image.captions), test_captions=tuple(image.test_captions))
+    return replace(
+        image,
+        captions=tuple(image.captions),
+        test_captions=tuple(image.test_captions),
+        metadata=stored_metadata(image.metadata),
+    )

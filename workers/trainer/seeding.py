@@ -20,7 +20,12 @@ from stream.images.store import ImageStore
 from stream.validation import accept
 from workers.repository.connection import Connection
 from workers.repository.image_acceptance import accept_images
-from workers.repository.stored_images import StoredImage, images_by_id, next_version
+from workers.repository.stored_images import (
+    StoredImage,
+    has_content,
+    images_by_id,
+    next_version,
+)
 
 # Images accepted in one transaction, which locks them.
 _BATCH = 256
@@ -60,6 +65,7 @@ def arrival(entry: ManifestEntry, version: int = 1) -> ImageArrived:
         test_captions=entry.test_captions,
         split=entry.split,
         arrived_at=entry.arrived_at or now(),
+        metadata=entry.metadata,
     )
 
 
@@ -113,7 +119,7 @@ def seed_images(
 def _stored_before(
     conn: Connection, store: ImageStore, batch: Sequence[ManifestEntry]
 ) -> dict[int, StoredImage]:
-    """Entries whose files are stored as they are, by their place: they need no decoding again.
+    """Entries that are stored as they are, by their place: they need no decoding again.
 
     So a training goes on quickly that was killed while it read its images.
     """
@@ -123,7 +129,10 @@ def _stored_before(
         image = stored.get(entry.image_id)
         if image is None or image.state == "deleted" or not image.checksum:
             continue
-        same = file_checksum(entry.path) == image.checksum
+        # A manifest that says nothing of an image takes nothing of it away.
+        metadata = entry.metadata or image.metadata
+        checksum = file_checksum(entry.path)
+        same = checksum == image.checksum and has_content(image, checksum, metadata)
         if same and store.exists(image.normalized_uri):
             found[offset] = image
     return found
@@ -150,7 +159,7 @@ def _store(
     before = images_by_id(conn, [event.image_id for event in accepted])
     versions = []
     for event in accepted:
-        version = next_version(before.get(event.image_id), event.checksum)
+        version = next_version(before.get(event.image_id), event.checksum, event.metadata)
         # A deleted image stays deleted: training brings nothing back.
         if event.image_id in before and before[event.image_id].state == "deleted":
             version = event.version

@@ -30,12 +30,27 @@ ODD: tuple[Any, ...] = (
     {},
     "f" * 64,
     10**400,
+    {"of": None, "to": "x"},
+    {"of": "\x00"},
+    {"of": ["a", 1]},
+    {"of": {}},
+    {"of": 2**60},
+    {"of": "x" * 1025},
+    {"of": ["x"] * 65},
+    {"of": -1.5, "2": "x"},
+    {str(number): 1 for number in range(33)},
 )
 
 
 def documents(schema: Mapping[str, Any], chance: random.Random) -> dict[str, Any]:
     """A document that is mostly right."""
-    good = {"string": "2026-11-25T12:00:00+00:00", "integer": 3, "number": 0.5, "array": ["a", "b"]}
+    good: dict[str, Any] = {
+        "object": {"year": 2026, "of": "x", "tags": ["a"], "is": True},
+        "string": "2026-11-25T12:00:00+00:00",
+        "integer": 3,
+        "number": 0.5,
+        "array": ["a", "b"],
+    }
     document: dict[str, Any] = {}
     for name, member in schema["properties"].items():
         value = good[member["type"]]
@@ -73,7 +88,9 @@ def test_the_quick_check_agrees_with_the_schema(name: str) -> None:
     "schema",
     [
         {"type": "string", "format": "date"},
-        {"type": ["string", "null"]},
+        {"type": ["string", "object"]},
+        {"type": ["string", "null"], "minimum": 1},
+        {"type": "object", "properties": {}, "additionalProperties": {"type": "string"}},
         {"enum": ["a"]},
         {"type": "object", "additionalProperties": False},
         {"type": "array", "items": {"type": "string", "not": {}}},

@@ -37,9 +37,18 @@ EXAMPLES: list[EventRecord] = [
         test_captions=("x",),
         split="train",
         arrived_at=MOMENT,
+        metadata={"year": 2026, "of": "ü", "tags": ("a", "b"), "is": True, "at": "1.5"},
     ),
     ImageAccepted(
-        "a", "file:///a.jpg", "file:///b.png", "0" * 64, 10, 20, MOMENT, published_at=MOMENT
+        "a",
+        "file:///a.jpg",
+        "file:///b.png",
+        "0" * 64,
+        10,
+        20,
+        MOMENT,
+        published_at=MOMENT,
+        metadata={"year": 2026},
     ),
     ImageRejected("a", "file:///a.jpg", "truncated", "cut short", "intake"),
     ImageIndexed("a", 1, 2, (1, 2, 3, 0, 5), (10, 11), -0.5, MOMENT, MOMENT),
@@ -138,7 +147,7 @@ def test_a_naive_time_is_refused() -> None:
 def test_headers_are_cloudevents_in_binary_mode_and_carry_the_trace_on() -> None:
     first = headers(EXAMPLES[0], "ü 1")
     assert first["ce_specversion"] == "1.0"
-    assert first["ce_type"] == "sigma.image_arrived.v1"
+    assert first["ce_type"] == "sigma.image_arrived.v2"
     assert first["ce_subject"] == "ü 1"
     assert first["content-type"] == "application/json"
     assert datetime.fromisoformat(first["ce_time"]).tzinfo is not None

@@ -35,6 +35,7 @@ def test_a_manifest_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
 
 def test_writing_and_reading_a_manifest_gives_the_same_entries(tmp_path: Path) -> None:
     entries = [ManifestEntry("ü", str(tmp_path / "a b.png"), ("eins",), ("zwei",), "test")]
+    entries.append(ManifestEntry("m", "/m.png", metadata={"year": 2026, "tags": ("a", "b")}))
     write_manifest(tmp_path / "m.jsonl", entries)
     assert read_manifest(tmp_path / "m.jsonl") == entries
 
@@ -55,6 +56,7 @@ def test_writing_and_reading_a_manifest_gives_the_same_entries(tmp_path: Path) -
         ),
         ('{"image_id": "a", "path": "x", "arrived_at": "2026-01-01T00:00:00"}', "time zone"),
         ("[1, 2]", "must be an object"),
+        ('{"image_id": "a", "path": "x", "metadata": {"a": [1]}}', "line 1: metadata field a must"),
     ],
 )
 def test_a_wrong_manifest_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
