@@ -78,6 +78,10 @@ def _compare(options: Namespace) -> Sequence[Comparison]:
             from ops.bench.query import query
 
             return query(options.seed)
+        case "residents":
+            from ops.bench.residents import DEFAULT_ENCODER, residents
+
+            return residents(options.encoder or DEFAULT_ENCODER, options.seed)
         case "steady":
             from ops.bench.steady import steady
 

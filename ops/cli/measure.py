@@ -22,6 +22,7 @@ BENCHMARKS = (
     "switch",
     "corpus",
     "gpu",
+    "residents",
 )
 
 # Where the page of all corpora is, in a checkout of this repository.
@@ -106,7 +107,9 @@ def _add_corpus(command: ArgumentParser) -> None:
     )
     command.add_argument("--profile", metavar="NAME", help="corpus: what to train (default tiny)")
     command.add_argument(
-        "--encoder", metavar="NAME|FOLDER", help="corpus: pretrained encoder, as in sigma train"
+        "--encoder",
+        metavar="NAME|FOLDER",
+        help="corpus and residents: pretrained encoder, as in sigma train",
     )
     command.add_argument(
         "--queries", type=int, metavar="N", help="corpus: most queries of a group (default 1000)"
