@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install vllm peers demo test check clean
+.PHONY: install vllm indexes peers demo test check clean
 
 install: .venv/.installed
 
@@ -22,6 +22,14 @@ install: .venv/.installed
 
 vllm: .venv/.vllm
 
+# What sigma bench stream compares with; one of them is compiled, so the demo does without.
+.venv/.indexes: .venv/.installed
+	@echo "── install hnswlib, FAISS and usearch"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' && touch $@ \
+	  || { [ -z "$$CI" ] && echo "── not installed: what needs them is skipped"; }
+
+indexes: .venv/.indexes
+
 # What benchmarks compare with and nothing else needs: an environment of its own, for its requirements differ from ours.
 .venv-peers/.installed: constraints-peers.txt
 	@echo "── create .venv-peers and install Evidently"
@@ -35,7 +43,7 @@ demo: install
 	$(BIN)/sigma demo
 
 # One process a core, each with one thread: threads that wait for each other's core burn what the other needs.
-test: install vllm
+test: install vllm indexes
 	@echo "── unit, integration (real PostgreSQL, Kafka, S3, vLLM) and acceptance tests"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 

@@ -56,6 +56,8 @@ def run_benchmark(options: Namespace, settings: Settings) -> Report:
             return _load(options)
         case "recluster":
             return _recluster(options)
+        case "stream":
+            return _stream(options, settings)
         case "switch":
             return _switch(options)
     # The others report nothing but comparisons.
@@ -111,6 +113,13 @@ def _corpus(options: Namespace, settings: Settings) -> Report:
     from ops.bench.corpus_command import corpus
 
     result = corpus(options, settings)
+    return result.to_json(), result.to_markdown()
+
+
+def _stream(options: Namespace, settings: Settings) -> Report:
+    from ops.bench.stream_command import stream
+
+    result = stream(options, settings)
     return result.to_json(), result.to_markdown()
 
 

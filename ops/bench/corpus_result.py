@@ -6,6 +6,7 @@ from typing import Any
 
 from model.retrieval.recall import CUTOFFS
 from ops.caption_evaluation import CaptionEvaluation
+from ops.markdown_table import table_head, table_row
 from schemas.records import JsonObject
 
 # Groups of images as the tables call them, by their key in the document.
@@ -165,16 +166,6 @@ class CorpusBenchResult:
         for name, step in (*self.steps.items(), ("all", self.total)):
             lines.append(table_row([name, f"{step.wall_s:.0f}", f"{step.cpu_s:.0f}"]))
         return [*lines, ""]
-
-
-def table_head(titles: Sequence[str]) -> list[str]:
-    """The first two lines of a table in Markdown."""
-    return [table_row(titles), "|---" * len(titles) + "|"]
-
-
-def table_row(cells: Sequence[str]) -> str:
-    """One line of a table in Markdown."""
-    return f"| {' | '.join(cells)} |"
 
 
 def _group_row(title: str, group: GroupRecall, cutoffs: Sequence[str], is_beside: bool) -> str:

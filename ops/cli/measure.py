@@ -21,6 +21,7 @@ BENCHMARKS = (
     "recluster",
     "switch",
     "corpus",
+    "stream",
     "gpu",
     "residents",
 )
@@ -57,6 +58,7 @@ def _add_bench(add: AddCommand) -> None:
     )
     bench_command.add_argument("what", choices=BENCHMARKS)
     _add_corpus(bench_command)
+    _add_stream(bench_command)
     bench_command.add_argument(
         "--kafka",
         metavar="HOST:PORT",
@@ -64,7 +66,10 @@ def _add_bench(add: AddCommand) -> None:
     )
     bench_command.add_argument("--events", type=int, metavar="N", help="how many images flow")
     bench_command.add_argument(
-        "--images", type=int, metavar="N", help="fuzz: how many mutated images (default 2000)"
+        "--images",
+        type=int,
+        metavar="N",
+        help="fuzz: how many mutated images (default 2000); stream: of the runbook",
     )
     bench_command.add_argument(
         "--files", type=Path, metavar="FOLDER", help="fuzz: further image files to mutate"
@@ -100,10 +105,11 @@ def _add_corpus(command: ArgumentParser) -> None:
         "manifests",
         type=Path,
         nargs="*",
-        metavar="MANIFEST",
+        metavar="MANIFEST|RUNBOOK",
         help="corpus: up to three, in this order: images to train on; images that arrive later; a "
         "shift, whose captioned half a refresh learns from. One alone is divided by its splits "
-        "(train, shift, any other), or a fifth of it arrives later",
+        "(train, shift, any other), or a fifth of it arrives later. stream: a runbook, which is "
+        "delete, final, churn or a file",
     )
     command.add_argument("--profile", metavar="NAME", help="corpus: what to train (default tiny)")
     command.add_argument(
@@ -112,7 +118,10 @@ def _add_corpus(command: ArgumentParser) -> None:
         help="corpus and residents: pretrained encoder, as in sigma train",
     )
     command.add_argument(
-        "--queries", type=int, metavar="N", help="corpus: most queries of a group (default 1000)"
+        "--queries",
+        type=int,
+        metavar="N",
+        help="corpus: most queries of a group (default 1000); stream: of each search (default 100)",
     )
     command.add_argument(
         "--beside-tiny",
@@ -139,6 +148,22 @@ def _add_corpus(command: ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help=f"corpus: where the page of all runs is kept (default {CORPORA_OUT})",
+    )
+
+
+def _add_stream(command: ArgumentParser) -> None:
+    """Declare what only the stream benchmark takes."""
+    command.add_argument(
+        "--dataset", metavar="NAME", help="stream: of the runbook's file, where it has several"
+    )
+    command.add_argument(
+        "--trained",
+        type=int,
+        metavar="N",
+        help="stream: scenes that the generation is trained on (default 1000); it is kept",
+    )
+    command.add_argument(
+        "--alone", action="store_true", help="stream: without hnswlib, FAISS and usearch"
     )
 
 
@@ -176,8 +201,10 @@ def bench(options: Namespace, settings: Settings) -> int:
     from ops.bench.benchmarks import run_benchmark
 
     limit_threads(settings)
-    if options.manifests and options.what != "corpus":
-        raise UsageError(f"sigma bench {options.what} takes no manifest; only corpus does")
+    if options.manifests and options.what not in ("corpus", "stream"):
+        raise UsageError(
+            f"sigma bench {options.what} takes no manifest or runbook; corpus and stream do"
+        )
     document, text = run_benchmark(options, settings)
     emit(document, options.json, text)
     return 0

@@ -11,6 +11,7 @@ import numpy as np
 from model.network.base import SHIPPED, Base
 from model.network.checkpoint import save_checkpoint
 from model.network.parts import parts_from_base
+from model.network.profiles import Profile
 from model.progress import Progress
 from model.training.adapt import AdaptConfig, adapt
 from model.training.contrastive import CaptionedImages
@@ -36,7 +37,7 @@ def study_base(config: StudyConfig, models: Path, progress: Progress) -> Path:
         views = AdaptConfig(config.contrastive_views, config.pretrain_views)
         adapt(Base.load(SHIPPED), images, views, progress).save(folder)
 
-    return _make_once(models / f"base-{config.wide}", save_adapted)
+    return make_once(models / f"base-{config.wide}", save_adapted)
 
 
 def first_model_folder(models: Path, stream: StreamConfig) -> Path:
@@ -54,12 +55,15 @@ def train_first_model(config: StudyConfig, seed: int, base: Path, models: Path) 
         generation = train_fully(base, study_profile(), corpus, corpus.stream.arrivals(0), seed)
         save_checkpoint(replace(generation.checkpoint, record=TrainingRecord()), folder)
 
-    return _make_once(first_model_folder(models, stream), save_first)
+    return make_once(first_model_folder(models, stream), save_first)
 
 
-def prepare_corpus(stream: StreamConfig, base: Path) -> StudyCorpus:
-    """Draw a stream, and let the frozen models of the base look at it."""
-    parts = parts_from_base(Base.load(base), study_profile())
+def prepare_corpus(stream: StreamConfig, base: Path, profile: Profile | None = None) -> StudyCorpus:
+    """Draw a stream, and let the frozen models of the base look at it.
+
+    The number of views is the profile's, by default the study's.
+    """
+    parts = parts_from_base(Base.load(base), profile or study_profile())
     return StudyCorpus.prepare(draw_stream(stream), parts, stream.seed)
 
 
@@ -82,7 +86,7 @@ def draw_wide_images(count: int, seed: int, progress: Progress) -> CaptionedImag
     return CaptionedImages(np.stack(pixels), texts)
 
 
-def _make_once(folder: Path, save: Callable[[Path], None]) -> Path:
+def make_once(folder: Path, save: Callable[[Path], None]) -> Path:
     """Let `save` fill the folder unless it exists; it appears whole or not at all."""
     if not folder.is_dir():
         # Beside the folder, because a rename does not cross file systems.

@@ -158,7 +158,7 @@ class StudyIndex:
             # The engine does not read it.
             trained=np.zeros(len(numbers), dtype=np.bool_),
         )
-        rows = _posting_rows(numbers, postings, suffixes)
+        rows = posting_rows(numbers, postings, suffixes)
         self.engine.apply(Changes(rows, embeddings, deleted=np.empty(0, np.int64)))
 
 
@@ -174,7 +174,7 @@ def exact_ranks(corpus: StudyCorpus, alive: IntArray, numbers: IntArray) -> list
     return ranks
 
 
-def _posting_rows(
+def posting_rows(
     numbers: IntArray, postings: Sequence[Sequence[Posting]], suffixes: Sequence[int]
 ) -> PostingRows:
     leaves: list[int] = []
