@@ -20,6 +20,8 @@ class Ranked:
     """(k,) int64"""
     scores: FloatArray
     """(k,) float32"""
+    cosines: FloatArray
+    """(k,) float32, of each with the query's vector"""
     candidates: int
     """Images that were scored."""
 
@@ -43,7 +45,8 @@ def rank(
     `reached.source` counts, `embeddings` (N, D) float16 by slot, `scale` the encoder's logit scale.
     """
     if not len(reached.slots):
-        return Ranked(np.empty(0, np.int64), np.empty(0, np.float32), 0)
+        nothing = np.empty(0, np.float32)
+        return Ranked(np.empty(0, np.int64), nothing, nothing, 0)
     slots, image_of_posting = np.unique(reached.slots, return_inverse=True)
     posting_scores = leaf_scores[reached.source] + reached.weights
     belief = log_sum_exp(posting_scores, image_of_posting, len(slots))
@@ -51,7 +54,9 @@ def rank(
     scores = (scale * cosine + fusion_weight * belief).astype(np.float32)
     # A stable sort of ascending slots decides ties.
     best = np.argsort(-scores, kind="stable")[:count]
-    return Ranked(slots=slots[best], scores=scores[best], candidates=len(slots))
+    return Ranked(
+        slots=slots[best], scores=scores[best], cosines=cosine[best], candidates=len(slots)
+    )
 
 
 def log_sum_exp(values: FloatArray, groups: IntArray, count: int) -> FloatArray:

@@ -64,6 +64,8 @@ class SearchIndex:
     """(N, D) unit length, the row of each slot."""
     means: PrefixMeans | None = None
     """Guides the beams of a generation that reads vectors."""
+    least_scored: int = LEAST_SCORED
+    """Images that a guided search may rank, however small a share of the gallery they are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +80,10 @@ class SearchResult:
     """Images that were scored, k of them returned."""
     leaves: IntArray
     """(W,) leaves that were decoded, best first."""
+    leaf_scores: FloatArray
+    """(W,) log-probabilities of the leaves."""
+    cosines: FloatArray | None
+    """(k,) of each image with the query's vector; None where images are not compared by it."""
 
 
 def search(
@@ -88,7 +94,7 @@ def search(
     if isinstance(encoder, QueryHeadEncoder):
         # One reading of the prompts serves both: it is most of what a query costs.
         prompt = index.decoding.read_texts(texts)
-        return _search_read(index, prompt, encoder.of_states(prompt.state), count, settings)
+        return search_read(index, prompt, encoder.of_states(prompt.state), count, settings)
     return search_embedded(index, texts, encoder.embed_texts(texts), count, settings)
 
 
@@ -106,17 +112,20 @@ def search_embedded(
     """
     _require_finite(queries)
     prompt = index.decoding.read_texts(texts, queries)
-    return _search_read(index, prompt, queries, count, settings)
+    return search_read(index, prompt, queries, count, settings)
 
 
-def _search_read(
+def search_read(
     index: SearchIndex,
     prompt: Any,
     queries: FloatArray,
     count: int,
     settings: RetrievalSettings,
 ) -> list[SearchResult]:
-    """The same for a prompt of B texts that the decoding engine has read."""
+    """The same for a prompt that the decoding engine has read, of B texts or pictures.
+
+    Images are ranked by their cosine with the (B, D) vectors `queries`.
+    """
     _require_finite(queries)
     trie = index.trie
     guide = _guide(index, queries)
@@ -125,7 +134,9 @@ def _search_read(
     leaves = beams.leaves.cpu().numpy()
     leaf_scores = beams.scores.cpu().numpy()
     _require_scores(leaf_scores, trie)
-    budget = None if guide is None else candidate_budget(trie, settings)
+    budget = None
+    if guide is not None:
+        budget = candidate_budget(trie, settings, index.least_scored)
     # A decoder that reads vectors knows of a query what the encoder says, and knows it less well:
     # its opinion of leaves takes a tenth of what is found away (docs/experiments/small.md).
     fusion_weight = settings.fusion_weight if guide is None else 0.0
@@ -145,13 +156,22 @@ def _search_read(
             fusion_weight,
             count,
         )
-        results.append(SearchResult(ranked.slots, ranked.scores, ranked.candidates, own_leaves))
+        results.append(
+            SearchResult(
+                ranked.slots,
+                ranked.scores,
+                ranked.candidates,
+                own_leaves,
+                leaf_scores[row][exists],
+                ranked.cosines,
+            )
+        )
     return results
 
 
-def candidate_budget(trie: Trie, settings: RetrievalSettings) -> int:
+def candidate_budget(trie: Trie, settings: RetrievalSettings, least: int = LEAST_SCORED) -> int:
     """Images that a guided search ranks at most: a share of the gallery, and within bounds."""
-    wanted = max(LEAST_SCORED, round(SCORED_SHARE * trie.images))
+    wanted = max(least, round(SCORED_SHARE * trie.images))
     return min(settings.candidates, wanted)
 
 
@@ -195,7 +215,8 @@ def search_paper(
         scores = np.array([image.score for image in best], dtype=np.float32)
         _require_finite(scores)
         leaves = np.array([image.leaf for image in identified], dtype=np.int64)
-        results.append(SearchResult(slots, scores, len(identified), leaves))
+        leaf_scores = np.array([image.score for image in identified], dtype=np.float32)
+        results.append(SearchResult(slots, scores, len(identified), leaves, leaf_scores, None))
     return results
 
 
@@ -208,12 +229,13 @@ def search_exact(
     """
     slots = trie.searchable_slots()
     matrix = embeddings[slots].astype(np.float32)
-    no_leaves = np.empty(0, np.int64)
+    no_leaves, no_scores = np.empty(0, np.int64), np.empty(0, np.float32)
     results = []
     for query in queries:
         scores = matrix @ query
         best = np.argsort(-scores, kind="stable")[:count]
-        results.append(SearchResult(slots[best], scores[best], len(slots), no_leaves))
+        found = scores[best]
+        results.append(SearchResult(slots[best], found, len(slots), no_leaves, no_scores, found))
     return results
 
 
