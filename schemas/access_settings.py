@@ -36,6 +36,10 @@ _KEYS = Form(
     f"{ENTRY_FORM}, several separated by commas, with a scope of {', '.join(ApiScope)}", _parse_keys
 )
 _KEY = matching(re.compile(r"[!-~]{16,200}"), "a key as `sigma keys new` prints it")
+_URL = matching(
+    re.compile(r"https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-])?"),
+    "an address such as https://search.example.org",
+)
 _FILE = Form("a file", Path)
 _SERVED_NAME = Form("a host name such as search.example.org or an IPv4 address", _parse_name)
 
@@ -73,6 +77,14 @@ class AccessSettings:
         "such as that of a proxy on this machine.",
         default=(),
         unset="none",
+    )
+    public_url: str | None = setting(
+        "SIGMA_PUBLIC_URL",
+        _URL,
+        "The address by which clients reach the query API, such as that of a proxy: links to "
+        "pictures begin with it.",
+        default=None,
+        unset="the address that a client asked",
     )
     api_key: str | None = setting(
         "SIGMA_API_KEY",

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from ops.api_maintenance import api_maintenance
 from ops.bench.stub import StubAssigner, shadow_generation, stub_generation
 from ops.bench.stub_query import stub_searcher_loader
 from schemas.errors import SigmaError
 from tests.stubs import accepted, leave_in
+from workers.api.maintenance import Maintenance
 from workers.generations.catch_up import CatchUp
 from workers.query import http
 from workers.query.pending import PendingQuery
@@ -105,6 +107,7 @@ def http_serving(
     load: LoadSearcher | None = None,
     host: str = "127.0.0.1",
     ready: str = "/readyz",
+    maintenance: Maintenance | None = None,
 ) -> Iterator[str]:
     """The address of a query worker that listens on a free port of this machine.
 
@@ -116,7 +119,13 @@ def http_serving(
 
     def run() -> None:
         try:
-            http.run(services, stop, load or stub_searcher_loader(services), listener)
+            http.run(
+                services,
+                stop,
+                load or stub_searcher_loader(services),
+                maintenance or api_maintenance(),
+                listener,
+            )
         except BaseException as error:
             errors.append(error)
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ops.api_maintenance import api_maintenance
 from ops.bench.stub import WIDTH, noise_of, unit_vector
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import ByteArray, FloatArray
@@ -95,4 +96,4 @@ def serve(services: Services, stop: threading.Event) -> None:
     """Run one query worker until stopped."""
     # As `sigma worker` does by default: the other workers need the other cores.
     torch.set_num_threads(1)
-    http.run(services, stop, stub_searcher_loader(services))
+    http.run(services, stop, stub_searcher_loader(services), api_maintenance())

@@ -10,16 +10,14 @@ from ops.cli.context import AddCommand, emit, open_database, split_of
 from ops.embedded.database import open_services
 from ops.ingestion import IngestOutcome, PublishedImages
 from schemas.errors import UsageError
-from schemas.events import ImageDeleted
 from schemas.records import JsonObject
 from schemas.settings import Settings
-from stream.log.event_log import EventLog, message
+from stream.log.event_log import EventLog
 from stream.manifest import Listing, list_manifest, list_paths
 from workers.generations.none_live import why_none_is_live
 from workers.repository import generations
-from workers.repository.connection import Connection, transaction
-from workers.repository.image_deletion import Deletion, delete_images
-from workers.repository.stored_images import images_by_id
+from workers.repository.announced_deletions import delete_announced
+from workers.repository.connection import Connection
 
 # Rejections that are printed for a person; `--json` has all of them.
 SHOWN_REJECTIONS = 20
@@ -161,9 +159,7 @@ def delete(options: Namespace, settings: Settings) -> int:
     The deletion events are for other systems.
     """
     with open_services(settings) as services, open_database(services, "delete") as conn:
-        log = services.open_log()
-        done = _delete(conn, log, options.image_ids)
-        log.close()
+        done = delete_announced(conn, services.open_log, options.image_ids)
     text = f"deleted {len(done.deleted)}"
     if done.untouched:
         text += f"; unknown or deleted before: {', '.join(done.untouched)}"
@@ -171,18 +167,6 @@ def delete(options: Namespace, settings: Settings) -> int:
     document = {"deleted": list(done.deleted), "untouched": list(done.untouched)}
     emit(document, options.json, text)
     return 2 if done.untouched else 0
-
-
-def _delete(conn: Connection, log: EventLog, image_ids: list[str]) -> Deletion:
-    with transaction(conn):
-        done = delete_images(conn, image_ids)
-        stored = images_by_id(conn, list(done.deleted))
-        messages = []
-        for image_id in done.deleted:
-            event = ImageDeleted(image_id, stored[image_id].version)
-            messages.append(message(event, image_id))
-        log.publish(conn, messages)
-    return done
 
 
 def dead_letters(options: Namespace, settings: Settings) -> int:

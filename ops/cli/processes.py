@@ -233,6 +233,7 @@ def _run_scheduler(services: Services, stop: threading.Event) -> None:
 
 
 def _run_query(services: Services, stop: threading.Event, listener: int | None) -> None:
+    from ops.api_maintenance import api_maintenance
     from workers.query import http
     from workers.query.residents import import_model, searcher_loader
     from workers.repository.generations import live_number
@@ -247,5 +248,6 @@ def _run_query(services: Services, stop: threading.Event, listener: int | None) 
         services,
         stop,
         searcher_loader(services),
+        api_maintenance(),
         listener=None if listener is None else inherited(listener),
     )

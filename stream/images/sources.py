@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from schemas.errors import RejectInputError, RetryLaterError
 from stream.images.https import HttpsReader, https_disabled
 from stream.images.redaction import printable, uri_for_message
+from stream.images.store import STORE_SCHEME
 
 # From bucket, key and the most bytes allowed to the bytes of an object.
 StoreReader = Callable[[str, str, int], bytes]
@@ -49,12 +50,15 @@ class Sources:
         store_reader: StoreReader | None = None,
         https: HttpsReader | None = None,
         buckets: Sequence[str] = (),
+        store: Callable[[str], bytes] | None = None,
     ) -> None:
+        """`store` reads addresses that a store in a folder gave, of pictures that were uploaded."""
         self._cap_bytes = cap_bytes
         self._roots = roots
         self._store_reader = store_reader
         self._https = https
         self._buckets = buckets
+        self._store = store
 
     def read(self, uri: str) -> bytes:
         """Return the bytes of a URI, at most `cap_bytes`.
@@ -65,6 +69,8 @@ class Sources:
         """
         match = _SCHEME.match(uri)
         scheme = match[1].lower() if match else "none"
+        if scheme == STORE_SCHEME and self._store is not None:
+            return self._store(uri)
         if scheme not in ("file", "s3", "https"):
             raise RejectInputError(
                 "unsupported-source",

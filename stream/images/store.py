@@ -13,6 +13,9 @@ from schemas.errors import RejectInputError, RetryLaterError, UsageError
 
 STORE_SCHEME = "store"
 
+# What the names of uploads end in that are kept as they arrived, in a folder.
+UPLOAD_SUFFIX = ".upload"
+
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{62}\.[a-z0-9]{1,8}")
 

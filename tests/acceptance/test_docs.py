@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ops.embedded.isolation import python_module
@@ -86,6 +87,13 @@ def test_the_producer_in_ten_lines_makes_an_image_searchable_and_the_http_exampl
     before = home.ok("status")["images"]["indexed"]
     run_python(code, SIGMA_KAFKA_BOOTSTRAP=",".join(kafka.bootstrap), IMAGE_URI=picture.as_uri())
     settled(home, before + 1, SEARCHABLE_WITHIN_S)
-    (code,) = blocks("http.md", "python")
-    lines = run_python(code, SIGMA_URL=home.ok("status")["url"]).splitlines()
+    url = home.ok("status")["url"]
+    ask, put = blocks("http.md", "python")
+    lines = run_python(ask, SIGMA_URL=url).splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    searchable, *similar = run_python(put, SIGMA_URL=url, PICTURE=str(picture)).splitlines()
+    assert searchable == "searchable"
+    assert len(similar) == 3
+    for line in similar:
+        shown = httpx.get(line.split()[-1])
+        assert shown.headers["content-type"] == "image/png"

@@ -29,7 +29,7 @@ from schemas.settings import Settings
 from stream.lease import LEASE_S, is_held
 from tests.acceptance.conftest import Home, copied, watched
 from tests.acceptance.test_supervisor import postgres_of, wait_until, workers_of
-from workers.query.http import _ANSWER_S
+from workers.api.queries import ANSWER_S
 from workers.repository import generations
 from workers.repository.counters import recount, totals
 
@@ -40,7 +40,7 @@ HUNG_S = LEASE_S + 2
 """Seconds that a process hangs: longer than its leases last. No other limit is between this and a
 minute."""
 
-LOCK_S = max(_ANSWER_S + 2, float(os.environ.get("SIGMA_TEST_OUTAGE_S", "0")))
+LOCK_S = max(ANSWER_S + 2, float(os.environ.get("SIGMA_TEST_OUTAGE_S", "0")))
 """Seconds that a table is locked: longer than a query waits for its answer, 30 for the full
 measure."""
 

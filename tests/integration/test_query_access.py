@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from starlette.routing import Route
 
+from ops.api_maintenance import api_maintenance
 from ops.bench.stub import stub_generation
 from ops.bench.stub_query import stub_searcher_loader
 from schemas.access_settings import AccessSettings
@@ -27,9 +27,12 @@ from schemas.settings import Settings
 from stream.log.postgres import PostgresLog
 from tests.serving import http_serving, until
 from tests.stubs import accepted, leave_in, services_at
-from workers.query import access_gate, http
-from workers.query.access_gate import NEEDED_SCOPES
-from workers.query.server import QueryServer
+from workers.api import addresses
+from workers.api.addresses import DESCRIPTION_PATH, DOCUMENTATION_PATH, NEEDED_SCOPES
+from workers.api.application import application
+from workers.api.context import ApiContext
+from workers.query import http
+from workers.query.key_ring import KeyRing
 from workers.repository.connection import connect
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.metrics_server import exposed
@@ -164,7 +167,7 @@ def test_a_key_in_the_address_is_none(url: str) -> None:
 @pytest.mark.parametrize("scope", ApiScope)
 @pytest.mark.parametrize("path", ["/v1/query", "/metrics"])
 def test_a_key_opens_what_its_scope_says(url: str, scope: ApiScope, path: str) -> None:
-    needed = NEEDED_SCOPES[path]
+    (needed,) = NEEDED_SCOPES[path].values()
     assert needed is not None
     response = ask(url, SECRETS[scope], path)
     if key("any", scope, "any").may(needed):
@@ -256,10 +259,14 @@ def test_every_address_has_a_decision_about_its_scope() -> None:
         """A server that no request reaches."""
 
     server: Any = Unasked()
-    app = http.application(server, QueryMetrics())
-    paths = {route.path for route in app.routes if isinstance(route, Route)}
-    paths |= set(app.openapi()["paths"])
-    assert paths == set(NEEDED_SCOPES)
+    settings = Settings()
+    services = Services(settings, "")
+    ring = KeyRing.open(settings.access)
+    context = http.api_context(services, server, QueryMetrics(), api_maintenance(), ring)
+    described = application(context).openapi()["paths"]
+    methods = {path: {name.upper() for name in forms} for path, forms in described.items()}
+    methods |= {DOCUMENTATION_PATH: {"GET"}, DESCRIPTION_PATH: {"GET"}}
+    assert methods == {path: set(scopes) for path, scopes in NEEDED_SCOPES.items()}
 
 
 def test_an_address_without_a_decision_is_not_served(
@@ -267,16 +274,16 @@ def test_an_address_without_a_decision_is_not_served(
 ) -> None:
     built = http.application
 
-    def with_new_address(server: QueryServer, metrics: QueryMetrics) -> Any:
-        app = built(server, metrics)
+    def with_new_address(context: ApiContext) -> Any:
+        app = built(context)
         app.add_api_route("/v1/forgotten", lambda: "everything")
         return app
 
     monkeypatch.setattr(http, "application", with_new_address)
     with http_serving(open_services) as address:
         refused(httpx.get(f"{address}/v1/forgotten"), 404)
-        decided = dict(NEEDED_SCOPES) | {"/v1/forgotten": None}
-        monkeypatch.setattr(access_gate, "NEEDED_SCOPES", decided)
+        decided = dict(NEEDED_SCOPES) | {"/v1/forgotten": {"GET": None}}
+        monkeypatch.setattr(addresses, "NEEDED_SCOPES", decided)
         assert httpx.get(f"{address}/v1/forgotten").json() == "everything"
 
 
@@ -349,7 +356,7 @@ def test_i_open_the_query_worker_to_everybody_without_keys(open_services: Servic
     # A worker that does not refuse ends at once.
     stop.set()
     with pytest.raises(RefuseToStartError, match="SIGMA_API_KEYS must be set"):
-        http.run(open_services, stop, load, bind("0.0.0.0", 0))
+        http.run(open_services, stop, load, api_maintenance(), bind("0.0.0.0", 0))
 
 
 def test_the_metrics_port_needs_no_key_and_checks_the_host() -> None:

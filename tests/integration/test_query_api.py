@@ -29,7 +29,8 @@ from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.serving import http_serving, until
 from tests.stubs import accepted, leave_in, services_at
-from workers.query import http, refusals
+from workers.api import queries
+from workers.query import refusals
 from workers.query.engine import QueryEngine, RankedImages
 from workers.query.query_request import MAX_BODY_BYTES
 from workers.query.searcher import Searcher
@@ -90,7 +91,7 @@ def metric(url: str, line: str) -> float:
 
 
 def numbers() -> dict[str, str]:
-    """JSON texts that are no whole number from 1 to 100."""
+    """JSON texts that are no whole number from 1 to 2,000."""
     return {
         "NaN": "NaN",
         "infinity": "Infinity",
@@ -101,7 +102,7 @@ def numbers() -> dict[str, str]:
         "zero": "0",
         "minus zero": "-0",
         "negative": "-3",
-        "too many": "101",
+        "too many": "2001",
         "huge": "9" * 60,
         "thousands of digits": "9" * 10_000,
         "true": "true",
@@ -188,10 +189,13 @@ def test_there_are_at_least_thirty_kinds_of_bad_requests() -> None:
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        (b'{"query": "red", "k": 250}', "k must be a whole number from 1 to 100, got 250"),
-        (b'{"query": "red", "k": "ten"}', 'k must be a whole number from 1 to 100, got "ten"'),
-        (b'{"query": "red", "top_k": 1}', 'the fields must be query, k, generation, mode, got "to'),
-        (b'{"k": 3}', "query is missing; it must be a text of 1 to 2,000 letters"),
+        (b'{"query": "red", "k": 2500}', "k must be a whole number from 1 to 2,000, got 2500"),
+        (b'{"query": "red", "k": "ten"}', 'k must be a whole number from 1 to 2,000, got "ten"'),
+        (
+            b'{"query": "red", "top_k": 1}',
+            'image_id, cursor, k, generation, mode, explain, got "top_k"',
+        ),
+        (b'{"k": 3}', "one of the fields query, image_id and cursor, got 0"),
         (b'{"query": "red", "k": NaN}', "no NaN"),
         (b'{"query": "red \\ud800"}', "query must be a text"),
     ],
@@ -275,7 +279,7 @@ def test_mistakes_and_want_of_an_answer_are_counted_apart(
 
         before = counted(url, status, cause)
         with monkeypatch.context() as patched:
-            patched.setattr(http, "parse_request", fail)
+            patched.setattr(queries, "checked_query", fail)
             assert post(url, body).status_code == status
         assert counted(url, status, cause) == before + 1
 
@@ -328,7 +332,8 @@ def refused_connection(url: str) -> bool:
 def test_the_description_of_the_api_names_the_fields(url: str) -> None:
     paths = httpx.get(f"{url}/openapi.json").json()["paths"]
     body = paths["/v1/query"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["properties"]) == {"query", "k", "generation", "mode"}
+    subjects = {"query", "image_id", "cursor"}
+    assert set(body["properties"]) == subjects | {"k", "generation", "mode", "explain"}
 
 
 def address(url: str) -> tuple[str, int]:

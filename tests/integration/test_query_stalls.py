@@ -33,7 +33,8 @@ from tests.serving import (
     value,
 )
 from tests.stubs import accepted, leave_in, services_at
-from workers.query import http, server
+from workers.api import queries
+from workers.query import server
 from workers.query.engine import QueryEngine, RankedImages
 from workers.query.pending import PendingQuery
 from workers.query.searcher import Searcher
@@ -73,7 +74,7 @@ def test_after_a_lock_on_a_table_with_queries_in_flight_the_worker_answers_again
     table: str,
 ) -> None:
     # Clients give up long before the lock is released.
-    monkeypatch.setattr(http, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(queries, "ANSWER_S", 0.2)
     leave_in(conn, stub_generation(conn), accepted(services.store, ["a", "b", "c"]))
     with http_serving(services) as url:
         assert ask(url, "before") == 200
@@ -280,7 +281,8 @@ def test_a_model_that_gives_nan_gets_503_and_answers_of_nothing_are_counted(
             asked(query_server, "another")
         assert value(metrics, "sigma_query_failures_total") == 1
         encoder.__dict__["embed_texts"] = embed
-        nothing = RankedImages(np.empty(0, np.int64), np.empty(0, np.float32), 0, np.empty(0))
+        no_scores = np.empty(0, np.float32)
+        nothing = RankedImages(np.empty(0, np.int64), no_scores, 0, np.empty(0), no_scores)
         engine.__dict__["answer"] = lambda texts, *_: [nothing for _ in texts]
         assert asked(query_server, "a third").hits == ()
         assert value(metrics, "sigma_query_empty_total") == 1

@@ -3,42 +3,33 @@
 Refusing is cheap: no body is read, nothing is logged, and what is counted has few names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from schemas.access_settings import AccessSettings
 from schemas.api_keys import ApiKey, ApiScope
+from workers.api.addresses import (
+    HEALTH_PATH,
+    PICTURE_PATH,
+    QUERY_PATH,
+    READINESS_PATH,
+    SAFE_METHODS,
+    find_address,
+)
 from workers.query.key_rates import KeyRates
 from workers.query.key_ring import KeyRing
-from workers.query.refusals import QUERY_PATH, TOO_MANY_REQUESTS
-from workers.runtime.host_check import HostCheck
+from workers.query.refusals import TOO_MANY_REQUESTS
+from workers.runtime.host_check import HostCheck, host_headers, host_name
 from workers.runtime.metrics import QueryMetrics
-from workers.runtime.metrics_server import METRICS_PATH
 from workers.runtime.refusal import RawHeaders, Refusal
-
-HEALTH_PATH = "/healthz"
-READINESS_PATH = "/readyz"
 
 BAD_REQUEST = 400
 UNAUTHORIZED = 401
 FORBIDDEN = 403
 NOT_FOUND = 404
-
-# What each address needs where keys are configured. An address that is not listed is not served,
-# so that a new one needs a decision. None: open, for load balancers and for whoever wants to know
-# what the API is; these tell nothing of the images.
-NEEDED_SCOPES: Final[Mapping[str, ApiScope | None]] = {
-    QUERY_PATH: ApiScope.READ,
-    METRICS_PATH: ApiScope.METRICS,
-    HEALTH_PATH: None,
-    READINESS_PATH: None,
-    "/docs": None,
-    "/redoc": None,
-    "/openapi.json": None,
-}
 
 # Load balancers may ask these by HTTP/1.0 without a Host header.
 _HEALTH_PATHS = frozenset({HEALTH_PATH, READINESS_PATH})
@@ -50,6 +41,11 @@ _NO_PATH = Refusal(
     BAD_REQUEST, f"the request must name a path such as {QUERY_PATH}; leave scheme and host out"
 )
 _UNKNOWN_PATH = Refusal(NOT_FOUND, "Not Found; the API is described at /docs")
+_OTHER_ORIGIN = Refusal(
+    FORBIDDEN,
+    "a web page of another origin must not change anything here; open the page of this service, or"
+    " add the page's host to SIGMA_ALLOWED_HOSTS",
+)
 _NO_KEY = Refusal(
     UNAUTHORIZED,
     "a key is needed here; send one header Authorization: Bearer KEY",
@@ -60,6 +56,17 @@ _UNKNOWN_KEY = Refusal(
     "the key is not known here; ask whoever runs this service for one",
     (("www-authenticate", f'{_CHALLENGE}, error="invalid_token"'),),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """What the gate reads of a request."""
+
+    method: str
+    path: str
+    """As it was sent, percent-encoded."""
+    query: bytes
+    headers: RawHeaders
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +91,12 @@ class AccessGate:
         rates: KeyRates,
         settings: AccessSettings,
         metrics: QueryMetrics,
+        admits_link: Callable[[str, bytes], bool] = lambda _path, _query: False,
     ) -> None:
+        """`admits_link` tells whether path and query are a signed link that opens a picture."""
         self._app = app
+        self._admits_link = admits_link
+        self._allowed_hosts = frozenset(settings.allowed_hosts)
         self._hosts = hosts
         self._ring = ring
         self._rates = rates
@@ -96,17 +107,22 @@ class AccessGate:
         """Answer one request. Nothing but HTTP is served."""
         if scope["type"] != "http":
             return
-        verdict = self._counted_verdict(scope["path"], scope["headers"])
+        # Everything behind goes by the path as it was sent: decoded, an image id with a slash in it
+        # would be two parts of an address.
+        scope["path"] = scope["raw_path"].decode("ascii")
+        head = RequestHead(scope["method"], scope["path"], scope["query_string"], scope["headers"])
+        verdict = self._counted_verdict(head)
         if verdict.refusal is not None:
             await verdict.refusal.send(send)
             return
-        trusted = verdict.key is not None or not self._ring.is_required
-        scope.setdefault("state", {})["trusted"] = trusted
+        state = scope.setdefault("state", {})
+        state["trusted"] = verdict.key is not None or not self._ring.is_required
+        state["charge"] = lambda requests: self._charge(verdict.key, requests)
         await self._app(scope, receive, send)
 
-    def refusal(self, path: str, headers: RawHeaders) -> Refusal | None:
-        """Judge and count a request that gets another answer than ours if this returns None."""
-        return self._counted_verdict(path, headers).refusal
+    def query_refusal(self, headers: RawHeaders) -> Refusal | None:
+        """Judge and count a query that gets another answer than ours if this returns None."""
+        return self._counted_verdict(RequestHead("POST", QUERY_PATH, b"", headers)).refusal
 
     def may_ask(self, headers: RawHeaders) -> bool:
         """Whether a query with these headers could be let in, its rate apart. Counts nothing."""
@@ -118,34 +134,64 @@ class AccessGate:
         key = None if secret is None else self._ring.find(secret)
         return key is not None and key.may(ApiScope.READ)
 
-    def _counted_verdict(self, path: str, headers: RawHeaders) -> AccessVerdict:
+    def _charge(self, key: ApiKey | None, requests: int) -> int:
+        """Count further requests of a key, as a batch is; the seconds to wait where too many."""
+        if key is None or requests < 1:
+            return 0
+        rate = self._rate if key.rate is None else key.rate
+        return self._rates.take(key.name, rate, requests)
+
+    def _counted_verdict(self, head: RequestHead) -> AccessVerdict:
         self._forget_revoked()
-        verdict = self._judge(path, headers)
+        verdict = self._judge(head)
         if verdict.refusal is not None:
             self._metrics.count_response(verdict.refusal.status, verdict.cause)
         return verdict
 
-    def _judge(self, path: str, headers: RawHeaders) -> AccessVerdict:
-        wrong_host = self._hosts.refusal(headers, may_be_missing=path in _HEALTH_PATHS)
+    def _judge(self, head: RequestHead) -> AccessVerdict:
+        wrong_host = self._hosts.refusal(head.headers, may_be_missing=head.path in _HEALTH_PATHS)
         if wrong_host is not None:
             return AccessVerdict(wrong_host, "host")
         # RFC 9112, section 3.2: a target with a scheme and a host overrules the Host header.
-        if not path.startswith("/"):
+        if not head.path.startswith("/"):
             return AccessVerdict(_NO_PATH, "invalid")
-        if path not in NEEDED_SCOPES:
+        address = find_address(head.path)
+        if address is None:
             return AccessVerdict(_UNKNOWN_PATH, "invalid")
         if not self._ring.is_required:
+            if self._is_foreign(head):
+                return AccessVerdict(_OTHER_ORIGIN, "forbidden")
             return AccessVerdict(None)
-        needed = NEEDED_SCOPES[path]
-        secret = bearer_secret(headers)
+        needed = address.needed(head.method)
+        secret = bearer_secret(head.headers)
         key = None if secret is None else self._ring.find(secret)
         if needed is None:
             return AccessVerdict(None, key=key)
         if secret is None:
+            if address.path == PICTURE_PATH and self._admits_link(head.path, head.query):
+                return AccessVerdict(None)
             return AccessVerdict(_NO_KEY, "no-key")
         if key is None:
             return AccessVerdict(_UNKNOWN_KEY, "unknown-key")
         return self._judge_key(key, needed)
+
+    def _is_foreign(self, head: RequestHead) -> bool:
+        """Whether a web page of another origin asks for a change.
+
+        Where no key is needed, any page in a browser on this machine could.
+        """
+        origins = [value for name, value in head.headers if name == b"origin"]
+        if head.method in SAFE_METHODS or not origins:
+            return False
+        hosts = host_headers(head.headers)
+        return not all(self._is_own(origin, hosts) for origin in origins)
+
+    def _is_own(self, origin: bytes, hosts: Sequence[bytes]) -> bool:
+        try:
+            authority = urlsplit(origin).netloc
+        except ValueError:
+            return False
+        return authority in hosts or host_name(authority) in self._allowed_hosts
 
     def _judge_key(self, key: ApiKey, needed: ApiScope) -> AccessVerdict:
         """Judge a known key: its rate first, so that refused requests count too."""

@@ -7,7 +7,8 @@ others are told: parsing HTTP and calling an application take much longer.
 import re
 from collections.abc import Callable
 
-from workers.query.refusals import OVERLOADED, QUERY_PATH
+from workers.api.addresses import QUERY_PATH
+from workers.query.refusals import OVERLOADED
 from workers.runtime.connection_guard import EarlyAnswer
 from workers.runtime.refusal import RawHeaders, Refusal
 
@@ -35,7 +36,7 @@ class EarlyRefusal:
         is_full: Callable[[], bool],
         most: Callable[[], int],
         may_wait: Callable[[RawHeaders], bool],
-        judge: Callable[[str, RawHeaders], Refusal | None],
+        judge: Callable[[RawHeaders], Refusal | None],
         count: Callable[[], None],
     ) -> None:
         """`is_full` tells whether the line is full, `most` how many queries may be under way.
@@ -68,7 +69,7 @@ class EarlyRefusal:
         return None
 
     def _refuse(self, data: bytes) -> bytes:
-        refusal = self._judge(QUERY_PATH, raw_headers(data))
+        refusal = self._judge(raw_headers(data))
         if refusal is not None:
             return refusal.to_http()
         self._count()

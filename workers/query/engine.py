@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from schemas.identifiers import IdentifierShape
-from schemas.records import FloatArray, IntArray
+from schemas.records import ByteArray, FloatArray, IntArray
 from schemas.settings import RetrievalSettings
 from workers.repository.follower import Changes, EmbeddingRows
 
@@ -29,6 +29,20 @@ class RankedImages:
     """Images that were scored, k of them returned."""
     leaves: IntArray
     """(W,) leaves that were decoded, best first."""
+    leaf_scores: FloatArray
+    """(W,) log-probabilities of the leaves."""
+    cosines: FloatArray | None = None
+    """(k,) of each image with the query's vector; None where images are not compared by it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryPicture:
+    """A picture to which similar ones are wanted."""
+
+    image_key: int | None
+    """Of a stored image, which is left out of the answer; None for a picture that is not stored."""
+    pixels: ByteArray | None
+    """(H, W, 3); None where the store has lost them."""
 
 
 class QueryEngine(Protocol):
@@ -86,6 +100,20 @@ class QueryEngine(Protocol):
 
     def query_vectors(self, texts: Sequence[str], image_keys: Sequence[int]) -> FloatArray:
         """(B, D) vectors of texts; where a text is empty, of the stored image in a text's place."""
+        ...
+
+    def answer_pictures(
+        self, pictures: Sequence[QueryPicture], count: int, settings: RetrievalSettings
+    ) -> list[RankedImages]:
+        """Find the `count` images of each picture that are most similar; `UsageError` if it cannot.
+
+        They come through the same beams as those of a text, and are ranked by their cosine with
+        the picture's vector.
+        """
+        ...
+
+    def explain(self, codes: Sequence[int]) -> str | None:
+        """What the first codes of an identifier stand for, in words; None if it has learnt none."""
         ...
 
     def answer_paper(

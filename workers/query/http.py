@@ -1,52 +1,36 @@
-"""The query API: HTTP around `workers.query.server`, and the process that serves it."""
+"""The query worker's process: HTTP around `workers.query.server`."""
 
-import asyncio
 import os
 import socket
 import sys
 import threading
-import time
-from typing import Annotated, Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response, Security
-from fastapi.responses import JSONResponse
-from fastapi.security import HTTPBearer
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, Field
+from starlette.types import ASGIApp
 
-from schemas.access_settings import AccessSettings
 from schemas.errors import WorkFailedError
-from schemas.records import JsonObject
-from workers.query.access_gate import HEALTH_PATH, READINESS_PATH, AccessGate
+from stream.images.decode_pool import DecodePool
+from workers.api.application import application
+from workers.api.call_pool import CallPool
+from workers.api.context import ApiContext
+from workers.api.explanation_memory import ExplanationMemory
+from workers.api.maintenance import Maintenance
+from workers.api.picture_links import PictureLinks
+from workers.api.signatures import Signer
+from workers.query.access_gate import AccessGate
 from workers.query.early_refusal import EarlyRefusal
 from workers.query.key_rates import KeyRates
 from workers.query.key_ring import KeyRing
-from workers.query.pending import PendingQuery
-from workers.query.query_request import MAX_BODY_BYTES, QueryRequest, parse_request
-from workers.query.query_text import checked_query
-from workers.query.refusals import (
-    QUERY_PATH,
-    AnswerTimeoutError,
-    ClientLeftError,
-    QueryGate,
-    add_refusals,
-    count_overloaded,
-    read_body,
-)
-from workers.query.searcher import AnsweredQuery
+from workers.query.refusals import QueryGate, count_overloaded
 from workers.query.server import QueryServer
 from workers.query.updates import LoadSearcher
 from workers.runtime.connection_guard import ConnectionGuard, GuardedConfig, connection_limit
 from workers.runtime.host_check import HostCheck, listening_address, require_keys
 from workers.runtime.metrics import QueryMetrics
-from workers.runtime.metrics_server import METRICS_PATH, exposed
+from workers.runtime.metrics_server import exposed
 from workers.runtime.process import bind
 from workers.runtime.services import Services
 from workers.runtime.vital_thread import VitalThread
-
-# Longest wait for an answer. The line is short, so only a worker that is stuck takes so long.
-_ANSWER_S = 10.0
 
 # How long a Python thread keeps the interpreter's lock when another one waits. The decode thread
 # releases it with every tensor operation; at the default of 5 ms a loading thread would stall it.
@@ -64,142 +48,49 @@ _STUCK_CONFIRMED_S = 5.0
 # Longest wait for open requests at the end.
 _JOIN_S = 10.0
 
-# What `/readyz` tells somebody without a key, where keys are configured.
-_NOT_TOLD = "not ready; the reason is told to whoever sends a key"
 
-# Only for the description of the API: the access gate has judged the key before.
-_KEYED = [Security(HTTPBearer(auto_error=False, description="where keys are configured"))]
-
-
-class QueryResult(BaseModel):
-    """One image."""
-
-    rank: int
-    image_id: str
-    uri: str
-    link: Annotated[
-        str, Field(description="where the normalised picture can be fetched, for a while")
-    ]
-    identifier: list[int]
-    score: float
-    captions: list[str]
-
-
-class QueryResponse(BaseModel):
-    """Images, best first."""
-
-    query: str
-    generation: int
-    took_ms: float
-    candidates: int
-    results: list[QueryResult]
-
-
-def application(server: QueryServer, metrics: QueryMetrics) -> FastAPI:
-    """Build the HTTP interface of one server; `workers.query.access_gate` says who may ask it."""
-    app = FastAPI(
-        title="sigma-stream",
-        description="Generative text-to-image retrieval over a stream of images",
-        version="1",
-        # A redirection would repeat the host that the client named.
-        redirect_slashes=False,
-        swagger_ui_oauth2_redirect_url=None,
-    )
-
-    # The body is read by hand, strictly and within limits; the description says what it is.
-    @app.post(
-        QUERY_PATH,
-        response_model=QueryResponse,
-        summary="Find images by text",
-        dependencies=_KEYED,
-        openapi_extra={"requestBody": _body_description()},
-    )
-    async def query(request: Request) -> JsonObject:
-        started_s = time.monotonic()
-        body = await read_body(request, MAX_BODY_BYTES)
-        wanted = parse_request(request.headers.get("content-type"), body)
-        text = checked_query(wanted.query, wanted.k)
-        pending = PendingQuery(text, wanted.k, wanted.mode, wanted.generation)
-        # From here on the decode thread may answer at any moment, in its own thread.
-        server.submit(pending)
-        answer = await _answer_of(pending, request, server)
-        took_ms = (time.monotonic() - started_s) * 1000
-        server.report_served(pending, answer, took_ms)
-        return answer.to_dict(took_ms)
-
-    @app.get(HEALTH_PATH, summary="Alive")
-    async def healthz() -> Response:
-        alive = server.alive
-        return JSONResponse({"alive": alive}, status_code=200 if alive else 503)
-
-    @app.get(READINESS_PATH, summary="Model warm, trie loaded, queries answered")
-    async def readyz(request: Request) -> Response:
-        problem = server.problem
-        if problem and not (request.state.trusted or server.problem_is_public):
-            problem = _NOT_TOLD
-        return JSONResponse(
-            {"ready": not problem, "problem": problem}, status_code=503 if problem else 200
-        )
-
-    @app.get(METRICS_PATH, summary="Prometheus metrics", dependencies=_KEYED)
-    async def measured() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    add_refusals(app)
-    return app
-
-
-def guarded(
-    server: QueryServer, metrics: QueryMetrics, access: AccessSettings, address: str
-) -> AccessGate:
-    """Build the application with its gates, for a port that listens on an address."""
+def guarded(app: ASGIApp, context: ApiContext, address: str, ring: KeyRing) -> AccessGate:
+    """Put the application behind its gates, for a port that listens on an address."""
+    access = context.services.settings.access
     return AccessGate(
-        QueryGate(application(server, metrics), server, metrics),
+        QueryGate(app, context.server, context.metrics),
         HostCheck.of_listener(address, access.allowed_hosts),
-        KeyRing.open(access),
+        ring,
         KeyRates(),
         access,
-        metrics,
+        context.metrics,
+        context.links.admits,
     )
 
 
-def _body_description() -> JsonObject:
-    """Describe the body of a query for OpenAPI."""
-    schema = QueryRequest.model_json_schema()
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
-
-
-async def _answer_of(pending: PendingQuery, request: Request, server: QueryServer) -> AnsweredQuery:
-    """Wait for the answer, but not longer than the client does."""
-    answered = asyncio.wrap_future(pending.answer)
-    leaving = asyncio.ensure_future(_until_left(request))
-    try:
-        waited_for: set[asyncio.Future[Any]] = {answered, leaving}
-        await asyncio.wait(waited_for, timeout=_ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
-        if answered.done():
-            return answered.result()
-        if leaving.done():
-            raise ClientLeftError("the client left before it was answered")
-        raise AnswerTimeoutError(
-            f"no answer within {_ANSWER_S:g} seconds; the worker is overloaded, try again"
-        )
-    finally:
-        leaving.cancel()
-        answered.cancel()
-        # Frees its place in the line; without effect on a query that was answered.
-        server.withdraw(pending)
-
-
-async def _until_left(request: Request) -> None:
-    """Wait until the client closes the connection; its body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def api_context(
+    services: Services,
+    server: QueryServer,
+    metrics: QueryMetrics,
+    maintenance: Maintenance,
+    ring: KeyRing,
+) -> ApiContext:
+    """Put together what answers requests. Its pools start nothing before they are used."""
+    signer = Signer(lambda: ring.signing_secret)
+    access = services.settings.access
+    return ApiContext(
+        services,
+        server,
+        metrics,
+        CallPool(services.connect),
+        DecodePool(services.limits),
+        signer,
+        PictureLinks(signer, access.public_url, signed=ring.is_required),
+        maintenance,
+        ExplanationMemory(),
+    )
 
 
 def run(
     services: Services,
     stop: threading.Event,
     load: LoadSearcher,
+    maintenance: Maintenance,
     listener: socket.socket | None = None,
 ) -> None:
     """Serve until stopped, on a socket that listens already, or on the configured address.
@@ -213,26 +104,29 @@ def run(
         require_keys(settings, own_listener)
         metrics = QueryMetrics()
         with exposed(settings, metrics.registry):
-            _serve(services, stop, load, own_listener, metrics)
+            _serve(services, stop, load, maintenance, own_listener, metrics)
 
 
 def _serve(
     services: Services,
     stop: threading.Event,
     load: LoadSearcher,
+    maintenance: Maintenance,
     listener: socket.socket,
     metrics: QueryMetrics,
 ) -> None:
     settings = services.settings
     name = f"{socket.gethostname()}-{os.getpid()}"
     server = QueryServer(services, name, stop, metrics, load)
-    app = guarded(server, metrics, settings.access, listening_address(listener))
+    ring = KeyRing.open(settings.access)
+    context = api_context(services, server, metrics, maintenance, ring)
+    app = guarded(application(context), context, listening_address(listener), ring)
     guard = ConnectionGuard(connection_limit(settings.http_connections), metrics.count_response)
     early = EarlyRefusal(
         lambda: server.is_full,
         lambda: server.most_under_way,
         app.may_ask,
-        app.refusal,
+        app.query_refusal,
         lambda: count_overloaded(metrics),
     )
     http = uvicorn.Server(GuardedConfig(app, guard, early))
@@ -247,6 +141,8 @@ def _serve(
     http.should_exit = True
     server.close()
     thread.join(_JOIN_S)
+    context.calls.close()
+    context.decoder.close()
     if problem:
         raise WorkFailedError(f"{problem}; read its log, then start it again")
 

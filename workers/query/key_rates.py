@@ -21,17 +21,21 @@ def burst(rate: float) -> float:
     return max(1.0, rate)
 
 
-def spend(bucket: TokenBucket, rate: float, now_s: float) -> tuple[TokenBucket, float]:
-    """Take one request out; returns the new bucket, and the seconds to wait if it was empty.
+def spend(
+    bucket: TokenBucket, rate: float, now_s: float, requests: int = 1
+) -> tuple[TokenBucket, float]:
+    """Take requests out; returns the new bucket, and the seconds to wait if it has not enough.
 
-    A refused request costs nothing: who asks too often is still answered at the rate.
+    A refused request costs nothing: who asks too often is still answered at the rate. More than fit
+    into a bucket empty it.
     """
     # Never negative, whatever the clock does.
     passed_s = max(0.0, now_s - bucket.filled_s)
     tokens = min(burst(rate), bucket.tokens + passed_s * rate)
-    if tokens >= 1:
-        return TokenBucket(tokens - 1, now_s), 0.0
-    return TokenBucket(tokens, now_s), (1 - tokens) / rate
+    cost = min(float(requests), burst(rate))
+    if tokens >= cost:
+        return TokenBucket(tokens - cost, now_s), 0.0
+    return TokenBucket(tokens, now_s), (cost - tokens) / rate
 
 
 class KeyRates:
@@ -44,11 +48,11 @@ class KeyRates:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, name: str, rate: float) -> int:
-        """Admit a request of a key, or return the whole seconds after which to try again."""
+    def take(self, name: str, rate: float, requests: int = 1) -> int:
+        """Admit requests of a key, or return the whole seconds after which to try again."""
         now_s = self._clock()
         bucket = self._buckets.get(name) or TokenBucket(burst(rate), now_s)
-        self._buckets[name], wait_s = spend(bucket, rate, now_s)
+        self._buckets[name], wait_s = spend(bucket, rate, now_s, requests)
         return math.ceil(wait_s)
 
     def forget(self, name: str) -> None:

@@ -4,6 +4,7 @@ A key that is taken out of the file is refused a second later. While the file is
 the keys that were read last go on, and the log says so.
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -77,6 +78,15 @@ class KeyRing:
     def is_required(self) -> bool:
         """Whether requests need a key. Settled at the start: revoking all keys opens nothing."""
         return self._settings.has_keys
+
+    @property
+    def signing_secret(self) -> bytes:
+        """What links and cursors are signed with: the same in all workers with these keys.
+
+        Of hashes, which are configured and not shown. Revoking a key ends what was signed before.
+        """
+        digests = sorted(key.digest for key in self._keys)
+        return hashlib.sha256("\n".join(["sigma-stream", *digests]).encode()).digest()
 
     def find(self, secret: bytes) -> ApiKey | None:
         """Return the key that somebody sent, None when it is not known."""

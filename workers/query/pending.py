@@ -5,6 +5,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from workers.query.engine import QueryPicture
 from workers.query.searcher import AnsweredQuery, Mode
 
 
@@ -13,10 +14,16 @@ class PendingQuery:
     """One query that waits; the future gets an `AnsweredQuery` or an error."""
 
     text: str
+    """Empty for a picture."""
     count: int
+    """Images to describe."""
     mode: Mode
     generation: int | None
     """The generation that is to answer, or None for the live one."""
+    picture: QueryPicture | None = None
+    """What similar images are wanted to, in place of a text."""
+    depth: int = 0
+    """Images to rank, where that is more than are described."""
     answer: "Future[AnsweredQuery]" = field(default_factory=Future)
 
     def claim(self) -> bool:
@@ -44,11 +51,21 @@ class PendingQuery:
 
 @dataclass(frozen=True, slots=True)
 class QueryGroup:
-    """Queries that one generation answers together, in one mode."""
+    """Queries of one kind that one generation answers together, in one mode."""
 
     generation: int
     mode: Mode
     queries: list[PendingQuery]
+
+    @property
+    def pictures(self) -> list[QueryPicture]:
+        """What is asked for by pictures; empty for a group of texts."""
+        return [query.picture for query in self.queries if query.picture is not None]
+
+    @property
+    def depth(self) -> int:
+        """Images to rank: as many as the deepest query wants."""
+        return max(max(query.count, query.depth) for query in self.queries)
 
     @property
     def count(self) -> int:
@@ -68,18 +85,21 @@ class GroupedQueries:
 def group_queries(
     queries: Iterable[PendingQuery], live: int | None, loaded: Collection[int]
 ) -> GroupedQueries:
-    """Group queries by generation and mode, in the order in which each group's first query came.
+    """Group queries by generation, mode and kind, in the order in which each group's first came.
+
+    A query for more images than are described at once is a group of its own: it takes longer.
 
     Every query belongs to one group, so its answer comes from one generation from start to end.
     """
-    groups: dict[tuple[int, Mode], QueryGroup] = {}
+    groups: dict[tuple[int, Mode, bool, int | None], QueryGroup] = {}
     unserved: list[PendingQuery] = []
     for query in queries:
         generation = live if query.generation is None else query.generation
         if generation is None or generation not in loaded:
             unserved.append(query)
             continue
-        key = (generation, query.mode)
+        alone = id(query) if query.depth > query.count else None
+        key = (generation, query.mode, query.picture is not None, alone)
         if key not in groups:
             groups[key] = QueryGroup(generation, query.mode, [])
         groups[key].queries.append(query)

@@ -8,8 +8,11 @@ from schemas.errors import UsageError
 # Letters of a query; the model reads only the first few dozen tokens.
 MAX_QUERY_LETTERS = 2000
 
-# Images of one answer; the default beams reach a few hundred candidates.
-MAX_RESULTS = 100
+# Images of one page of an answer; the default beams reach a few hundred candidates.
+PAGE_RESULTS = 100
+
+# Images of one answer: a cursor that carries the places of so many fits into a request.
+MAX_RESULTS = 2000
 
 # Unicode categories without a visible sign: control, format, unassigned, and the separators.
 _INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Zl", "Zp", "Zs"})
@@ -43,7 +46,7 @@ def checked_query(text: str, count: int) -> str:
     if is_blank(text):
         raise UsageError("the query must not be empty; describe the image in words")
     if not 1 <= count <= MAX_RESULTS:
-        raise UsageError(f"k must be between 1 and {MAX_RESULTS}, got {count}; change it")
+        raise UsageError(f"k must be between 1 and {MAX_RESULTS:,}, got {count}; change it")
     return _CONTROL.sub(" ", text)
 
 

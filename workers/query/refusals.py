@@ -11,15 +11,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.errors import RejectInputError, RetryLaterError, SigmaError, UsageError
+from stream.images.redaction import printable
+from workers.api.addresses import BATCH_PATH, HEALTH_PATH, QUERY_PATH, READINESS_PATH
+from workers.api.json_body import RequestRefusedError
 from workers.query.query_line import RETRY_AFTER_S, OverloadedError
-from workers.query.query_request import RequestRefusedError
 from workers.query.server import QueryServer
 from workers.runtime.connection_guard import BODY_S
 from workers.runtime.metrics import QueryMetrics
 from workers.runtime.refusal import Refusal
 
-QUERY_PATH = "/v1/query"
-
+BAD_REQUEST = 400
 TOO_LARGE = 413
 REQUEST_TIMEOUT = 408
 TOO_MANY_REQUESTS = 429
@@ -29,9 +30,9 @@ _REFUSED_FROM = 400
 CLIENT_LEFT = 499
 UNAVAILABLE = 503
 
-# Times the limit of a body that are read and thrown away before it is refused. A client that is
-# still sending when the connection closes would not see the answer.
-_DISCARDED = 256
+# Bytes beyond its limit that are read of a body and thrown away before it is refused. A client that
+# is still sending when the connection closes would not see the answer.
+_DISCARDED_BYTES = 16 << 20
 
 OVERLOADED = Refusal(
     TOO_MANY_REQUESTS,
@@ -49,7 +50,7 @@ class ClientLeftError(SigmaError):
 
 
 # Addresses whose refusals are no refused queries: they say whether this worker can answer.
-_PROBED = ("/readyz", "/healthz")
+_PROBED = (READINESS_PATH, HEALTH_PATH)
 
 
 class QueryGate:
@@ -69,7 +70,7 @@ class QueryGate:
         if scope["type"] != "http" or scope["path"] in _PROBED:
             await self._app(scope, receive, send)
             return
-        is_query = scope["path"] == QUERY_PATH
+        is_query = scope["path"] in (QUERY_PATH, BATCH_PATH)
         if is_query and self._server.is_full:
             count_overloaded(self._metrics)
             await OVERLOADED.send(send)
@@ -91,16 +92,17 @@ def count_overloaded(metrics: QueryMetrics) -> None:
     metrics.count_response(TOO_MANY_REQUESTS, "overloaded")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int, seconds: float | None = None) -> bytes:
     """Read a request's body; `RequestRefusedError` when it is too long or takes too long.
 
-    Of a body that is too long no more than `limit` bytes are kept.
+    Of a body that is too long no more than `limit` bytes are kept. It may take `BODY_S` by default.
     """
+    allowed_s = BODY_S if seconds is None else seconds
     try:
-        return await asyncio.wait_for(_read(request, limit), BODY_S)
+        return await asyncio.wait_for(_read(request, limit), allowed_s)
     except TimeoutError:
         raise RequestRefusedError(
-            f"the body must be complete within {BODY_S:g} seconds; send it faster",
+            f"the body must be complete within {allowed_s:g} seconds; send it faster",
             REQUEST_TIMEOUT,
         ) from None
 
@@ -113,7 +115,7 @@ async def _read(request: Request, limit: int) -> bytes:
             length += len(part)
             if length <= limit:
                 body += part
-            elif length > limit * _DISCARDED:
+            elif length > limit + _DISCARDED_BYTES:
                 break
     except ClientDisconnect:
         raise ClientLeftError("the client left before its request was complete") from None
@@ -138,13 +140,20 @@ def add_refusals(app: FastAPI) -> None:
         return _refusal(request, error.status_code, "invalid", sentence, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, _: RequestValidationError) -> Response:
-        return _refusal(request, 422, "invalid", "the request is not one that /docs describes")
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _refusal(request, 422, "invalid", _parameter_sentence(error))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, _: Exception) -> Response:
         # The server logs the error with its traceback.
         return _refusal(request, 500, "failed", "the query worker made a mistake; see its log")
+
+
+def _parameter_sentence(error: RequestValidationError) -> str:
+    """Say what the first problem with a parameter of the address is; values are not quoted."""
+    problem = error.errors()[0]
+    name = printable(str(problem["loc"][-1]))
+    return f"the parameter {name} does not fit: {problem['msg']}; /docs says what it must be"
 
 
 def _verdict(error: SigmaError) -> tuple[int, str]:
@@ -153,7 +162,7 @@ def _verdict(error: SigmaError) -> tuple[int, str]:
         case RequestRefusedError():
             return error.status, "invalid"
         case UsageError() | RejectInputError():
-            return 400, "invalid"
+            return BAD_REQUEST, "invalid"
         case ClientLeftError():
             return CLIENT_LEFT, "client-left"
         case OverloadedError():
@@ -162,6 +171,18 @@ def _verdict(error: SigmaError) -> tuple[int, str]:
             return UNAVAILABLE, "timeout"
         case _:
             return UNAVAILABLE, "unavailable"
+
+
+def error_status(error: SigmaError) -> int:
+    """Return the HTTP status of an error."""
+    return _verdict(error)[0]
+
+
+def too_often(wait_s: int) -> OverloadedError:
+    """The error of a batch with more queries than its key may send."""
+    return OverloadedError(
+        f"the key may not send so many queries at once; try again after {wait_s} s, or send fewer"
+    )
 
 
 def _refusal(

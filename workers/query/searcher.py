@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from schemas.errors import RefuseToStartError, UsageError
-from schemas.records import Hit, IntArray, JsonObject
+from schemas.records import FloatArray, Hit, IntArray, JsonObject
 from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
 from workers.query.descriptions import Descriptions
-from workers.query.engine import QueryEngine, RankedImages
+from workers.query.engine import QueryEngine, QueryPicture, RankedImages
 from workers.repository.connection import ANSWER_LIMITS, Connection
 from workers.repository.follower import Changes, TrieFollower
 from workers.repository.generations import Generation, get, live, receiving
@@ -29,6 +29,9 @@ Mode = Literal["fused", "paper"]
 # Images fetched beyond those asked for, to replace those deleted since the index was updated.
 _SPARE = 10
 
+# Leaves that an answer explains itself by, of the hundreds that a deep query reaches.
+SHOWN_LEAVES = 100
+
 # Decimals of a score: what float32 can tell apart.
 _SCORE_DIGITS = 6
 
@@ -37,23 +40,63 @@ E_co = TypeVar("E_co", bound=QueryEngine, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
+class ReachedLeaf:
+    """A leaf that a query was decoded to."""
+
+    codes: tuple[int, ...]
+    """id1 to id4"""
+    log_probability: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankedRest:
+    """The images of an answer that come after those described, best first."""
+
+    image_keys: IntArray
+    """(r,)"""
+    scores: FloatArray
+    """(r,)"""
+    cosines: FloatArray | None
+    """(r,)"""
+
+    @classmethod
+    def of(cls, ranked: RankedImages) -> "RankedRest":
+        """All images of an answer."""
+        return cls(ranked.image_keys, ranked.scores, ranked.cosines)
+
+    def behind(self, place: int) -> "RankedRest":
+        """What follows the first `place` images."""
+        cosines = None if self.cosines is None else self.cosines[place:]
+        return RankedRest(self.image_keys[place:], self.scores[place:], cosines)
+
+    def first(self, count: int) -> "RankedRest":
+        """The same with at most `count` images."""
+        cosines = None if self.cosines is None else self.cosines[:count]
+        return RankedRest(self.image_keys[:count], self.scores[:count], cosines)
+
+
+@dataclass(frozen=True, slots=True)
 class AnsweredQuery:
-    """One answered query; `captions` are those of each hit."""
+    """One answered query; `captions` and `cosines` are those of each hit."""
 
     query: str
     generation: int
     hits: tuple[Hit, ...]
     candidates: int
     captions: tuple[tuple[str, ...], ...] = ()
+    cosines: tuple[float | None, ...] = ()
+    leaves: tuple[ReachedLeaf, ...] = ()
+    """The leaves that were decoded, best first."""
+    rest: RankedRest | None = None
+    """Where more images were asked for than are described."""
 
     def first(self, count: int) -> "AnsweredQuery":
         """Return the same answer with at most `count` images."""
-        return AnsweredQuery(
-            self.query,
-            self.generation,
-            self.hits[:count],
-            self.candidates,
-            self.captions[:count],
+        return replace(
+            self,
+            hits=self.hits[:count],
+            captions=self.captions[:count],
+            cosines=self.cosines[:count],
         )
 
     def to_dict(self, took_ms: float) -> JsonObject:
@@ -104,13 +147,30 @@ class Searcher(Generic[E_co]):
         """What answers."""
         return self._engine
 
-    def search(self, texts: Sequence[str], count: int, mode: Mode = "fused") -> list[AnsweredQuery]:
-        """Answer texts that passed `checked_query`."""
+    def search(
+        self, texts: Sequence[str], count: int, mode: Mode = "fused", depth: int = 0
+    ) -> list[AnsweredQuery]:
+        """Answer texts that passed `checked_query`.
+
+        `depth` images are ranked where that is more than the `count` that are described.
+        """
+        wanted = max(count, depth) + _SPARE
         if mode == "paper":
-            ranked = self.engine.answer_paper(texts, count + _SPARE, self.settings)
+            ranked = self.engine.answer_paper(texts, wanted, self.settings)
         else:
-            ranked = self.engine.answer(texts, count + _SPARE, self.settings)
-        return self._describe(texts, ranked, count)
+            ranked = self.engine.answer(texts, wanted, self.settings)
+        return self._describe(texts, ranked, count, depth)
+
+    def search_pictures(
+        self, pictures: Sequence[QueryPicture], count: int, depth: int = 0
+    ) -> list[AnsweredQuery]:
+        """Answer pictures with similar ones. A stored picture is not among its own answer."""
+        wanted = max(count, depth) + _SPARE + 1
+        ranked = []
+        found = self.engine.answer_pictures(pictures, wanted, self.settings)
+        for picture, images in zip(pictures, found, strict=True):
+            ranked.append(without(images, picture.image_key))
+        return self._describe([""] * len(pictures), ranked, count, depth)
 
     def refresh(self) -> None:
         """Take over what changed in the database."""
@@ -136,25 +196,43 @@ class Searcher(Generic[E_co]):
         self.descriptions.close()
 
     def _describe(
-        self, texts: Sequence[str], ranked: Sequence[RankedImages], count: int
+        self, texts: Sequence[str], ranked: Sequence[RankedImages], count: int, depth: int
     ) -> list[AnsweredQuery]:
         # Two queries for all answers of a batch, instead of two for each.
         keys: set[int] = set()
         needed: set[int] = set()
         for images in ranked:
-            ranked_keys = images.image_keys.tolist()
+            ranked_keys = images.image_keys[: count + _SPARE].tolist()
             keys.update(ranked_keys)
             needed.update(ranked_keys[:count])
         described = self.descriptions.read(sorted(keys), needed)
         answers = []
         for text, images in zip(texts, ranked, strict=True):
             found = found_images(images, described.stored, described.identifiers, count)
-            hits = hits_of(found, self.store.link)
-            captions = tuple(image.stored.captions for image in found)
+            place = found[-1].place + 1 if found else 0
+            deeper = depth > count and len(found) == count
+            rest = RankedRest.of(images).behind(place).first(depth - count) if deeper else None
             answers.append(
-                AnsweredQuery(text, self.engine.generation, hits, images.candidates, captions)
+                AnsweredQuery(
+                    text,
+                    self.engine.generation,
+                    hits_of(found, self.store.link),
+                    images.candidates,
+                    tuple(image.stored.captions for image in found),
+                    tuple(image.cosine for image in found),
+                    self._reached(images),
+                    rest,
+                )
             )
         return answers
+
+    def _reached(self, images: RankedImages) -> tuple[ReachedLeaf, ...]:
+        reached = []
+        scores = images.leaf_scores.tolist()
+        for leaf, score in zip(images.leaves[:SHOWN_LEAVES].tolist(), scores, strict=False):
+            codes = self.engine.shape.unpack(int(leaf))
+            reached.append(ReachedLeaf(codes, round(score, _SCORE_DIGITS)))
+        return tuple(reached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +242,22 @@ class FoundImage:
     stored: StoredImage
     identifier: Sequence[int]
     score: float
+    cosine: float | None
+    place: int
+    """Among the ranked images, from 0."""
+
+
+def without(ranked: RankedImages, image_key: int | None) -> RankedImages:
+    """The ranked images less one of them, if it is among them."""
+    kept = ranked.image_keys != (-1 if image_key is None else image_key)
+    cosines = None if ranked.cosines is None else ranked.cosines[kept]
+    return replace(
+        ranked, image_keys=ranked.image_keys[kept], scores=ranked.scores[kept], cosines=cosines
+    )
 
 
 def found_images(
-    ranked: RankedImages,
+    ranked: RankedImages | RankedRest,
     stored: Mapping[int, StoredImage],
     identifiers: Mapping[int, Sequence[int]],
     count: int,
@@ -177,17 +267,24 @@ def found_images(
     `stored` and `identifiers` are what the database has now, by image key; it decides.
     """
     found: list[FoundImage] = []
-    for key, score in zip(ranked.image_keys.tolist(), ranked.scores.tolist(), strict=True):
+    cosines = None if ranked.cosines is None else ranked.cosines.tolist()
+    scores = ranked.scores.tolist()
+    for place, key in enumerate(ranked.image_keys.tolist()):
         image = stored.get(key)
         if image is not None and image.state == "indexed" and key in identifiers:
-            found.append(FoundImage(image, identifiers[key], score))
-    return found[:count]
+            cosine = None if cosines is None else round(cosines[place], _SCORE_DIGITS)
+            found.append(FoundImage(image, identifiers[key], scores[place], cosine, place))
+        if len(found) == count:
+            break
+    return found
 
 
-def hits_of(found: Sequence[FoundImage], link: Callable[[str], str]) -> tuple[Hit, ...]:
-    """Number the images from rank 1. `link` gives the address of a stored picture."""
+def hits_of(
+    found: Sequence[FoundImage], link: Callable[[str], str], first_rank: int = 1
+) -> tuple[Hit, ...]:
+    """Number the images. `link` gives the address of a stored picture."""
     hits = []
-    for rank, image in enumerate(found, start=1):
+    for rank, image in enumerate(found, start=first_rank):
         hits.append(
             Hit(
                 rank,

@@ -9,7 +9,9 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -19,7 +21,7 @@ from stream.log.event_log import message
 from workers.query.engine import QueryEngine
 from workers.query.heartbeat import Heartbeat
 from workers.query.pending import PendingQuery, QueryGroup, group_queries
-from workers.query.query_line import MOST_WAITING, QueryLine
+from workers.query.query_line import MOST_WAITING, OverloadedError, QueryLine
 from workers.query.reporter import Reporter
 from workers.query.residents import ResidentGenerations
 from workers.query.searcher import AnsweredQuery, Searcher
@@ -34,6 +36,9 @@ from workers.runtime.vital_thread import EndProcess, VitalThread, end_process
 # Most queries decoded together: more would make each of them wait longer than they save.
 _BATCH = 16
 
+# Most explanations that wait: each takes as long as a batch of queries.
+_ERRANDS = 16
+
 # Longest wait for each thread at the end.
 _JOIN_S = 10.0
 
@@ -46,6 +51,20 @@ log = structlog.get_logger()
 
 # Seconds after which it will not come back, and a new process is better.
 STUCK_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Errand:
+    """An identifier that waits for its explanation."""
+
+    generation: int | None
+    codes: tuple[int, ...]
+    caption: "Future[str | None]" = field(default_factory=Future)
+
+
+def not_served(generation: int | None) -> UsageError:
+    """The error of a generation that is not in memory."""
+    return UsageError(f"generation {generation} is not served here; leave it out for the live one")
 
 
 class QueryServer:
@@ -73,6 +92,7 @@ class QueryServer:
         self._closed = threading.Event()
         """Set when nothing takes updates any more."""
         self._updates: queue.SimpleQueue[EngineUpdate] = queue.SimpleQueue()
+        self._errands: queue.Queue[Errand] = queue.Queue(_ERRANDS)
         self._residents = ResidentGenerations(services, load, self._send, stop, metrics, end)
         self._reporter = Reporter(name, services.connect, services.open_log, stop, metrics)
         self._shadows = ShadowQueue(services.settings.shadow_share, metrics, self._reporter.submit)
@@ -158,10 +178,28 @@ class QueryServer:
         """Take back a query whose client gave up."""
         self._line.leave(query)
 
+    def explain(self, generation: int | None, codes: Sequence[int]) -> "Future[str | None]":
+        """What the codes stand for, between two batches; `OverloadedError` when too many wait."""
+        problem = self.problem
+        if problem:
+            raise RetryLaterError(problem)
+        errand = Errand(generation, tuple(codes))
+        try:
+            self._errands.put_nowait(errand)
+        except queue.Full:
+            raise OverloadedError("too many explanations wait; try again in a second") from None
+        self._line.wake()
+        return errand.caption
+
     def report_served(self, query: PendingQuery, answer: AnsweredQuery, took_ms: float) -> None:
-        """Report an answered query on `sigma.queries.served`, without making it wait."""
+        """Report an answered query on `sigma.queries.served`, without making it wait.
+
+        A picture has no text that an event could tell, or somebody ask again.
+        """
         self._metrics.queries.inc()
         self._metrics.latency.observe(took_ms / 1000)
+        if query.picture is not None:
+            return
         event = QueryServed(
             query=query.text,
             generation=answer.generation,
@@ -206,6 +244,7 @@ class QueryServer:
                 for _ in range(self._updates.qsize()):
                     self._served.take(self._updates.get())
                 self._answer(queries)
+                self._explain_next()
         self._refuse_waiting()
 
     def _next_batch(self) -> list[PendingQuery]:
@@ -228,12 +267,7 @@ class QueryServer:
         started_s = time.monotonic()
         grouped = group_queries(claimed, self._served.live_number, self._served.numbers)
         for query in grouped.unserved:
-            query.fail(
-                UsageError(
-                    f"generation {query.generation} is not served here; "
-                    "leave it out for the live one"
-                )
-            )
+            query.fail(not_served(query.generation))
         for group in grouped.groups:
             self._answer_group(self._served.get(group.generation), group)
         if grouped.groups:
@@ -241,15 +275,23 @@ class QueryServer:
 
     def _answer_group(self, searcher: Searcher[QueryEngine], group: QueryGroup) -> None:
         texts = [query.text for query in group.queries]
+        pictures = group.pictures
         try:
-            answers = searcher.search(texts, group.count, group.mode)
+            if pictures:
+                answers = searcher.search_pictures(pictures, group.count, group.depth)
+            else:
+                answers = searcher.search(texts, group.count, group.mode, group.depth)
+        except UsageError as error:
+            # Of one query as a rule: a picture that this generation cannot read.
+            self._fail_or_split(searcher, group, error)
+            return
         except Exception as error:
             # One bad batch must not end the worker: its queries fail, the next ones do not.
             log.exception("queries failed", count=len(texts))
             self._fail_or_split(searcher, group, error)
             return
         self._metrics.batch.observe(len(texts))
-        compared = group.mode == "fused" and searcher is self._served.live
+        compared = group.mode == "fused" and not pictures and searcher is self._served.live
         for query, answer in zip(group.queries, answers, strict=True):
             self._metrics.candidates.observe(answer.candidates)
             # Whatever is asked, the best of the images are some: a damaged model shows here.
@@ -271,13 +313,37 @@ class QueryServer:
             self._answer_group(searcher, QueryGroup(group.generation, group.mode, [query]))
 
     def _fail(self, group: QueryGroup, error: Exception) -> None:
-        self._metrics.failures.inc(len(group.queries))
+        if not isinstance(error, UsageError):
+            self._metrics.failures.inc(len(group.queries))
         if not isinstance(error, SigmaError):
             error = RetryLaterError("the query failed; try again")
         for query in group.queries:
             query.fail(error)
 
+    def _explain_next(self) -> None:
+        """Explain one identifier; queries that came meanwhile go before the next one."""
+        try:
+            errand = self._errands.get_nowait()
+        except queue.Empty:
+            return
+        number = self._served.live_number if errand.generation is None else errand.generation
+        if not self._errands.empty():
+            self._line.wake()
+        if not errand.caption.set_running_or_notify_cancel():
+            return
+        if number is None or number not in self._served.numbers:
+            errand.caption.set_exception(not_served(errand.generation))
+            return
+        try:
+            errand.caption.set_result(self._served.get(number).engine.explain(errand.codes))
+        except Exception:
+            log.exception("explanation failed", codes=errand.codes)
+            errand.caption.set_exception(RetryLaterError("the explanation failed; try again"))
+
     def _refuse_waiting(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._errands.get_nowait().caption.cancel()
         for query in self._line.take(MOST_WAITING, wait=False):
             if query.claim():
                 query.fail(RetryLaterError("the query worker is stopping; ask another one"))

@@ -3,7 +3,8 @@
 `TrieEngine` answers whatever encodes and decodes; `ModelEngine` is that with a trained checkpoint.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from model.decoding.beam import TextDecodingEngine
 from model.decoding.decoder import Decoder
+from model.decoding.explain import explain
 from model.decoding.export import ensure_export
 from model.decoding.vllm import VllmDecoder
 from model.network.checkpoint import Checkpoint
@@ -19,24 +21,34 @@ from model.network.encoder import Encoder
 from model.network.query_head import QueryHeadEncoder
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.search import (
+    LEAST_SCORED,
     SearchIndex,
     SearchResult,
     search,
     search_embedded,
     search_exact,
     search_paper,
+    search_read,
 )
 from model.retrieval.trie import Trie
 from model.training.vector_set import picture_as_text
+from schemas.errors import UsageError
 from schemas.identifiers import IdentifierShape
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
-from workers.query.engine import RankedImages
+from workers.query.engine import QueryPicture, RankedImages
 from workers.query.gallery import Gallery
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 # The folder of vLLM's exports, in the folder of files that may be lost.
 EXPORTS = "exports"
+
+# Images up to which the beams of the settings are enough, spare ones included.
+USUAL_RESULTS = 110
+
+# Beams of a query that wants thousands of images: a second of work on two cores, and as many leaves
+# as hold the most that can be asked for.
+MOST_BEAMS = 2048
 
 
 def export_name(generation: int) -> str:
@@ -105,7 +117,11 @@ class TrieEngine:
         self, texts: Sequence[str], count: int, settings: RetrievalSettings
     ) -> list[RankedImages]:
         """Find the `count` best images of each text by the fused score."""
-        return self._ranked(search(self._index(), texts, count, settings))
+
+        def found(wider: RetrievalSettings) -> list[SearchResult]:
+            return search(self._index(count), texts, count, wider)
+
+        return self._ranked(self._deep(found, count, settings))
 
     def answer_vectors(
         self, texts: Sequence[str], vectors: FloatArray, count: int, settings: RetrievalSettings
@@ -126,11 +142,32 @@ class TrieEngine:
         """The vector (D,) of a text that a picture might have; here the picture's own."""
         return picture.astype(np.float32)
 
+    def answer_pictures(
+        self, pictures: Sequence[QueryPicture], count: int, settings: RetrievalSettings
+    ) -> list[RankedImages]:
+        """See `QueryEngine`. Vectors of stored pictures are known, those of others are computed."""
+        vectors = np.stack([self._picture_vector(picture) for picture in pictures])
+        decoding, prompt = self._read_pictures(pictures, vectors)
+        index = replace(self._index(count), decoding=decoding)
+
+        def found(wider: RetrievalSettings) -> list[SearchResult]:
+            return search_read(index, prompt, vectors, count, wider)
+
+        return self._ranked(self._deep(found, count, settings))
+
+    def explain(self, codes: Sequence[int]) -> str | None:
+        """See `QueryEngine`; an engine without a model knows no words."""
+        return None
+
     def answer_paper(
         self, texts: Sequence[str], count: int, settings: RetrievalSettings
     ) -> list[RankedImages]:
         """Find images in the paper's own mode: five tokens, ranked by their probability."""
-        return self._ranked(search_paper(self._index(), texts, count, settings))
+
+        def found(wider: RetrievalSettings) -> list[SearchResult]:
+            return search_paper(self._index(), texts, count, wider)
+
+        return self._ranked(self._deep(found, count, settings))
 
     def answer_exact(self, queries: FloatArray, count: int) -> list[RankedImages]:
         """Exact dense search over the embeddings with unit query vectors (B, D): the yardstick."""
@@ -146,17 +183,79 @@ class TrieEngine:
         if isinstance(self.decoding, VllmDecoder):
             self.decoding.close()
 
-    def _index(self) -> SearchIndex:
+    def _index(self, count: int = 0) -> SearchIndex:
+        """The index for a search of `count` images."""
         # Made for each search: the view of the embeddings changes when the gallery grows.
         return SearchIndex(
-            self.decoding, self.encoder, self.trie, self.gallery.embeddings, self.means
+            self.decoding,
+            self.encoder,
+            self.trie,
+            self.gallery.embeddings,
+            self.means,
+            max(LEAST_SCORED, count if count > USUAL_RESULTS else 0),
         )
+
+    def _picture_vector(self, picture: QueryPicture) -> FloatArray:
+        """The (D,) unit vector of a picture."""
+        if picture.image_key is not None:
+            slot = int(self.gallery.slots(np.array([picture.image_key]))[0])
+            if slot >= 0:
+                return self.gallery.embeddings[slot].astype(np.float32)
+        if picture.pixels is None:
+            raise UsageError(
+                f"the image has no vector in generation {self.generation}, and the store no picture"
+                " of it; ingest it again"
+            )
+        if isinstance(self.encoder, QueryHeadEncoder):
+            raise UsageError(
+                f"generation {self.generation} answers without its encoder, so only pictures that"
+                " are stored can be asked for; name one by its image_id"
+            )
+        vector: FloatArray = self.encoder.embed_images([picture.pixels])[0]
+        return vector
+
+    def _read_pictures(
+        self, pictures: Sequence[QueryPicture], vectors: FloatArray
+    ) -> tuple[TextDecodingEngine[Any], Any]:
+        """What decodes for pictures with (B, D) vectors, and their prompt read by it."""
+        return self.decoding, self.decoding.read_texts([""] * len(pictures), vectors)
+
+    def _deep(
+        self,
+        found: Callable[[RetrievalSettings], list[SearchResult]],
+        count: int,
+        settings: RetrievalSettings,
+    ) -> list[SearchResult]:
+        """Search with more beams than usual where many images are wanted, until they are found."""
+        if count > USUAL_RESULTS and self.occupied_leaves:
+            leaf_images = max(1, self.images // self.occupied_leaves)
+            settings = replace(
+                settings,
+                beams=min(MOST_BEAMS, max(settings.beams, count // leaf_images)),
+                candidates=max(settings.candidates, count),
+            )
+        while True:
+            results = found(settings)
+            fewest = min((len(result.slots) for result in results), default=0)
+            enough = count <= USUAL_RESULTS or fewest >= min(count, self.images)
+            if enough or settings.beams >= min(MOST_BEAMS, self.occupied_leaves):
+                return results
+            settings = replace(settings, beams=min(MOST_BEAMS, 2 * settings.beams))
 
     def _ranked(self, results: Sequence[SearchResult]) -> list[RankedImages]:
         ranked = []
         for result in results:
             keys = self.gallery.keys(result.slots)
-            ranked.append(RankedImages(keys, result.scores, result.candidates, result.leaves))
+            ranked.append(
+                RankedImages(
+                    keys,
+                    result.scores,
+                    result.candidates,
+                    result.leaves,
+                    result.leaf_scores,
+                    result.cosines,
+                )
+            )
         return ranked
 
     def _insert(self, postings: PostingRows, deleted: IntArray) -> None:
@@ -230,6 +329,29 @@ class ModelEngine(TrieEngine):
             export = ensure_export(decoder.sigma, folder / EXPORTS, export_name(generation))
             decoding = VllmDecoder.start(decoder, export)
         return cls(generation, checkpoint, decoder, decoding, Gallery.open(folder))
+
+    def explain(self, codes: Sequence[int]) -> str | None:
+        """See `QueryEngine`. Whether the model has learnt any words is for the caller to know."""
+        return explain(self.decoder, codes)
+
+    def _read_pictures(
+        self, pictures: Sequence[QueryPicture], vectors: FloatArray
+    ) -> tuple[TextDecodingEngine[Any], Any]:
+        """A model that reads vectors reads the picture's in a text's place.
+
+        Any other reads the picture itself, as it does when an image arrives (paper, equation 3).
+        vLLM has no such prompts, so the decoder's own engine reads them.
+        """
+        sigma = self.decoder.sigma
+        projector = sigma.projector
+        if projector is not None and projector.reading.pictures:
+            asked = projector.as_texts(projector.placed_images(vectors))
+            return self.decoder, self.decoder.read_texts([""] * len(pictures), asked)
+        pixels = [picture.pixels for picture in pictures if picture.pixels is not None]
+        if len(pixels) < len(pictures):
+            raise UsageError("the store has lost the picture of the image; ingest it again")
+        patches = sigma.preprocessor(pixels).to(self.decoder.device)
+        return self.decoder, self.decoder.read_images(patches)
 
     def _as_text(self, picture: HalfArray, image_key: int) -> FloatArray:
         """The vector (D,) of a picture with the noise that stood for texts in training."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.events import ImageAccepted
+from stream.images.store import UPLOAD_SUFFIX
 from workers.repository.connection import Connection, execute, fetch_column, fetch_rows
 
 # Notes worked on at a time.
@@ -81,7 +82,11 @@ def due_erasures(conn: Connection, after: int) -> list[Erasure]:
 def used_pictures(conn: Connection, pictures: Sequence[str]) -> set[str]:
     """Return those of the pictures that belong to an image that is not deleted."""
     used = set(fetch_column(conn, "used_pictures", pictures=list(pictures)))
-    originals = [picture for picture in pictures if picture.startswith("s3:")]
+    originals = [
+        picture
+        for picture in pictures
+        if picture.startswith("s3:") or picture.endswith(UPLOAD_SUFFIX)
+    ]
     if originals:
         used |= set(fetch_column(conn, "used_originals", pictures=originals))
     return used

@@ -25,6 +25,12 @@ HEAD_S = 5.0
 # Seconds from the head until the body is complete.
 BODY_S = 10.0
 
+# Bytes of a second that a large body has to come with: an upload over a slow line gets more time.
+_BODY_RATE = 256 * 1024
+
+# Bytes of the largest body that gets more time.
+_SLOW_BODY_BYTES = 64 << 20
+
 # Seconds that a client may take to receive an answer.
 RECEIVE_S = 30.0
 
@@ -56,6 +62,11 @@ def connection_limit(wanted: int) -> int:
     if soft == resource.RLIM_INFINITY:
         return wanted
     return max(1, min(wanted, soft - _RESERVED_FILES))
+
+
+def body_seconds(length: int) -> float:
+    """Seconds in which a body of so many bytes has to be complete."""
+    return BODY_S + min(length, _SLOW_BODY_BYTES) / _BODY_RATE
 
 
 CountRefusal = Callable[[int, str], None]
@@ -264,5 +275,14 @@ class GuardedConnection(H11Protocol):
         if self.conn.their_state is h11.IDLE:
             return HEAD_S
         if self.conn.their_state is h11.SEND_BODY:
-            return BODY_S
+            return body_seconds(self._declared_bytes)
         return None
+
+    @property
+    def _declared_bytes(self) -> int:
+        """What the request under way says of its body's length; 0 for one without."""
+        for name, value in self.headers:
+            # h11 has read it, so it is a number.
+            if name == b"content-length":
+                return int(value)
+        return 0

@@ -55,6 +55,8 @@ RESPONSES = (
     (404, "invalid"),
     (405, "invalid"),
     (408, "invalid"),
+    (409, "invalid"),
+    (410, "invalid"),
     (413, "invalid"),
     (415, "invalid"),
     (421, "host"),

@@ -35,14 +35,19 @@ def read_picture(store: ImageStore, uri: str) -> ByteArray:
     """
     data = store.get(uri)
     try:
-        # The store holds PNG only: no other decoder is given its bytes.
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            return np.asarray(image.convert("RGB"), dtype=np.uint8)
+        return decoded_picture(data)
     except (OSError, SyntaxError, ValueError) as error:
         raise RejectInputError(
             "damaged-store",
             f"the stored image {uri} cannot be read ({error}); ingest the image again",
         ) from error
+
+
+def decoded_picture(png: bytes) -> ByteArray:
+    """A picture that this project made, as (H, W, 3) uint8."""
+    # The store holds PNG only: no other decoder is given its bytes.
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.uint8)
 
 
 class StoredPictures(Sequence[ByteArray]):

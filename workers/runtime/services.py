@@ -102,4 +102,6 @@ class Services:
         if settings.s3 is not None:
             buckets = (settings.s3.bucket, *settings.s3.source_buckets)
         read_s3 = None if self.s3 is None else self.s3.read
-        return Sources(settings.max_image_bytes, roots, read_s3, https, buckets)
+        # What clients upload lies in the store. With S3 it has an address of its bucket.
+        read_store = self.store.get if self.s3 is None else None
+        return Sources(settings.max_image_bytes, roots, read_s3, https, buckets, read_store)

@@ -14,7 +14,7 @@ from schemas.records import FloatArray, IntArray
 from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
 from workers.query.descriptions import Descriptions
-from workers.query.engine import QueryEngine, RankedImages
+from workers.query.engine import QueryEngine, QueryPicture, RankedImages
 from workers.query.searcher import Searcher
 from workers.repository.connection import Connection
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows, TrieFollower
@@ -80,6 +80,14 @@ class KeysEngine:
     def query_vectors(self, texts: Sequence[str], image_keys: Sequence[int]) -> FloatArray:
         return self.encoder.embed_texts(texts)
 
+    def answer_pictures(
+        self, pictures: Sequence[QueryPicture], count: int, settings: RetrievalSettings
+    ) -> list[RankedImages]:
+        return self.answer([""] * len(pictures), count, settings)
+
+    def explain(self, codes: Sequence[int]) -> str | None:
+        return f"codes {list(codes)}"
+
     def answer_paper(
         self, texts: Sequence[str], count: int, settings: RetrievalSettings
     ) -> list[RankedImages]:
@@ -105,7 +113,10 @@ class Closing:
 def ranked(keys: Sequence[int]) -> RankedImages:
     """Images in that order, with falling scores."""
     scores = -np.arange(len(keys), dtype=np.float32)
-    return RankedImages(np.array(keys, np.int64), scores, len(keys), np.empty(0, np.int64))
+    no_scores = np.empty(0, np.float32)
+    return RankedImages(
+        np.array(keys, np.int64), scores, len(keys), np.empty(0, np.int64), no_scores
+    )
 
 
 def unreachable() -> Connection:

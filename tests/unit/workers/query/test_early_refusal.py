@@ -27,8 +27,7 @@ class Refusals:
         early = self.early.answer(name, data)
         return early and (int(early.answer[9:12]), early.missing_bytes)
 
-    def _judge(self, path: str, headers: RawHeaders) -> Refusal | None:
-        assert path == "/v1/query"
+    def _judge(self, headers: RawHeaders) -> Refusal | None:
         assert headers == [(b"host", b"x"), (b"content-length", b"16")]
         return self.judged
 

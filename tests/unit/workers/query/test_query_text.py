@@ -60,7 +60,7 @@ def test_a_query_may_be_as_long_as_allowed_and_no_longer() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, MAX_RESULTS + 1])
 def test_a_number_of_images_out_of_range_is_refused_with_the_range(count: int) -> None:
-    with pytest.raises(UsageError, match=f"between 1 and {MAX_RESULTS}, got {count}"):
+    with pytest.raises(UsageError, match=f"between 1 and {MAX_RESULTS:,}, got {count}"):
         checked_query("a circle", count)
 
 
