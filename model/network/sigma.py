@@ -358,6 +358,13 @@ def extend_vocabulary(
     add_identifier_tokens(tokenizer, profile.shape)
     if profile.joint_tokens:
         add_joint_tokens(tokenizer, profile.shape)
+    extend_tables(backbone, tokenizer, known)
+
+
+def extend_tables(
+    backbone: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, known: int
+) -> None:
+    """Give the tokens from `known` on rows of the embedding tables."""
     embedding: Any = backbone.get_input_embeddings()
     rows = int(embedding.weight.shape[0])
     if rows >= len(tokenizer) and known == len(tokenizer):

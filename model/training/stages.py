@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.network.profiles import Stage, StageName
+from model.network.prompts import TrainingExample
 from model.network.sigma import SigmaModel
 from model.progress import Progress, quiet
 from model.training.ranks import is_first_rank, wait_for_all_ranks
@@ -46,6 +48,32 @@ def run_stage(
     With `resume` a killed run continues from the newest one. Every rank must call this.
     """
     examples = stage_examples(model, data, stage, seed)
+    return run_examples(
+        model,
+        data,
+        stage,
+        examples,
+        folder,
+        seed=seed,
+        resume=resume,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+
+
+def run_examples(
+    model: SigmaModel,
+    data: TrainingSet,
+    stage: Stage,
+    examples: Sequence[TrainingExample],
+    folder: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    checkpoints: int = CHECKPOINTS,
+    progress: Progress = quiet,
+) -> float:
+    """Train one stage on given sequences; everything else as in `run_stage`."""
     if not examples:
         return 0.0
     steps = stage_steps(stage, len(examples))

@@ -113,6 +113,7 @@ def _pool(stream: Stream, seed: int) -> PooledImages:
     # Only training needs captions' embeddings, the teacher's scores and visual tokens.
     corpus = StudyCorpus(
         stream,
+        encoder=parts.encoder,
         embeddings=parts.encoder.embed_images(list(stream.pixels)),
         query_embeddings=np.empty((0, 0), np.float32),
         visual=torch.empty(0),

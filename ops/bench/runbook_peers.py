@@ -4,15 +4,13 @@ Each gets the same float32 vectors and the same query vectors as ours. Inner pro
 vectors is their cosine. Letters in shapes: n images of a step, D embedding width.
 """
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ops.bench.runbook_images import RunbookImages
 from ops.bench.runbook_index import RunbookIndex, vectors_of
-from schemas.errors import RefuseToStartError
+from ops.peer_library import peer_library
 from schemas.records import IntArray
 
 # Neighbours of a node, and candidates kept while inserting and while searching. The first is the
@@ -43,16 +41,6 @@ def peers(images: RunbookImages) -> list[RunbookIndex]:
     ]
 
 
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise RefuseToStartError(
-            f"sigma bench stream compares with {name}, which is not installed; install"
-            " sigma-stream[bench], or leave the peers out with --alone"
-        ) from error
-
-
 class HnswlibIndex:
     """Hierarchical navigable small worlds (Malkov and Yashunin 2018), deletion by mark."""
 
@@ -62,7 +50,7 @@ class HnswlibIndex:
 
     def __init__(self, images: RunbookImages) -> None:
         self._images = images
-        self._index: Any = _library("hnswlib").Index(space="ip", dim=images.vectors.shape[1])
+        self._index: Any = peer_library("hnswlib").Index(space="ip", dim=images.vectors.shape[1])
         self._index.init_index(
             len(images), ef_construction=_BUILD_WIDTH, M=_LINKS, allow_replace_deleted=True
         )
@@ -113,7 +101,7 @@ class UsearchIndex:
 
     def __init__(self, images: RunbookImages) -> None:
         self._images = images
-        self._index: Any = _library("usearch.index").Index(
+        self._index: Any = peer_library("usearch.index").Index(
             ndim=images.vectors.shape[1],
             metric="ip",
             dtype="f32",
@@ -159,7 +147,7 @@ class IvfPqIndex:
 
     def __init__(self, images: RunbookImages, reranked: bool = False) -> None:
         self._images = images
-        self._faiss: Any = _library("faiss")
+        self._faiss: Any = peer_library("faiss")
         self._faiss.omp_set_num_threads(1)
         width = images.vectors.shape[1]
         self._reranked = reranked

@@ -29,6 +29,12 @@ BENCHMARKS = (
 # Where the page of all corpora is, in a checkout of this repository.
 CORPORA_OUT = Path("docs/experiments")
 
+# Experiments of the paper.
+PAPER_STUDIES = ("main", "ablation", "rivals", "coldstart", "latency", "throughput")
+
+# Their pages, in a checkout of this repository.
+PAPER_OUT = Path("docs/experiments/paper")
+
 # Tables and plots of the whole study, in a checkout of this repository.
 STUDY_OUT = Path("docs/longrun")
 
@@ -171,28 +177,29 @@ def _add_study(add: AddCommand) -> None:
     study_command = add(
         "study",
         study,
-        "the long-run study: what arrivals, deletions and shifts do to recall under several"
-        " policies",
+        "experiments: the long run of arrivals, deletions and shifts, and those of the paper in"
+        " miniature",
     )
-    study_command.add_argument("what", choices=("longrun",))
+    study_command.add_argument("what", choices=("longrun", *PAPER_STUDIES))
     study_command.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help=f"tables and plots (default {STUDY_OUT}; reduced: study in the home folder)",
+        help=f"tables and plots (default {STUDY_OUT}, of the paper's {PAPER_OUT}; reduced: study in"
+        " the home folder)",
     )
     study_command.add_argument(
         "--results",
         type=Path,
         metavar="FOLDER",
-        help="run files, their summary and the models that runs share; finished runs are not"
-        f" repeated (default {STUDY_RESULTS}; reduced: the folder of --out)",
+        help="longrun: run files, their summary and the models that runs share; finished runs are"
+        f" not repeated (default {STUDY_RESULTS}; reduced: the folder of --out)",
     )
     study_command.add_argument("--seeds", type=int, default=3, help="how many seeds (default 3)")
     study_command.add_argument(
         "--reduced",
         action="store_true",
-        help="one seed, one stream, a few sessions on the shipped base: minutes",
+        help="one seed and few images on the shipped base: a minute or two",
     )
 
 
@@ -212,19 +219,36 @@ def bench(options: Namespace, settings: Settings) -> int:
 
 def study(options: Namespace, settings: Settings) -> int:
     """`sigma study`"""
+    if options.seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, got {options.seeds}")
+    if options.what != "longrun":
+        return _paper_study(options, settings)
     from ops.cli.progress_bar import bar
     from ops.study.longrun import longrun, publish
     from ops.study.study_config import REDUCED, StudyConfig
     from ops.study.tables import summary_page
 
-    if options.seeds < 1:
-        raise UsageError(f"--seeds must be at least 1, got {options.seeds}")
     config = REDUCED if options.reduced else StudyConfig(seeds=tuple(range(options.seeds)))
     folders = study_folders(options, settings)
     summary = longrun(config, folders.results, bar)
     publish(summary, folders.results, folders.out)
     text = f"{summary_page(summary)}\nplots and tables are in {folders.out}"
     emit(summary.to_json(), options.json, text)
+    return 0
+
+
+def _paper_study(options: Namespace, settings: Settings) -> int:
+    """An experiment of the paper, with rivals and ablations of ours beside."""
+    from ops.cli.progress_bar import bar
+    from ops.study.paper_studies import paper_study
+
+    limit_threads(settings)
+    if options.results is not None:
+        raise UsageError("--results is for longrun, whose runs are kept; give --out")
+    models = settings.home / "study-models"
+    table = paper_study(options.what, options.seeds, options.reduced, models, bar)
+    table.write(options.out or (settings.home / "study" if options.reduced else PAPER_OUT))
+    emit(table.to_json(), options.json, table.to_markdown())
     return 0
 
 

@@ -41,7 +41,7 @@ def train_fully(
     codebook = fit_codebook(corpus.embeddings[numbers], CodebookConfig(profile.shape, seed=seed))
     codes = codebook.encode(corpus.embeddings[numbers])
     checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
-    identifiers = _identifiers(codes, profile.shape)
+    identifiers = identifiers_of(codes, profile.shape)
     _run_stages(checkpoint, corpus, numbers, identifiers, profile.stages, seed)
     return StudyGeneration(checkpoint, numbers, codes)
 
@@ -64,15 +64,27 @@ def refresh(
     # Without the parent's training record: a study stores no checkpoint of a refresh.
     checkpoint = Checkpoint(parent.sigma, parent.codebook, parent.encoder)
     # Suffixes depend on all images of a leaf, so they are assigned before rows are chosen.
-    identifiers = _identifiers(codes, profile.shape)[rows]
+    identifiers = identifiers_of(codes, profile.shape)[rows]
     _run_stages(checkpoint, corpus, numbers[rows], identifiers, profile.refresh, seed)
     return StudyGeneration(checkpoint, numbers, codes)
 
 
-def _identifiers(codes: IntArray, shape: IdentifierShape) -> IntArray:
+def identifiers_of(codes: IntArray, shape: IdentifierShape) -> IntArray:
     """(n, 5) identifiers of (n, 4) codes, suffixes in row order."""
     placed = assign_suffixes(pack_all(codes, shape), shape)
     return np.column_stack([codes, placed.suffixes])
+
+
+def training_set(corpus: StudyCorpus, numbers: IntArray, identifiers: IntArray) -> TrainingSet:
+    """Images (n,) of a corpus with identifiers (n, 5), as the stages read them."""
+    keys = numbers.tolist()
+    return TrainingSet(
+        images=list(corpus.stream.pixels[numbers]),
+        identifiers=identifiers,
+        captions=[corpus.stream.captions[key] for key in keys],
+        soft_labels=[corpus.soft_labels[key] for key in keys],
+        visual=corpus.visual[:, numbers],
+    )
 
 
 def _run_stages(
@@ -84,16 +96,12 @@ def _run_stages(
     seed: int,
 ) -> None:
     """Train the checkpoint's model in place on images (n,) with identifiers (n, 5)."""
-    keys = numbers.tolist()
-    data = TrainingSet(
-        images=list(corpus.stream.pixels[numbers]),
-        identifiers=identifiers,
-        captions=[corpus.stream.captions[key] for key in keys],
-        soft_labels=[corpus.soft_labels[key] for key in keys],
-        visual=corpus.visual[:, numbers],
-    )
+    data = training_set(corpus, numbers, identifiers)
     with tempfile.TemporaryDirectory(prefix="sigma-study-") as scratch:
         folder = Path(scratch) / "training"
         for stage in stages:
+            # An experiment leaves a stage out so.
+            if not stage.epochs:
+                continue
             # No checkpoints on the way: a killed run starts again.
             run_stage(checkpoint.sigma, data, stage, folder, seed=seed, checkpoints=0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from model.network.encoder import Encoder
 from model.network.parts import ModelParts
 from model.network.teacher import Teacher
 from model.training.image_views import visual_tokens
@@ -28,6 +29,7 @@ class StudyCorpus:
     """
 
     stream: Stream
+    encoder: Encoder
     embeddings: FloatArray
     """(M, D) of the images, unit length"""
     query_embeddings: FloatArray
@@ -43,6 +45,7 @@ class StudyCorpus:
         sigma = parts.sigma
         return cls(
             stream,
+            parts.encoder,
             parts.encoder.embed_images(list(stream.pixels)),
             parts.encoder.embed_texts(stream.queries),
             visual_tokens(sigma, stream.pixels, sigma.profile.views, seed),

@@ -11,7 +11,7 @@ from model.identifiers.codebook import CodebookConfig, fit_codebook
 from model.network.checkpoint import Checkpoint
 from model.network.parts import parts_from_base
 from model.progress import quiet
-from ops.bench import runbook_peers
+from ops import peer_library
 from ops.bench.runbook import Runbook, RunbookStep, churn_runbook, final_runbook
 from ops.bench.runbook_images import clustered, draw_images
 from ops.bench.runbook_result import IndexResult, RunbookResult
@@ -117,6 +117,6 @@ def test_a_peer_that_is_not_installed_is_named(
     def absent(name: str) -> None:
         raise ModuleNotFoundError(name=name)
 
-    monkeypatch.setattr(runbook_peers.importlib, "import_module", absent)
+    monkeypatch.setattr(peer_library.importlib, "import_module", absent)
     with pytest.raises(RefuseToStartError, match=r"install sigma-stream\[bench\].*--alone"):
         run(checkpoint, None, StreamBenchConfig())

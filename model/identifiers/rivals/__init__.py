@@ -1,0 +1,1 @@
+"""How do other papers identify images, on the same backbone as ours?"""
