@@ -62,10 +62,10 @@ _PUBLISHED = (
 def ablation(sizes: PaperSizes, models: Path, progress: Progress) -> StudyTable:
     """Train each variant for each seed. `models` keeps the base without stage 0."""
     rows: dict[str, list[Figures]] = {}
-    with progress("ablations", len(sizes.seeds) * (len(_VARIANTS) + 1)) as bar:
+    with progress("ablations", len(sizes.seeds) * (len(VARIANTS) + 1)) as bar:
         for seed in sizes.seeds:
             corpus = prepare_corpus(sizes.scenes(seed), SHIPPED)
-            for name, vary in _VARIANTS.items():
+            for name, vary in VARIANTS.items():
                 run = _Run.train(SHIPPED, vary(study_profile()), corpus, sizes, seed)
                 rows.setdefault(name, []).append(run.figures())
                 if name == _WHOLE:
@@ -162,7 +162,7 @@ def _whole(profile: Profile) -> Profile:
 _WHOLE = "SIGMA"
 
 # What is trained anew; alternates and ranking concern the index alone.
-_VARIANTS: dict[str, Callable[[Profile], Profile]] = {
+VARIANTS: dict[str, Callable[[Profile], Profile]] = {
     _WHOLE: _whole,
     "without memorisation": _without_memorisation,
     "without comprehension": _without_comprehension,
