@@ -10,6 +10,7 @@ import httpx
 from ops.embedded.control import running
 from ops.embedded.database import open_services
 from schemas.errors import RetryLaterError, UsageError
+from schemas.filters import parse_filter
 from schemas.records import JsonObject
 from schemas.settings import Settings
 from workers.query.query_text import checked_query
@@ -27,6 +28,7 @@ class CommandLineQuery:
     k: int
     generation: int | None
     mode: Literal["fused", "paper"]
+    filter: JsonObject | None = None
 
 
 def ask(settings: Settings, query: CommandLineQuery) -> JsonObject:
@@ -48,6 +50,7 @@ def _ask_worker(url: str, query: CommandLineQuery, headers: Mapping[str, str]) -
         "k": query.k,
         "generation": query.generation,
         "mode": query.mode,
+        "filter": query.filter,
     }
     try:
         # Not by the proxy of the environment, which would see the key: it is on this machine.
@@ -74,13 +77,14 @@ def _ask_worker(url: str, query: CommandLineQuery, headers: Mapping[str, str]) -
 
 def _ask_here(settings: Settings, query: CommandLineQuery) -> JsonObject:
     """Load the generation into this process and search it."""
+    wanted = None if query.filter is None else parse_filter(query.filter)
     from workers.query.searcher import live_generation, open_searcher
 
     with open_services(settings) as services, services.connect("query") as conn:
         migrate(conn)
         searcher = open_searcher(services, live_generation(conn, query.generation))
         started = time.monotonic()
-        result = searcher.search([query.text], query.k, query.mode)[0]
+        result = searcher.search([query.text], query.k, query.mode, only=wanted)[0]
         took_ms = (time.monotonic() - started) * 1000
         searcher.close()
     return result.to_dict(took_ms)

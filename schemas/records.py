@@ -131,3 +131,4 @@ class Hit:
     score: float
     link: str
     """Address from which the normalised picture can be fetched for a limited time."""
+    metadata: Metadata = field(default_factory=dict, hash=False)

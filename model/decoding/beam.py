@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from model.retrieval.branches import Branches
+from model.retrieval.filtered_trie import SearchableTrie
 from model.retrieval.prefix_means import PrefixMeans
-from model.retrieval.trie import Trie
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import FloatArray
 
@@ -205,7 +205,7 @@ class ScoredIdentifier:
 
 @torch.inference_mode()
 def search_identifiers(
-    engine: DecodingEngine[P], prompt: P, trie: Trie, beams: int
+    engine: DecodingEngine[P], prompt: P, trie: SearchableTrie, beams: int
 ) -> list[list[ScoredIdentifier]]:
     """The paper's own mode: decode all five tokens over primary identifiers (appendix B).
 
@@ -225,7 +225,7 @@ def search_identifiers(
 
 
 def _best_suffixes(
-    trie: Trie, leaves: Sequence[int], scores: Sequence[float], gains: Tensor, beams: int
+    trie: SearchableTrie, leaves: Sequence[int], scores: Sequence[float], gains: Tensor, beams: int
 ) -> list[ScoredIdentifier]:
     """The best identifiers of one prompt.
 

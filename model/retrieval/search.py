@@ -22,9 +22,10 @@ from model.decoding.beam import (
 )
 from model.network.encoder import Encoder
 from model.network.query_head import QueryHeadEncoder
+from model.retrieval.filtered_trie import SearchableTrie
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.ranking import rank
-from model.retrieval.trie import Int32Array, Trie
+from model.retrieval.trie import Int32Array
 from schemas.errors import WorkFailedError
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
@@ -59,7 +60,7 @@ class SearchIndex:
 
     decoding: TextDecodingEngine[Any]
     encoder: Encoder
-    trie: Trie
+    trie: SearchableTrie
     embeddings: HalfArray
     """(N, D) unit length, the row of each slot."""
     means: PrefixMeans | None = None
@@ -169,7 +170,9 @@ def search_read(
     return results
 
 
-def candidate_budget(trie: Trie, settings: RetrievalSettings, least: int = LEAST_SCORED) -> int:
+def candidate_budget(
+    trie: SearchableTrie, settings: RetrievalSettings, least: int = LEAST_SCORED
+) -> int:
     """Images that a guided search ranks at most: a share of the gallery, and within bounds."""
     wanted = max(least, round(SCORED_SHARE * trie.images))
     return min(settings.candidates, wanted)
@@ -221,7 +224,7 @@ def search_paper(
 
 
 def search_exact(
-    trie: Trie, embeddings: HalfArray, queries: FloatArray, count: int
+    trie: SearchableTrie, embeddings: HalfArray, queries: FloatArray, count: int
 ) -> list[SearchResult]:
     """Exact dense search over every searchable image, the yardstick; no leaves are decoded.
 
@@ -239,7 +242,7 @@ def search_exact(
     return results
 
 
-def _require_scores(leaf_scores: FloatArray, trie: Trie) -> None:
+def _require_scores(leaf_scores: FloatArray, trie: SearchableTrie) -> None:
     """Refuse (B, W) scores with NaN, and beams that all died though there are leaves to reach."""
     died = trie.branches.leaves > 0 and not (leaf_scores > NEVER).any(axis=1).all()
     if died or np.isnan(leaf_scores).any() or np.isposinf(leaf_scores).any():

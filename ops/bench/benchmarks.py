@@ -72,6 +72,10 @@ def _compare(options: Namespace) -> Sequence[Comparison]:
             from ops.bench.decode import decode
 
             return decode(options.seed)
+        case "filter":
+            from ops.bench.filters import filters
+
+            return filters(options.seed)
         case "ingest":
             from ops.bench.ingest import ingest
 

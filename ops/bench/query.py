@@ -54,7 +54,7 @@ def _compare(images: int, seed: int) -> Comparison:
     texts = query_texts(_QUERIES, seed)
     settings = RetrievalSettings()
     with tempfile.TemporaryDirectory() as folder:
-        engine = _open_engine(images, seed, Path(folder))
+        engine = open_random_engine(images, seed, Path(folder))
 
         def answer(batch: Sequence[str]) -> object:
             return engine.answer(batch, _RESULTS, settings)
@@ -84,7 +84,7 @@ def _queries_per_second(answer: Answer, texts: Sequence[str]) -> float:
     return len(texts) / (time.perf_counter() - began)
 
 
-def _open_engine(images: int, seed: int, folder: Path) -> ModelEngine:
+def open_random_engine(images: int, seed: int, folder: Path) -> ModelEngine:
     """An engine with the shipped base's model, identifier tokens untrained, and random images.
 
     Speed depends on neither: the beam search reads as many tokens either way.

@@ -24,6 +24,7 @@ BENCHMARKS = (
     "stream",
     "gpu",
     "residents",
+    "filter",
 )
 
 # Where the page of all corpora is, in a checkout of this repository.

@@ -1,5 +1,6 @@
 """Commands that ask a generation: `query`, `evaluate`, `explain`."""
 
+import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from ops.cli.context import AddCommand, emit, entries_of, open_database
 from ops.cli.terminal import terminal_line
 from ops.embedded.database import open_services
 from schemas.errors import UsageError
+from schemas.filters import parse_filter
 from schemas.records import JsonObject
 from schemas.settings import Settings
 from workers.repository.connection import Connection
@@ -32,6 +34,11 @@ def add_commands(add: AddCommand) -> None:
         default="fused",
         choices=("fused", "paper"),
         help="paper: five tokens over primary identifiers",
+    )
+    query_command.add_argument(
+        "--filter",
+        metavar="JSON",
+        help='only images whose metadata match, such as {"field": "year", "gte": 2020}',
     )
     evaluate_command = add(
         "evaluate", evaluate, "recall per image beside exact dense and two-tower search"
@@ -71,7 +78,9 @@ def query(options: Namespace, settings: Settings) -> int:
     """`sigma query`: asks the running query worker; without one it loads the model itself."""
     from ops.query_client import CommandLineQuery, ask
 
-    asked = CommandLineQuery(options.text, options.k, options.generation, options.mode)
+    asked = CommandLineQuery(
+        options.text, options.k, options.generation, options.mode, _filter(options.filter)
+    )
     document = ask(settings, asked)
     lines = []
     for result in document["results"]:
@@ -82,6 +91,21 @@ def query(options: Namespace, settings: Settings) -> int:
         )
     emit(document, options.json, "\n".join(lines) or "nothing found")
     return 0
+
+
+def _filter(text: str | None) -> JsonObject | None:
+    """The filter that was typed, checked here: the query worker may be another version."""
+    if text is None:
+        return None
+    try:
+        document: JsonObject = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f'--filter must be JSON such as {{"field": "year", "gte": 2020}}, got {error}; '
+            "quote it for the shell"
+        ) from error
+    parse_filter(document)
+    return document
 
 
 def evaluate(options: Namespace, settings: Settings) -> int:

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from schemas.events import ARRIVED
+from ops.ingestion import publish
+from schemas.events import ARRIVED, ImageArrived
+from schemas.metadata import Metadata
+from schemas.records import ManifestEntry
 from tests.integration.test_event_order import accepted
 from tests.line import Line, open_line
 from workers.repository.connection import Connection, connect
@@ -80,6 +83,25 @@ def test_what_cannot_be_metadata_is_a_dead_letter_of_its_own(line: Line) -> None
         "nul": "bad-event",
     }
     assert "metadata field year must be a text, a number" in letters["bad"].reason
+
+
+def test_changed_metadata_of_a_manifest_is_the_next_version(line: Line) -> None:
+    path = line.services.home / "a.png"
+    line.picture("a")
+
+    def send(metadata: Metadata) -> ImageArrived:
+        entries = [ManifestEntry("a", str(path), metadata=metadata)]
+        (event,) = publish(line.conn, line.log, entries, None, lambda _: None).events
+        line.run()
+        return event
+
+    assert send({"year": 2026}).version == 1
+    assert send({"year": 2026}).version == 1
+    assert send({"year": 2027, "tags": ("a",)}).version == 2
+    assert metadata_of(line, "a") == {"year": 2027, "tags": ("a",)}
+    assert send({}).version == 3
+    assert metadata_of(line, "a") == {}
+    assert line.letters() == {}
 
 
 def test_a_follower_reads_metadata_with_the_images_it_is_of(line: Line, database: str) -> None:

@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import RejectInputError
 from schemas.events import ARRIVED, ImageArrived, decode, encode, now
+from schemas.metadata import Metadata, canonical, checked_metadata
 from schemas.records import JsonObject
 from stream.images.decode_protocol import LONGEST_SIDE
 from stream.images.store import UPLOAD_SUFFIX
@@ -78,6 +79,9 @@ class ArrivalRequest(BaseModel):
     test_captions: Captions = Field(default_factory=list)
     split: Annotated[str | None, Field(pattern=_NO_NUL)] = None
     version: Annotated[int | None, Field(ge=1, le=_MOST_VERSION)] = None
+    metadata: dict[str, Any] = Field(
+        default_factory=dict, description="what filters may ask for", examples=[{"year": 2026}]
+    )
 
 
 _FORM: Final = BodyForm(
@@ -88,6 +92,7 @@ _FORM: Final = BodyForm(
         "test_captions": f"a list of at most {_MOST_CAPTIONS:,} texts",
         "split": "a text or null",
         "version": "a whole number from 1 on, or null for the next one",
+        "metadata": "an object of fields and values",
     },
     '{"uri": "https://pictures.example.org/beach.jpg", "captions": ["a beach"]}',
 )
@@ -106,6 +111,7 @@ class WantedArrival:
     """None for the next one."""
     checksum: str | None = None
     """SHA-256 of its bytes, where they are known."""
+    metadata: Metadata = field(default_factory=dict, hash=False)
 
 
 def publish_arrival(
@@ -130,6 +136,7 @@ def publish_arrival(
             test_captions=wanted.test_captions,
             split=wanted.split,
             arrived_at=now(),
+            metadata=wanted.metadata,
         )
         # As whoever reads it will: it must not become a dead letter.
         decode(ARRIVED, encode(event))
@@ -149,10 +156,16 @@ def version_of_put(wanted: WantedArrival, stored: StoredImage | None, deleted: i
     same_bytes = (
         wanted.uri == stored.uri if wanted.checksum is None else wanted.checksum == stored.checksum
     )
-    same_words = (wanted.captions, wanted.test_captions, wanted.split) == (
+    same_words = (
+        wanted.captions,
+        wanted.test_captions,
+        wanted.split,
+        canonical(wanted.metadata),
+    ) == (
         stored.captions,
         stored.test_captions,
         stored.split,
+        canonical(stored.metadata),
     )
     return stored.version if same_bytes and same_words else stored.version + 1
 
@@ -204,6 +217,7 @@ def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
             tuple(told.test_captions),
             told.split,
             told.version,
+            metadata=checked_metadata(told.metadata),
         )
 
     @router.put(

@@ -55,6 +55,7 @@ class ImageSummary(BaseModel):
     uri: str = Field(description="where it came from, without what may be secret")
     link: str = Field(description="opens the picture in a browser, for an hour at least")
     captions: list[str]
+    metadata: dict[str, str | int | float | bool | list[str]]
     width: int
     height: int
     split: str | None
@@ -216,6 +217,7 @@ def _summary(image: ImageRecord, context: ApiContext, request: Request) -> JsonO
         "uri": uri_for_answer(image.uri),
         "link": context.links.link(image.image_id, request),
         "captions": list(image.captions),
+        "metadata": dict(image.metadata),
         "width": image.width,
         "height": image.height,
         "split": image.split,

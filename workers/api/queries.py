@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import RejectInputError, SigmaError, UsageError
+from schemas.filters import Filter
 from schemas.records import ByteArray, JsonObject
 from stream.images.decode_protocol import LONGEST_SIDE
 from workers.api.addresses import BATCH_PATH, QUERY_PATH
@@ -67,6 +68,7 @@ class QueryResult(BaseModel):
     identifier: list[int]
     score: float = Field(description="of this generation only")
     captions: list[str]
+    metadata: dict[str, str | int | float | bool | list[str]]
     cosine: float | None = Field(description="with the query's vector; null unless explained")
 
 
@@ -150,6 +152,7 @@ class QueryOptions:
     generation: int | None
     mode: Mode
     explain: bool
+    wanted: Filter | None = None
 
 
 class QueryDesk:
@@ -162,7 +165,9 @@ class QueryDesk:
         """Answer one query for whoever sent the request."""
         if wanted.cursor is not None:
             return await self._next_page(wanted, request)
-        options = QueryOptions(wanted.k, wanted.generation, wanted.mode, wanted.explain)
+        options = QueryOptions(
+            wanted.k, wanted.generation, wanted.mode, wanted.explain, wanted.wanted
+        )
         if wanted.image_id is None:
             text = checked_query(wanted.query or "", wanted.k)
             return await self.answer_subject(QuerySubject(text), options, request)
@@ -183,6 +188,7 @@ class QueryDesk:
             options.generation,
             subject.picture,
             depth=options.k,
+            wanted=options.wanted,
         )
         server = self._context.server
         # From here on the decode thread may answer at any moment, in its own thread.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from schemas.filters import Filter
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray, FloatArray, IntArray
 from schemas.settings import RetrievalSettings
@@ -87,9 +88,16 @@ class QueryEngine(Protocol):
         ...
 
     def answer(
-        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+        self,
+        texts: Sequence[str],
+        count: int,
+        settings: RetrievalSettings,
+        wanted: Filter | None = None,
     ) -> list[RankedImages]:
-        """Find the `count` best images of each text by the fused score."""
+        """Find the `count` best images of each text by the fused score.
+
+        With a filter, of those that it allows: `count` of them, or all there are.
+        """
         ...
 
     def answer_vectors(
@@ -103,7 +111,11 @@ class QueryEngine(Protocol):
         ...
 
     def answer_pictures(
-        self, pictures: Sequence[QueryPicture], count: int, settings: RetrievalSettings
+        self,
+        pictures: Sequence[QueryPicture],
+        count: int,
+        settings: RetrievalSettings,
+        wanted: Filter | None = None,
     ) -> list[RankedImages]:
         """Find the `count` images of each picture that are most similar; `UsageError` if it cannot.
 
@@ -117,7 +129,11 @@ class QueryEngine(Protocol):
         ...
 
     def answer_paper(
-        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+        self,
+        texts: Sequence[str],
+        count: int,
+        settings: RetrievalSettings,
+        wanted: Filter | None = None,
     ) -> list[RankedImages]:
         """Find images in the paper's own mode: five tokens, ranked by their probability."""
         ...

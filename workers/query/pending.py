@@ -5,6 +5,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from schemas.filters import Filter
 from workers.query.engine import QueryPicture
 from workers.query.searcher import AnsweredQuery, Mode
 
@@ -24,6 +25,8 @@ class PendingQuery:
     """What similar images are wanted to, in place of a text."""
     depth: int = 0
     """Images to rank, where that is more than are described."""
+    wanted: Filter | None = None
+    """What the images must be, by their metadata."""
     answer: "Future[AnsweredQuery]" = field(default_factory=Future)
 
     def claim(self) -> bool:
@@ -51,11 +54,12 @@ class PendingQuery:
 
 @dataclass(frozen=True, slots=True)
 class QueryGroup:
-    """Queries of one kind that one generation answers together, in one mode."""
+    """Queries of one kind that one generation answers together, in one mode, with one filter."""
 
     generation: int
     mode: Mode
     queries: list[PendingQuery]
+    wanted: Filter | None = None
 
     @property
     def pictures(self) -> list[QueryPicture]:
@@ -85,13 +89,13 @@ class GroupedQueries:
 def group_queries(
     queries: Iterable[PendingQuery], live: int | None, loaded: Collection[int]
 ) -> GroupedQueries:
-    """Group queries by generation, mode and kind, in the order in which each group's first came.
+    """Group queries by generation, mode, filter and kind, in the order of each group's first one.
 
     A query for more images than are described at once is a group of its own: it takes longer.
 
     Every query belongs to one group, so its answer comes from one generation from start to end.
     """
-    groups: dict[tuple[int, Mode, bool, int | None], QueryGroup] = {}
+    groups: dict[tuple[int, Mode, Filter | None, bool, int | None], QueryGroup] = {}
     unserved: list[PendingQuery] = []
     for query in queries:
         generation = live if query.generation is None else query.generation
@@ -99,8 +103,8 @@ def group_queries(
             unserved.append(query)
             continue
         alone = id(query) if query.depth > query.count else None
-        key = (generation, query.mode, query.picture is not None, alone)
+        key = (generation, query.mode, query.wanted, query.picture is not None, alone)
         if key not in groups:
-            groups[key] = QueryGroup(generation, query.mode, [])
+            groups[key] = QueryGroup(generation, query.mode, [], query.wanted)
         groups[key].queries.append(query)
     return GroupedQueries(list(groups.values()), unserved)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from schemas.filters import Filter, FilterError, parse_filter
 from stream.manifest import MAX_ID_LENGTH
 from workers.api.json_body import BodyForm
 from workers.query.query_text import MAX_QUERY_LETTERS, MAX_RESULTS, PAGE_RESULTS
@@ -97,9 +98,21 @@ class QueryRequest(BaseModel):
         Literal["fused", "paper"],
         Field(description="paper: five tokens decoded, primary identifiers only; of texts alone"),
     ] = "fused"
+    filter: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="only images whose metadata match: a condition, or and, or, not of some",
+            examples=[{"field": "year", "gte": 2020}],
+        ),
+    ] = None
     explain: Annotated[
         bool, Field(description="with the leaves that were reached and each result's cosine")
     ] = False
+
+    @property
+    def wanted(self) -> Filter | None:
+        """The filter, which was checked."""
+        return None if self.filter is None else parse_filter(self.filter)
 
     @model_validator(mode="after")
     def _ask_for_one(self) -> "QueryRequest":
@@ -109,6 +122,11 @@ class QueryRequest(BaseModel):
                 "a query must have one of the fields query, image_id and cursor, got"
                 f" {len(given)}; send one"
             )
+        try:
+            _ = self.wanted
+        except FilterError as error:
+            # pydantic takes these for what a body may be wrong with.
+            raise ValueError(str(error)) from None
         return self
 
 
@@ -121,6 +139,7 @@ QUERY_FORM: Final = BodyForm(
         "k": f"a whole number from 1 to {MAX_RESULTS:,}",
         "generation": "the number of a generation, or null for the live one",
         "mode": '"fused" or "paper"',
+        "filter": "an object, or null for all images",
         "explain": "true or false",
     },
     '{"query": "two small red circles on navy"}',

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from schemas.errors import RefuseToStartError, UsageError
+from schemas.filters import Filter
 from schemas.records import FloatArray, Hit, IntArray, JsonObject
 from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
@@ -112,6 +113,7 @@ class AnsweredQuery:
                     "identifier": list(hit.identifier),
                     "score": hit.score,
                     "captions": list(captions),
+                    "metadata": dict(hit.metadata),
                 }
             )
         return {
@@ -148,26 +150,33 @@ class Searcher(Generic[E_co]):
         return self._engine
 
     def search(
-        self, texts: Sequence[str], count: int, mode: Mode = "fused", depth: int = 0
+        self,
+        texts: Sequence[str],
+        count: int,
+        mode: Mode = "fused",
+        depth: int = 0,
+        only: Filter | None = None,
     ) -> list[AnsweredQuery]:
-        """Answer texts that passed `checked_query`.
+        """Answer texts that passed `checked_query`, with images that a filter allows.
 
         `depth` images are ranked where that is more than the `count` that are described.
         """
         wanted = max(count, depth) + _SPARE
-        if mode == "paper":
-            ranked = self.engine.answer_paper(texts, wanted, self.settings)
-        else:
-            ranked = self.engine.answer(texts, wanted, self.settings)
+        answer = self.engine.answer_paper if mode == "paper" else self.engine.answer
+        ranked = answer(texts, wanted, self.settings, only)
         return self._describe(texts, ranked, count, depth)
 
     def search_pictures(
-        self, pictures: Sequence[QueryPicture], count: int, depth: int = 0
+        self,
+        pictures: Sequence[QueryPicture],
+        count: int,
+        depth: int = 0,
+        only: Filter | None = None,
     ) -> list[AnsweredQuery]:
         """Answer pictures with similar ones. A stored picture is not among its own answer."""
         wanted = max(count, depth) + _SPARE + 1
         ranked = []
-        found = self.engine.answer_pictures(pictures, wanted, self.settings)
+        found = self.engine.answer_pictures(pictures, wanted, self.settings, only)
         for picture, images in zip(pictures, found, strict=True):
             ranked.append(without(images, picture.image_key))
         return self._describe([""] * len(pictures), ranked, count, depth)
@@ -293,6 +302,7 @@ def hits_of(
                 tuple(image.identifier),
                 round(float(image.score), _SCORE_DIGITS),
                 link(image.stored.normalized_uri),
+                image.stored.metadata,
             )
         )
     return tuple(hits)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -278,9 +278,9 @@ class QueryServer:
         pictures = group.pictures
         try:
             if pictures:
-                answers = searcher.search_pictures(pictures, group.count, group.depth)
+                answers = searcher.search_pictures(pictures, group.count, group.depth, group.wanted)
             else:
-                answers = searcher.search(texts, group.count, group.mode, group.depth)
+                answers = searcher.search(texts, group.count, group.mode, group.depth, group.wanted)
         except UsageError as error:
             # Of one query as a rule: a picture that this generation cannot read.
             self._fail_or_split(searcher, group, error)
@@ -291,11 +291,12 @@ class QueryServer:
             self._fail_or_split(searcher, group, error)
             return
         self._metrics.batch.observe(len(texts))
-        compared = group.mode == "fused" and not pictures and searcher is self._served.live
+        is_plain = group.mode == "fused" and group.wanted is None and not pictures
+        compared = is_plain and searcher is self._served.live
         for query, answer in zip(group.queries, answers, strict=True):
             self._metrics.candidates.observe(answer.candidates)
             # Whatever is asked, the best of the images are some: a damaged model shows here.
-            if not answer.hits and searcher.engine.images:
+            if not answer.hits and searcher.engine.images and group.wanted is None:
                 self._metrics.empty.inc()
             query.resolve(answer.first(query.count))
             if compared:
@@ -310,7 +311,7 @@ class QueryServer:
             self._fail(group, error)
             return
         for query in group.queries:
-            self._answer_group(searcher, QueryGroup(group.generation, group.mode, [query]))
+            self._answer_group(searcher, replace(group, queries=[query]))
 
     def _fail(self, group: QueryGroup, error: Exception) -> None:
         if not isinstance(error, UsageError):

@@ -3,7 +3,8 @@
 `TrieEngine` answers whatever encodes and decodes; `ModelEngine` is that with a trained checkpoint.
 """
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from model.decoding.vllm import VllmDecoder
 from model.network.checkpoint import Checkpoint
 from model.network.encoder import Encoder
 from model.network.query_head import QueryHeadEncoder
+from model.retrieval.filtered_search import (
+    FilteredQuery,
+    search_filtered,
+    search_paper_filtered,
+)
+from model.retrieval.filtered_trie import FilteredTrie, FilterTables
+from model.retrieval.metadata_columns import MetadataColumns
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.search import (
     LEAST_SCORED,
@@ -33,12 +41,17 @@ from model.retrieval.search import (
 from model.retrieval.trie import Trie
 from model.training.vector_set import picture_as_text
 from schemas.errors import UsageError
+from schemas.filters import Filter
 from schemas.identifiers import IdentifierShape
+from schemas.metadata import Metadata
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
 from workers.query.engine import QueryPicture, RankedImages
 from workers.query.gallery import Gallery
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+
+# Filters whose allowed images are remembered until the next change: a byte for each slot.
+FILTERS_KEPT = 8
 
 # The folder of vLLM's exports, in the folder of files that may be lost.
 EXPORTS = "exports"
@@ -82,6 +95,12 @@ class TrieEngine:
         self.means = PrefixMeans(shape, encoder.width) if guided else None
         self._posted: BoolArray = np.zeros(0, dtype=np.bool_)
         """Whether the trie was given the postings of each slot."""
+        self._metadata = MetadataColumns()
+        self._tables = FilterTables(shape, device)
+        self._filtered: OrderedDict[Filter, FilteredTrie] = OrderedDict()
+        """What the latest filters left of the trie as it is, the last one used at the end."""
+        self._searchable: IntArray | None = None
+        """(N,) slots of all images, once they were asked for since the last change."""
 
     @property
     def images(self) -> int:
@@ -111,17 +130,29 @@ class TrieEngine:
         if len(changes.embeddings):
             self.add_embeddings(changes.embeddings)
         self._insert(changes.postings, changes.deleted)
+        self._insert_metadata(changes.metadata)
+        self._filtered.clear()
+        self._searchable = None
         return np.setdiff1d(changes.embeddings.image_keys, changes.deleted)
 
     def answer(
-        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+        self,
+        texts: Sequence[str],
+        count: int,
+        settings: RetrievalSettings,
+        wanted: Filter | None = None,
     ) -> list[RankedImages]:
         """Find the `count` best images of each text by the fused score."""
 
-        def found(wider: RetrievalSettings) -> list[SearchResult]:
-            return search(self._index(count), texts, count, wider)
+        def found(index: SearchIndex, wider: RetrievalSettings) -> list[SearchResult]:
+            return search(index, texts, count, wider)
 
-        return self._ranked(self._deep(found, count, settings))
+        if wanted is None:
+            return self._ranked(self._deep(self._index(count), found, count, settings))
+        asked = FilteredQuery(found, lambda: self.encoder.embed_texts(texts), count)
+        return self._ranked(
+            search_filtered(self._index(count), self.allowed(wanted), asked, settings)
+        )
 
     def answer_vectors(
         self, texts: Sequence[str], vectors: FloatArray, count: int, settings: RetrievalSettings
@@ -143,35 +174,67 @@ class TrieEngine:
         return picture.astype(np.float32)
 
     def answer_pictures(
-        self, pictures: Sequence[QueryPicture], count: int, settings: RetrievalSettings
+        self,
+        pictures: Sequence[QueryPicture],
+        count: int,
+        settings: RetrievalSettings,
+        wanted: Filter | None = None,
     ) -> list[RankedImages]:
         """See `QueryEngine`. Vectors of stored pictures are known, those of others are computed."""
         vectors = np.stack([self._picture_vector(picture) for picture in pictures])
         decoding, prompt = self._read_pictures(pictures, vectors)
-        index = replace(self._index(count), decoding=decoding)
+        own_index = replace(self._index(count), decoding=decoding)
 
-        def found(wider: RetrievalSettings) -> list[SearchResult]:
+        def found(index: SearchIndex, wider: RetrievalSettings) -> list[SearchResult]:
             return search_read(index, prompt, vectors, count, wider)
 
-        return self._ranked(self._deep(found, count, settings))
+        if wanted is None:
+            return self._ranked(self._deep(own_index, found, count, settings))
+        asked = FilteredQuery(found, lambda: vectors, count)
+        return self._ranked(search_filtered(own_index, self.allowed(wanted), asked, settings))
 
     def explain(self, codes: Sequence[int]) -> str | None:
         """See `QueryEngine`; an engine without a model knows no words."""
         return None
 
     def answer_paper(
-        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+        self,
+        texts: Sequence[str],
+        count: int,
+        settings: RetrievalSettings,
+        wanted: Filter | None = None,
     ) -> list[RankedImages]:
         """Find images in the paper's own mode: five tokens, ranked by their probability."""
 
-        def found(wider: RetrievalSettings) -> list[SearchResult]:
-            return search_paper(self._index(), texts, count, wider)
+        def found(index: SearchIndex, wider: RetrievalSettings) -> list[SearchResult]:
+            return search_paper(index, texts, count, wider)
 
-        return self._ranked(self._deep(found, count, settings))
+        if wanted is None:
+            return self._ranked(self._deep(self._index(), found, count, settings))
+        return self._ranked(
+            search_paper_filtered(self._index(), self.allowed(wanted), texts, count, settings)
+        )
 
-    def answer_exact(self, queries: FloatArray, count: int) -> list[RankedImages]:
+    def answer_exact(
+        self, queries: FloatArray, count: int, wanted: Filter | None = None
+    ) -> list[RankedImages]:
         """Exact dense search over the embeddings with unit query vectors (B, D): the yardstick."""
-        return self._ranked(search_exact(self.trie, self.gallery.embeddings, queries, count))
+        trie = self.trie if wanted is None else self.allowed(wanted)
+        return self._ranked(search_exact(trie, self.gallery.embeddings, queries, count))
+
+    def allowed(self, wanted: Filter) -> FilteredTrie:
+        """The images that a filter allows, until the next change."""
+        if wanted in self._filtered:
+            self._filtered.move_to_end(wanted)
+            return self._filtered[wanted]
+        if self._searchable is None:
+            self._searchable = self.trie.searchable_slots()
+        allowed = self._metadata.allowed(wanted, self.gallery.size)[self._searchable]
+        filtered = FilteredTrie(self.trie, self._searchable[allowed], self._tables)
+        self._filtered[wanted] = filtered
+        if len(self._filtered) > FILTERS_KEPT:
+            self._filtered.popitem(last=False)
+        return filtered
 
     def newest(self, count: int) -> IntArray:
         """Return the keys of the `count` images stored last."""
@@ -222,7 +285,8 @@ class TrieEngine:
 
     def _deep(
         self,
-        found: Callable[[RetrievalSettings], list[SearchResult]],
+        index: SearchIndex,
+        found: Callable[[SearchIndex, RetrievalSettings], list[SearchResult]],
         count: int,
         settings: RetrievalSettings,
     ) -> list[SearchResult]:
@@ -235,7 +299,7 @@ class TrieEngine:
                 candidates=max(settings.candidates, count),
             )
         while True:
-            results = found(settings)
+            results = found(index, settings)
             fewest = min((len(result.slots) for result in results), default=0)
             enough = count <= USUAL_RESULTS or fewest >= min(count, self.images)
             if enough or settings.beams >= min(MOST_BEAMS, self.occupied_leaves):
@@ -281,6 +345,7 @@ class TrieEngine:
             vectors = self.gallery.embeddings[posted_slots].astype(np.float32)
             self.means.add(leaves, vectors, sign=-1)
         self.trie.delete(slots)
+        self._metadata.delete(np.array(slots, np.int64))
 
     def _grow_posted(self) -> None:
         missing = self.gallery.size - len(self._posted)
@@ -288,6 +353,15 @@ class TrieEngine:
             # Doubled, so that adding N images copies at most a few times N flags.
             grown = np.zeros(max(missing, len(self._posted)), dtype=np.bool_)
             self._posted = np.concatenate([self._posted, grown])
+
+    def _insert_metadata(self, metadata: Mapping[int, Metadata]) -> None:
+        """Take the metadata of images that have a slot; one without was deleted meanwhile."""
+        slots = self.gallery.slots(np.fromiter(metadata, np.int64, len(metadata)))
+        known: dict[int, Metadata] = {}
+        for slot, document in zip(slots.tolist(), metadata.values(), strict=True):
+            if slot >= 0:
+                known[slot] = document
+        self._metadata.insert(known)
 
 
 class ModelEngine(TrieEngine):

@@ -1,9 +1,10 @@
 """Image records: all that is stored of an image, and where each generation has it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from schemas.metadata import Metadata, stored_metadata
 from workers.repository.connection import Connection, fetch_column, fetch_rows
 from workers.repository.postings import StoredPosting
 
@@ -28,6 +29,7 @@ class ImageRecord:
     """SHA-256 of the bytes that arrived."""
     arrived_at: datetime
     indexed_at: datetime | None
+    metadata: Metadata = field(hash=False)
 
 
 def image_records(conn: Connection, image_ids: Sequence[str]) -> list[ImageRecord]:
@@ -36,7 +38,13 @@ def image_records(conn: Connection, image_ids: Sequence[str]) -> list[ImageRecor
     for row in fetch_rows(conn, "image_records", image_ids=list(image_ids)):
         record = ImageRecord(*row)
         # JSON arrays come as lists.
-        records.append(replace(record, captions=tuple(record.captions)))
+        records.append(
+            replace(
+                record,
+                captions=tuple(record.captions),
+                metadata=stored_metadata(record.metadata),
+            )
+        )
     return records
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from model.network.encoder import Encoder
 from schemas.errors import RetryLaterError
+from schemas.filters import Filter
 from schemas.generation_config import GenerationConfig
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
@@ -66,7 +67,11 @@ class KeysEngine:
         return changes.embeddings.image_keys
 
     def answer(
-        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+        self,
+        texts: Sequence[str],
+        count: int,
+        settings: RetrievalSettings,
+        wanted: Filter | None = None,
     ) -> list[RankedImages]:
         if self.error is not None:
             raise self.error
@@ -81,7 +86,11 @@ class KeysEngine:
         return self.encoder.embed_texts(texts)
 
     def answer_pictures(
-        self, pictures: Sequence[QueryPicture], count: int, settings: RetrievalSettings
+        self,
+        pictures: Sequence[QueryPicture],
+        count: int,
+        settings: RetrievalSettings,
+        wanted: Filter | None = None,
     ) -> list[RankedImages]:
         return self.answer([""] * len(pictures), count, settings)
 
@@ -89,7 +98,11 @@ class KeysEngine:
         return f"codes {list(codes)}"
 
     def answer_paper(
-        self, texts: Sequence[str], count: int, settings: RetrievalSettings
+        self,
+        texts: Sequence[str],
+        count: int,
+        settings: RetrievalSettings,
+        wanted: Filter | None = None,
     ) -> list[RankedImages]:
         return self.answer(texts, count, settings)
 
