@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,8 @@ _BLOCK = 8192
 # Coordinate of a centre that no unit row is nearest to.
 _FAR = 1e3
 
-# Fields of a codebook in the order of its hash; their names are stored.
-_ARRAYS = ("centroids", "second", "third", "codewords")
+# Fields of a codebook in the order of its hash; their names are stored where they are not None.
+_ARRAYS = ("centroids", "second", "third", "codewords", "directions")
 
 
 def no_progress(steps: int) -> None:
@@ -73,6 +74,9 @@ class Codebook:
     """(K1, K3, D) Semi-NMF directions of what the second level leaves over"""
     codewords: FloatArray
     """(M, N, D/M) centres of each subspace of the residual"""
+    directions: FloatArray | None = None
+    """(D, D) map of embeddings to rows that all of the above is about
+    (`model.identifiers.caption_directions`); None: embeddings as they are."""
 
     @property
     def width(self) -> int:
@@ -83,13 +87,17 @@ class Codebook:
     def version(self) -> str:
         """Content hash: the same fit on the same data has the same version."""
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
-        for name in _ARRAYS:
-            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        for array in self._arrays().values():
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
+
+    def rows(self, embeddings: FloatArray) -> FloatArray:
+        """(N, D) float32 rows that (N, D) embeddings are encoded as; `UsageError` as `checked`."""
+        return mapped(checked(embeddings, self.width), self.directions)
 
     def encode(self, embeddings: FloatArray) -> IntArray:
         """(N, 4) int64 codes of (N, D) embeddings, seen or not; bounded memory."""
-        rows = checked(embeddings, self.width)
+        rows = self.rows(embeddings)
         codes = np.zeros((len(rows), 4), dtype=np.int64)
         for start in range(0, len(rows), _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -101,7 +109,7 @@ class Codebook:
         return pack_all(self.encode(embeddings), self.config.shape)
 
     def reconstruct(self, codes: IntArray) -> FloatArray:
-        """(N, D) approximation of (N, 4) codes: id1's centroid plus id4's codeword (equation 2)."""
+        """(N, D) approximation of `rows` by (N, 4) codes: centroid plus codeword (equation 2)."""
         return self.centroids[codes[:, 0]] + self.codeword(codes[:, 3])
 
     def quantise(self, residual: FloatArray) -> IntArray:
@@ -125,8 +133,7 @@ class Codebook:
     def save(self, folder: Path) -> None:
         """Write `codebook.npz` and `codebook.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        np.savez(folder / "codebook.npz", **arrays)
+        np.savez(folder / "codebook.npz", **self._arrays())
         about = {"version": self.version, "config": asdict(self.config)}
         (folder / "codebook.json").write_text(json.dumps(about, indent=2))
 
@@ -165,6 +172,10 @@ class Codebook:
             book = cls(config=config, **{name: arrays[name] for name in arrays.files})
         return book, about["version"]
 
+    def _arrays(self) -> dict[str, Any]:
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        return {name: array for name, array in arrays.items() if array is not None}
+
     def _encode_block(self, rows: FloatArray) -> IntArray:
         codes = np.zeros((len(rows), 4), dtype=np.int64)
         codes[:, 0] = nearest(rows, self.centroids)
@@ -193,6 +204,14 @@ def checked(embeddings: FloatArray, width: int | None = None) -> FloatArray:
             f" {bad[:5].tolist()}; check the encoder's output"
         )
     return rows
+
+
+def mapped(rows: FloatArray, directions: FloatArray | None) -> FloatArray:
+    """(N, D) float32 rows in other directions, (D, D); the same rows without any."""
+    if directions is None:
+        return rows
+    # In double precision: a row's codes must not depend on which others are mapped with it.
+    return (rows.astype(np.float64) @ directions.astype(np.float64)).astype(np.float32)
 
 
 def nearest(rows: FloatArray, centres: FloatArray) -> IntArray:
@@ -226,14 +245,15 @@ def fit_codebook(
     embeddings: FloatArray,
     config: CodebookConfig,
     tick: Callable[[int], None] = no_progress,
+    directions: FloatArray | None = None,
 ) -> Codebook:
-    """Fit all four levels on (N, D) embeddings.
+    """Fit all four levels on (N, D) embeddings, in other directions (D, D) where they are given.
 
     Calls `tick(1)` after each id1 cluster and at the end of the quantiser. Both Semi-NMF levels
     work on the residual to the id1 centroid: the centroid is common to the cluster and would be
     every row's dominant component otherwise.
     """
-    rows = checked(embeddings)
+    rows = mapped(checked(embeddings), directions)
     if not len(rows):
         raise UsageError(
             "a codebook needs at least one embedding, got none; ingest or list images first"
@@ -250,7 +270,7 @@ def fit_codebook(
     second, third = _fit_directions(residual, cluster_of, config, tick)
     codewords = _fit_codewords(residual, config)
     tick(1)
-    return Codebook(config, centroids, second, third, codewords)
+    return Codebook(config, centroids, second, third, codewords, directions)
 
 
 def _fit_directions(

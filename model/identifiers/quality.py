@@ -61,9 +61,13 @@ def leaf_loads(codes: IntArray, codebook: Codebook) -> IntArray:
 
 
 def quantisation_error(codebook: Codebook, codes: IntArray, embeddings: FloatArray) -> float:
-    """Squared error of (N, 4) codes relative to the variance of the (N, D) embeddings."""
-    error = ((embeddings - codebook.reconstruct(codes)) ** 2).sum()
-    variance = float(((embeddings - embeddings.mean(axis=0)) ** 2).sum())
+    """Squared error of (N, 4) codes relative to the variance of (N, D) embeddings.
+
+    Both in the directions of the codebook.
+    """
+    rows = codebook.rows(embeddings)
+    error = ((rows - codebook.reconstruct(codes)) ** 2).sum()
+    variance = float(((rows - rows.mean(axis=0)) ** 2).sum())
     return float(error / max(variance, 1e-12))
 
 

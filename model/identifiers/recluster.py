@@ -92,12 +92,12 @@ def recluster(
     The embeddings are a sample of what is stored now. `UsageError` for no rows, NaN and another
     width. Deterministic.
     """
-    rows = checked(embeddings, old.width)
+    rows = old.rows(embeddings)
     if not len(rows):
         raise UsageError(
             "a re-clustering needs at least one embedding, got none; index images first"
         )
-    codes = old.encode(rows)
+    codes = old.encode(embeddings)
     first = refit(
         rows,
         old.centroids,
@@ -109,7 +109,7 @@ def recluster(
     second, third = _refit_directions(old, rows, codes, first, config)
     residual = rows - first.centres[first.labels]
     codewords = _refit_codewords(old, residual, codes[:, 3], config)
-    return Codebook(old.config, first.centres, second, third, codewords)
+    return Codebook(old.config, first.centres, second, third, codewords, old.directions)
 
 
 def recluster_within_budget(
@@ -174,7 +174,7 @@ def keep_codes(
     and id3 mean nothing outside their id1 cluster: an image that leaves it gets its best ones.
     `UsageError` for codes of another shape.
     """
-    rows = checked(embeddings, codebook.width)
+    rows = codebook.rows(embeddings)
     old = np.asarray(codes, dtype=np.int64)
     allowed = np.array(codebook.config.shape.codes)
     if old.shape != (len(rows), 4) or (old < 0).any() or (old >= allowed).any():

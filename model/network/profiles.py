@@ -146,6 +146,9 @@ class Profile:
 
     0 says what is likeliest; more asks for `Stage.shortened`, which teaches what is likely anyway.
     """
+    caption_directions: bool = False
+    """Whether the codebook is fitted to what captions tell of embeddings, where they are enough
+    (`model.identifiers.caption_directions`), and not to all that varies."""
     query_head: bool = False
     """Whether the model learns to give queries' vectors itself: query workers load no encoder then
     (`model.network.query_head`)."""

@@ -7,7 +7,7 @@ import numpy as np
 import structlog
 import torch
 
-from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
+from model.identifiers.codebook import Codebook
 from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.network.encoders.kept import KeptEncoder
 from model.network.encoders.teacher import EncoderTeacher
@@ -17,7 +17,7 @@ from model.network.sigma import NO_QUERY_HEAD
 from model.network.teacher import Teacher
 from model.progress import Progress
 from schemas.errors import UsageError
-from schemas.records import FloatArray, HalfArray
+from schemas.records import HalfArray
 from schemas.training_record import CODEBOOK, VECTORS, TrainingRecord
 from workers.generations.model_assigner import load_generation_checkpoint
 from workers.repository import generations
@@ -43,6 +43,7 @@ from workers.trainer.run_base import (
     open_run,
     teacher_of,
 )
+from workers.trainer.run_codebook import fit_run_codebook
 from workers.trainer.step_clock import StepClock
 from workers.trainer.training_images import TrainingImages, from_manifest, from_store
 from workers.trainer.training_run import TrainingRun
@@ -100,7 +101,9 @@ def _prepare_full(
         embeddings = embeddings[planned]
         plan = plan.without_missing(plan.image_keys, images.image_keys)
     else:
-        codebook = _fit_codebook(embeddings, run, progress)
+        codebook = fit_run_codebook(
+            run.profile, run.request.seed, images.captions, first.encoder, embeddings, progress
+        )
         leaves = codebook.leaves(embeddings)
         plan = plan_full(images.image_keys, leaves, run.profile.shape)
         planned = np.isin(images.image_keys, plan.image_keys)
@@ -242,13 +245,6 @@ def _images_of_full_run(
             "the store holds no image, and there is nothing to learn from; ingest some first"
         )
     return images
-
-
-def _fit_codebook(embeddings: FloatArray, run: TrainingRun, progress: Progress) -> Codebook:
-    config = CodebookConfig(run.profile.shape, seed=run.request.seed)
-    # `fit_codebook` ticks once for each id1 cluster and once for the quantiser.
-    with progress("codebook", run.profile.shape.codes[0] + 1) as bar:
-        return fit_codebook(embeddings, config, tick=bar.update)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,54 @@
+"""The codebook of a training: fitted to what captions tell where the profile wants that."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from model.identifiers.caption_directions import LEAST_IMAGES_A_DIMENSION
+from model.network.profiles import Profile
+from model.progress import quiet
+from ops.scenes.corpus import CorpusConfig, samples
+from schemas.records import FloatArray
+from tests.unit.model.conftest import small_base, small_profile
+from workers.trainer.run_codebook import fit_run_codebook
+
+ENCODER = small_base().encoder
+
+TELLING = replace(small_profile(), caption_directions=True)
+
+
+def told(count: int) -> tuple[list[tuple[str, ...]], FloatArray]:
+    """Captions, and vectors of images that are what the encoder says of the first one."""
+    config = CorpusConfig(count, captions=2, test_captions=0)
+    captions = [sample.captions for sample in samples(config)]
+    return captions, ENCODER.embed_texts([own[0] for own in captions])
+
+
+def has_directions(profile: Profile, count: int, uncaptioned: int = 0) -> bool:
+    captions, embeddings = told(count)
+    captions[:uncaptioned] = [()] * uncaptioned
+    book = fit_run_codebook(profile, 0, captions, ENCODER, embeddings, quiet)
+    assert book.encode(embeddings).shape == (count, 4)
+    return book.directions is not None
+
+
+def test_a_codebook_follows_captions_where_the_profile_wants_that() -> None:
+    enough = LEAST_IMAGES_A_DIMENSION * ENCODER.width
+    assert has_directions(TELLING, enough)
+    assert not has_directions(small_profile(), enough)
+
+
+def test_too_few_captioned_images_leave_embeddings_as_they_are() -> None:
+    enough = LEAST_IMAGES_A_DIMENSION * ENCODER.width
+    assert not has_directions(TELLING, enough, uncaptioned=1)
+    assert has_directions(TELLING, enough + 1, uncaptioned=1)
+
+
+def test_mean_vectors_of_captions_belong_to_their_images() -> None:
+    captions, embeddings = told(LEAST_IMAGES_A_DIMENSION * ENCODER.width)
+    book = fit_run_codebook(TELLING, 0, captions, ENCODER, embeddings, quiet)
+    # Those of other images tell nothing.
+    moved = [*captions[7:], *captions[:7]]
+    other = fit_run_codebook(TELLING, 0, moved, ENCODER, embeddings, quiet)
+    assert book.directions is not None
+    assert other.directions is None or not np.allclose(other.directions, book.directions)
