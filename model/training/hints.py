@@ -2,11 +2,13 @@
 
 Colours and grounds tell the pictures of a batch apart, so the contrastive loss hardly ever asks for
 a shape: from captions alone the towers of `tiny` learn nothing of shapes in 12 epochs
-(docs/experiments/shapes.md). Two hints make them look: labels of what is where, which the image
-tower's grid must tell; and beside each caption the same one with a word exchanged, which lies as
-near as only a look at the picture can tell (Yuksekgonul et al. 2023, arXiv 2210.01936).
+(docs/experiments/shapes.md). Three hints make them look: labels of what is where, which the image
+tower's grid must tell; words that are true of a picture, which its vector must tell; and beside
+each caption the same one with a word exchanged, which lies as near as only a look at the picture
+can tell (Yuksekgonul et al. 2023, arXiv 2210.01936).
 
-Letters in shapes: N images, B rows of a batch, P places, A attributes of an object, T tokens.
+Letters in shapes: N images, B rows of a batch, P places, A attributes of an object, T tokens,
+W words.
 """
 
 from collections.abc import Callable
@@ -18,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.encoder import CHANNELS, TwoTower
-from schemas.records import IntArray
+from schemas.records import BoolArray, IntArray
 
-# How much the labels weigh beside the contrastive loss: with a quarter of it shapes are learnt
+# How much the places weigh beside the contrastive loss: with a quarter of it shapes are learnt
 # several times slower (docs/experiments/shapes.md).
-LABEL_WEIGHT = 4.0
+PLACE_WEIGHT = 4.0
 
 # The caption with a word exchanged.
 Exchange = Callable[[str, np.random.Generator], str]
@@ -30,7 +32,7 @@ Exchange = Callable[[str, np.random.Generator], str]
 
 @dataclass(frozen=True, slots=True)
 class PlacedLabels:
-    """What objects N images have at P places, in A attributes."""
+    """What objects N images have at P places, in A attributes, and which of W words are true."""
 
     cells: tuple[int, ...]
     """(P,) cells of the image tower's grid that the places lie in."""
@@ -38,6 +40,8 @@ class PlacedLabels:
     """(A,) how many values each attribute has, 0 among them: nothing is there."""
     values: IntArray
     """(N, P, A)"""
+    words: BoolArray
+    """(N, W)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,10 @@ class HintedLoss(nn.Module):
         self.towers = towers
         self.labels = labels
         self.head = nn.Linear(CHANNELS, sum(labels.classes))
+        width = towers.image.project.out_features
+        self.word_head = nn.Linear(width, labels.words.shape[1])
+        # Unit vectors as long as the head of a layer expects its inputs to be.
+        self.length = width**0.5
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor, rows: IntArray) -> Tensor:
         """A scalar, of B images that are the `rows` of the labels.
@@ -71,13 +79,20 @@ class HintedLoss(nn.Module):
         by_image = F.cross_entropy(logits, target)
         # No image belongs to an exchanged caption.
         by_text = F.cross_entropy(logits[:, :count].T, target)
-        return (by_image + by_text) / 2 + LABEL_WEIGHT * self._label_loss(grid, rows)
+        contrastive = (by_image + by_text) / 2
+        return contrastive + self._place_loss(grid, rows) + self._word_loss(images, rows)
 
-    def _label_loss(self, grid: Tensor, rows: IntArray) -> Tensor:
+    def _place_loss(self, grid: Tensor, rows: IntArray) -> Tensor:
         """Cross-entropies of the attributes, nats of a place each, added; `grid` (B, cells, C)."""
         values = torch.from_numpy(self.labels.values[rows]).to(grid.device)
         predicted = self.head(grid[:, list(self.labels.cells)])
         losses: list[Tensor] = []
         for number, logits in enumerate(predicted.split(list(self.labels.classes), dim=-1)):
             losses.append(F.cross_entropy(logits.flatten(0, 1), values[..., number].flatten()))
-        return torch.stack(losses).sum()
+        return PLACE_WEIGHT * torch.stack(losses).sum()
+
+    def _word_loss(self, images: Tensor, rows: IntArray) -> Tensor:
+        """Cross-entropies of the words, nats of an image each, added; `images` (B, D)."""
+        words = torch.from_numpy(self.labels.words[rows]).to(images)
+        predicted = self.word_head(images * self.length)
+        return F.binary_cross_entropy_with_logits(predicted, words) * words.shape[1]

@@ -50,6 +50,11 @@ def add_commands(add: AddCommand) -> None:
         "stage 0: make the tiny profile's base (minutes on a GPU, about an hour on two cores)",
     )
     base_command.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    base_command.add_argument(
+        "--continue-from",
+        metavar="FOLDER",
+        help="train a base further, that of a folder or `shipped`; without it, fresh weights",
+    )
     for name in BASE_NUMBERS:
         base_command.add_argument(f"--{name.replace('_', '-')}", type=int)
 
@@ -89,6 +94,7 @@ def base(options: Namespace, settings: Settings) -> int:
         value = getattr(options, name)
         if value is not None:
             chosen[name] = value
-    description = build_base(replace(BaseConfig(), **chosen), options.out, bar)
+    config = BaseConfig(continue_from=options.continue_from)
+    description = build_base(replace(config, **chosen), options.out, bar)
     emit(description, options.json, json.dumps(description, indent=2))
     return 0

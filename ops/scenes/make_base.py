@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from model.network.backbone import fresh_backbone
-from model.network.base import ABOUT, Base
+from model.network.base import ABOUT, SHIPPED, Base
 from model.network.encoder import TwoTower
 from model.network.profiles import Profile, TinySize, profile
 from model.network.teacher import CrossHead
@@ -29,6 +29,9 @@ from ops.scenes.corpus import CorpusConfig, drawn, samples
 from ops.scenes.scene_hints import scene_hints
 from schemas.errors import UsageError
 from schemas.records import JsonObject
+
+# What `BaseConfig.continue_from` calls the shipped base.
+SHIPPED_NAME = "shipped"
 
 # Fewer images teach the encoder nothing that holds on other images.
 LEAST_IMAGES = 1000
@@ -50,6 +53,8 @@ class BaseConfig:
     images: int = 20_000
     captions: int = 5
     seed: int = 1
+    continue_from: str | None = None
+    """Folder of the base whose weights are trained further, or `shipped`; None: fresh ones."""
     hinted_epochs: int = 0
     """Epochs with hints (`ops.scenes.scene_hints`), before those from captions alone."""
     contrastive_epochs: int = 12
@@ -76,15 +81,17 @@ def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str
         config.images, seed=config.seed, captions=config.captions, test_captions=0, world="base"
     )
     data = CaptionedImages(*drawn(corpus, size.image_px, progress))
+    first = _first_base(config, tiny, size, data)
     description: JsonObject = {
         "config": asdict(config),
         "corpus": asdict(corpus),
         "device": device.type,
+        "continued_from": dict(first.about),
     }
     half = folder / "contrastive"
     with single_precision_matrix_units():
         if not _holds(half, description):
-            _train_encoder(config, tiny, size, data, description, device, progress).save(half)
+            _train_encoder(config, first, data, description, device, progress).save(half)
         base = Base.load(half)
         modules: tuple[nn.Module, ...] = (base.towers, base.cross, base.backbone)
         for module in modules:
@@ -102,23 +109,39 @@ def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str
     return complete
 
 
+def _first_base(config: BaseConfig, tiny: Profile, size: TinySize, data: CaptionedImages) -> Base:
+    """What stage 0 trains: the weights of another base, or fresh ones and a new tokenizer."""
+    if config.continue_from is not None:
+        shipped = config.continue_from == SHIPPED_NAME
+        return Base.load(SHIPPED if shipped else Path(config.continue_from))
+    tokenizer = train_tokenizer(
+        (text for captions in data.captions for text in captions), size.vocabulary
+    )
+    return Base(
+        size,
+        tokenizer,
+        TwoTower(len(tokenizer), tiny.embedding_width),
+        CrossHead(width=tiny.embedding_width),
+        fresh_backbone(size, tokenizer, config.seed),
+        tiny.max_text_tokens,
+        about={},
+    )
+
+
 def _train_encoder(
     config: BaseConfig,
-    tiny: Profile,
-    size: TinySize,
+    base: Base,
     data: CaptionedImages,
     description: JsonObject,
     device: torch.device,
     progress: Progress,
 ) -> Base:
-    """Run the first half of stage 0: encoder and teacher. The backbone is fresh."""
-    texts = (text for captions in data.captions for text in captions)
-    tokenizer = train_tokenizer(texts, size.vocabulary)
+    """Run the first half of stage 0: encoder and teacher. The backbone stays as it is."""
     contrastive = ContrastiveConfig(
-        epochs=config.contrastive_epochs, limit=tiny.max_text_tokens, seed=config.seed
+        epochs=config.contrastive_epochs, limit=base.limit, seed=config.seed
     )
-    towers = TwoTower(len(tokenizer), tiny.embedding_width).to(device)
-    cross = CrossHead(width=tiny.embedding_width).to(device)
+    towers = base.towers.to(device)
+    cross = base.cross.to(device)
     if config.hinted_epochs:
         hinted = replace(
             contrastive,
@@ -127,27 +150,20 @@ def _train_encoder(
             learning_rate=HINTED_LEARNING_RATE,
         )
         scenes = [sample.scene for sample in samples(CorpusConfig(**description["corpus"]))]
-        train_two_tower(towers, tokenizer, data, hinted, progress, scene_hints(scenes))
+        train_two_tower(towers, base.tokenizer, data, hinted, progress, scene_hints(scenes))
     if config.contrastive_epochs:
-        train_two_tower(towers, tokenizer, data, contrastive, progress)
+        train_two_tower(towers, base.tokenizer, data, contrastive, progress)
     short = replace(contrastive, epochs=config.teacher_epochs, learning_rate=TEACHER_LEARNING_RATE)
-    accuracy = train_teacher(cross, towers, tokenizer, data, short, progress)
-    return Base(
-        size,
-        tokenizer,
-        towers,
-        cross,
-        fresh_backbone(size, tokenizer, config.seed),
-        tiny.max_text_tokens,
-        description | {"teacher_accuracy": round(accuracy, 4)},
-    )
+    accuracy = train_teacher(cross, towers, base.tokenizer, data, short, progress)
+    return replace(base, about=description | {"teacher_accuracy": round(accuracy, 4)})
 
 
 def command(config: BaseConfig) -> str:
     """Return the command line that repeats a run."""
     options = []
     for name, value in asdict(config).items():
-        options.append(f"--{name.replace('_', '-')} {value}")
+        if value is not None:
+            options.append(f"--{name.replace('_', '-')} {value}")
     return f"sigma base {' '.join(options)}"
 
 

@@ -8,9 +8,12 @@ import numpy as np
 from model.network.encoder import GRID_CELLS
 from model.training.hints import Hints, PlacedLabels
 from ops.scenes.scene import Scene
-from ops.scenes.vocabulary import COLOURS, FILLS, POSITIONS, SHAPES, SIZES, SYNONYMS
+from ops.scenes.vocabulary import COLOURS, FILLS, GROUNDS, POSITIONS, SHAPES, SIZES, SYNONYMS
 
 _ATTRIBUTES = (SHAPES, tuple(COLOURS), SIZES, FILLS)
+
+# What every caption names.
+_WORDS = (*SHAPES, *COLOURS, *GROUNDS)
 
 # The shape that each word of a caption stands for.
 _SHAPE_OF = {word: shape for shape in SHAPES for word in SYNONYMS.get(shape, (shape,))}
@@ -24,18 +27,21 @@ def scene_hints(scenes: Sequence[Scene]) -> Hints:
 
 
 def placed_labels(scenes: Sequence[Scene]) -> PlacedLabels:
-    """Shape, colour, size and fill of the object at each of the five positions."""
+    """Shape, colour, size and fill of the object at each of the five positions; and the words."""
     places = list(POSITIONS)
     values = np.zeros((len(scenes), len(places), len(_ATTRIBUTES)), np.int64)
+    words = np.zeros((len(scenes), len(_WORDS)), np.bool_)
     for row, scene in enumerate(scenes):
+        words[row, _WORDS.index(scene.ground)] = True
         for drawn in scene.objects:
-            words = (drawn.shape, drawn.colour, drawn.size, drawn.fill)
+            words[row, [_WORDS.index(drawn.shape), _WORDS.index(drawn.colour)]] = True
             place = places.index(drawn.position)
-            for attribute, (known, word) in enumerate(zip(_ATTRIBUTES, words, strict=True)):
+            own = (drawn.shape, drawn.colour, drawn.size, drawn.fill)
+            for attribute, (known, word) in enumerate(zip(_ATTRIBUTES, own, strict=True)):
                 values[row, place, attribute] = 1 + known.index(word)
     side = round(GRID_CELLS**0.5)
     cells = tuple(int(y * side) * side + int(x * side) for x, y in POSITIONS.values())
-    return PlacedLabels(cells, tuple(1 + len(known) for known in _ATTRIBUTES), values)
+    return PlacedLabels(cells, tuple(1 + len(known) for known in _ATTRIBUTES), values, words)
 
 
 def exchange_shape(caption: str, rng: np.random.Generator) -> str:

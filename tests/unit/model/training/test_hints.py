@@ -8,26 +8,33 @@ import torch
 
 from model.network.encoder import TwoTower
 from model.training.contrastive import CaptionedImages, ContrastiveConfig, train_two_tower
-from model.training.hints import LABEL_WEIGHT, HintedLoss, Hints, PlacedLabels
+from model.training.hints import PLACE_WEIGHT, HintedLoss, Hints, PlacedLabels
 from ops.scenes.corpus import CorpusConfig, samples
-from ops.scenes.scene_hints import scene_hints
+from ops.scenes.scene import Scene, SceneObject
+from ops.scenes.scene_hints import placed_labels, scene_hints
+from ops.scenes.vocabulary import COLOURS, GROUNDS, SHAPES
 from tests.unit.model.conftest import small_base
 
 # Cross-entropy of a guess among 9 shapes, 11 colours, 3 sizes and 4 fills.
 GUESS = log(9 * 11 * 3 * 4)
+
+# And of a guess whether each of three words is true.
+WORDS = np.array([[True, False, False], [False, True, True]])
+LABEL_GUESS = PLACE_WEIGHT * GUESS + log(2) * 3
 
 
 def hinted(labels: PlacedLabels) -> HintedLoss:
     """A loss whose labels are guessed."""
     torch.manual_seed(0)
     loss = HintedLoss(TwoTower(64, 16), labels).eval()
-    torch.nn.init.zeros_(loss.head.weight)
-    torch.nn.init.zeros_(loss.head.bias)
+    for head in (loss.head, loss.word_head):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
     return loss
 
 
 def one_image() -> tuple[PlacedLabels, torch.Tensor]:
-    labels = PlacedLabels((24,), (9, 11, 3, 4), np.array([[[5, 9, 2, 3]]], np.int64))
+    labels = PlacedLabels((24,), (9, 11, 3, 4), np.array([[[5, 9, 2, 3]]], np.int64), WORDS[:1])
     return labels, torch.rand(1, 3, 56, 56) * 2 - 1
 
 
@@ -38,7 +45,7 @@ def test_an_exchanged_caption_that_is_as_near_as_the_own_costs_a_coin_toss() -> 
     mask = torch.ones_like(tokens, dtype=torch.bool)
     loss = hinted(labels)(pixels, tokens, mask, rows).detach()
     # Half of it is the side of the texts, which an only image cannot get wrong.
-    assert float(loss) == pytest.approx(log(2) / 2 + LABEL_WEIGHT * GUESS, rel=1e-5)
+    assert float(loss) == pytest.approx(log(2) / 2 + LABEL_GUESS, rel=1e-5)
 
 
 def test_an_exchanged_caption_costs_less_the_farther_it_lies() -> None:
@@ -53,25 +60,35 @@ def test_an_exchanged_caption_costs_less_the_farther_it_lies() -> None:
             _, texts = module.towers.text(tokens, mask)
             margin = float(module.towers.scale * image[0] @ (texts[0] - texts[1]))
             loss = float(module(pixels, tokens, mask, np.zeros(1, np.int64)))
-            costs.append(loss - LABEL_WEIGHT * GUESS)
+            costs.append(loss - LABEL_GUESS)
             assert costs[-1] == pytest.approx(np.log1p(np.exp(-margin)) / 2, abs=1e-4)
     assert max(costs) - min(costs) > 0.1
 
 
 def test_labels_are_those_of_the_batch_in_its_order() -> None:
     values = np.array([[[1, 1, 1, 1]], [[5, 9, 2, 3]]], np.int64)
-    module = hinted(PlacedLabels((24,), (9, 11, 3, 4), values))
+    module = hinted(PlacedLabels((24,), (9, 11, 3, 4), values, WORDS))
     with torch.no_grad():
         # Sure of what the second image shows.
         for column in (5, 9 + 9, 9 + 11 + 2, 9 + 11 + 3 + 3):
             module.head.bias[column] = 50.0
+        module.word_head.bias.copy_(torch.tensor([-50.0, 50.0, 50.0]))
     tokens = torch.tensor([[3, 4], [3, 4]])
     mask = torch.ones_like(tokens, dtype=torch.bool)
     pixels = torch.zeros(1, 3, 56, 56)
     right = float(module(pixels, tokens, mask, np.array([1])).detach())
     wrong = float(module(pixels, tokens, mask, np.array([0])).detach())
     assert right == pytest.approx(log(2) / 2, abs=1e-4)
-    assert wrong == pytest.approx(log(2) / 2 + LABEL_WEIGHT * 4 * 50, rel=1e-3)
+    assert wrong == pytest.approx(log(2) / 2 + PLACE_WEIGHT * 4 * 50 + 3 * 50, rel=1e-3)
+
+
+def test_words_of_a_scene_are_its_ground_shapes_and_colours() -> None:
+    red_ring = SceneObject("ring", "red", "small", "solid", "centre")
+    blue_ring = SceneObject("ring", "blue", "large", "solid", "top left")
+    labels = placed_labels([Scene("navy", "plain", (red_ring, blue_ring))])
+    known = (*SHAPES, *COLOURS, *GROUNDS)
+    true = {known[column] for column in np.flatnonzero(labels.words[0]).tolist()}
+    assert true == {"ring", "red", "blue", "navy"}
 
 
 def test_towers_learn_from_hints() -> None:
@@ -91,5 +108,6 @@ def test_towers_learn_from_hints() -> None:
     watched = Hints(hints.labels, exchange)
     loss = train_two_tower(base.towers, base.tokenizer, data, config, hints=watched)
     assert len(asked) == 12 * 64
-    # A guess costs 28 and more; knowing how often a place is empty about half of that.
-    assert loss < LABEL_WEIGHT * GUESS / 3
+    # A guess costs 45 and more; knowing how often a place is empty and a word true about half.
+    guess = PLACE_WEIGHT * GUESS + log(2) * hints.labels.words.shape[1]
+    assert loss < guess / 2.5
