@@ -46,6 +46,13 @@ def refusals(*statuses: int, body: bool = False) -> dict[int | str, dict[str, An
     return described
 
 
+def links_to(*operations: str, image_id: str) -> dict[str, Any]:
+    """What a description says can be asked of the image of an answer: operations by their names."""
+    return {
+        name: {"operationId": name, "parameters": {"image_id": image_id}} for name in operations
+    }
+
+
 def only(*names: str, repeated: Collection[str] = ()) -> Any:
     """Refuse parameters of the address that are unknown, or there twice and not of `repeated`."""
 

@@ -21,6 +21,15 @@ from workers.api.reports import report_router
 from workers.query.refusals import add_refusals
 
 
+def _forget_keys(app: FastAPI) -> None:
+    """Take the key out of the description of a worker that needs none."""
+    description = app.openapi()
+    description["components"].pop("securitySchemes", None)
+    for operations in description["paths"].values():
+        for operation in operations.values():
+            operation.pop("security", None)
+
+
 def application(context: ApiContext) -> FastAPI:
     """Build the HTTP interface of one query worker."""
     app = FastAPI(
@@ -47,6 +56,8 @@ def application(context: ApiContext) -> FastAPI:
         health_router(context),
     ):
         app.include_router(router)
+    if not context.links.signed:
+        _forget_keys(app)
     add_documentation(app)
     add_refusals(app)
     return app

@@ -19,7 +19,7 @@ from workers.repository.rejections import rejections
 from workers.repository.stored_images import images_by_id
 
 # Longest wait of a request; then the client asks again.
-WAIT_S = 10.0
+WAIT_S = 8.0
 
 # Seconds between looks, at first and in the end.
 _FIRST_LOOK_S = 0.05

@@ -19,7 +19,7 @@ from stream.images.decode_protocol import LONGEST_SIDE
 from stream.images.store import UPLOAD_SUFFIX
 from stream.log.event_log import EventLog, message
 from workers.api.addresses import IMAGE_PATH
-from workers.api.answers import KEYED, only, refusals
+from workers.api.answers import KEYED, links_to, only, refusals
 from workers.api.arrival_waits import ArrivalWaits, arrival_document
 from workers.api.context import ApiContext
 from workers.api.image_ids import ImageId
@@ -83,6 +83,9 @@ class ArrivalRequest(BaseModel):
         default_factory=dict, description="what filters may ask for", examples=[{"year": 2026}]
     )
 
+
+# What can be asked of an image that was put.
+_LINKS: Final = links_to("getImage", "getPicture", "deleteImage", image_id="$request.path.image_id")
 
 _FORM: Final = BodyForm(
     ArrivalRequest,
@@ -228,7 +231,8 @@ def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
         summary="Publish an image: its bytes, or its address and captions in JSON",
         dependencies=[KEYED, only("wait", "caption", "version", repeated=("caption",))],
         responses={
-            _OK: {"model": ArrivalAnswer, "description": "searchable"},
+            _OK: {"model": ArrivalAnswer, "description": "searchable", "links": _LINKS},
+            ACCEPTED: {"model": ArrivalAnswer, "description": "on its way", "links": _LINKS},
             **refusals(404, body=True),
         },
         openapi_extra={"requestBody": _bodies()},

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from schemas.errors import UsageError
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import JsonObject
 from stream.images.redaction import uri_for_answer
@@ -193,7 +194,7 @@ def _opened(cursor: str) -> str:
     except UnicodeDecodeError:
         after = "\0"
     if "\0" in after:
-        raise RequestRefusedError(
+        raise UsageError(
             "the cursor must be one that a page of images gave, got another; begin without"
         )
     return after

@@ -70,7 +70,9 @@ class BodyForm(Generic[B]):
 
     def description(self) -> JsonObject:
         """The body for OpenAPI."""
-        return {"application/json": {"schema": self.model.model_json_schema()}}
+        schema = self.model.model_json_schema()
+        parts = schema.pop("$defs", {})
+        return {"application/json": {"schema": _inlined(schema, parts)}}
 
     def _sentence(self, document: JsonObject, error: ValidationError) -> str:
         """Say what the first problem is. pydantic's own texts quote the whole value."""
@@ -88,6 +90,17 @@ class BodyForm(Generic[B]):
         return f"{name} must be {self.allowed[name]}, got {shown(value)}"
 
 
+def _inlined(schema: Any, parts: JsonObject) -> Any:
+    """A schema with the parts that it refers to in their places: it is a part itself."""
+    if isinstance(schema, list):
+        return [_inlined(item, parts) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
+    return {name: _inlined(value, parts) for name, value in schema.items()}
+
+
 def is_json(content_type: str) -> bool:
     """Whether a content type is one of JSON's."""
     media_type = content_type.partition(";")[0].strip().lower()
@@ -102,7 +115,12 @@ def _parse_json(body: bytes, example: str) -> Any:
             f"the body must be JSON in UTF-8, got other bytes at position {error.start}; encode it"
         ) from None
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
+        return json.loads(
+            text,
+            parse_float=_number,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_without_repeats,
+        )
     except json.JSONDecodeError as error:
         raise RequestRefusedError(
             f"the body must be JSON such as {example}, got something else at line {error.lineno},"
@@ -117,6 +135,12 @@ def _parse_json(body: bytes, example: str) -> Any:
         raise RequestRefusedError(
             "the body must hold numbers of a few digits, got one of thousands; shorten it"
         ) from None
+
+
+def _number(text: str) -> int | float:
+    """A number with a point; 3.0 and 3 are the same to JSON, and to JSON Schema an integer."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _refuse_constant(name: str) -> Any:

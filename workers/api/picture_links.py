@@ -35,19 +35,17 @@ class PictureLinks:
         signed: bool,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`public_url`: by which address clients reach the API; that of their request by default.
-
-        `signed`: whether pictures need a key or a signature.
-        """
+        """`public_url`: by which address clients reach the API; by default the one they asked."""
         self._signer = signer
         self._public_url = public_url
-        self._signed = signed
+        self.signed = signed
+        """Whether pictures need a key or a signature."""
         self._clock = clock
 
     def link(self, image_id: str, request: Request) -> str:
         """The whole address of an image's picture, for whoever sent the request."""
         path = picture_path(image_id)
-        if not self._signed:
+        if not self.signed:
             return self._base(request) + path
         until = (int(self._clock()) // _LIFETIME_S + 2) * _LIFETIME_S
         signature = encoded(self._signature(path, until))

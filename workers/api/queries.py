@@ -13,7 +13,7 @@ from schemas.filters import Filter
 from schemas.records import ByteArray, JsonObject
 from stream.images.decode_protocol import LONGEST_SIDE
 from workers.api.addresses import BATCH_PATH, QUERY_PATH
-from workers.api.answers import KEYED, NOT_FOUND, only, refusals
+from workers.api.answers import KEYED, NOT_FOUND, links_to, only, refusals
 from workers.api.context import ApiContext
 from workers.api.json_body import BodyForm, RequestRefusedError
 from workers.api.query_cursors import QueryCursor, expired, seal, unseal
@@ -54,6 +54,11 @@ _BATCH_BYTES = MOST_QUERIES * MAX_BODY_BYTES
 DEFAULT_RESULTS = 10
 
 _GOOD = 200
+
+# What can be asked of the best image of an answer.
+_LINKS: Final = links_to(
+    "getImage", "getPicture", "deleteImage", image_id="$response.body#/results/0/image_id"
+)
 
 
 class QueryResult(BaseModel):
@@ -310,7 +315,7 @@ def query_router(context: ApiContext) -> APIRouter:
         response_model=QueryResponse,
         summary="Find images by a text, a stored image or an uploaded picture",
         dependencies=[KEYED, only("k", "generation", "explain")],
-        responses=refusals(404, 410, body=True),
+        responses={_GOOD: {"links": _LINKS}, **refusals(404, 410, body=True)},
         openapi_extra={"requestBody": _bodies()},
     )
     async def query(

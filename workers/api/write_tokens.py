@@ -4,7 +4,7 @@ import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from workers.api.json_body import RequestRefusedError
+from schemas.errors import UsageError
 from workers.api.signatures import decoded, encoded
 
 # Version, and microseconds since 1970 on the database's clock.
@@ -30,7 +30,7 @@ class WriteToken:
 
     @classmethod
     def parse(cls, text: str) -> "WriteToken":
-        """Read a token; `RequestRefusedError` for anything else."""
+        """Read a token; `UsageError` for anything else."""
         data = decoded(text)
         if data is None or len(data) != _LAYOUT.size:
             raise _wrong()
@@ -40,7 +40,7 @@ class WriteToken:
         return cls(version, datetime.fromtimestamp(moment / _MICROSECONDS, UTC))
 
 
-def _wrong() -> RequestRefusedError:
-    return RequestRefusedError(
+def _wrong() -> UsageError:
+    return UsageError(
         "the token must be one that PUT gave, got another; leave it out to wait for what is stored"
     )

@@ -46,7 +46,7 @@ def _one_subject(schema: dict[str, Any]) -> None:
 class QueryRequest(BaseModel):
     """A query by a text or by a stored image, or the next page of an answer."""
 
-    # Strict: neither true nor "3" nor 3.0 is a number of images.
+    # Strict: neither true nor "3" is a number of images.
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_one_subject)
 
     query: Given[

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.errors import RejectInputError, RetryLaterError, SigmaError, UsageError
 from stream.images.redaction import printable
-from workers.api.addresses import BATCH_PATH, HEALTH_PATH, QUERY_PATH, READINESS_PATH
+from workers.api.addresses import BATCH_PATH, HEALTH_PATH, QUERY_PATH, READINESS_PATH, find_address
 from workers.api.json_body import RequestRefusedError
 from workers.query.query_line import RETRY_AFTER_S, OverloadedError
 from workers.query.server import QueryServer
@@ -137,7 +137,12 @@ def add_refusals(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def not_ours(request: Request, error: HTTPException) -> Response:
         sentence = f"{error.detail}; the API is described at /docs"
-        return _refusal(request, error.status_code, "invalid", sentence, error.headers)
+        headers = dict(error.headers or {})
+        address = find_address(request.url.path)
+        if "allow" in {name.lower() for name in headers} and address is not None:
+            # The router names the methods of one of the routes of an address only.
+            headers = {"allow": ", ".join(address.scopes)}
+        return _refusal(request, error.status_code, "invalid", sentence, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
