@@ -4,14 +4,14 @@ A search asks a trie which children a prefix has and which images a leaf has. A 
 the same answers of the allowed images alone, so that beams lead to those and to nothing else.
 """
 
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
 from model.retrieval.branches import Branches
-from model.retrieval.trie import Reached, Trie
+from model.retrieval.shards import Reached
+from model.retrieval.trie import Trie
 from schemas.identifiers import IdentifierShape
 from schemas.records import BoolArray, IntArray
 
@@ -91,13 +91,7 @@ class FilteredTrie:
     def reached(self, leaves: IntArray) -> Reached:
         """Every posting of allowed images under the (L,) leaves."""
         found = self._trie.reached(leaves)
-        kept = self._is_allowed(found.slots)
-        return replace(
-            found,
-            slots=found.slots[kept],
-            weights=found.weights[kept],
-            source=found.source[kept],
-        )
+        return found.only(self._is_allowed(found.slots))
 
     def suffixes(self, leaf: int) -> dict[int, int]:
         """Suffix → slot of the allowed images whose primary is in the leaf."""
@@ -110,8 +104,8 @@ class FilteredTrie:
     @cached_property
     def _leaves(self) -> IntArray:
         """The (P,) leaves of all their postings."""
-        occupied = np.flatnonzero(self._trie.branches.load)
-        return occupied[self.reached(occupied).source]
+        leaves, slots = self._trie.every()
+        return leaves[self._is_allowed(slots)]
 
     @cached_property
     def _primary_leaves(self) -> IntArray:

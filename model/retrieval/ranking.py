@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.retrieval.trie import Reached
+from model.retrieval.shards import Reached
 from schemas.records import FloatArray, HalfArray, IntArray
 
 

@@ -25,7 +25,7 @@ from model.network.query_head import QueryHeadEncoder
 from model.retrieval.filtered_trie import SearchableTrie
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.ranking import rank
-from model.retrieval.trie import Int32Array
+from model.retrieval.shards import Int32Array
 from schemas.errors import WorkFailedError
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings

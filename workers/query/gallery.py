@@ -1,41 +1,54 @@
 """The gallery: ranking embeddings of one generation in a memory-mapped file, a *slot* per image.
 
-Image keys ascend and mostly arrive in order, so they are looked up by binary search; the few that
-arrive late are kept in a dictionary.
+A row of the file is an image's key and its embedding. The slot of a deleted image is used again, so
+a gallery whose images come and go stays as large as it was.
 """
 
 import os
 import tempfile
+from array import array
+from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from model.retrieval.shards import Int32Array
 from schemas.records import HalfArray, IntArray
+from workers.query.slot_map import SlotMap
 
-# Factor by which the file grows, so that adding N images copies at most a few times N keys.
+# Factor by which the file grows. It has holes until rows are written, so this costs no space.
 _GROWTH = 1.5
 
 # Rows of the first file: a small corpus never grows it.
 _MIN_ROWS = 4096
 
-# Bytes of a float16.
-_HALF_BYTES = 2
+# Keys that are remembered in the order in which they came.
+MOST_NEWEST = 20_000
+
+# Keys of removed images that are remembered: changes that are read twice were read just before.
+_MOST_REMOVED = 16_384
 
 
 class Gallery:
-    """Image key ↔ slot, and the embedding of each slot. A slot is assigned once, never reused."""
+    """Image key ↔ slot, and the embedding of each slot."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Take over an empty file, open for reading and writing."""
         self._file = file
-        self._rows: HalfArray = np.zeros((0, 0), dtype=np.float16)
+        self._slots = SlotMap()
+        self._capacity = 0
         self._keys: IntArray = np.zeros(0, dtype=np.int64)
-        self._sorted = 0
-        """Slots from 0 whose keys ascend."""
-        self._late: dict[int, int] = {}
-        """Slots of all other keys."""
+        """(capacity,) a view of the file, as the next one."""
+        self._rows: HalfArray = np.zeros((0, 0), dtype=np.float16)
+        self._free = array("i")
+        """Slots below `size` that no image has."""
+        self._newest: IntArray = np.zeros(0, dtype=np.int64)
+        """Keys of the images stored last, at most `MOST_NEWEST`."""
+        self._removed: OrderedDict[int, None] = OrderedDict()
+        """Keys of the images removed last, oldest first."""
         self.size = 0
+        """Slots that were ever used."""
 
     @classmethod
     def open(cls, folder: Path) -> "Gallery":
@@ -49,67 +62,80 @@ class Gallery:
 
     @property
     def embeddings(self) -> HalfArray:
-        """(size, D) float16; a view of the file."""
+        """(size, D) float16; a view of the file. Rows without an image hold anything."""
         return self._rows[: self.size]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, without those of the file."""
+        return self._slots.nbytes + self._free.itemsize * len(self._free) + self._newest.nbytes
 
     def add(self, keys: IntArray, embeddings: HalfArray) -> IntArray:
         """Store N images, `keys` (N,) and `embeddings` (N, D), and return their slots (N,).
 
-        A key that is stored already keeps its slot and embedding.
+        A key that is stored already keeps its slot and embedding. One that was removed does not
+        come back: its slot is -1.
         """
-        new = np.flatnonzero(self.slots(keys) < 0)
+        removed = np.fromiter((key in self._removed for key in keys.tolist()), np.bool_, len(keys))
+        new = np.flatnonzero((self.slots(keys) < 0) & ~removed)
         if len(new):
-            self._append(keys[new], embeddings[new])
+            self._store(keys[new], embeddings[new])
         return self.slots(keys)
+
+    def remove(self, keys: IntArray) -> None:
+        """Forget images, whose slots later ones get; unknown keys are ignored."""
+        keys = np.unique(keys)
+        slots = self.slots(keys)
+        known = slots >= 0
+        self._slots.remove(keys[known])
+        self._free.extend(slots[known].tolist())
+        self._removed.update(dict.fromkeys(keys[known].tolist()))
+        while len(self._removed) > _MOST_REMOVED:
+            self._removed.popitem(last=False)
 
     def slots(self, keys: IntArray) -> IntArray:
         """Return the (N,) slots of image keys, -1 for unknown ones."""
-        # (S,) the keys of slots 0 to S-1, which ascend.
-        ascending = self._keys[: self._sorted]
-        positions = np.searchsorted(ascending, keys)
-        inside = positions < len(ascending)
-        slots = np.full(len(keys), -1, dtype=np.int64)
-        same = ascending[positions[inside]] == keys[inside]
-        slots[inside] = np.where(same, positions[inside], -1)
-        if self._late:
-            for row in np.flatnonzero(slots < 0):
-                slots[row] = self._late.get(int(keys[row]), -1)
-        return slots
+        return self._slots.get(keys)
 
     def keys(self, slots: IntArray) -> IntArray:
         """Return the (N,) image keys of slots."""
         return self._keys[slots]
 
     def newest(self, count: int) -> IntArray:
-        """Return the keys of the `count` images stored last."""
-        return self._keys[max(0, self.size - count) : self.size]
+        """Return the keys of the `count` images stored last, at most `MOST_NEWEST`."""
+        return self._newest[-count:]
 
     def close(self) -> None:
         """Free the file."""
         # The mapping goes first: a file with a mapping keeps its space.
+        self._keys = np.zeros(0, dtype=np.int64)
         self._rows = np.zeros((0, 0), dtype=np.float16)
         self._file.close()
 
-    def _append(self, keys: IntArray, embeddings: HalfArray) -> None:
+    def _store(self, keys: IntArray, embeddings: HalfArray) -> None:
+        slots = self._take_slots(len(keys), embeddings.shape[1])
+        self._rows[slots] = embeddings
+        self._keys[slots] = keys
+        self._slots.add(keys, slots)
+        self._newest = np.concatenate([self._newest, keys])[-MOST_NEWEST:]
+
+    def _take_slots(self, count: int, width: int) -> IntArray:
+        """(N,) slots that no image has: those of deleted ones first."""
+        reused = min(count, len(self._free))
+        freed: Int32Array = np.array(self._free[len(self._free) - reused :], np.int32)
+        del self._free[len(self._free) - reused :]
         begin = self.size
-        end = begin + len(keys)
-        self._reserve(end, embeddings.shape[1])
-        self._rows[begin:end] = embeddings
-        self._keys[begin:end] = keys
-        continues = begin == 0 or self._keys[begin - 1] < keys[0]
-        ascending = self._sorted == begin and continues and bool(np.all(np.diff(keys) > 0))
-        if ascending:
-            self._sorted = end
-        else:
-            self._late |= zip(keys.tolist(), range(begin, end), strict=True)
-        self.size = end
+        self.size += count - reused
+        self._reserve(self.size, width)
+        return np.concatenate([freed.astype(np.int64), np.arange(begin, self.size)])
 
     def _reserve(self, rows: int, width: int) -> None:
-        if rows <= len(self._keys):
+        if rows <= self._capacity:
             return
-        capacity = max(_MIN_ROWS, rows, int(len(self._keys) * _GROWTH))
-        self._file.truncate(capacity * width * _HALF_BYTES)
+        self._capacity = max(_MIN_ROWS, rows, int(self._capacity * _GROWTH))
+        row = np.dtype([("key", np.int64), ("embedding", np.float16, (width,))])
+        self._file.truncate(self._capacity * row.itemsize)
         # Views of the old mapping stay valid: the file only grows, and they keep the mapping alive.
-        self._rows = np.memmap(self._file, dtype=np.float16, mode="r+", shape=(capacity, width))
-        added = np.zeros(capacity - len(self._keys), dtype=np.int64)
-        self._keys = np.concatenate([self._keys, added])
+        table = np.memmap(self._file, dtype=row, mode="r+", shape=(self._capacity,))
+        self._keys = table["key"]
+        self._rows = table["embedding"]

@@ -4,7 +4,9 @@ The decode thread owns them, and applies engine updates between two batches of q
 answer comes from one generation in one state.
 """
 
+import time
 from collections.abc import Callable, Collection
+from queue import SimpleQueue
 
 import numpy as np
 import structlog
@@ -24,7 +26,8 @@ from workers.query.updates import (
 )
 from workers.runtime.metrics import QueryMetrics
 
-# Newest images that are compared at a switch: more than arrive while two followers differ.
+# Newest images that are compared at a switch: more than arrive while two followers differ. Of the
+# previous generation twice as many are asked for, as many as its engine remembers.
 _NEWEST = 10_000
 
 log = structlog.get_logger()
@@ -81,6 +84,17 @@ class ServedGenerations:
                 self._promote(searcher)
             case GenerationUnloaded():
                 self._unload(searcher)
+
+    def take_waiting(self, updates: "SimpleQueue[EngineUpdate]", most_s: float) -> None:
+        """Apply updates in their order, at least one if there is one, for `most_s` seconds or so.
+
+        Only those that are there now: a follower that sends on and on must not stop queries.
+        """
+        until_s = time.monotonic() + most_s
+        for _ in range(updates.qsize()):
+            self.take(updates.get())
+            if time.monotonic() >= until_s:
+                return
 
     def close(self) -> None:
         """Close all searchers."""

@@ -39,6 +39,10 @@ _BATCH = 16
 # Most explanations that wait: each takes as long as a batch of queries.
 _ERRANDS = 16
 
+# Seconds of updates before a batch of queries: less than the batch takes. What is left over comes
+# before the next one.
+_UPDATES_S = 0.004
+
 # Longest wait for each thread at the end.
 _JOIN_S = 10.0
 
@@ -239,10 +243,7 @@ class QueryServer:
         while not self._stop.is_set():
             queries = self._next_batch()
             with self._heartbeat.busy():
-                # Only those that are there now: a follower that sends on and on must not stop
-                # queries.
-                for _ in range(self._updates.qsize()):
-                    self._served.take(self._updates.get())
+                self._served.take_waiting(self._updates, _UPDATES_S)
                 self._answer(queries)
                 self._explain_next()
         self._refuse_waiting()
@@ -258,7 +259,8 @@ class QueryServer:
                 return queries
             with self._heartbeat.busy():
                 self._shadows.step()
-        return self._line.take(_BATCH)
+        # Updates that are left over have woken the line before.
+        return self._line.take(_BATCH, wait=self._updates.empty())
 
     def _answer(self, queries: Sequence[PendingQuery]) -> None:
         claimed = [query for query in queries if query.claim()]

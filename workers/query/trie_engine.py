@@ -44,7 +44,7 @@ from schemas.errors import UsageError
 from schemas.filters import Filter
 from schemas.identifiers import IdentifierShape
 from schemas.metadata import Metadata
-from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
+from schemas.records import FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
 from workers.query.engine import QueryPicture, RankedImages
 from workers.query.gallery import Gallery
@@ -93,8 +93,6 @@ class TrieEngine:
         self.gallery = gallery
         self.trie = Trie(shape, device)
         self.means = PrefixMeans(shape, encoder.width) if guided else None
-        self._posted: BoolArray = np.zeros(0, dtype=np.bool_)
-        """Whether the trie was given the postings of each slot."""
         self._metadata = MetadataColumns()
         self._tables = FilterTables(shape, device)
         self._filtered: OrderedDict[Filter, FilteredTrie] = OrderedDict()
@@ -123,17 +121,16 @@ class TrieEngine:
 
     def apply(self, changes: Changes) -> IntArray:
         """Bring trie and embeddings up to date; returns the keys that became searchable."""
-        # Deletions first: a key never comes back, and a new version has a key of its own.
-        if len(changes.deleted):
-            slots = self.gallery.slots(changes.deleted)
-            self._delete(slots[slots >= 0].tolist())
-        if len(changes.embeddings):
-            self.add_embeddings(changes.embeddings)
-        self._insert(changes.postings, changes.deleted)
+        # An image deleted in the same batch has no embedding, or one that must not be found.
+        embeddings = changes.embeddings.without(changes.deleted)
+        self._delete(changes.deleted)
+        if len(embeddings):
+            self.add_embeddings(embeddings)
+        self._insert(changes.postings)
         self._insert_metadata(changes.metadata)
         self._filtered.clear()
         self._searchable = None
-        return np.setdiff1d(changes.embeddings.image_keys, changes.deleted)
+        return embeddings.image_keys
 
     def answer(
         self,
@@ -322,37 +319,31 @@ class TrieEngine:
             )
         return ranked
 
-    def _insert(self, postings: PostingRows, deleted: IntArray) -> None:
+    def _insert(self, postings: PostingRows) -> None:
         slots = self.gallery.slots(postings.image_keys)
-        # An image deleted in the same batch has no embedding, or one that must not be found.
-        kept = (slots >= 0) & ~np.isin(postings.image_keys, deleted)
-        self._grow_posted()
-        # All postings of an image are written at once, so one that has some has them all: read
-        # twice, say after a restore, they count once.
-        kept[kept] = ~self._posted[slots[kept]]
-        self._posted[slots[kept]] = True
+        # One without a slot was deleted in the same batch. All postings of an image are written at
+        # once, so one that has some has them all: read twice, say after a restore, they count once.
+        kept = slots >= 0
+        kept[kept] = ~self.trie.has(slots[kept])
         self.trie.insert(
             postings.leaves[kept], slots[kept], postings.weights[kept], postings.suffixes[kept]
         )
-
         if self.means is not None:
             vectors = self.gallery.embeddings[slots[kept]].astype(np.float32)
             self.means.add(postings.leaves[kept], vectors)
 
-    def _delete(self, slots: Sequence[int]) -> None:
+    def _delete(self, keys: IntArray) -> None:
+        slots = self.gallery.slots(keys)
+        slots = slots[slots >= 0]
+        if not len(slots):
+            return
         if self.means is not None:
-            leaves, posted_slots = self.trie.posted(slots)
+            leaves, posted_slots = self.trie.posted(slots.tolist())
             vectors = self.gallery.embeddings[posted_slots].astype(np.float32)
             self.means.add(leaves, vectors, sign=-1)
-        self.trie.delete(slots)
-        self._metadata.delete(np.array(slots, np.int64))
-
-    def _grow_posted(self) -> None:
-        missing = self.gallery.size - len(self._posted)
-        if missing > 0:
-            # Doubled, so that adding N images copies at most a few times N flags.
-            grown = np.zeros(max(missing, len(self._posted)), dtype=np.bool_)
-            self._posted = np.concatenate([self._posted, grown])
+        self.trie.delete(slots.tolist())
+        self._metadata.delete(slots)
+        self.gallery.remove(keys)
 
     def _insert_metadata(self, metadata: Mapping[int, Metadata]) -> None:
         """Take the metadata of images that have a slot; one without was deleted meanwhile."""

@@ -48,6 +48,15 @@ class PostingRows:
     def __len__(self) -> int:
         return len(self.leaves)
 
+    def only(self, kept: BoolArray | IntArray) -> "PostingRows":
+        """Some of the postings, by (P,) mask or by row."""
+        return PostingRows(
+            self.leaves[kept],
+            self.image_keys[kept],
+            self.weights[kept],
+            self.suffixes[kept],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRows:
@@ -64,6 +73,19 @@ class EmbeddingRows:
 
     def __len__(self) -> int:
         return len(self.image_keys)
+
+    def without(self, image_keys: IntArray) -> "EmbeddingRows":
+        """Those of all other images."""
+        return self.only(~np.isin(self.image_keys, image_keys))
+
+    def only(self, kept: BoolArray | IntArray) -> "EmbeddingRows":
+        """Some of them, by (N,) mask or by row."""
+        return EmbeddingRows(
+            self.image_keys[kept],
+            self.embeddings[kept],
+            self.confidences[kept],
+            self.trained[kept],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +104,36 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(len(self.postings) or len(self.embeddings) or len(self.deleted))
+
+    def slices(self, most: int) -> "Iterator[Changes]":
+        """The same in parts of `most` images or fewer, to be applied one after the other.
+
+        Images come whole, and before the deletions: a new version of an image is there before the
+        old one goes.
+        """
+        embeddings = self.embeddings.without(self.deleted)
+        postings = self.postings.only(~np.isin(self.postings.image_keys, self.deleted))
+        none = np.empty(0, np.int64)
+        order = np.argsort(postings.image_keys, kind="stable")
+        keys = np.union1d(embeddings.image_keys, postings.image_keys)
+        # Each part begins at one of these keys, but for the first.
+        begins = keys[most::most]
+        parts = zip(
+            np.split(order, np.searchsorted(postings.image_keys[order], begins)),
+            np.split(np.arange(len(embeddings)), np.searchsorted(embeddings.image_keys, begins)),
+            strict=True,
+        )
+        for own_postings, own_embeddings in parts:
+            own = embeddings.only(own_embeddings)
+            metadata = {
+                key: self.metadata[key] for key in own.image_keys.tolist() if key in self.metadata
+            }
+            part = Changes(postings.only(own_postings), own, none, metadata)
+            if part:
+                yield part
+        for begin in range(0, len(self.deleted), most):
+            deleted = self.deleted[begin : begin + most]
+            yield Changes(postings.only(none), embeddings.only(none), deleted)
 
 
 class TrieFollower:

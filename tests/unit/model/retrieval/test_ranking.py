@@ -5,7 +5,7 @@ import pytest
 
 from model.retrieval.ranking import log_sum_exp, rank
 from model.retrieval.recall import recall_at, wilson
-from model.retrieval.trie import Reached
+from model.retrieval.shards import Reached
 
 
 def test_the_fused_score_is_its_formula() -> None:

@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from model.retrieval import shards
+from model.retrieval.shards import Shards
 from model.retrieval.trie import ALTERNATE, Trie
 from schemas.identifiers import IdentifierShape
+from schemas.records import IntArray
 
 SHAPE = IdentifierShape(codes=(3, 4, 2, 5), suffixes=30_000)
 Entry = tuple[int, int, int]
@@ -32,6 +37,9 @@ def check(trie: Trie, reference: set[Entry]) -> None:
             np.testing.assert_array_equal(children.flatten().numpy(), counts)
     reached = trie.reached(np.arange(SHAPE.leaves))
     assert sorted(zip(reached.source.tolist(), reached.slots.tolist(), strict=True)) == sorted(
+        (leaf, slot) for leaf, slot, _ in reference
+    )
+    assert sorted(zip(*(part.tolist() for part in trie.every()), strict=True)) == sorted(
         (leaf, slot) for leaf, slot, _ in reference
     )
     assert trie.images == sum(suffix >= 0 for _, _, suffix in reference)
@@ -71,6 +79,105 @@ def test_it_equals_a_set_of_tuples_under_inserts_and_deletes(seed: int, batch: i
         )
 
 
+SLOTS = st.integers(0, 12)
+LEAVES = st.integers(0, SHAPE.leaves - 1)
+
+# Images to insert where their slot is free, with leaves best first; slots to delete.
+STEPS = st.lists(
+    st.tuples(
+        st.dictionaries(SLOTS, st.lists(LEAVES, min_size=1, max_size=4, unique=True), max_size=8),
+        st.lists(SLOTS, max_size=6),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS, st.sampled_from([1, 3, 32]), st.sampled_from([1, 2, 8192]))
+def test_slots_that_are_used_again_are_those_of_their_new_images(
+    steps: list[tuple[dict[int, list[int]], list[int]]], tail: int, most_shards: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        # Small tails merge at once, and few shards have several leaves each.
+        patch.setattr(shards, "_TAIL", tail)
+        patch.setattr(shards, "_MOST_SHARDS", most_shards)
+        trie, reference = Trie(SHAPE), set[Entry]()
+        number = 0
+        for images, doomed in steps:
+            posted = {slot for _, slot, _ in reference}
+            entries: list[Entry] = []
+            for slot in images.keys() - posted:
+                number += 1
+                for rank, leaf in enumerate(images[slot]):
+                    entries.append((leaf, slot, number if rank == 0 else ALTERNATE))
+            if entries:
+                insert(trie, reference, entries)
+            # Some of them were not inserted yet, some are deleted twice.
+            trie.delete(doomed)
+            reference = {entry for entry in reference if entry[1] not in doomed}
+            check(trie, reference)
+            restarted = Trie(SHAPE)
+            if reference:
+                insert(restarted, set(), sorted(reference))
+            check(restarted, reference)
+
+
+def test_a_day_of_inserts_and_deletes_leaves_memory_as_it_was() -> None:
+    rng = np.random.default_rng(0)
+    trie = Trie(SHAPE)
+
+    def post(slots: IntArray) -> None:
+        leaves = rng.integers(0, SHAPE.leaves, 3 * len(slots))
+        suffixes = np.tile(np.array([5, ALTERNATE, ALTERNATE]), len(slots))
+        own = np.repeat(slots, 3)
+        trie.insert(leaves, own, np.zeros(len(own), np.float32), suffixes)
+
+    count = 2000
+    post(np.arange(count))
+    sizes = []
+    for _ in range(24 * 8):
+        # A sixteenth of all images goes and as many come: in a day twelve times as many as all.
+        slots = rng.permutation(count)[: count // 16]
+        trie.delete(slots.tolist())
+        post(slots)
+        assert trie.images == count
+        # A shard, here of one leaf, keeps no more deleted postings than a tail has places.
+        assert trie.rows <= 3 * count + 32 * SHAPE.leaves
+        sizes.append(trie.nbytes)
+    assert max(sizes[-20:]) <= 1.1 * max(sizes[:20])
+    trie.delete(range(count))
+    assert trie.rows <= 32 * SHAPE.leaves
+
+
+def test_one_insert_merges_the_shards_that_it_fills_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    merged: list[int] = []
+    merge = Shards._merge
+
+    def counted(self: Shards, shard: int, arrived: object) -> None:
+        merged.append(shard)
+        merge(self, shard, arrived)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Shards, "_merge", counted)
+    shape = IdentifierShape(codes=(8, 8, 8, 8), suffixes=8)
+    trie = Trie(shape)
+    rng = np.random.default_rng(0)
+    for size in (1000, 20_000, 80_000):
+        slots = np.arange(trie.images, size)
+        trie.insert(
+            rng.integers(0, shape.leaves, len(slots)),
+            slots,
+            np.zeros(len(slots), np.float32),
+            np.zeros(len(slots), np.int64),
+        )
+        merged.clear()
+        # More than one tail of the leaf's shard, whatever there is in others.
+        count = 40
+        new = np.arange(trie.images, trie.images + count)
+        leaf = np.full(count, 77)
+        trie.insert(leaf, new, np.zeros(count, np.float32), np.zeros(count, np.int64))
+        assert merged == [77]
+
+
 def test_deleting_twice_or_something_unknown_changes_nothing() -> None:
     trie, reference = Trie(SHAPE), set[Entry]()
     insert(trie, reference, [(3, 0, 0), (3, 1, 1), (9, 1, ALTERNATE)])
@@ -100,6 +207,17 @@ def test_weights_come_back_as_they_went_in() -> None:
         0: 0.0,
         1: -1.5,
     }
+
+
+def test_weights_beyond_half_precision_stay_finite() -> None:
+    trie = Trie(SHAPE)
+    trie.insert(
+        np.array([4, 5]),
+        np.array([0, 0]),
+        np.array([0.0, -1e9], np.float32),
+        np.array([0, ALTERNATE]),
+    )
+    assert trie.reached(np.array([5])).weights.tolist() == [-65_504.0]
 
 
 def test_an_empty_trie_reaches_nothing() -> None:

@@ -1,6 +1,7 @@
 """Served generations: what each engine update does to who answers, and what is reported of it."""
 
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 import pytest
 
@@ -10,6 +11,7 @@ from workers.query.served import ServedGenerations, keys_only_in_first
 from workers.query.shadowing import ShadowQueue
 from workers.query.updates import (
     ChangesApplied,
+    EngineUpdate,
     GenerationLoaded,
     GenerationPromoted,
     GenerationUnloaded,
@@ -52,6 +54,24 @@ def test_a_loaded_generation_can_answer_and_is_not_live_by_itself(served: Served
     assert list(served.generations.numbers) == [1]
     assert served.generations.get(1) is first
     assert served.generations.live_number is None
+
+
+def test_updates_that_take_longer_than_their_time_are_left_for_the_next_batch(
+    served: Served,
+) -> None:
+    first = searcher(KeysEngine(1))
+    updates: SimpleQueue[EngineUpdate] = SimpleQueue()
+    updates.put(GenerationLoaded(first))
+    updates.put(GenerationPromoted(first))
+    updates.put(ChangesApplied(first, arrivals([5])))
+    served.generations.take_waiting(updates, 0.0)
+    assert (list(served.generations.numbers), served.generations.live_number) == ([1], None)
+    served.generations.take_waiting(updates, 0.0)
+    assert served.generations.live_number == 1
+    assert served.searchable() == []
+    served.generations.take_waiting(updates, 60.0)
+    assert served.searchable() == [[5]]
+    served.generations.take_waiting(updates, 0.0)
 
 
 def test_a_promoted_generation_answers_and_is_told_to_the_residents(served: Served) -> None:
