@@ -44,6 +44,9 @@ SCORED_SHARE = 0.045
 # Images that a guided search ranks in a small gallery, where a share of it would be a handful.
 LEAST_SCORED = 130
 
+# Numbers of a block of embeddings that exact search reads as float32 at a time: 16 MiB.
+_BLOCK_NUMBERS = 1 << 22
+
 # A damaged model would otherwise answer every query with nothing, or with anything.
 _NOT_FINITE = (
     "the generation's model gives NaN or infinity; restore its checkpoint from a copy, or go back"
@@ -228,18 +231,39 @@ def search_exact(
 ) -> list[SearchResult]:
     """Exact dense search over every searchable image, the yardstick; no leaves are decoded.
 
-    `embeddings` (N, D) float16 by slot, `queries` (B, D) float32, both of unit length.
+    `embeddings` (N, D) float16 by slot, `queries` (B, D) float32, both of unit length. Embeddings
+    are read in blocks, so that memory does not grow with them. Ties go to the lower slot.
     """
     slots = trie.searchable_slots()
-    matrix = embeddings[slots].astype(np.float32)
+    best_slots: list[IntArray] = [np.empty(0, np.int64)] * len(queries)
+    best_scores: list[FloatArray] = [np.empty(0, np.float32)] * len(queries)
+    step = max(1, _BLOCK_NUMBERS // max(1, queries.shape[1]))
+    for begin in range(0, len(slots), step):
+        own = slots[begin : begin + step]
+        scores = queries @ embeddings[own].astype(np.float32).T
+        for row in range(len(queries)):
+            # Those of earlier blocks, lower slots, go first: ties go to them.
+            merged = np.concatenate([best_scores[row], scores[row]])
+            best = _highest(merged, count)
+            best_slots[row] = np.concatenate([best_slots[row], own])[best]
+            best_scores[row] = merged[best]
     no_leaves, no_scores = np.empty(0, np.int64), np.empty(0, np.float32)
     results = []
-    for query in queries:
-        scores = matrix @ query
-        best = np.argsort(-scores, kind="stable")[:count]
-        found = scores[best]
-        results.append(SearchResult(slots[best], found, len(slots), no_leaves, no_scores, found))
+    for found, own_scores in zip(best_slots, best_scores, strict=True):
+        results.append(
+            SearchResult(found, own_scores, len(slots), no_leaves, no_scores, own_scores)
+        )
     return results
+
+
+def _highest(scores: FloatArray, count: int) -> IntArray:
+    """Rows of the `count` highest of (N,) scores, highest first; of equal ones the first."""
+    rows = np.arange(len(scores))
+    if len(scores) > count > 0:
+        # All that tie with the last one stay, so that the sort decides between them.
+        least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        rows = np.flatnonzero(scores >= least)
+    return rows[np.argsort(-scores[rows], kind="stable")[:count]]
 
 
 def _require_scores(leaf_scores: FloatArray, trie: SearchableTrie) -> None:

@@ -284,3 +284,26 @@ def test_similarity_alone_ranks_what_a_guided_search_reaches() -> None:
     for query, result in zip(queries, search(index, TEXTS, 20, settings), strict=True):
         cosines = index.embeddings[result.slots].astype(np.float32) @ query
         assert result.scores.tolist() == pytest.approx((7.0 * cosines).tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 4, 1000])
+def test_exact_search_in_blocks_finds_what_the_whole_has(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(searching, "_BLOCK_NUMBERS", 7 * WIDTH)
+    rng = np.random.default_rng(0)
+    # Whole numbers: sums are exact, and many images tie.
+    embeddings = rng.integers(-2, 3, (60, WIDTH)).astype(np.float16)
+    queries = rng.integers(-2, 3, (3, WIDTH)).astype(np.float32)
+    trie = Trie(SHAPE)
+    slots = rng.permutation(60)[:50]
+    leaves = rng.integers(0, SHAPE.leaves, 50)
+    trie.insert(leaves, slots, np.zeros(50, np.float32), np.arange(50) % SHAPE.suffixes)
+    trie.delete([int(slots[0])])
+    results = search_exact(trie, embeddings, queries, count)
+    for query, result in zip(queries, results, strict=True):
+        scored = [(-float(embeddings[slot] @ query), slot) for slot in slots[1:].tolist()]
+        expected = sorted(scored)[:count]
+        assert result.slots.tolist() == [slot for _, slot in expected]
+        assert result.scores.tolist() == [-score for score, _ in expected]
+        assert result.candidates == 49
