@@ -33,8 +33,8 @@ def keyed_url(database: str, tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def conformance(url: str) -> "subprocess.CompletedProcess[str]":
-    """Ask the server whatever its description allows, and more."""
+def conformance(url: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Ask the server whatever its description allows, and more; `folder` is for what it keeps."""
     return subprocess.run(
         [
             str(Path(sys.executable).with_name("schemathesis")),
@@ -54,6 +54,7 @@ def conformance(url: str) -> "subprocess.CompletedProcess[str]":
             "--max-response-time=60",
             "--no-color",
         ],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
@@ -61,7 +62,9 @@ def conformance(url: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_no_request_brings_a_fault_or_an_answer_that_is_not_described(keyed_url: str) -> None:
-    done = conformance(keyed_url)
+def test_no_request_brings_a_fault_or_an_answer_that_is_not_described(
+    keyed_url: str, tmp_path: Path
+) -> None:
+    done = conformance(keyed_url, tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "Tested: 16" in done.stdout
