@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from schemas.filters import Filter, FilterError, parse_filter
+from schemas.filters import Filter, parse_filter
 from stream.manifest import MAX_ID_LENGTH
 from workers.api.json_body import BodyForm
 from workers.query.query_text import MAX_QUERY_LETTERS, MAX_RESULTS, PAGE_RESULTS
@@ -111,7 +111,7 @@ class QueryRequest(BaseModel):
 
     @property
     def wanted(self) -> Filter | None:
-        """The filter, which was checked."""
+        """The filter; `FilterError` for one that is not of the grammar."""
         return None if self.filter is None else parse_filter(self.filter)
 
     @model_validator(mode="after")
@@ -122,11 +122,6 @@ class QueryRequest(BaseModel):
                 "a query must have one of the fields query, image_id and cursor, got"
                 f" {len(given)}; send one"
             )
-        try:
-            _ = self.wanted
-        except FilterError as error:
-            # pydantic takes these for what a body may be wrong with.
-            raise ValueError(str(error)) from None
         return self
 
 
