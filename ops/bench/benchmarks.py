@@ -93,9 +93,9 @@ def _compare(options: Namespace) -> Sequence[Comparison]:
 
             return steady(options.seconds or DEFAULT_STEADY_S, options.kafka)
         case "trie":
-            from ops.bench.trie import trie
+            from ops.bench.trie import SIZES, trie
 
-            return trie(options.seed)
+            return trie(options.seed, (options.images,) if options.images else SIZES)
     # The command line has its own list of names: a new benchmark belongs in both places.
     raise AssertionError(f"sigma bench accepts no benchmark {options.what!r}")
 

@@ -1,138 +1,180 @@
-"""`sigma bench trie`: the trie beside a frozen one that is rebuilt at every change.
+"""`sigma bench trie`: the live trie beside a frozen one, under inserts and deletes.
 
-And its lookup of allowed children beside a walk through nested dictionaries.
+Leaves are skewed as those of real collections are, and every image has three postings. Medians, 99
+of 100, and the worst of all: what queries wait for is the worst. Times are of the thread's
+processor, so that what else the machine does is not counted.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from model.retrieval.trie import Trie
+from model.retrieval.trie import ALTERNATE, Trie
 from ops.bench.comparison import Comparison
+from ops.bench.frozen_trie import FrozenTrie
 from schemas.identifiers import IdentifierShape
-from schemas.records import IntArray
+from schemas.records import FloatArray, IntArray
+from workers.query.slot_map import SlotMap
 
 # The paper's codes (appendix E).
 SHAPE = IdentifierShape((64, 32, 16, 32), 64)
 
-# Postings: a small collection and one that no dictionary walk is comfortable with.
-SIZES = (100_000, 1_000_000)
+# Images, without `--images`.
+SIZES = (50_000, 1_000_000)
+
+# Postings of an image, the default of `SIGMA_POSTINGS`.
+_POSTINGS = 3
+
+# Images that are loaded at a time, which bounds memory.
+_CHUNK_IMAGES = 1_000_000
+
+# The share of the leaf of rank r is in proportion to 1 / (r + 20) ** 0.8: of a million images'
+# postings the fullest of a million leaves has 4,300, the mean leaf 4.
+_SKEW_OFFSET = 20
+_SKEW_POWER = 0.8
+
+# Images of a slice of changes, and of a commit: a slice is applied between two batches of queries.
+_SLICE_IMAGES = 64
+_COMMIT_IMAGES = 4096
+
+# Repetitions of what takes microseconds, and of what takes milliseconds.
+_MANY = 2000
+_SOME = 500
+
+# Commits, and rebuilds of a frozen trie.
+_COMMITS = 10
+_REBUILDS = 3
 
 # 16 queries of 20 beams each, the largest batch of a query worker.
 _BEAMS = 320
 
-# Repetitions of a cheap operation; the median is reported.
-_REPEATS = 30
-
-# Repetitions of a rebuild, which takes seconds.
-_REBUILDS = 3
-
 # Milliseconds of a second.
 _MS = 1e3
 
-# A trie of dictionaries: code → the codes behind it.
-NestedCodes = dict[int, "NestedCodes"]
+
+class SkewedPostings:
+    """Draws postings: a few leaves hold much, many hold little."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        shares = (np.arange(SHAPE.leaves) + _SKEW_OFFSET) ** -_SKEW_POWER
+        self._cumulated = np.cumsum(shares) / shares.sum()
+        # The full leaves are anywhere.
+        self._leaf_of_rank = self._rng.permutation(SHAPE.leaves)
+
+    def leaves(self, count: int) -> IntArray:
+        """(P,) leaves."""
+        ranks = np.searchsorted(self._cumulated, self._rng.random(count))
+        return self._leaf_of_rank[np.minimum(ranks, SHAPE.leaves - 1)]
+
+    def insert(self, live: Trie, first: int, count: int) -> Callable[[], None]:
+        """Prepare the insert of `count` images from slot `first` on."""
+        slots = np.repeat(np.arange(first, first + count), _POSTINGS)
+        ranks = np.tile(np.arange(_POSTINGS), count)
+        weights = (-1.5 * ranks * self._rng.random(len(ranks))).astype(np.float32)
+        suffixes = np.where(ranks == 0, slots % SHAPE.suffixes, ALTERNATE)
+        return partial(live.insert, self.leaves(len(ranks)), slots, weights, suffixes)
 
 
-def trie(seed: int) -> list[Comparison]:
-    """Compare inserts, deletes and lookups at each of `SIZES`."""
+def trie(seed: int, sizes: Sequence[int] = SIZES) -> list[Comparison]:
+    """Compare changes, memory and lookups at each of `sizes` images."""
     comparisons = []
-    for size in SIZES:
-        # Random leaves: no prefix is much fuller than another.
-        leaves = np.random.default_rng(seed).integers(0, SHAPE.leaves, size)
-        live = _filled(leaves)
-        comparisons += _compare_changes(live, leaves)
-        comparisons.append(_compare_children(live, leaves))
-    return comparisons
-
-
-def _compare_changes(live: Trie, leaves: IntArray) -> list[Comparison]:
-    """One insert and one delete, each beside a rebuild from all (P,) leaves."""
-    size = len(leaves)
-    # Each image is inserted and deleted once only: to repeat it would change nothing.
-    new_slots = count(size)
-    old_slots = count(0)
-    rebuild_s = _median_seconds(lambda: _filled(leaves), _REBUILDS)
-    seconds = {
-        "insert": _median_seconds(lambda: _insert_next(live, new_slots), _REPEATS),
-        "delete": _median_seconds(lambda: _delete_next(live, old_slots), _REPEATS),
-    }
-    comparisons = []
-    for operation, operation_s in seconds.items():
-        comparison = Comparison(
-            name=f"{operation} one image, {size:,} there",
-            ours=operation_s * _MS,
-            peer=rebuild_s * _MS,
-            peer_name="rebuild of a frozen trie",
-            unit="ms",
-            n=size,
+    for size in sizes:
+        postings = SkewedPostings(seed)
+        live = Trie(SHAPE)
+        for first in range(0, size, _CHUNK_IMAGES):
+            postings.insert(live, first, min(_CHUNK_IMAGES, size - first))()
+        leaves = postings.leaves(size * _POSTINGS)
+        slots = np.arange(len(leaves)) // _POSTINGS
+        rebuild_ms = np.median(
+            _milliseconds([partial(FrozenTrie, SHAPE, leaves, slots)] * _REBUILDS)
         )
-        comparisons.append(comparison)
+        frozen = FrozenTrie(SHAPE, leaves, slots)
+        comparisons.append(_compare_memory(live, frozen, size))
+        comparisons += _compare_changes(live, postings, size, float(rebuild_ms))
+        comparisons += _compare_children(live, frozen, leaves, size)
     return comparisons
 
 
-def _compare_children(live: Trie, leaves: IntArray) -> Comparison:
-    """Allowed children of 320 beams at the third level: one gather, beside dictionary walks."""
-    nested = _nested(leaves)
-    leaves_per_prefix = SHAPE.leaves // SHAPE.prefixes(2)
-    prefixes = torch.from_numpy(leaves[:_BEAMS] // leaves_per_prefix)
-    pairs = []
-    for prefix in prefixes.tolist():
-        pairs.append(divmod(prefix, SHAPE.codes[1]))
-
-    def walk() -> None:
-        mask = torch.zeros(_BEAMS, SHAPE.codes[2], dtype=torch.bool)
-        for row, (first, second) in enumerate(pairs):
-            mask[row, list(nested[first][second])] = True
-
-    gather_s = _median_seconds(lambda: live.branches.children(2, prefixes), _REPEATS)
-    walk_s = _median_seconds(walk, _REPEATS)
+def _compare_memory(live: Trie, frozen: FrozenTrie, size: int) -> Comparison:
+    """Postings, slots and keys, beside a frozen trie that can neither delete nor name an image."""
+    keys = SlotMap()
+    for first in range(0, size, _CHUNK_IMAGES):
+        slots = np.arange(first, min(first + _CHUNK_IMAGES, size))
+        keys.add(slots + 1, slots)
+    ours = (live.nbytes + keys.nbytes) / size
     return Comparison(
-        name=f"children of {_BEAMS} beams, {len(leaves):,} there",
-        ours=gather_s * _MS,
-        peer=walk_s * _MS,
-        peer_name="nested dictionaries",
-        unit="ms",
-        n=len(leaves),
+        f"bytes an image, {size:,}", ours, frozen.nbytes / size, "frozen, no delete", "B", size
     )
 
 
-def _filled(leaves: IntArray) -> Trie:
-    """A trie with one primary posting in each of (P,) leaves; its slot is its row."""
-    size = len(leaves)
-    filled = Trie(SHAPE)
-    filled.insert(leaves, np.arange(size), np.zeros(size, np.float32), np.zeros(size, np.int64))
-    return filled
+def _compare_changes(
+    live: Trie, postings: SkewedPostings, size: int, rebuild_ms: float
+) -> list[Comparison]:
+    """Inserts and deletes, each beside one rebuild of the frozen trie."""
+    doomed = np.random.default_rng(size).permutation(size)[:_MANY].tolist()
+    first = size
+    comparisons = []
+    for name, images, repeats in (
+        ("insert 1 image", 1, _MANY),
+        (f"insert {_SLICE_IMAGES} images", _SLICE_IMAGES, _SOME),
+        (f"insert {_COMMIT_IMAGES} images", _COMMIT_IMAGES, _COMMITS),
+    ):
+        # Drawn before, so that only the trie is timed.
+        work = []
+        for _ in range(repeats):
+            work.append(postings.insert(live, first, images))
+            first += images
+        comparisons += _quantiles(name, size, _milliseconds(work), rebuild_ms)
+    deletes = [partial(live.delete, [slot]) for slot in doomed]
+    return comparisons + _quantiles("delete 1 image", size, _milliseconds(deletes), rebuild_ms)
 
 
-def _nested(leaves: IntArray) -> NestedCodes:
-    """The same leaves as nested dictionaries."""
-    root: NestedCodes = {}
-    for codes in zip(*np.unravel_index(leaves, SHAPE.codes), strict=True):
-        node = root
-        for code in codes:
-            node = node.setdefault(int(code), {})
-    return root
+def _quantiles(
+    name: str, size: int, milliseconds: FloatArray, rebuild_ms: float
+) -> list[Comparison]:
+    comparisons = []
+    for quantile, value in (
+        ("p50", np.median(milliseconds)),
+        ("p99", np.quantile(milliseconds, 0.99)),
+        ("worst", milliseconds.max()),
+    ):
+        label = f"{name}, {size:,}, {quantile}"
+        n = len(milliseconds)
+        comparisons.append(
+            Comparison(label, float(value), rebuild_ms, "rebuild of a frozen trie", "ms", n)
+        )
+    return comparisons
 
 
-def _insert_next(live: Trie, slots: Iterator[int]) -> None:
-    slot = next(slots)
-    leaf = slot % SHAPE.leaves
-    live.insert(np.array([leaf]), np.array([slot]), np.zeros(1, np.float32), np.zeros(1, np.int64))
+def _compare_children(
+    live: Trie, frozen: FrozenTrie, leaves: IntArray, size: int
+) -> list[Comparison]:
+    """Allowed codes of 320 beams below two codes: one gather, beside the frozen trie's."""
+    prefixes = torch.from_numpy(leaves[:_BEAMS] // (SHAPE.leaves // SHAPE.prefixes(2)))
+    rows = frozen.rows(prefixes)
+    ours = _milliseconds([lambda: live.branches.children(2, prefixes) > 0] * _SOME)
+    peer = _milliseconds([partial(frozen.children, 2, rows)] * _SOME)
+    return [
+        Comparison(
+            f"children of {_BEAMS} beams, {size:,}, p50",
+            float(np.median(ours)),
+            float(np.median(peer)),
+            "frozen trie",
+            "ms",
+            _SOME,
+        )
+    ]
 
 
-def _delete_next(live: Trie, slots: Iterator[int]) -> None:
-    live.delete([next(slots)])
-
-
-def _median_seconds(work: Callable[[], object], repeats: int) -> float:
+def _milliseconds(work: Iterable[Callable[[], object]]) -> FloatArray:
+    """How long each of several pieces of work takes the processor."""
     times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    # Not the mean: an insert may merge the delta into the base, which rewrites all postings.
-    return float(np.median(times))
+    for piece in work:
+        began = time.thread_time()
+        piece()
+        times.append((time.thread_time() - began) * _MS)
+    return np.array(times)

@@ -76,7 +76,7 @@ def _add_bench(add: AddCommand) -> None:
         "--images",
         type=int,
         metavar="N",
-        help="fuzz: how many mutated images (default 2000); stream: of the runbook",
+        help="fuzz: how many mutated images (default 2000); stream: of the runbook; trie: its size",
     )
     bench_command.add_argument(
         "--files", type=Path, metavar="FOLDER", help="fuzz: further image files to mutate"
