@@ -12,7 +12,7 @@ from model.identifiers.recluster import keep_codes, recluster
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
 
-WIDTH = 8
+WIDTH = 16
 CONFIG = CodebookConfig(IdentifierShape(codes=(4, 2, 2, 2), suffixes=64))
 
 
@@ -65,6 +65,7 @@ def test_captions_that_tell_nothing_give_no_directions() -> None:
 
 def test_few_images_give_no_directions() -> None:
     images, captions, _ = told_and_untold(LEAST_IMAGES_A_DIMENSION * WIDTH)
+    assert caption_directions(images, captions, 0) is not None
     assert caption_directions(images[:-1], captions[:-1], 0) is None
 
 
