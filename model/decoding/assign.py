@@ -63,7 +63,8 @@ class BeamSearchAssigner:
         beams = search_leaves(
             self.decoder, prompt, sigma.profile.shape, max(MIN_BEAMS, self.postings), None
         )
-        return beams.leaves.cpu().numpy(), beams.scores.cpu().numpy()
+        leaves, scores, _ = beams.on_host()
+        return leaves, scores
 
 
 def leaves_from_beams(

@@ -7,10 +7,11 @@ The search knows nothing of a neural network: a `DecodingEngine` scores the next
 hand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from model.retrieval.branches import Branches
 from model.retrieval.filtered_trie import SearchableTrie
 from model.retrieval.prefix_means import PrefixMeans
 from schemas.identifiers import LEVELS, IdentifierShape
-from schemas.records import FloatArray
+from schemas.records import FloatArray, IntArray
 
 # Log-probability of a beam that does not exist or that the trie forbids.
 NEVER = float("-inf")
@@ -66,6 +67,15 @@ class DecodingEngine(Protocol[ReadPrompt]):
         ...
 
 
+@runtime_checkable
+class SearchingEngine(DecodingEngine[ReadPrompt], Protocol[ReadPrompt]):
+    """One that runs whole searches, `search_planned` as it sees fit."""
+
+    def search(self, prompt: ReadPrompt, plan: "BeamPlan", queries: Tensor | None) -> "Beams":
+        """Search behind prompts; `queries` (B, D) are what a guide compares with."""
+        ...
+
+
 class TextDecodingEngine(Protocol[TextPrompt]):
     """A decoding engine that also reads queries."""
 
@@ -85,13 +95,39 @@ class TextDecodingEngine(Protocol[TextPrompt]):
 class Beams:
     """Best leaves of B prompts, best first.
 
-    `leaves` (B, W) int64, `scores` (B, W) float32 log-probabilities.
+    `leaves` (B, W) int64, `scores` (B, W) float32 log-probabilities. `states` (B, H) of the last
+    tokens of the prompts, from an engine that has them. `suffix_gains` (B, W, K) log-probabilities
+    of the suffixes behind each leaf, where five tokens were decoded.
 
     Beams that do not exist (fewer leaves than W) have the score `NEVER`.
     """
 
     leaves: Tensor
     scores: Tensor
+    states: Tensor | None = None
+    suffix_gains: Tensor | None = None
+
+    def first(self, count: int) -> "Beams":
+        """The beams of the first prompts."""
+        if count == len(self.leaves):
+            return self
+        states, gains = self.states, self.suffix_gains
+        return Beams(
+            self.leaves[:count],
+            self.scores[:count],
+            None if states is None else states[:count],
+            None if gains is None else gains[:count],
+        )
+
+    def on_host(self) -> tuple[IntArray, FloatArray, FloatArray]:
+        """(B, W) leaves, (B, W) scores and (B, W, K) suffix gains, K = 0 without; one copy."""
+        # Both kinds of numbers fit into float64 as they are.
+        parts = [self.leaves.unsqueeze(-1), self.scores.unsqueeze(-1)]
+        if self.suffix_gains is not None:
+            parts.append(self.suffix_gains)
+        packed = torch.cat([part.double() for part in parts], -1).cpu().numpy()
+        floats = packed[..., 1:].astype(np.float32)
+        return packed[..., 0].astype(np.int64), floats[..., 0], floats[..., 1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +141,38 @@ class Guide:
     queries: Tensor
     weight: float
 
-    def preference(self, level: int, prefixes: Tensor, totals: Tensor) -> Tensor:
-        """(B, W) by which beams are chosen, where `totals` are their log-probabilities."""
-        promise = self.means.promise(level, prefixes, self.queries)
-        if promise is None:
-            return totals
-        return totals + self.weight * promise.to(totals.device)
+
+@dataclass(frozen=True, slots=True)
+class BeamPlan:
+    """All of a search but its prompts: two searches of one plan do the same operations."""
+
+    shape: IdentifierShape
+    beams: int
+    branches: Branches | None
+    """Without, any leaf may be reached."""
+    means: PrefixMeans | None = None
+    """Of a guide."""
+    weight: float = 0.0
+    five_tokens: bool = False
+    """Whether suffixes are scored too, and codes that are forced."""
+
+    @property
+    def key(self) -> Hashable:
+        """The same for plans that do the same; the plan keeps what it is made of."""
+        tables = (id(self.branches), id(self.means))
+        return (self.shape, self.beams, *tables, self.weight, self.five_tokens)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Beams of a prompt behind each of the four levels."""
+        widths = []
+        width = 1
+        for level, codes in enumerate(self.shape.codes):
+            # A guide looks at every leaf below the last prefixes.
+            every = self.means is not None and level == LEVELS - 1
+            width = width * codes if every else min(self.beams, width * codes)
+            widths.append(width)
+        return tuple(widths)
 
 
 @torch.inference_mode()
@@ -128,60 +190,75 @@ def search_leaves(
     paper section 5).
 
     A beam's score is the sum of its codes' log-probabilities, each normalised over its level. Once
-    every beam's prefix has a single leaf below it, the search stops: codes that are forced carry no
-    information about the query, so they add nothing.
+    every beam of a prompt has a single leaf below it, the rest adds nothing: codes that are forced
+    carry no information about the query.
 
     A `guide` has a say in which beams are kept and comes before; scores stay those of the decoder.
     All leaves below the beams are returned then, W of them, for a guide looks at each anyway.
     """
-    beams_found, _ = _search(engine.begin(prompt), shape, beams, branches, guide)
-    return beams_found
+    if guide is None:
+        return _search(engine, prompt, BeamPlan(shape, beams, branches), None)
+    plan = BeamPlan(shape, beams, branches, guide.means, guide.weight)
+    return _search(engine, prompt, plan, guide.queries)
 
 
-def _search(
-    state: DecodingState,
-    shape: IdentifierShape,
-    beams: int,
-    branches: Branches | None,
-    guide: Guide | None = None,
-    *,
-    skip_forced: bool = True,
-) -> tuple[Beams, Tensor | None]:
-    """The beams, and the (B, W) parents by which `state` can continue them.
+def _search(engine: DecodingEngine[P], prompt: P, plan: BeamPlan, queries: Tensor | None) -> Beams:
+    if isinstance(engine, SearchingEngine):
+        return engine.search(prompt, plan, queries)
+    return search_planned(engine.begin(prompt), plan, queries, looks=True)
 
-    `skip_forced` leaves codes unscored where no beam has a choice; nothing can be continued then,
-    and the parents are None.
+
+def search_planned(
+    state: DecodingState, plan: BeamPlan, queries: Tensor | None, *, looks: bool
+) -> Beams:
+    """The search itself, operations of fixed shapes in a fixed order.
+
+    With `looks` the host looks whether all that is left is forced, and then scores it no more.
+    `queries` (B, D) are what a guide compares with.
     """
+    branches = plan.branches
     prefixes = torch.zeros((state.batch, 1), dtype=torch.int64, device=state.device)
     scores = torch.zeros((state.batch, 1), device=state.device)
     parents: Tensor | None = None
-    for level in range(LEVELS):
+    for level, codes in enumerate(plan.shape.codes):
         alive = scores > NEVER
-        skippable = branches if skip_forced and level > 0 else None
-        if skippable is not None and _all_forced(skippable, level, prefixes[alive]):
-            return Beams(_only_leaves(skippable, level, prefixes), scores), None
-        gains = state.score(level, prefixes, parents, alive)
+        forced: Tensor | None = None
+        if branches is not None and level > 0 and not plan.five_tokens:
+            forced = _forced(branches, level, prefixes, alive)
+            if looks and bool(forced.all()):
+                return Beams(_only_leaves(branches, level, prefixes), scores)
+        gains = state.score(level, prefixes, parents, alive)  # (B, W, K)
+        if forced is not None:
+            gains = gains.masked_fill(forced.view(-1, 1, 1), 0.0)
         if branches is not None:
-            forbidden = branches.children(level, prefixes) == 0
-            gains = gains.masked_fill(forbidden, NEVER)
-        codes = shape.codes[level]
+            gains = gains.masked_fill(branches.children(level, prefixes) == 0, NEVER)
         totals = (scores.unsqueeze(-1) + gains).flatten(1)  # (B, W·K)
-        preferred = totals
-        if guide is not None:
-            children = prefixes.unsqueeze(-1) * codes + torch.arange(codes, device=state.device)
-            preferred = guide.preference(level, children.flatten(1), totals)
-        all_leaves = guide is not None and level == LEVELS - 1
-        kept = totals.shape[1] if all_leaves else min(beams, totals.shape[1])
-        chosen = preferred.topk(kept, dim=1).indices
+        own_codes = torch.arange(codes, device=state.device)
+        children = (prefixes.unsqueeze(-1) * codes + own_codes).flatten(1)  # (B, W·K)
+        preferred = _preference(plan, level, children, totals, queries)
+        chosen = preferred.topk(plan.widths[level], dim=1).indices
         scores = totals.gather(1, chosen)
+        prefixes = children.gather(1, chosen)
         parents = chosen // codes
-        prefixes = prefixes.gather(1, parents) * codes + chosen % codes
-    return Beams(prefixes, scores), parents
+    if not plan.five_tokens:
+        return Beams(prefixes, scores)
+    gains = state.score(LEVELS, prefixes, parents, scores > NEVER)
+    return Beams(prefixes, scores, suffix_gains=gains)
 
 
-def _all_forced(branches: Branches, level: int, prefixes: Tensor) -> bool:
-    """Whether each of the (n,) prefixes has exactly one leaf below it."""
-    return bool((branches.below(level, prefixes) == 1).all())
+def _preference(
+    plan: BeamPlan, level: int, children: Tensor, totals: Tensor, queries: Tensor | None
+) -> Tensor:
+    """(B, W) by which beams are chosen, where `totals` are their log-probabilities."""
+    if plan.means is None or queries is None:
+        return totals
+    promise = plan.means.promise(level, children, queries.to(children.device))
+    return totals if promise is None else totals + plan.weight * promise
+
+
+def _forced(branches: Branches, level: int, prefixes: Tensor, alive: Tensor) -> Tensor:
+    """(B,) bool: whether each of a prompt's (B, W) beams that are alive has one leaf below it."""
+    return ((branches.below(level, prefixes) == 1) | ~alive).all(1)
 
 
 def _only_leaves(branches: Branches, level: int, prefixes: Tensor) -> Tensor:
@@ -213,19 +290,20 @@ def search_identifiers(
     log-probability of all five tokens (equation 14), those that the trie leaves no choice included;
     each is normalised over the tokens of its level.
     """
-    state = engine.begin(prompt)
-    found, parents = _search(state, trie.shape, beams, trie.primaries, skip_forced=False)
-    gains = state.score(LEVELS, found.leaves, parents, found.scores > NEVER).cpu()
-    leaves = found.leaves.tolist()
-    scores = found.scores.tolist()
+    plan = BeamPlan(trie.shape, beams, trie.primaries, five_tokens=True)
+    leaves, scores, gains = _search(engine, prompt, plan, None).on_host()
     return [
-        _best_suffixes(trie, leaves[row], scores[row], gains[row], beams)
-        for row in range(len(leaves))
+        _best_suffixes(trie, own.tolist(), own_scores.tolist(), own_gains, beams)
+        for own, own_scores, own_gains in zip(leaves, scores, gains, strict=True)
     ]
 
 
 def _best_suffixes(
-    trie: SearchableTrie, leaves: Sequence[int], scores: Sequence[float], gains: Tensor, beams: int
+    trie: SearchableTrie,
+    leaves: Sequence[int],
+    scores: Sequence[float],
+    gains: FloatArray,
+    beams: int,
 ) -> list[ScoredIdentifier]:
     """The best identifiers of one prompt.
 

@@ -10,18 +10,28 @@ of a level.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from model.network.inputs import ImagePatches, VisualTokens
+from model.decoding.beam import BeamPlan, Beams, search_planned
+from model.decoding.graphs import SearchGraphs, capture_cuda
+from model.decoding.layers import DecoderLayer, Rotation, rms_norm
+from model.network.inputs import EmbeddedRows, ImagePatches, VisualTokens, sent
 from model.network.sigma import SigmaModel
 from model.network.vector_reading import VectorProjector
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """B prompts that the model has yet to read. The first `count` are real, others fill up."""
+
+    rows: EmbeddedRows
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +76,19 @@ class BeamCache:
 
 
 class Decoder:
-    """A `TextDecodingEngine` on torch, which reads prompts of images too."""
+    """A `SearchingEngine` on torch, which reads prompts of images too.
 
-    def __init__(self, sigma: SigmaModel) -> None:
+    It joins weights of the model, which is not to be moved to another device or format afterwards.
+    """
+
+    def __init__(self, sigma: SigmaModel, graphs: SearchGraphs | None = None) -> None:
+        """`graphs` replays searches; without, those of a GPU are captured in CUDA graphs."""
         self.sigma = sigma.eval()
         self.language_model: Any = sigma.backbone.model.language_model
+        self.layers = [DecoderLayer(layer) for layer in self.language_model.layers]
+        if graphs is None and sigma.device.type == "cuda":
+            graphs = SearchGraphs(capture_cuda())
+        self.graphs = graphs
         self._level_tokens: list[Tensor] = []
         for token_ids in sigma.levels:
             self._level_tokens.append(torch.tensor(token_ids, device=sigma.device))
@@ -81,15 +99,15 @@ class Decoder:
         return self.sigma.device
 
     @torch.inference_mode()
-    def read_texts(self, texts: Sequence[str], vectors: FloatArray | None = None) -> PromptCache:
-        """Read the prompts of B queries (paper, figure 2, stage 3: caption → identifier).
+    def read_texts(self, texts: Sequence[str], vectors: FloatArray | None = None) -> Prompts:
+        """The prompts of B queries (paper, figure 2, stage 3: caption → identifier).
 
         `vectors` (B, D) are the encoder's of the texts, for a model that reads them.
         """
         prompts = self.sigma.prompts
         projector = self.sigma.projector
         if projector is None:
-            return self._read([prompts.query_prompt(text) for text in texts], None)
+            return self._prompts([prompts.query_prompt(text) for text in texts], None)
         if vectors is None:
             raise AssertionError("a model that reads vectors was asked without any")
         reading = projector.reading
@@ -97,29 +115,45 @@ class Decoder:
         for text in texts:
             own = text if reading.with_text else ""
             rows.append(prompts.vector_query_prompt(reading.tokens, own))
-        return self._read(rows, projector(projector.placed_texts(vectors)))
+        return self._prompts(rows, projector.placed_texts(vectors))
 
     @torch.inference_mode()
-    def read_images(self, patches: ImagePatches) -> PromptCache:
-        """Read the prompts of B images (paper, equation 3: image → identifier)."""
+    def read_images(self, patches: ImagePatches) -> Prompts:
+        """The prompts of B images (paper, equation 3: image → identifier)."""
         token_counts = patches.token_counts(self.sigma.merge)
         rows = [self.sigma.prompts.image_prompt(count) for count in token_counts]
-        return self._read(rows, self.sigma.encode_images(patches))
+        # As they are: pictures of a batch have their own sizes, and the tower sees few at once.
+        return Prompts(self.sigma.embed(rows, self.sigma.encode_images(patches)), len(rows))
 
     @torch.inference_mode()
-    def read_image_vectors(self, projector: VectorProjector, vectors: FloatArray) -> PromptCache:
-        """Read (B, D) vectors of B images in place of the images, by the model's own projector."""
+    def read_image_vectors(self, projector: VectorProjector, vectors: FloatArray) -> Prompts:
+        """The prompts of B images by their (B, D) vectors, by the model's own projector."""
         rows = [self.sigma.prompts.vector_prompt(projector.reading.tokens)] * len(vectors)
-        return self._read(rows, projector(projector.placed_images(vectors)))
+        return self._prompts(rows, projector.placed_images(vectors))
 
     @torch.inference_mode()
-    def read_rows(self, rows: Sequence[Sequence[int]]) -> PromptCache:
-        """Read prompts given as B rows of token ids."""
-        return self._read(rows, None)
+    def read_rows(self, rows: Sequence[Sequence[int]]) -> Prompts:
+        """Prompts given as B rows of token ids, and no others beside them."""
+        return Prompts(self.sigma.embed(rows, None), len(rows))
 
-    def begin(self, prompt: PromptCache) -> "TorchDecodingState":
+    def begin(self, prompt: Prompts) -> "TorchDecodingState":
         """Start decoding behind prompts."""
-        return TorchDecodingState(self, prompt)
+        return TorchDecodingState(self, self.read(prompt))
+
+    @torch.inference_mode()
+    def search(self, prompt: Prompts, plan: BeamPlan, queries: Tensor | None) -> Beams:
+        """Search behind prompts, by a graph where there are any.
+
+        `queries` (B, D) are what a guide compares with.
+        """
+        count = prompt.count
+        if queries is not None:
+            queries = sent(_filled_up(queries, len(prompt.rows.mask)), self.device)
+        if self.graphs is None:
+            found = self._search(prompt.rows, plan, queries)
+        else:
+            found = self.graphs.search(self._search, prompt.rows, plan, queries)
+        return found.first(count)
 
     @torch.inference_mode()
     def logits(self, level: int, states: Tensor) -> Tensor:
@@ -136,6 +170,31 @@ class Decoder:
         return self._level_tokens[level][codes]
 
     @torch.inference_mode()
+    def read(self, prompt: Prompts) -> PromptCache:
+        """Read prompts, the real ones."""
+        if not self.layers[0].qkv.current:
+            raise AssertionError("the model was moved after its decoder was made; make it anew")
+        rows = prompt.rows.first(prompt.count)
+        hidden = rows.embeddings
+        rotation = self._rotation(hidden, rows.positions)
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for layer in self.layers:
+            # Without a mask: what pads a prompt comes behind it, where none of its tokens looks.
+            hidden, own_keys, own_values = layer.read(hidden, rotation)
+            keys.append(own_keys)
+            values.append(own_values)
+        last = rows.mask.sum(1) - 1
+        places = torch.arange(len(last), device=last.device)
+        return PromptCache(
+            keys=tuple(keys),
+            values=tuple(values),
+            mask=rows.mask,
+            next_position=rows.positions[0, places, last] + 1,
+            state=rms_norm(hidden[places, last], self.language_model.norm),
+        )
+
+    @torch.inference_mode()
     def step(
         self, prompt: PromptCache, cache: BeamCache | None, tokens: Tensor
     ) -> tuple[Tensor, BeamCache]:
@@ -147,39 +206,42 @@ class Decoder:
         generated = 0 if cache is None else cache.length
         positions = (prompt.next_position + generated).view(1, -1, 1)
         # Qwen2.5-VL has three position axes (time, row, column); in text all three are equal.
-        positions = positions.expand(3, -1, tokens.shape[1])
-        cosine, sine = self.language_model.rotary_emb(hidden, positions)
+        rotation = self._rotation(hidden, positions.expand(3, -1, tokens.shape[1]))
+        padding = ~prompt.mask
         keys: list[Tensor] = []
         values: list[Tensor] = []
-        for index, layer in enumerate(self.language_model.layers):
+        for index, layer in enumerate(self.layers):
             past = None if cache is None else (cache.keys[index], cache.values[index])
-            attended, own_keys, own_values = _attend(
-                layer.self_attn, layer.input_layernorm(hidden), cosine, sine, prompt, index, past
-            )
-            hidden = hidden + attended
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            own_prompt = (prompt.keys[index], prompt.values[index])
+            hidden, own_keys, own_values = layer.step(hidden, rotation, own_prompt, padding, past)
             keys.append(own_keys)
             values.append(own_values)
-        return self.language_model.norm(hidden), BeamCache(tuple(keys), tuple(values))
+        states = rms_norm(hidden, self.language_model.norm)
+        return states, BeamCache(tuple(keys), tuple(values))
 
-    def _read(self, rows: Sequence[Sequence[int]], visual: VisualTokens | None) -> PromptCache:
-        inputs = self.sigma.embed(rows, visual)
-        output = self.language_model(
-            inputs_embeds=inputs.embeddings,
-            attention_mask=inputs.mask.long(),
-            position_ids=inputs.positions,
-            use_cache=True,
-        )
-        last = inputs.mask.sum(1) - 1
-        batch = torch.arange(len(rows), device=inputs.mask.device)
-        layers = output.past_key_values.layers
-        return PromptCache(
-            keys=tuple(layer.keys for layer in layers),
-            values=tuple(layer.values for layer in layers),
-            mask=inputs.mask,
-            next_position=inputs.positions[0, batch, last] + 1,
-            state=output.last_hidden_state[batch, last],
-        )
+    def _rotation(self, hidden: Tensor, positions: Tensor) -> Rotation:
+        cosine, sine = self.language_model.rotary_emb(hidden, positions)
+        return cosine.unsqueeze(1), sine.unsqueeze(1)
+
+    def _search(self, rows: EmbeddedRows, plan: BeamPlan, queries: Tensor | None) -> Beams:
+        state = self.begin(Prompts(rows, len(rows.mask)))
+        # To look at what was computed costs nothing on a CPU; a GPU would be waited for.
+        looks = self.graphs is None and self.device.type == "cpu"
+        found = search_planned(state, plan, queries, looks=looks)
+        return replace(found, states=state.prompt_states)
+
+    def _prompts(self, rows: Sequence[Sequence[int]], placed: Tensor | None) -> Prompts:
+        """Prompts of B rows, and (B, D) placed vectors of those that have one."""
+        count = len(rows)
+        length = max(map(len, rows))
+        batch = count
+        if self.graphs is not None:
+            batch, length = self.graphs.bucket(count, length)
+            rows = [*rows, *[rows[0]] * (batch - count)]
+        visual: VisualTokens | None = None
+        if placed is not None and self.sigma.projector is not None:
+            visual = self.sigma.projector(_filled_up(placed, batch))
+        return Prompts(self.sigma.embed(rows, visual, length), count)
 
 
 class TorchDecodingState:
@@ -192,6 +254,11 @@ class TorchDecodingState:
         self._prompt = prompt
         self._shape: IdentifierShape = decoder.sigma.profile.shape
         self._cache: BeamCache | None = None
+
+    @property
+    def prompt_states(self) -> Tensor:
+        """(B, H) of the last token of each prompt."""
+        return self._prompt.state
 
     @torch.inference_mode()
     def score(self, level: int, prefixes: Tensor, parents: Tensor | None, alive: Tensor) -> Tensor:
@@ -224,46 +291,7 @@ class TorchDecodingState:
         return states
 
 
-def _attend(
-    attention: Any,
-    hidden: Tensor,
-    cosine: Tensor,
-    sine: Tensor,
-    prompt: PromptCache,
-    index: int,
-    past: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of one new token of each beam to the shared prompt and to the beam's own tokens.
-
-    `index` is the layer, `past` its keys and values (B, W, G, t, d) of the beams. Returns the
-    output (B, W, H) and the beams' keys and values with the new token, (B, W, G, t + 1, d).
-    """
-    batch, beams, _ = hidden.shape
-    width = attention.head_dim
-    groups = attention.num_key_value_heads
-
-    def heads(projected: Tensor) -> Tensor:
-        return projected.view(batch, beams, -1, width).transpose(1, 2)
-
-    query = heads(attention.q_proj(hidden))
-    key = heads(attention.k_proj(hidden))
-    value = heads(attention.v_proj(hidden))
-    query, key = apply_rotary_pos_emb(query, key, cosine, sine)
-    query = query.view(batch, groups, -1, beams, width) * attention.scaling  # (B, G, q, W, d)
-    own_keys = key.transpose(1, 2).unsqueeze(3)  # (B, W, G, 1, d)
-    own_values = value.transpose(1, 2).unsqueeze(3)
-    if past is not None:
-        past_keys, past_values = past
-        own_keys = torch.cat([past_keys, own_keys], 3)
-        own_values = torch.cat([past_values, own_values], 3)
-    prompt_scores = torch.einsum("bgqwd,bgtd->bgqwt", query, prompt.keys[index])
-    padding = ~prompt.mask[:, None, None, None, :]
-    prompt_scores = prompt_scores.masked_fill(padding, float("-inf"))
-    own_scores = torch.einsum("bgqwd,bwgsd->bgqws", query, own_keys)
-    # One softmax over prompt and own tokens, in float32 as the model's own attention does.
-    scores = torch.cat([prompt_scores, own_scores], -1)
-    weights = torch.softmax(scores.float(), -1).to(hidden.dtype)
-    length = prompt.mask.shape[1]
-    mixed = torch.einsum("bgqwt,bgtd->bwgqd", weights[..., :length], prompt.values[index])
-    mixed = mixed + torch.einsum("bgqws,bwgsd->bwgqd", weights[..., length:], own_values)
-    return attention.o_proj(mixed.reshape(batch, beams, -1)), own_keys, own_values
+def _filled_up(rows: Tensor, batch: int) -> Tensor:
+    """(B, D) rows, and copies of the first one up to a batch."""
+    missing = batch - len(rows)
+    return torch.cat([rows, rows[:1].expand(missing, -1)]) if missing else rows

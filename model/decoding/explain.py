@@ -60,7 +60,7 @@ def _explain_batch(
     if guidance:
         # The same captions behind no identifier, in the other half of the batch.
         rows += [sigma.prompts.explain_prompt(()) for _ in identifiers]
-    prompt = decoder.read_rows(rows)
+    prompt = decoder.read(decoder.read_rows(rows))
     output_weight = sigma.backbone.lm_head.weight
     forbidden = torch.tensor(sigma.prompts.identifier_vocabulary, device=decoder.device)
     states = prompt.state.unsqueeze(1)  # (B, 1, H), or (2B, 1, H)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.decoding.beam import NEVER
-from model.decoding.decoder import BeamCache, Decoder, PromptCache
+from model.decoding.decoder import BeamCache, Decoder, Prompts
 from model.retrieval.sequence_trie import SequenceTrie
 
 
@@ -49,9 +49,10 @@ class _Hypotheses:
 
 @torch.inference_mode()
 def search_sequences(
-    decoder: Decoder, prompt: PromptCache, trie: SequenceTrie, beams: int
+    decoder: Decoder, prompts: Prompts, trie: SequenceTrie, beams: int
 ) -> SequenceAnswers:
     """The best identifiers of a trie for B prompts."""
+    prompt = decoder.read(prompts)
     rows = [_Hypotheses([0], [0.0], []) for _ in range(prompt.state.shape[0])]
     states = prompt.state.unsqueeze(1)
     cache: BeamCache | None = None
@@ -72,8 +73,9 @@ def search_sequences(
 
 
 @torch.inference_mode()
-def generate(decoder: Decoder, prompt: PromptCache, end: int, most: int) -> list[list[int]]:
+def generate(decoder: Decoder, prompts: Prompts, end: int, most: int) -> list[list[int]]:
     """The likeliest next token again and again, up to `end`, which is kept, or `most` tokens."""
+    prompt = decoder.read(prompts)
     states = prompt.state.unsqueeze(1)
     cache: BeamCache | None = None
     columns: list[Tensor] = []

@@ -185,14 +185,27 @@ class EmbeddedRows:
     embeddings: Tensor
     positions: Tensor
 
+    def first(self, count: int) -> "EmbeddedRows":
+        """The first rows."""
+        if count == len(self.mask):
+            return self
+        return EmbeddedRows(
+            self.tokens[:count],
+            self.mask[:count],
+            self.embeddings[:count],
+            self.positions[:, :count],
+        )
+
 
 def encode_images(
     backbone: Qwen2_5_VLForConditionalGeneration, patches: ImagePatches
 ) -> VisualTokens:
     """Run the vision tower on a batch of images."""
+    # The grid stays with the host too, which counts positions by it.
+    grid = patches.grid
     patches = patches.to(backbone.device)
     visual = backbone.model.visual(patches.patches, grid_thw=patches.grid)
-    return VisualTokens(states=visual.pooler_output, grid=patches.grid)
+    return VisualTokens(states=visual.pooler_output, grid=grid)
 
 
 def embed_rows(
@@ -202,25 +215,40 @@ def embed_rows(
     *,
     image_token: int,
     pad: int,
+    length: int | None = None,
 ) -> EmbeddedRows:
-    """Embed B token rows; visual tokens, in row order, take the places of image tokens."""
-    tokens, mask = pad_rows(rows, pad)
-    tokens = tokens.to(backbone.device)
-    mask = mask.to(backbone.device)
+    """Embed B token rows; visual tokens, in row order, take the places of image tokens.
+
+    They are padded to `length`, or to the longest. No GPU is waited for, unless the visual tokens'
+    grid is there.
+    """
+    tokens, mask = pad_rows(rows, pad, length)
+    grid = None if visual is None else visual.grid.cpu()
+    merge = backbone_info(backbone).merge
+    positions = rope_positions(tokens, mask, grid, image_token, merge)
+    device = backbone.device
+    tokens, mask, positions = (sent(part, device) for part in (tokens, mask, positions))
     embeddings = backbone.get_input_embeddings()(tokens)
-    grid: Tensor | None = None
     if visual is not None:
         is_image = (tokens == image_token).unsqueeze(-1)  # (B, T, 1)
         embeddings = embeddings.masked_scatter(is_image, visual.states.to(embeddings))
-        grid = visual.grid.to(backbone.device)
-    merge = backbone_info(backbone).merge
-    positions = rope_positions(tokens, mask, grid, image_token, merge)
     return EmbeddedRows(tokens, mask, embeddings, positions)
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Pad B token rows on the right: tokens (B, T) int64 and mask (B, T) bool, False on padding."""
-    width = max(len(row) for row in rows)
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on its way to a device; what is computed there next comes behind it."""
+    # Without waiting: what the host has is copied aside first, or it would be page-locked.
+    return tensor.to(device, non_blocking=True)
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], pad: int, length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Pad B token rows on the right: tokens (B, T) int64 and mask (B, T) bool, False on padding.
+
+    T is `length`, or that of the longest row.
+    """
+    width = length or max(len(row) for row in rows)
     tokens = torch.full((len(rows), width), pad, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     for index, row in enumerate(rows):

@@ -159,9 +159,17 @@ class SigmaModel(nn.Module):
         """Run the vision tower on a batch of images."""
         return encode_images(self.backbone, patches)
 
-    def embed(self, rows: Sequence[Sequence[int]], visual: VisualTokens | None) -> EmbeddedRows:
-        """Embed B token rows, with visual tokens, in row order, in the places of image tokens."""
-        return embed_rows(self.backbone, rows, visual, image_token=self.prompts.image, pad=self.pad)
+    def embed(
+        self, rows: Sequence[Sequence[int]], visual: VisualTokens | None, length: int | None = None
+    ) -> EmbeddedRows:
+        """Embed B token rows, with visual tokens, in row order, in the places of image tokens.
+
+        They are padded to `length`, or to the longest.
+        """
+        image = self.prompts.image
+        return embed_rows(
+            self.backbone, rows, visual, image_token=image, pad=self.pad, length=length
+        )
 
     def forward(
         self,

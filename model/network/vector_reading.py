@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.inputs import VisualTokens
+from model.network.inputs import VisualTokens, sent
 from schemas.errors import RefuseToStartError
 from schemas.records import FloatArray
 
@@ -110,5 +110,5 @@ class VectorProjector(nn.Module):
         return VisualTokens(states.reshape(-1, self.hidden), grid.repeat(len(placed), 1))
 
     def _placed(self, vectors: FloatArray, mean: Tensor) -> Tensor:
-        tensor = torch.from_numpy(vectors).to(mean.device, torch.float32)
+        tensor = sent(torch.from_numpy(vectors).float(), mean.device)
         return F.normalize(tensor - mean, dim=-1, eps=_LEAST_LENGTH)

@@ -29,15 +29,12 @@ class Branches:
         self.shape = shape
         self.load = np.zeros(shape.leaves, dtype=np.int32)
         """(leaves,) postings of each leaf, on the host."""
+        self.leaves = 0
+        """Number of occupied leaves."""
         self._below: list[Tensor] = []
         for level in range(LEVELS + 1):
             size = shape.prefixes(level)
             self._below.append(torch.zeros(size, dtype=torch.int32, device=device))
-
-    @property
-    def leaves(self) -> int:
-        """Number of occupied leaves."""
-        return int(self._below[0])
 
     def add(self, leaves: IntArray, sign: int) -> None:
         """Count postings in (+1) or out (-1); `leaves` (P,) may repeat."""
@@ -49,6 +46,8 @@ class Branches:
         changed = touched[was_occupied != is_occupied]
         if not len(changed):
             return
+        self.leaves += sign * len(changed)
+        # In place: a captured search reads the tables where they are.
         for level, table in enumerate(self._below):
             leaves_per_prefix = self.shape.leaves // self.shape.prefixes(level)
             prefixes = torch.from_numpy(changed // leaves_per_prefix).to(table.device)

@@ -9,7 +9,6 @@ retrieval").
 Letters in shapes: B queries, W beams, D width of the encoder, P postings.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,23 +26,28 @@ _DEVIATION = 0.07
 class PrefixMeans:
     """Sums of unit vectors below each prefix; they follow images as they are posted and deleted."""
 
-    def __init__(self, shape: IdentifierShape, width: int) -> None:
+    def __init__(
+        self, shape: IdentifierShape, width: int, device: torch.device | None = None
+    ) -> None:
+        """`device` is where they are asked for; None is the CPU."""
         self.shape = shape
-        self._sums: list[FloatArray] = []
-        self._counts: list[FloatArray] = []
+        self._sums: list[Tensor] = []
+        self._counts: list[Tensor] = []
         for level in range(LEVELS):
             prefixes = shape.prefixes(level + 1)
             if prefixes * width > _MOST_NUMBERS:
                 break
-            self._sums.append(np.zeros((prefixes, width), np.float32))
-            self._counts.append(np.zeros(prefixes, np.float32))
+            self._sums.append(torch.zeros((prefixes, width), device=device))
+            self._counts.append(torch.zeros(prefixes, device=device))
 
     def add(self, leaves: IntArray, vectors: FloatArray, sign: int = 1) -> None:
         """Post (P, D) vectors under (P,) leaves; `sign` -1 takes postings back."""
         for level, (sums, counts) in enumerate(zip(self._sums, self._counts, strict=True)):
             below = self.shape.leaves // self.shape.prefixes(level + 1)
-            np.add.at(sums, leaves // below, sign * vectors)
-            np.add.at(counts, leaves // below, sign)
+            rows = torch.from_numpy(leaves // below).to(sums.device)
+            # In place: a captured search reads the tables where they are.
+            sums.index_add_(0, rows, torch.from_numpy(vectors).to(sums.device), alpha=sign)
+            counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float32), alpha=sign)
 
     def promise(self, level: int, prefixes: Tensor, queries: Tensor) -> Tensor | None:
         """Cosine (B, W) that the best image below each of (B, W) prefixes is expected to have.
@@ -54,11 +58,9 @@ class PrefixMeans:
         """
         if level >= len(self._sums):
             return None
-        rows = prefixes.cpu().numpy()
-        counts = np.maximum(self._counts[level][rows], 1)
-        means = self._sums[level][rows] / counts[..., np.newaxis]
+        counts = self._counts[level][prefixes].clamp(min=1)
+        means = self._sums[level][prefixes] / counts.unsqueeze(-1)
         # Unit vectors lie at √(1 - |mean|²) from their mean, on average of the squares.
-        spread = np.sqrt(np.maximum(0, 1 - (means**2).sum(-1)))
-        above = torch.from_numpy(_DEVIATION * spread * np.sqrt(2 * np.log(counts)))
-        cosines = torch.einsum("bwd,bd->bw", torch.from_numpy(means).to(queries), queries)
-        return cosines + above.to(queries)
+        spread = (1 - means.square().sum(-1)).clamp(min=0).sqrt()
+        above = _DEVIATION * spread * (2 * counts.log()).sqrt()
+        return torch.einsum("bwd,bd->bw", means, queries) + above

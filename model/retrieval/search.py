@@ -15,6 +15,7 @@ import torch
 
 from model.decoding.beam import (
     NEVER,
+    Beams,
     Guide,
     TextDecodingEngine,
     search_identifiers,
@@ -97,8 +98,7 @@ def search(
     encoder = index.encoder
     if isinstance(encoder, QueryHeadEncoder):
         # One reading of the prompts serves both: it is most of what a query costs.
-        prompt = index.decoding.read_texts(texts)
-        return search_read(index, prompt, encoder.of_states(prompt.state), count, settings)
+        return search_read(index, index.decoding.read_texts(texts), None, count, settings)
     return search_embedded(index, texts, encoder.embed_texts(texts), count, settings)
 
 
@@ -122,21 +122,26 @@ def search_embedded(
 def search_read(
     index: SearchIndex,
     prompt: Any,
-    queries: FloatArray,
+    queries: FloatArray | None,
     count: int,
     settings: RetrievalSettings,
 ) -> list[SearchResult]:
-    """The same for a prompt that the decoding engine has read, of B texts or pictures.
+    """The same for a prompt that the decoding engine has, of B texts or pictures.
 
-    Images are ranked by their cosine with the (B, D) vectors `queries`.
+    Images are ranked by their cosine with the (B, D) vectors `queries`. Without them the encoder is
+    a query head, which takes them from the decoder's states.
     """
-    _require_finite(queries)
+    if queries is not None:
+        _require_finite(queries)
     trie = index.trie
-    guide = _guide(index, queries)
+    guide = None if queries is None else _guide(index, queries)
     width = settings.beams * (1 if guide is None else GUIDED_BEAMS)
     beams = search_leaves(index.decoding, prompt, trie.shape, width, trie.branches, guide)
-    leaves = beams.leaves.cpu().numpy()
-    leaf_scores = beams.scores.cpu().numpy()
+    # From here on the host waits for what a GPU has found.
+    leaves, leaf_scores, _ = beams.on_host()
+    if queries is None:
+        queries = _own_vectors(index, beams)
+        _require_finite(queries)
     _require_scores(leaf_scores, trie)
     budget = None
     if guide is not None:
@@ -171,6 +176,13 @@ def search_read(
             )
         )
     return results
+
+
+def _own_vectors(index: SearchIndex, beams: Beams) -> FloatArray:
+    """(B, D) vectors of queries by the generation's own head."""
+    if not isinstance(index.encoder, QueryHeadEncoder) or beams.states is None:
+        raise AssertionError("a search without vectors needs a query head, and states for it")
+    return index.encoder.of_states(beams.states)
 
 
 def candidate_budget(

@@ -347,7 +347,7 @@ def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Fi
     trie.insert(leaves, np.arange(count), np.zeros(count, np.float32), suffixes)
     means: PrefixMeans | None = None
     if sigma.projector is not None:
-        means = PrefixMeans(sigma.profile.shape, probe.encoder.width)
+        means = PrefixMeans(sigma.profile.shape, probe.encoder.width, decoder.device)
         means.add(leaves, probe.embeddings.astype(np.float32))
     index = SearchIndex(decoder, probe.encoder, trie, probe.embeddings, means)
     if sigma.projector is None:

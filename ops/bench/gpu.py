@@ -83,6 +83,8 @@ _WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
 class QueryFigures:
     """One query at a time."""
 
+    graphs: bool
+    """Whether searches were replayed by CUDA graphs."""
     beams: int
     queries: int
     p50_ms: float
@@ -112,7 +114,10 @@ def gpu_bench(seed: int, device: torch.device | None = None) -> JsonObject:
     training = _training(sigma, steps, seed)
     backbone: torch.nn.Module = sigma.backbone
     backbone.to(dtype=number_format(sigma.profile.compute, chosen))
-    found = [_queries(sigma, beams, queries, seed) for beams in _BEAMS]
+    found = []
+    # On a GPU with graphs and without; a CPU has none.
+    for graphs in (True, False) if on_gpu else (False,):
+        found += [_queries(sigma, beams, queries, seed, graphs=graphs) for beams in _BEAMS]
     name = torch.cuda.get_device_name(chosen) if on_gpu else "cpu"
     note = "" if on_gpu else "in miniature on a CPU: no figure of a GPU exists"
     return {
@@ -158,24 +163,27 @@ def _config(chosen: Profile, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLCo
     return found
 
 
-def _queries(sigma: SigmaModel, beams: int, count: int, seed: int) -> QueryFigures:
+def _queries(sigma: SigmaModel, beams: int, count: int, seed: int, *, graphs: bool) -> QueryFigures:
     decoder = Decoder(sigma)
+    if not graphs:
+        decoder.graphs = None
     shape = sigma.profile.shape
-    trie = Trie(shape)
+    trie = Trie(shape, sigma.device)
     slots = np.arange(_IMAGES)
     leaves = np.random.default_rng(seed).integers(0, shape.leaves, _IMAGES)
     trie.insert(leaves, slots, np.zeros(_IMAGES, np.float32), slots % shape.suffixes)
 
     def answer(text: str) -> None:
-        search_leaves(decoder, decoder.read_texts([text]), shape, beams, trie.branches)
-        _finish(sigma.device)
+        search_leaves(decoder, decoder.read_texts([text]), shape, beams, trie.branches).on_host()
 
     texts = query_texts(count + _WARM_UP, seed)
-    for text in texts[:_WARM_UP]:
+    # Every text once where there are graphs: those of all lengths are captured before.
+    for text in texts if graphs else texts[:_WARM_UP]:
         answer(text)
     took = [_milliseconds(answer, text) for text in texts[_WARM_UP:]]
     p50, p99 = np.percentile(took, [50, 99]).tolist()
-    return QueryFigures(beams, count, p50, p99, _synchronisations(answer, texts[0], sigma.device))
+    waits = _synchronisations(answer, texts[0], sigma.device)
+    return QueryFigures(graphs, beams, count, p50, p99, waits)
 
 
 def _milliseconds(work: Callable[[str], None], text: str) -> float:

@@ -86,7 +86,7 @@ def _assert_true_shape(folder: Path) -> None:
     assert backbone_info(sigma.backbone).hidden == 2048
     assert {weight.dtype for weight in sigma.backbone.parameters()} == {torch.bfloat16}
     decoder = Decoder(sigma)
-    logits = decoder.logits(0, decoder.read_texts([TEXTS[0]]).state)
+    logits = decoder.logits(0, decoder.read(decoder.read_texts([TEXTS[0]])).state)
     assert logits.dtype == torch.float32
     assert bool(torch.isfinite(logits).all())
 

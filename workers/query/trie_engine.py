@@ -92,7 +92,7 @@ class TrieEngine:
         self.decoding = decoding
         self.gallery = gallery
         self.trie = Trie(shape, device)
-        self.means = PrefixMeans(shape, encoder.width) if guided else None
+        self.means = PrefixMeans(shape, encoder.width, device) if guided else None
         self._metadata = MetadataColumns()
         self._tables = FilterTables(shape, device)
         self._filtered: OrderedDict[Filter, FilteredTrie] = OrderedDict()

@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 import torch
 
-from model.decoding.decoder import Decoder, PromptCache
+from model.decoding.decoder import Decoder, Prompts
 from model.decoding.explain import explain_all, guided_tokens
 from model.network.parts import ModelParts
 from model.network.sigma import SigmaModel
@@ -18,10 +18,10 @@ class NotingDecoder(Decoder):
 
     def __init__(self, sigma: SigmaModel) -> None:
         super().__init__(sigma)
-        self.read: set[int] = set()
+        self.seen: set[int] = set()
 
-    def read_rows(self, rows: Sequence[Sequence[int]]) -> PromptCache:
-        self.read |= set(chain.from_iterable(rows))
+    def read_rows(self, rows: Sequence[Sequence[int]]) -> Prompts:
+        self.seen |= set(chain.from_iterable(rows))
         return super().read_rows(rows)
 
 
@@ -34,7 +34,7 @@ def test_an_explanation_comes_from_the_codes_and_not_from_the_suffix(
     identifiers = [[1, 2, 0, 1, 0], [1, 2, 0, 1, 7], [1, 2, 0, 1], [3, 0, 1, 0], [1], []]
     captions = explain_all(decoder, identifiers)
     assert captions[0] == captions[1] == captions[2]
-    assert not decoder.read & set(parts.sigma.levels[-1])
+    assert not decoder.seen & set(parts.sigma.levels[-1])
     # Each as alone: rows of one batch do not touch.
     for codes, caption in zip(identifiers, captions, strict=True):
         assert explain_all(decoder, [codes]) == [caption]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.decoding.decoder import Decoder
+from model.decoding.decoder import Decoder, PromptCache, Prompts
 from model.decoding.vllm import VllmDecoder
 from model.identifiers.codebook import pack_all
 from model.network import checkpoint as checkpoints
@@ -70,7 +70,8 @@ def test_a_text_has_the_same_unit_vector_alone_in_a_batch_and_from_the_decoders_
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
     alone = np.concatenate([encoder.embed_texts([text]) for text in TEXTS])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    read = Decoder(parts.sigma).read_texts(TEXTS)
+    decoder = Decoder(parts.sigma)
+    read = decoder.read(decoder.read_texts(TEXTS))
     np.testing.assert_allclose(together, encoder.of_states(read.state), atol=1e-5)
     assert encoder.embed_texts([]).shape == (0, WIDTH)
 
@@ -114,11 +115,17 @@ def test_a_search_reads_each_prompt_once_and_finds_what_its_own_vectors_find(
     expected = search_embedded(index, TEXTS, encoder.embed_texts(TEXTS), 5, settings)
 
     readings: list[int] = []
-    language_model = decoder.language_model
-    handle = language_model.register_forward_hook(lambda *_: readings.append(1))
+    read = decoder.read
+
+    def noted(prompt: Prompts) -> PromptCache:
+        readings.append(prompt.count)
+        return read(prompt)
+
+    monkeypatch.setattr(decoder, "read", noted)
+    # Whoever reads a prompt otherwise takes the model's own way.
+    monkeypatch.setattr(decoder.language_model, "forward", None)
     found = search(index, TEXTS, 5, settings)
-    handle.remove()
-    assert len(readings) == 1
+    assert readings == [len(TEXTS)]
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours.slots, theirs.slots)
         np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)

@@ -73,7 +73,7 @@ def test_identifier_logits_are_float32_where_the_backbone_is_not() -> None:
     sigma = parts_from_base(small_base(), profile_with(BF16)).sigma
     sigma.backbone.to(torch.bfloat16)
     decoder = Decoder(sigma)
-    states = decoder.read_texts(["a small red circle"]).state
+    states = decoder.read(decoder.read_texts(["a small red circle"])).state
     assert states.dtype == torch.bfloat16
     logits = decoder.logits(0, states)
     rows = sigma.backbone.lm_head.weight[sigma.levels[0]]

@@ -86,7 +86,7 @@ def test_a_query_is_read_by_its_vector_and_by_its_words_only_where_captions_taug
         decoder = Decoder(reader(with_text=with_text).sigma)
         one, other = vectors(2, 3)
         rows = np.stack([one, one, other])
-        prompt = decoder.read_texts([TEXTS[0], TEXTS[1], TEXTS[0]], rows)
+        prompt = decoder.read(decoder.read_texts([TEXTS[0], TEXTS[1], TEXTS[0]], rows))
         same_vector = torch.equal(prompt.state[0], prompt.state[1])
         assert same_vector == (not with_text)
         assert not torch.allclose(prompt.state[0], prompt.state[2], atol=1e-4)
@@ -257,9 +257,11 @@ def test_a_checkpoint_keeps_how_vectors_are_read(tmp_path: Path) -> None:
     assert parts.sigma.projector is not None
     assert loaded.projector.reading == parts.sigma.projector.reading
     rows = vectors(2, 3)
-    expected = Decoder(parts.sigma).read_texts(TEXTS[:2], rows)
-    found = Decoder(loaded).read_texts(TEXTS[:2], rows)
-    torch.testing.assert_close(found.state, expected.state)
+    states: list[torch.Tensor] = []
+    for sigma in (parts.sigma, loaded):
+        decoder = Decoder(sigma)
+        states.append(decoder.read(decoder.read_texts(TEXTS[:2], rows)).state)
+    torch.testing.assert_close(*states)
 
 
 def test_vllm_is_refused_with_one_sentence(tmp_path: Path) -> None:
