@@ -17,6 +17,7 @@ DEVICE = torch.device("meta")
 # Those of a GPU; the names of PyTorch's operators.
 _WAITING = (
     "_local_scalar_dense",
+    "item",
     "nonzero",
     "masked_select",
     "equal",
