@@ -10,7 +10,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -25,7 +25,6 @@ from ops.bench.load_tally import LoadPhase
 from ops.bench.stub import stub_generation
 from ops.bench.stub_query import stub_searcher_loader
 from schemas.errors import RetryLaterError
-from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.serving import http_serving, until
 from tests.stubs import accepted, leave_in, services_at
@@ -475,11 +474,9 @@ def loader_that_waits(services: Services, wait: Callable[[], object]) -> LoadSea
         searcher = load_stub(generation, previous, live)
         answer = searcher.engine.answer
 
-        def slow(
-            texts: Sequence[str], count: int, settings: RetrievalSettings
-        ) -> list[RankedImages]:
+        def slow(*arguments: Any) -> list[RankedImages]:
             wait()
-            return answer(texts, count, settings)
+            return answer(*arguments)
 
         searcher.engine.__dict__["answer"] = slow
         return searcher
