@@ -5,7 +5,7 @@ Each query is answered or refused, and the worker answers again when the cause i
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,6 @@ import pytest
 from ops.bench.stub import stub_generation
 from ops.bench.stub_query import stub_searcher_loader
 from schemas.errors import SigmaError, WorkFailedError
-from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.serving import (
     DeadThreads,
@@ -167,11 +166,9 @@ def test_a_decode_thread_that_is_stuck_is_not_ready_then_not_alive_and_recovers(
         searcher = load_stub(generation, previous, live)
         answer = searcher.engine.answer
 
-        def stuck(
-            texts: Sequence[str], count: int, settings: RetrievalSettings
-        ) -> list[RankedImages]:
+        def stuck(*arguments: Any) -> list[RankedImages]:
             release.wait(30)
-            return answer(texts, count, settings)
+            return answer(*arguments)
 
         monkeypatch.setattr(searcher.engine, "answer", stuck)
         return searcher
