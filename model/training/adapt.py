@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from model.network.backbone import MERGE
 from model.network.base import Base
 from model.network.encoder import Encoder
 from model.network.inputs import ImagePreprocessor
@@ -18,6 +19,7 @@ from model.training.contrastive import (
     train_teacher,
     train_two_tower,
 )
+from model.training.hints import PlacedLabels, TokenHints
 from model.training.pretrain import DistillHeads, PretrainConfig, Pretrainer, pretrain
 from schemas.records import FloatArray
 
@@ -133,14 +135,18 @@ def adapt_to_encoder(
 
 
 def pretrain_base(
-    base: Base, data: CaptionedImages, config: PretrainConfig, progress: Progress
+    base: Base,
+    data: CaptionedImages,
+    config: PretrainConfig,
+    progress: Progress,
+    labels: PlacedLabels | None = None,
 ) -> float:
     """Teach the base's backbone to see and to read from the base's own encoder.
 
-    Returns the mean loss of the last epoch.
+    `labels` of the images teach its vision tower too. Returns the mean loss of the last epoch.
     """
     images = _embed_in_parts(base, data)
-    return _pretrain_from(base, data, images, base.encoder.embed_texts, config, progress)
+    return _pretrain_from(base, data, images, base.encoder.embed_texts, config, progress, labels)
 
 
 def _pretrain_from(
@@ -150,6 +156,7 @@ def _pretrain_from(
     embed_texts: Callable[[list[str]], FloatArray],
     config: PretrainConfig,
     progress: Progress,
+    labels: PlacedLabels | None = None,
 ) -> float:
     # The heads draw their first weights.
     torch.manual_seed(config.seed)
@@ -157,7 +164,11 @@ def _pretrain_from(
     # The base has no identifier tokens yet.
     prompts = PromptBuilder(base.tokenizer, [], base.limit)
     preprocessor = ImagePreprocessor.tiny(base.size)
-    trainer = Pretrainer(base.backbone, prompts, preprocessor, heads, config)
+    hints = None
+    if labels is not None:
+        side = base.size.image_px // base.size.patch_px // MERGE
+        hints = TokenHints(labels, side, base.size.hidden).to(base.backbone.device)
+    trainer = Pretrainer(base.backbone, prompts, preprocessor, heads, config, hints)
     return pretrain(trainer, data, images, embed_texts, progress)
 
 

@@ -7,7 +7,7 @@ and the backbone learns to describe images.
 Letters in shapes: B rows of a batch, N images, D width of the encoder, H hidden width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +34,9 @@ from model.training.contrastive import (
     pick_captions,
     shuffled_batches,
 )
+from model.training.hints import TokenHints
 from model.training.optimizer import CosineAdamW
-from schemas.records import ByteArray, FloatArray
+from schemas.records import ByteArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class PretrainConfig:
     distillation. `temperature` multiplies the cosines of the InfoNCE loss.
     """
 
+    vision_epochs: int = 0
+    """Epochs before, in which the vision tower alone learns: the labels and the embeddings."""
     epochs: int = 6
     batch: int = 128
     learning_rate: float = 1.5e-3
@@ -90,17 +93,30 @@ class Pretrainer:
         preprocessor: ImagePreprocessor,
         heads: DistillHeads,
         config: PretrainConfig,
+        hints: TokenHints | None = None,
     ) -> None:
+        """`hints`: labels that the vision tower's tokens must tell."""
         self.backbone = backbone
         self.prompts = prompts
         self.preprocessor = preprocessor
         self.heads = heads
         self.config = config
+        self.hints = hints
         self._info = backbone_info(backbone)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What is trained beside the vision tower, when that is trained alone."""
+        return [self.heads] if self.hints is None else [self.heads, self.hints]
+
+    def vision_loss(self, squares: ByteArray, rows: IntArray, images: Tensor) -> Tensor:
+        """Loss of the vision tower on a batch, a scalar; `rows` are those of its labels."""
+        return self._vision_loss(self._seen(squares), rows, images)
 
     def loss(
         self,
         squares: ByteArray,
+        rows: IntArray,
         captions: list[str],
         images: Tensor,
         texts: Tensor,
@@ -108,15 +124,14 @@ class Pretrainer:
     ) -> Tensor:
         """Joint loss of a batch, a scalar.
 
-        `squares` (B, side, side, 3) uint8, one caption each; `images` and `texts` (B, D) are the
-        encoder's vectors of both. With `describe` the loss of describing the images is added.
+        `squares` (B, side, side, 3) uint8, one caption each, are the `rows` of the labels; `images`
+        and `texts` (B, D) are the encoder's vectors of both. With `describe` the loss of describing
+        the images is added.
         """
-        patches = self.preprocessor.from_squares(squares).to(self.backbone.device)
-        visual = encode_images(self.backbone, patches)
+        visual = self._seen(squares)
         # All squares have one size, so every image has the same number of tokens.
-        tokens_each = patches.token_counts(self._info.merge)[0]
-        mean_tokens = visual.states.view(len(squares), tokens_each, -1).mean(1)
-        loss = distill_loss(self.heads.vision(mean_tokens), images, self.config.temperature)
+        tokens_each = len(visual.states) // len(squares)
+        loss = self._vision_loss(visual, rows, images)
         query_prompts = [self.prompts.query_prompt(caption) for caption in captions]
         query_state = self._prompt_state(query_prompts, None)
         image_prompts = [self.prompts.image_prompt(tokens_each)] * len(captions)
@@ -128,6 +143,16 @@ class Pretrainer:
             caption_loss = self._caption_loss(captions, tokens_each, visual)
             loss = loss + self.config.caption_weight * caption_loss
         return loss
+
+    def _seen(self, squares: ByteArray) -> VisualTokens:
+        patches = self.preprocessor.from_squares(squares).to(self.backbone.device)
+        return encode_images(self.backbone, patches)
+
+    def _vision_loss(self, visual: VisualTokens, rows: IntArray, images: Tensor) -> Tensor:
+        tokens = visual.states.view(len(images), -1, visual.states.shape[-1])
+        student = self.heads.vision(tokens.mean(1))
+        loss = distill_loss(student, images, self.config.temperature)
+        return loss if self.hints is None else loss + self.hints(tokens, rows)
 
     def _hidden(
         self, rows: list[list[int]], visual: VisualTokens | None
@@ -176,18 +201,13 @@ def pretrain(
     """
     config = trainer.config
     rng = np.random.default_rng(config.seed)
-    batch = min(config.batch, len(data))
-    steps = config.epochs * batches_per_epoch(len(data), batch)
-    optimizer = CosineAdamW(
-        [*trainer.backbone.parameters(), *trainer.heads.parameters()],
-        steps=steps,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        clip=CLIP,
-    )
     device = trainer.backbone.device
     trainer.backbone.train()
+    if config.vision_epochs:
+        _pretrain_vision(trainer, data, images, rng, progress)
+    batch = min(config.batch, len(data))
+    steps = config.epochs * batches_per_epoch(len(data), batch)
+    optimizer = _optimizer(config, [trainer.backbone, *trainer.modules], steps)
     losses: list[float] = []
     with progress("vision and language", steps) as bar:
         for _ in range(config.epochs):
@@ -199,9 +219,45 @@ def pretrain(
                 # Describing every second batch is enough, and costs a third pass through the
                 # language model.
                 describe = len(losses) % 2 == 0
-                loss = trainer.loss(data.pixels[rows], captions, targets, texts, describe)
+                loss = trainer.loss(data.pixels[rows], rows, captions, targets, texts, describe)
                 optimizer.step(loss)
                 losses.append(loss.item())
                 bar.update(1, loss=losses[-1])
     trainer.backbone.eval()
     return float(np.mean(losses))
+
+
+def _pretrain_vision(
+    trainer: Pretrainer,
+    data: CaptionedImages,
+    images: FloatArray,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> None:
+    """Train the vision tower alone, which needs many more views than the rest, and cheap ones."""
+    config = trainer.config
+    batch = min(config.batch, len(data))
+    steps = config.vision_epochs * batches_per_epoch(len(data), batch)
+    optimizer = _optimizer(config, [trainer.backbone.model.visual, *trainer.modules], steps)
+    with progress("vision", steps) as bar:
+        for _ in range(config.vision_epochs):
+            for rows in shuffled_batches(len(data), batch, rng):
+                targets = torch.from_numpy(images[rows]).to(trainer.backbone.device)
+                loss = trainer.vision_loss(data.pixels[rows], rows, targets)
+                optimizer.step(loss)
+                bar.update(1, loss=loss.item())
+
+
+def _optimizer(config: PretrainConfig, modules: Sequence[nn.Module], steps: int) -> CosineAdamW:
+    """An optimizer of all parameters of some modules."""
+    parameters: list[Tensor] = []
+    for module in modules:
+        parameters += module.parameters()
+    return CosineAdamW(
+        parameters,
+        steps=steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        clip=CLIP,
+    )

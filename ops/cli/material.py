@@ -16,6 +16,7 @@ BASE_NUMBERS = (
     "hinted_epochs",
     "contrastive_epochs",
     "teacher_epochs",
+    "vision_epochs",
     "pretrain_epochs",
     "probe",
 )

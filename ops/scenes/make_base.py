@@ -26,7 +26,7 @@ from model.training.contrastive import (
 )
 from model.training.pretrain import PretrainConfig
 from ops.scenes.corpus import CorpusConfig, drawn, samples
-from ops.scenes.scene_hints import scene_hints
+from ops.scenes.scene_hints import placed_labels, scene_hints
 from schemas.errors import UsageError
 from schemas.records import JsonObject
 
@@ -59,6 +59,8 @@ class BaseConfig:
     """Epochs with hints (`ops.scenes.scene_hints`), before those from captions alone."""
     contrastive_epochs: int = 12
     teacher_epochs: int = 2
+    vision_epochs: int = 0
+    """Epochs in which labels of the scenes teach the backbone's vision tower, before the rest."""
     pretrain_epochs: int = 4
     probe: int = 3_500
     """Scenes that the base never saw, to measure its encoder with."""
@@ -96,9 +98,7 @@ def build_base(config: BaseConfig, folder: Path, progress: Progress) -> dict[str
         modules: tuple[nn.Module, ...] = (base.towers, base.cross, base.backbone)
         for module in modules:
             module.to(device)
-        pretrain_base(
-            base, data, PretrainConfig(epochs=config.pretrain_epochs, seed=config.seed), progress
-        )
+        _train_backbone(config, base, data, corpus, progress)
     probe = CorpusConfig(config.probe, seed=config.seed, captions=0, test_captions=1)
     recall = probe_recall(base, probe, progress)
     complete: dict[str, object] = {**base.about}
@@ -156,6 +156,23 @@ def _train_encoder(
     short = replace(contrastive, epochs=config.teacher_epochs, learning_rate=TEACHER_LEARNING_RATE)
     accuracy = train_teacher(cross, towers, base.tokenizer, data, short, progress)
     return replace(base, about=description | {"teacher_accuracy": round(accuracy, 4)})
+
+
+def _train_backbone(
+    config: BaseConfig,
+    base: Base,
+    data: CaptionedImages,
+    corpus: CorpusConfig,
+    progress: Progress,
+) -> None:
+    """Run the second half of stage 0, in place."""
+    pretraining = PretrainConfig(
+        vision_epochs=config.vision_epochs, epochs=config.pretrain_epochs, seed=config.seed
+    )
+    labels = None
+    if config.vision_epochs:
+        labels = placed_labels([sample.scene for sample in samples(corpus)])
+    pretrain_base(base, data, pretraining, progress, labels)
 
 
 def command(config: BaseConfig) -> str:

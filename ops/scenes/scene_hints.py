@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.network.encoder import GRID_CELLS
 from model.training.hints import Hints, PlacedLabels
 from ops.scenes.scene import Scene
 from ops.scenes.vocabulary import COLOURS, FILLS, GROUNDS, POSITIONS, SHAPES, SIZES, SYNONYMS
@@ -39,9 +38,8 @@ def placed_labels(scenes: Sequence[Scene]) -> PlacedLabels:
             own = (drawn.shape, drawn.colour, drawn.size, drawn.fill)
             for attribute, (known, word) in enumerate(zip(_ATTRIBUTES, own, strict=True)):
                 values[row, place, attribute] = 1 + known.index(word)
-    side = round(GRID_CELLS**0.5)
-    cells = tuple(int(y * side) * side + int(x * side) for x, y in POSITIONS.values())
-    return PlacedLabels(cells, tuple(1 + len(known) for known in _ATTRIBUTES), values, words)
+    where = tuple(POSITIONS.values())
+    return PlacedLabels(where, tuple(1 + len(known) for known in _ATTRIBUTES), values, words)
 
 
 def exchange_shape(caption: str, rng: np.random.Generator) -> str:

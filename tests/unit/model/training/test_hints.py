@@ -8,7 +8,7 @@ import torch
 
 from model.network.encoder import TwoTower
 from model.training.contrastive import CaptionedImages, ContrastiveConfig, train_two_tower
-from model.training.hints import PLACE_WEIGHT, HintedLoss, Hints, PlacedLabels
+from model.training.hints import PLACE_WEIGHT, HintedLoss, Hints, PlacedLabels, TokenHints
 from ops.scenes.corpus import CorpusConfig, samples
 from ops.scenes.scene import Scene, SceneObject
 from ops.scenes.scene_hints import placed_labels, scene_hints
@@ -17,6 +17,9 @@ from tests.unit.model.conftest import small_base
 
 # Cross-entropy of a guess among 9 shapes, 11 colours, 3 sizes and 4 fills.
 GUESS = log(9 * 11 * 3 * 4)
+
+# One place, in the middle.
+CENTRE = ((0.5, 0.5),)
 
 # And of a guess whether each of three words is true.
 WORDS = np.array([[True, False, False], [False, True, True]])
@@ -34,7 +37,7 @@ def hinted(labels: PlacedLabels) -> HintedLoss:
 
 
 def one_image() -> tuple[PlacedLabels, torch.Tensor]:
-    labels = PlacedLabels((24,), (9, 11, 3, 4), np.array([[[5, 9, 2, 3]]], np.int64), WORDS[:1])
+    labels = PlacedLabels(CENTRE, (9, 11, 3, 4), np.array([[[5, 9, 2, 3]]], np.int64), WORDS[:1])
     return labels, torch.rand(1, 3, 56, 56) * 2 - 1
 
 
@@ -67,7 +70,7 @@ def test_an_exchanged_caption_costs_less_the_farther_it_lies() -> None:
 
 def test_labels_are_those_of_the_batch_in_its_order() -> None:
     values = np.array([[[1, 1, 1, 1]], [[5, 9, 2, 3]]], np.int64)
-    module = hinted(PlacedLabels((24,), (9, 11, 3, 4), values, WORDS))
+    module = hinted(PlacedLabels(CENTRE, (9, 11, 3, 4), values, WORDS))
     with torch.no_grad():
         # Sure of what the second image shows.
         for column in (5, 9 + 9, 9 + 11 + 2, 9 + 11 + 3 + 3):
@@ -80,6 +83,45 @@ def test_labels_are_those_of_the_batch_in_its_order() -> None:
     wrong = float(module(pixels, tokens, mask, np.array([0])).detach())
     assert right == pytest.approx(log(2) / 2, abs=1e-4)
     assert wrong == pytest.approx(log(2) / 2 + PLACE_WEIGHT * 4 * 50 + 3 * 50, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("place", "tokens"),
+    [
+        ((0.5, 0.5), [5, 6, 9, 10]),
+        ((0.25, 0.25), [0, 1, 4, 5]),
+        ((0.75, 0.25), [2, 3, 6, 7]),
+        ((0.25, 0.75), [8, 9, 12, 13]),
+        ((0.0, 1.0), [8, 9, 12, 13]),
+    ],
+)
+def test_what_is_at_a_place_is_read_from_the_four_tokens_around_it(
+    place: tuple[float, float], tokens: list[int]
+) -> None:
+    labels = PlacedLabels((place,), (9, 11, 3, 4), np.zeros((1, 1, 4), np.int64), WORDS[:1])
+    hints = TokenHints(labels, side=4, hidden=8)
+    seen = torch.zeros(1, 16, 8, requires_grad=True)
+    logits = hints.head(seen[:, hints.around].flatten(2))
+    logits.sum().backward()
+    assert seen.grad is not None
+    assert np.flatnonzero(seen.grad[0].abs().sum(1).numpy()).tolist() == tokens
+
+
+def test_tokens_that_are_sure_of_the_right_labels_cost_nothing() -> None:
+    values = np.array([[[1, 1, 1, 1]], [[5, 9, 2, 3]]], np.int64)
+    hints = TokenHints(PlacedLabels(CENTRE, (9, 11, 3, 4), values, WORDS), side=4, hidden=8)
+    for head in (hints.head, hints.word_head):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+    tokens = torch.rand(1, 16, 8)
+    with torch.no_grad():
+        assert float(hints(tokens, np.array([1]))) == pytest.approx(LABEL_GUESS, rel=1e-5)
+        for column in (5, 9 + 9, 9 + 11 + 2, 9 + 11 + 3 + 3):
+            hints.head.bias[column] = 50.0
+        hints.word_head.bias.copy_(torch.tensor([-50.0, 50.0, 50.0]))
+        assert float(hints(tokens, np.array([1]))) == pytest.approx(0, abs=1e-4)
+        wrong = float(hints(tokens, np.array([0])))
+    assert wrong == pytest.approx(PLACE_WEIGHT * 4 * 50 + 3 * 50, rel=1e-3)
 
 
 def test_words_of_a_scene_are_its_ground_shapes_and_colours() -> None:

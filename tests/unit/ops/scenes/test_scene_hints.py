@@ -65,7 +65,8 @@ def test_the_cell_of_a_position_shows_the_object_that_is_there() -> None:
             # Others have holes.
             if drawn.fill != "solid" or drawn.shape == "ring" or drawn.size == "small":
                 continue
-            row, column = divmod(labels.cells[places.index(drawn.position)], SIDE)
+            across, down = labels.places[places.index(drawn.position)]
+            row, column = int(down * SIDE), int(across * SIDE)
             cell = pixels[row * cell_px :, column * cell_px :][:cell_px, :cell_px].reshape(-1, 3)
             distance = np.abs(cell - np.array(COLOURS[drawn.colour])).max(1)
             assert (distance <= 12).mean() > 0.25
