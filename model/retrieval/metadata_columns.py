@@ -63,7 +63,7 @@ class _Grown:
         self.size = end
 
 
-class _Column:
+class _FieldColumn:
     """The values of one kind in one field."""
 
     def __init__(self, kind: str) -> None:
@@ -85,7 +85,7 @@ class MetadataColumns:
     """Metadata of the images of one generation. For one thread."""
 
     def __init__(self) -> None:
-        self._columns: dict[tuple[str, str], _Column] = {}
+        self._columns: dict[tuple[str, str], _FieldColumn] = {}
         """By field and kind."""
         self._slot_of_row = _Grown(np.int32)
         self._row_of_slot = _Grown(np.int32)
@@ -190,7 +190,7 @@ class MetadataColumns:
                     values.append(scalar)
         for key, (rows, values) in entries.items():
             if key not in self._columns:
-                self._columns[key] = _Column(key[1])
+                self._columns[key] = _FieldColumn(key[1])
             column = self._columns[key]
             column.rows.extend(rows)
             column.values.extend([column.stored(value) for value in values])
@@ -241,7 +241,7 @@ def _wanted_by_kind(wanted: AnyOf) -> dict[str, Sequence[Any]]:
     }
 
 
-def _matching(column: _Column, wanted: AnyOf | Range, kind: str) -> BoolArray:
+def _matching(column: _FieldColumn, wanted: AnyOf | Range, kind: str) -> BoolArray:
     """Which (E,) entries of a column match a condition."""
     values = column.values.values
     if isinstance(wanted, Range):
@@ -263,10 +263,12 @@ def _within(values: npt.NDArray[Any], low: Bound | None, high: Bound | None) -> 
     return inside
 
 
-def _compacted(column: _Column, kind: str, chosen: BoolArray, new_rows: IntArray) -> _Column:
+def _compacted(
+    column: _FieldColumn, kind: str, chosen: BoolArray, new_rows: IntArray
+) -> _FieldColumn:
     """A column of the chosen (E,) entries, under the numbers that their rows get."""
     values = column.values.values[chosen]
-    compacted = _Column(kind)
+    compacted = _FieldColumn(kind)
     if kind == "text":
         texts = list(column.codes)
         used, values = np.unique(values, return_inverse=True)

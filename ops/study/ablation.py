@@ -66,7 +66,7 @@ def ablation(sizes: PaperSizes, models: Path, progress: Progress) -> StudyTable:
         for seed in sizes.seeds:
             corpus = prepare_corpus(sizes.scenes(seed), SHIPPED)
             for name, vary in VARIANTS.items():
-                run = _Run.train(SHIPPED, vary(study_profile()), corpus, sizes, seed)
+                run = _AblationRun.train(SHIPPED, vary(study_profile()), corpus, sizes, seed)
                 rows.setdefault(name, []).append(run.figures())
                 if name == _WHOLE:
                     rows.setdefault("without alternates", []).append(run.figures(postings=1))
@@ -75,7 +75,7 @@ def ablation(sizes: PaperSizes, models: Path, progress: Progress) -> StudyTable:
             bare = make_once(models / f"bare-{seed}", partial(_save_bare, seed=seed))
             # Pictures as the bare tower sees them: of stage 0 only encoder and teacher are left.
             blind = prepare_corpus(sizes.scenes(seed), bare)
-            run = _Run.train(bare, study_profile(), blind, sizes, seed)
+            run = _AblationRun.train(bare, study_profile(), blind, sizes, seed)
             rows.setdefault("without stage 0", []).append(run.figures())
             bar.update(1)
             dense = dense_figures(corpus, Asked.of(corpus, sizes))
@@ -94,7 +94,7 @@ def ablation(sizes: PaperSizes, models: Path, progress: Progress) -> StudyTable:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Run:
+class _AblationRun:
     """One variant, trained."""
 
     generation: StudyGeneration
@@ -104,7 +104,7 @@ class _Run:
     @classmethod
     def train(
         cls, base: Path, profile: Profile, corpus: StudyCorpus, sizes: PaperSizes, seed: int
-    ) -> "_Run":
+    ) -> "_AblationRun":
         """Train on the images that come first."""
         numbers = corpus.stream.arrivals(0)
         return cls(train_fully(base, profile, corpus, numbers, seed), corpus, sizes)

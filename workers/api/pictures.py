@@ -37,7 +37,7 @@ _NOT_MODIFIED = 304
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class SentPicture:
     """A picture as it is sent."""
 
     data: bytes
@@ -50,16 +50,16 @@ class SmallPictures:
     def __init__(self, cap_bytes: int = _KEPT_BYTES) -> None:
         self._cap_bytes = cap_bytes
         self._bytes = 0
-        self._pictures: OrderedDict[str, Picture] = OrderedDict()
+        self._pictures: OrderedDict[str, SentPicture] = OrderedDict()
 
-    def find(self, tag: str) -> Picture | None:
+    def find(self, tag: str) -> SentPicture | None:
         """The picture of a tag, if it is kept."""
         found = self._pictures.get(tag)
         if found is not None:
             self._pictures.move_to_end(tag)
         return found
 
-    def keep(self, tag: str, picture: Picture) -> None:
+    def keep(self, tag: str, picture: SentPicture) -> None:
         """Keep a picture; those that were not asked for longest go."""
         if tag in self._pictures:
             return
@@ -140,7 +140,7 @@ def _headers(tag: str) -> dict[str, str]:
     }
 
 
-def _read(store: ImageStore, uri: str, size: int | None) -> Picture:
+def _read(store: ImageStore, uri: str, size: int | None) -> SentPicture:
     try:
         data = store.get(uri)
     except RejectInputError as error:
@@ -148,11 +148,11 @@ def _read(store: ImageStore, uri: str, size: int | None) -> Picture:
             f"the store has lost the picture ({error.code}); ingest the image again", NOT_FOUND
         ) from error
     if size is None:
-        return Picture(data, "image/png")
+        return SentPicture(data, "image/png")
     # The store holds what this project made, and `get` has checked that it is unchanged.
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         smaller = image.convert("RGB")
     smaller.thumbnail((size, size), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     smaller.save(buffer, "JPEG", quality=_QUALITY)
-    return Picture(buffer.getvalue(), "image/jpeg")
+    return SentPicture(buffer.getvalue(), "image/jpeg")

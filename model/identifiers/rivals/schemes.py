@@ -10,7 +10,7 @@ from model.identifiers.rivals.residual import Residual
 from model.identifiers.rivals.scheme import Scheme
 from model.identifiers.rivals.semantic import Semantic
 from model.identifiers.rivals.several import Several
-from model.identifiers.rivals.visual_tokens import VisualTokens
+from model.identifiers.rivals.visual_tokens import TokenToToken
 
 SCHEMES: tuple[Scheme, ...] = (
     Numeric(),
@@ -19,7 +19,7 @@ SCHEMES: tuple[Scheme, ...] = (
     Hierarchy(),
     Atomic(),
     Residual(),
-    VisualTokens(),
+    TokenToToken(),
     Keywords(),
     Decoupled(),
     Several(),

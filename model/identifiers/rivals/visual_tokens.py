@@ -16,7 +16,7 @@ _STARTS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class VisualTokens:
+class TokenToToken:
     """The quarters of a picture in reading order, each by its nearest code."""
 
     name: str = "token-to-token (AVG)"

@@ -10,7 +10,7 @@ from model.identifiers.rivals.residual import Residual, fit_residual
 from model.identifiers.rivals.scheme import Scheme, SchemeImages
 from model.identifiers.rivals.schemes import SCHEMES
 from model.identifiers.rivals.several import Several
-from model.identifiers.rivals.visual_tokens import VisualTokens
+from model.identifiers.rivals.visual_tokens import TokenToToken
 from schemas.records import FloatArray
 
 IMAGES = 90
@@ -57,7 +57,7 @@ def test_no_identifier_is_the_beginning_of_another(scheme: Scheme) -> None:
         assert not any(row[:length] in rows for length in range(1, len(row)))
 
 
-@pytest.mark.parametrize("scheme", [Residual(), Decoupled(), VisualTokens()])
+@pytest.mark.parametrize("scheme", [Residual(), Decoupled(), TokenToToken()])
 def test_a_picture_that_comes_again_gets_the_codes_of_training(scheme: Scheme) -> None:
     fitted = scheme.fit(images(), seed=0)
     assert fitted.assign is not None
