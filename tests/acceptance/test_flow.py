@@ -196,7 +196,7 @@ def test_explaining_an_image_gives_its_identifier_and_a_caption(idle: Home, corp
     ("arguments", "found"),
     [
         (("query", "  "), "the query must not be empty"),
-        (("query", "a circle", "-k", "0"), "k must be between 1 and 100, got 0"),
+        (("query", "a circle", "-k", "0"), "k must be between 1 and 2,000, got 0"),
         (("query", "a circle", "--generation", "7"), "no generation 7"),
         (("ingest",), "give either"),
         (("ingest", "nowhere.jpg"), "does not exist"),
