@@ -37,21 +37,38 @@ def ask(settings: Settings, query: CommandLineQuery) -> JsonObject:
     query = replace(query, text=checked_query(query.text, query.k))
     supervisor = running(settings)
     if supervisor is not None:
-        answer = _ask_worker(supervisor.url, query, settings.access.key_headers())
+        answer = ask_worker(supervisor.url, query, settings.access.key_headers())
         if answer is not None:
             return answer
     return _ask_here(settings, query)
 
 
-def _ask_worker(url: str, query: CommandLineQuery, headers: Mapping[str, str]) -> JsonObject | None:
-    """Return the worker's answer, None when it has not loaded the generation that was named."""
-    request = {
+def ask_worker(url: str, query: CommandLineQuery, headers: Mapping[str, str]) -> JsonObject | None:
+    """Return the worker's answer with all its pages.
+
+    None when it has not loaded the generation that was named.
+    """
+    request: JsonObject = {
         "query": query.text,
         "k": query.k,
         "generation": query.generation,
         "mode": query.mode,
         "filter": query.filter,
     }
+    status, document = _posted(url, request, headers)
+    if query.generation is not None and status == 400:
+        return None
+    answer = _good(status, document)
+    cursor = answer.pop("cursor", None)
+    while cursor:
+        page = _good(*_posted(url, {"cursor": cursor}, headers))
+        answer["results"] += page["results"]
+        cursor = page["cursor"]
+    return answer
+
+
+def _posted(url: str, request: JsonObject, headers: Mapping[str, str]) -> tuple[int, JsonObject]:
+    """The status and the document that the worker answers a request with."""
     try:
         # Not by the proxy of the environment, which would see the key: it is on this machine.
         response = httpx.post(
@@ -63,14 +80,17 @@ def _ask_worker(url: str, query: CommandLineQuery, headers: Mapping[str, str]) -
             f"the query worker at {url} does not answer ({error}); see its log, or restart with"
             " sigma down and sigma up"
         ) from error
-    if response.status_code == 200:
+    return response.status_code, document
+
+
+def _good(status: int, document: JsonObject) -> JsonObject:
+    """The document of a good answer; others are errors."""
+    if status == 200:
         return document
-    if query.generation is not None and response.status_code == 400:
-        return None
     reason = str(document.get("error", document))
-    if response.status_code in (401, 403):
+    if status in (401, 403):
         raise UsageError(f"{reason}; sigma query sends the key of SIGMA_API_KEY")
-    if response.status_code == 429 or response.status_code >= 500:
+    if status == 429 or status >= 500:
         raise RetryLaterError(reason)
     raise UsageError(reason)
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from ops.bench.stub import StubAssigner, shadow_generation
+from ops.query_client import CommandLineQuery, ask_worker
 from tests.api_client import good, opened, path_of, png, refused
 from tests.serving import http_serving
 from tests.stubs import accepted, leave_in
@@ -196,6 +197,16 @@ def turmoil(
         second = shadow_generation(conn)
         CatchUp(conn, generations.get(conn, second), services.store, StubAssigner.of).run()
         generations.promote(conn, second)
+
+
+def test_the_command_line_gets_all_that_it_asks_for(database: str, tmp_path: Path) -> None:
+    with http_serving(opened(database, tmp_path, IMAGES)) as url:
+        for k in (3, 250):
+            answer = ask_worker(url, CommandLineQuery("red", k, None, "fused"), {})
+            assert answer is not None
+            assert [result["rank"] for result in answer["results"]] == list(range(1, k + 1))
+            assert len({result["image_id"] for result in answer["results"]}) == k
+            assert "cursor" not in answer
 
 
 def test_scores_fall_from_page_to_page_as_those_of_one_answer(client: httpx.Client) -> None:
