@@ -358,7 +358,9 @@ def test_events_behind_an_open_transaction_wait_and_that_is_told(
     told = ""
     while "wait for a producer to end its transaction" not in told:
         until(lambda: bool(faust_intake.lags))
-        told += capsys.readouterr().out
+        # A test before may have run a command in this process, whose logs go to standard error.
+        written = capsys.readouterr()
+        told += written.out + written.err
     assert faust_intake.seen == []
     producer.commit_transaction()
     producer.close()
