@@ -21,7 +21,7 @@ from ops.study.paper_sizes import PaperSizes
 from ops.study.shared_models import prepare_corpus
 from ops.study.streams import Stream
 from ops.study.study_config import study_profile
-from ops.study.study_table import Column, Figures, StudyTable
+from ops.study.study_table import Column, Figures, StudyTable, rows_of_seeds
 from schemas.records import IntArray
 from schemas.settings import RetrievalSettings
 
@@ -51,12 +51,8 @@ _PUBLISHED = (
 
 def coldstart(sizes: PaperSizes, progress: Progress) -> StudyTable:
     """Train once for each seed, then index both domains beside what was trained on."""
-    rows: dict[str, list[Figures]] = {}
     with progress("cold starts", len(sizes.seeds)) as bar:
-        for seed in sizes.seeds:
-            for name, figures in _one_seed(sizes, seed).items():
-                rows.setdefault(name, []).append(figures)
-            bar.update(1)
+        rows = rows_of_seeds(sizes.seeds, lambda seed: _one_seed(sizes, seed), bar)
     return StudyTable(
         "coldstart",
         "Images that come without training (section 5)",

@@ -23,7 +23,7 @@ from ops.study.paper_sizes import PaperSizes
 from ops.study.shared_models import prepare_corpus
 from ops.study.study_config import study_profile
 from ops.study.study_corpus import StudyCorpus
-from ops.study.study_table import Column, Figures, StudyTable
+from ops.study.study_table import Column, Figures, StudyTable, rows_of_seeds
 from schemas.settings import RetrievalSettings
 
 # Captions that the models learn of each image; the held-out one makes five.
@@ -65,12 +65,8 @@ SIGMA|77.4|92.5|97.2|49.3|72.6|79.5
 
 def retrieval_table(sizes: PaperSizes, progress: Progress) -> StudyTable:
     """Train for each seed, and ask the later images alone."""
-    rows: dict[str, list[Figures]] = {}
     with progress("test galleries", len(sizes.seeds)) as bar:
-        for seed in sizes.seeds:
-            for name, figures in _one_seed(sizes, seed).items():
-                rows.setdefault(name, []).append(figures)
-            bar.update(1)
+        rows = rows_of_seeds(sizes.seeds, lambda seed: _one_seed(sizes, seed), bar)
     return StudyTable(
         "main",
         "Text-to-image retrieval by the protocol of Table 1",

@@ -1,16 +1,29 @@
 """The table of a study: one row for each variant, its figures over seeds, as Markdown and JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.progress import Bar
 from ops.markdown_table import table_head, table_row
 from ops.study.spread import Spread
 from schemas.records import JsonObject
 
 # Figures of one variant and seed by column; None where it has none.
 Figures = Mapping[str, float | None]
+
+
+def rows_of_seeds(
+    seeds: Sequence[int], run: Callable[[int], Mapping[str, Figures]], bar: Bar
+) -> dict[str, list[Figures]]:
+    """The figures of each variant, seed by seed; `run` gives those of one seed."""
+    rows: dict[str, list[Figures]] = {}
+    for seed in seeds:
+        for name, figures in run(seed).items():
+            rows.setdefault(name, []).append(figures)
+        bar.update(1)
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
