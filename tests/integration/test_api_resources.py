@@ -216,6 +216,9 @@ def test_the_documentation_names_every_operation_and_loads_nothing(client: httpx
     for operation in operations:
         assert operation in page.text
     assert client.get("/redoc").status_code == 404
+    # No key is needed here, so none is described.
+    assert "securitySchemes" not in described["components"]
+    assert "security" not in described["paths"]["/v1/query"]["post"]
 
 
 def test_unknown_and_repeated_parameters_are_refused(client: httpx.Client) -> None:

@@ -1,5 +1,6 @@
 """Filters from arrival to answer: over HTTP, while images come, change and go."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api_client import good, png, refused
 from tests.line import Line, open_line
 from tests.serving import http_serving, until
 from workers.repository.connection import Connection
@@ -74,3 +76,36 @@ def test_a_filter_that_is_wrong_is_one_sentence(line: Line) -> None:
             answer = httpx.post(f"{url}/v1/query", json=body, timeout=30)
             assert answer.status_code == status
             assert message in answer.text.replace("\\", "")
+        batch = {"queries": [{"query": "a"}, {"cursor": "AA", "filter": {"not": {}}}]}
+        answer = httpx.post(f"{url}/v1/query/batch", json=batch, timeout=30)
+        assert answer.status_code == 400
+        assert "queries/1: filter/not must have and, or, not, or a field" in answer.text
+
+
+def test_uploads_carry_metadata_and_ask_with_filters(line: Line) -> None:
+    line.arrive("blue", metadata={"colour": "blue"})
+    line.run()
+    picture = {"content": png(), "headers": {"content-type": "image/png"}}
+    with http_serving(line.services) as url, httpx.Client(base_url=url, timeout=30) as client:
+        red = {"metadata": json.dumps({"colour": "red"})}
+        assert client.put("/v1/images/red", params=red, **picture).status_code == 202
+        line.run()
+        body = {"query": "a", "filter": RED}
+
+        def found() -> list[dict[str, Any]]:
+            return list(good(client.post("/v1/query", json=body))["results"])
+
+        until(lambda: found(), "the upload is followed")
+        answer = good(client.post("/v1/query", params={"filter": json.dumps(RED)}, **picture))
+        assert [result["image_id"] for result in answer["results"]] == ["red"]
+        assert answer["results"][0]["metadata"] == {"colour": "red"}
+        for params, status in (
+            ({"filter": "{"}, 422),
+            ({"filter": '{"field": "colour"}'}, 400),
+        ):
+            refused(client.post("/v1/query", params=params, **picture), status)
+        for metadata, status in (("{", 422), ("[]", 400), ('{"a": {}}', 400)):
+            params = {"metadata": metadata}
+            refused(client.put("/v1/images/red", params=params, **picture), status)
+        told = client.put("/v1/images/red", params=red, json={"uri": "file:///a.png"})
+        assert "must be in its body" in refused(told, 400)

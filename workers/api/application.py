@@ -15,6 +15,7 @@ from workers.api.generations import generation_router
 from workers.api.health import health_router
 from workers.api.identifiers import identifier_router
 from workers.api.images import image_router
+from workers.api.parts import add_parts
 from workers.api.pictures import picture_router
 from workers.api.queries import query_router
 from workers.api.reports import report_router
@@ -56,8 +57,10 @@ def application(context: ApiContext) -> FastAPI:
         health_router(context),
     ):
         app.include_router(router)
-    if not context.links.signed:
-        _forget_keys(app)
     add_documentation(app)
     add_refusals(app)
+    # Once all addresses are there: the application describes itself anew after each.
+    add_parts(app)
+    if not context.links.signed:
+        _forget_keys(app)
     return app

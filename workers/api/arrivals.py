@@ -25,6 +25,7 @@ from workers.api.context import ApiContext
 from workers.api.image_ids import ImageId
 from workers.api.images import ACCEPTED, ArrivalAnswer
 from workers.api.json_body import BodyForm
+from workers.api.parts import METADATA, json_of, json_parameter, part
 from workers.api.uploads import (
     PICTURE_TYPES,
     Uploads,
@@ -53,6 +54,12 @@ _OK = 200
 
 _NO_NUL: Final = r"^[^\u0000]*$"
 
+# Parameters of the address.
+_OF_UPLOADS = ("caption", "version", "metadata")
+_PARAMETERS = ("wait", *_OF_UPLOADS)
+
+_METADATA: Final = json_parameter("metadata", METADATA, "of uploaded bytes")
+
 # What ends the name of a stored upload, by its content type; what it really is, its bytes say.
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 
@@ -79,9 +86,9 @@ class ArrivalRequest(BaseModel):
     test_captions: Captions = Field(default_factory=list)
     split: Annotated[str | None, Field(pattern=_NO_NUL)] = None
     version: Annotated[int | None, Field(ge=1, le=_MOST_VERSION)] = None
-    metadata: dict[str, Any] = Field(
-        default_factory=dict, description="what filters may ask for", examples=[{"year": 2026}]
-    )
+    metadata: Annotated[
+        dict[str, Any], Field(description="what filters may ask for"), part(METADATA)
+    ] = Field(default_factory=dict)
 
 
 # What can be asked of an image that was put.
@@ -196,6 +203,8 @@ def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
         request: Request, image_id: str, captions: list[str], version: int | None
     ) -> WantedArrival:
         content_type = request.headers.get("content-type", "")
+        told = json_of(request, "metadata", '{"year": 2026}')
+        metadata = checked_metadata({} if told is None else told)
         async with uploads.place():
             data = await uploads.read(request)
 
@@ -206,7 +215,9 @@ def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
 
             uri = await context.calls.run(stored)
         checksum = hashlib.sha256(data).hexdigest()
-        return WantedArrival(image_id, uri, tuple(captions), version=version, checksum=checksum)
+        return WantedArrival(
+            image_id, uri, tuple(captions), version=version, checksum=checksum, metadata=metadata
+        )
 
     async def announced(request: Request, image_id: str) -> WantedArrival:
         content_type = request.headers.get("content-type")
@@ -229,13 +240,13 @@ def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
         response_model=ArrivalAnswer,
         status_code=ACCEPTED,
         summary="Publish an image: its bytes, or its address and captions in JSON",
-        dependencies=[KEYED, only("wait", "caption", "version", repeated=("caption",))],
+        dependencies=[KEYED, only(*_PARAMETERS, repeated=("caption",))],
         responses={
             _OK: {"model": ArrivalAnswer, "description": "searchable", "links": _LINKS},
             ACCEPTED: {"model": ArrivalAnswer, "description": "on its way", "links": _LINKS},
             **refusals(404, body=True),
         },
-        openapi_extra={"requestBody": _bodies()},
+        openapi_extra={"requestBody": _bodies(), "parameters": [_METADATA]},
     )
     async def put(
         request: Request,
@@ -254,7 +265,7 @@ def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
         if is_picture(request.headers.get("content-type")):
             wanted = await upload(request, image_id, caption or [], version)
         else:
-            refuse_parameters(caption, version)
+            refuse_parameters(request)
             wanted = await announced(request, image_id)
         token = await context.calls.write(
             lambda conn: publish_arrival(conn, services.open_log, wanted)
@@ -269,11 +280,12 @@ def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
     return router
 
 
-def refuse_parameters(caption: list[str] | None, version: int | None) -> None:
-    """`RejectInputError` where captions and version of JSON are in the address."""
-    if caption is not None or version is not None:
+def refuse_parameters(request: Request) -> None:
+    """`RejectInputError` where what belongs into the body of JSON is in the address."""
+    if any(name in request.query_params for name in _OF_UPLOADS):
         raise RejectInputError(
-            "bad-request", "captions and version of an image in JSON must be in its body; move them"
+            "bad-request",
+            f"{', '.join(_OF_UPLOADS)} of an image in JSON must be in its body; move them",
         )
 
 

@@ -6,11 +6,12 @@ Whatever is wrong is refused with one short sentence, which quotes at most a few
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import UsageError
+from schemas.filter_schema import reference
 from schemas.records import JsonObject
 from stream.images.redaction import printable
 
@@ -19,6 +20,10 @@ _QUOTED_LETTERS = 80
 
 UNPROCESSABLE = 422
 UNSUPPORTED_MEDIA_TYPE = 415
+
+# In a model's schema: the name of a part of the description (`workers.api.parts`). pydantic takes
+# no reference to what is no model.
+PART: Final = "$part"
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -48,7 +53,7 @@ class BodyForm(Generic[B]):
                 f"the content type must be application/json, got {quoted(content_type)}; change it",
                 UNSUPPORTED_MEDIA_TYPE,
             )
-        return self.check(_parse_json(body, self.example))
+        return self.check(parse_json(body, "the body", self.example))
 
     def check(self, document: object) -> B:
         """Read a document that was parsed."""
@@ -98,6 +103,8 @@ def _inlined(schema: Any, parts: JsonObject) -> Any:
         return schema
     if "$ref" in schema:
         return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
+    if PART in schema:
+        return reference(schema[PART])
     return {name: _inlined(value, parts) for name, value in schema.items()}
 
 
@@ -107,12 +114,13 @@ def is_json(content_type: str) -> bool:
     return media_type == "application/json" or media_type.endswith("+json")
 
 
-def _parse_json(body: bytes, example: str) -> Any:
+def parse_json(data: bytes, what: str, example: str) -> Any:
+    """Read JSON strictly; `RequestRefusedError` says where `what` is none."""
     try:
-        text = body.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestRefusedError(
-            f"the body must be JSON in UTF-8, got other bytes at position {error.start}; encode it"
+            f"{what} must be JSON in UTF-8, got other bytes at position {error.start}; encode it"
         ) from None
     try:
         return json.loads(
@@ -123,17 +131,17 @@ def _parse_json(body: bytes, example: str) -> Any:
         )
     except json.JSONDecodeError as error:
         raise RequestRefusedError(
-            f"the body must be JSON such as {example}, got something else at line {error.lineno},"
+            f"{what} must be JSON such as {example}, got something else at line {error.lineno},"
             f" column {error.colno}"
         ) from None
     except RecursionError:
         raise RequestRefusedError(
-            f"the body must be JSON such as {example}, got one that is nested too deep"
+            f"{what} must be JSON such as {example}, got one that is nested too deep"
         ) from None
     except ValueError:
         # Python reads no whole number of more than a few thousand digits.
         raise RequestRefusedError(
-            "the body must hold numbers of a few digits, got one of thousands; shorten it"
+            f"{what} must hold numbers of a few digits, got one of thousands; shorten it"
         ) from None
 
 
@@ -144,9 +152,7 @@ def _number(text: str) -> int | float:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise RequestRefusedError(
-        f"the body must be JSON, which has no {name}; give a number, or leave the field out"
-    )
+    raise RequestRefusedError(f"JSON has no {name}; give a number, or leave the field out")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,7 +163,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, _ in pairs:
         if name in seen:
             raise RequestRefusedError(
-                f"the body must name each field once, got {quoted(name)} twice; drop one"
+                f"JSON must name each field once, got {quoted(name)} twice; drop one"
             )
         seen.add(name)
     return document

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -9,13 +10,14 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import RejectInputError, SigmaError, UsageError
-from schemas.filters import Filter
+from schemas.filters import Filter, FilterError, parse_filter
 from schemas.records import ByteArray, JsonObject
 from stream.images.decode_protocol import LONGEST_SIDE
 from workers.api.addresses import BATCH_PATH, QUERY_PATH
 from workers.api.answers import KEYED, NOT_FOUND, links_to, only, refusals
 from workers.api.context import ApiContext
 from workers.api.json_body import BodyForm, RequestRefusedError
+from workers.api.parts import FILTER, json_of, json_parameter
 from workers.api.query_cursors import QueryCursor, expired, seal, unseal
 from workers.api.query_pages import next_page
 from workers.api.uploads import PICTURE_TYPES, Uploads, decoded, is_picture
@@ -54,6 +56,9 @@ _BATCH_BYTES = MOST_QUERIES * MAX_BODY_BYTES
 DEFAULT_RESULTS = 10
 
 _GOOD = 200
+
+_FILTER: Final = json_parameter("filter", FILTER, "of an uploaded picture; else in the body")
+_FILTER_EXAMPLE: Final = '{"field": "year", "gte": 2020}'
 
 # What can be asked of the best image of an answer.
 _LINKS: Final = links_to(
@@ -302,6 +307,15 @@ def _bodies() -> JsonObject:
     return {"required": True, "content": content}
 
 
+def require_filters(queries: Sequence[QueryRequest]) -> None:
+    """`FilterError` for a filter that is not of the grammar, whatever else is with its query."""
+    for number, query in enumerate(queries):
+        try:
+            _ = query.wanted
+        except FilterError as error:
+            raise FilterError(f"queries/{number}: {error}") from None
+
+
 def query_router(context: ApiContext) -> APIRouter:
     """The addresses of queries."""
     router = APIRouter(tags=["queries"])
@@ -314,9 +328,9 @@ def query_router(context: ApiContext) -> APIRouter:
         operation_id="query",
         response_model=QueryResponse,
         summary="Find images by a text, a stored image or an uploaded picture",
-        dependencies=[KEYED, only("k", "generation", "explain")],
+        dependencies=[KEYED, only("k", "generation", "explain", "filter")],
         responses={_GOOD: {"links": _LINKS}, **refusals(404, 410, body=True)},
-        openapi_extra={"requestBody": _bodies()},
+        openapi_extra={"requestBody": _bodies(), "parameters": [_FILTER]},
     )
     async def query(
         request: Request,
@@ -335,11 +349,13 @@ def query_router(context: ApiContext) -> APIRouter:
             if request.query_params:
                 raise UsageError("the parameters of a query in JSON must be in its body; move them")
             return await desk.answer(QUERY_FORM.parse(content_type, body), request)
+        told = json_of(request, "filter", _FILTER_EXAMPLE)
+        wanted = None if told is None else parse_filter(told)
         async with uploads.place():
             data = await uploads.read(request)
             pixels = await context.calls.run(lambda: decoded(context.decoder, data, LONGEST_SIDE))
         subject = QuerySubject("", QueryPicture(None, pixels))
-        options = QueryOptions(k or DEFAULT_RESULTS, generation, "fused", explain)
+        options = QueryOptions(k or DEFAULT_RESULTS, generation, "fused", explain, wanted)
         return await desk.answer_subject(subject, options, request)
 
     @router.post(
@@ -359,6 +375,7 @@ def query_router(context: ApiContext) -> APIRouter:
     async def batch(request: Request) -> JsonObject:
         body = await read_body(request, _BATCH_BYTES)
         wanted = _BATCH_FORM.parse(request.headers.get("content-type"), body).queries
+        require_filters(wanted)
         # The first is counted with the request.
         wait_s = request.state.charge(len(wanted) - 1)
         if wait_s:

@@ -8,6 +8,7 @@ from pydantic.json_schema import SkipJsonSchema
 from schemas.filters import Filter, parse_filter
 from stream.manifest import MAX_ID_LENGTH
 from workers.api.json_body import BodyForm
+from workers.api.parts import FILTER, part
 from workers.query.query_text import MAX_QUERY_LETTERS, MAX_RESULTS, PAGE_RESULTS
 
 # Bytes of a body. The longest query, every letter of it escaped as two halves, takes 24 kB, the
@@ -100,10 +101,8 @@ class QueryRequest(BaseModel):
     ] = "fused"
     filter: Annotated[
         dict[str, Any] | None,
-        Field(
-            description="only images whose metadata match: a condition, or and, or, not of some",
-            examples=[{"field": "year", "gte": 2020}],
-        ),
+        Field(description="only images whose metadata match"),
+        part(FILTER, or_null=True),
     ] = None
     explain: Annotated[
         bool, Field(description="with the leaves that were reached and each result's cosine")
