@@ -104,13 +104,13 @@ def _posted(engine: ModelEngine, postings: PostingRows) -> Iterator[None]:
     """Let the engine search a trie of these postings for as long as the block runs."""
     # The engine is this command's own: no query worker searches it meanwhile.
     kept = engine.trie
-    engine.trie = Trie(engine.shape, engine.decoder.device)
+    engine.index.trie = Trie(engine.shape, engine.decoder.device)
     slots = engine.gallery.slots(postings.image_keys)
-    engine.trie.insert(postings.leaves, slots, postings.weights, postings.suffixes)
+    engine.index.trie.insert(postings.leaves, slots, postings.weights, postings.suffixes)
     try:
         yield
     finally:
-        engine.trie = kept
+        engine.index.trie = kept
 
 
 def _recall_of(

@@ -98,7 +98,7 @@ def _good(status: int, document: JsonObject) -> JsonObject:
 def _ask_here(settings: Settings, query: CommandLineQuery) -> JsonObject:
     """Load the generation into this process and search it."""
     wanted = None if query.filter is None else parse_filter(query.filter)
-    from workers.query.searcher import live_generation, open_searcher
+    from workers.query.loading import live_generation, open_searcher
 
     with open_services(settings) as services, services.connect("query") as conn:
         migrate(conn)

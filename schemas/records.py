@@ -20,6 +20,9 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 ByteArray = npt.NDArray[np.uint8]
 
+# Arrays of any types by name: all that a part of an index holds.
+NamedArrays = dict[str, npt.NDArray[Any]]
+
 
 # Times that every session of PostgreSQL can store and give back: a day inside the years 1 to 9999,
 # so that no time zone (at most 16 hours in PostgreSQL) moves them beyond what Python can hold.

@@ -6,6 +6,7 @@ device, so the allowed children of all beams are one gather, and an insert or de
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -53,6 +54,15 @@ class Branches:
             prefixes = torch.from_numpy(changed // leaves_per_prefix).to(table.device)
             change = torch.full_like(prefixes, sign, dtype=torch.int32)
             table.index_add_(0, prefixes, change)
+
+    def restore(self, load: npt.NDArray[np.int32]) -> None:
+        """Take over the (leaves,) postings of each leaf that other branches had in `load`."""
+        self.load[:] = load
+        occupied = load > 0
+        self.leaves = int(occupied.sum())
+        for level, table in enumerate(self._below):
+            below = occupied.reshape(self.shape.prefixes(level), -1).sum(axis=1, dtype=np.int32)
+            table.copy_(torch.from_numpy(below))
 
     def children(self, level: int, prefixes: Tensor) -> Tensor:
         """Occupied leaves below each child of prefixes of length `level`.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from schemas.identifiers import LEVELS, IdentifierShape
-from schemas.records import FloatArray, IntArray
+from schemas.records import FloatArray, IntArray, NamedArrays
 
 # Numbers of a level, 256 MiB: deeper levels than that are not guided.
 _MOST_NUMBERS = 1 << 26
@@ -48,6 +48,20 @@ class PrefixMeans:
             # In place: a captured search reads the tables where they are.
             sums.index_add_(0, rows, torch.from_numpy(vectors).to(sums.device), alpha=sign)
             counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float32), alpha=sign)
+
+    def to_arrays(self) -> NamedArrays:
+        """All that it holds, for `restore`."""
+        arrays: NamedArrays = {}
+        for level, (sums, counts) in enumerate(zip(self._sums, self._counts, strict=True)):
+            arrays[f"sums_{level}"] = sums.cpu().numpy()
+            arrays[f"counts_{level}"] = counts.cpu().numpy()
+        return arrays
+
+    def restore(self, arrays: NamedArrays) -> None:
+        """Take over what other means of this shape and width held."""
+        for level, (sums, counts) in enumerate(zip(self._sums, self._counts, strict=True)):
+            sums.copy_(torch.tensor(arrays[f"sums_{level}"]))
+            counts.copy_(torch.tensor(arrays[f"counts_{level}"]))
 
     def promise(self, level: int, prefixes: Tensor, queries: Tensor) -> Tensor | None:
         """Cosine (B, W) that the best image below each of (B, W) prefixes is expected to have.

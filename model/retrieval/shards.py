@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
+from schemas.records import BoolArray, FloatArray, HalfArray, IntArray, NamedArrays
 
 Int32Array = npt.NDArray[np.int32]
 Leaf16Array = npt.NDArray[np.uint16]
@@ -117,6 +117,37 @@ class Shards:
         )
         by_shard = self._ends.nbytes + self._holes.nbytes + self._tail_sizes.nbytes
         return bases + tails + by_shard
+
+    def to_arrays(self) -> NamedArrays:
+        """All that it holds, for `restore`."""
+        return {
+            "ends": self._ends,
+            "holes": self._holes,
+            "base_sizes": np.array([len(base) for base in self._owners], np.int32),
+            "owners": np.concatenate(self._owners),
+            "weights": np.concatenate(self._weights),
+            "tail_sizes": self._tail_sizes,
+            "tail_places": self._tail_places,
+            "tail_owners": self._tail_owners,
+            "tail_weights": self._tail_weights,
+        }
+
+    def restore(self, arrays: NamedArrays) -> None:
+        """Take over what other shards of as many leaves held."""
+        for name in ("ends", "tail_places"):
+            own = getattr(self, f"_{name}").shape
+            if arrays[name].shape != own:
+                raise ValueError(f"{name} must have shape {own}, got {arrays[name].shape}")
+        self._ends = arrays["ends"].copy()
+        self._holes = arrays["holes"].copy()
+        ends = np.cumsum(arrays["base_sizes"])[:-1]
+        # Copies: a view of one shard would keep the bases of all of them in memory.
+        self._owners = [base.copy() for base in np.split(arrays["owners"], ends)]
+        self._weights = [base.copy() for base in np.split(arrays["weights"], ends)]
+        self._tail_sizes = arrays["tail_sizes"].copy()
+        self._tail_places = arrays["tail_places"].copy()
+        self._tail_owners = arrays["tail_owners"].copy()
+        self._tail_weights = arrays["tail_weights"].copy()
 
     def shard_of(self, leaves: IntArray) -> IntArray:
         """The (P,) shards of leaves."""

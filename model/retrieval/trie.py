@@ -19,7 +19,7 @@ from model.retrieval.branches import Branches
 from model.retrieval.shards import SLOT_LIMIT, Found, Reached, Shards, runs
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
-from schemas.records import BoolArray, FloatArray, IntArray
+from schemas.records import BoolArray, FloatArray, IntArray, NamedArrays
 
 # In place of a suffix: the posting is an alternate.
 ALTERNATE = -1
@@ -67,6 +67,31 @@ class Trie:
     def nbytes(self) -> int:
         """Bytes of postings and slots; branches, which do not grow with images, are not counted."""
         return self._shards.nbytes + self._shards_of.nbytes + self._suffixes.nbytes
+
+    @property
+    def postings(self) -> int:
+        """Postings of all images."""
+        return int(self.branches.load.sum())
+
+    def to_arrays(self) -> NamedArrays:
+        """All that it holds, for `restore`."""
+        return {
+            "load": self.branches.load,
+            "primary_load": self.primaries.load,
+            "shards_of": self._shards_of,
+            "suffixes": self._suffixes,
+            **self._shards.to_arrays(),
+        }
+
+    def restore(self, arrays: NamedArrays, images: int) -> None:
+        """Take over what another trie of this shape held, which had so many images."""
+        self._shards.restore(arrays)
+        self.branches.restore(arrays["load"])
+        self.primaries.restore(arrays["primary_load"])
+        # Copies: they grow in place.
+        self._shards_of = arrays["shards_of"].copy()
+        self._suffixes = arrays["suffixes"].copy()
+        self.images = images
 
     def insert(
         self,

@@ -88,6 +88,10 @@ def _compare(options: Namespace) -> Sequence[Comparison]:
             from ops.bench.residents import DEFAULT_ENCODER, residents
 
             return residents(options.encoder or DEFAULT_ENCODER, options.seed)
+        case "scale":
+            from ops.bench.scale import DEFAULT_IMAGES, scale
+
+            return scale(options.images or DEFAULT_IMAGES, options.seed)
         case "steady":
             from ops.bench.steady import steady
 

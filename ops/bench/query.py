@@ -110,7 +110,7 @@ def _add_embeddings(engine: ModelEngine, images: int, width: int, rng: np.random
     for start in range(0, images, _CHUNK_IMAGES):
         chunk = keys[start : start + _CHUNK_IMAGES]
         vectors = rng.standard_normal((len(chunk), width)).astype(np.float32)
-        engine.add_embeddings(_embedding_rows(chunk, vectors))
+        engine.index.add_embeddings(_embedding_rows(chunk, vectors))
 
 
 def _embedding_rows(keys: IntArray, vectors: FloatArray) -> EmbeddingRows:

@@ -14,7 +14,8 @@ from schemas.records import ByteArray, FloatArray
 from workers.query import http
 from workers.query.engine import QueryEngine
 from workers.query.gallery import Gallery
-from workers.query.searcher import Searcher, follow
+from workers.query.loading import follow
+from workers.query.searcher import Searcher
 from workers.query.trie_engine import TrieEngine
 from workers.query.updates import LoadSearcher
 from workers.repository.generations import Generation

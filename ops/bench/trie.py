@@ -25,8 +25,8 @@ SHAPE = IdentifierShape((64, 32, 16, 32), 64)
 # Images, without `--images`.
 SIZES = (50_000, 1_000_000)
 
-# Postings of an image, the default of `SIGMA_POSTINGS`.
-_POSTINGS = 3
+# Postings of an image, the default of `SIGMAPOSTINGS`.
+POSTINGS = 3
 
 # Images that are loaded at a time, which bounds memory.
 _CHUNK_IMAGES = 1_000_000
@@ -72,8 +72,8 @@ class SkewedPostings:
 
     def insert(self, live: Trie, first: int, count: int) -> Callable[[], None]:
         """Prepare the insert of `count` images from slot `first` on."""
-        slots = np.repeat(np.arange(first, first + count), _POSTINGS)
-        ranks = np.tile(np.arange(_POSTINGS), count)
+        slots = np.repeat(np.arange(first, first + count), POSTINGS)
+        ranks = np.tile(np.arange(POSTINGS), count)
         weights = (-1.5 * ranks * self._rng.random(len(ranks))).astype(np.float32)
         suffixes = np.where(ranks == 0, slots % SHAPE.suffixes, ALTERNATE)
         return partial(live.insert, self.leaves(len(ranks)), slots, weights, suffixes)
@@ -87,8 +87,8 @@ def trie(seed: int, sizes: Sequence[int] = SIZES) -> list[Comparison]:
         live = Trie(SHAPE)
         for first in range(0, size, _CHUNK_IMAGES):
             postings.insert(live, first, min(_CHUNK_IMAGES, size - first))()
-        leaves = postings.leaves(size * _POSTINGS)
-        slots = np.arange(len(leaves)) // _POSTINGS
+        leaves = postings.leaves(size * POSTINGS)
+        slots = np.arange(len(leaves)) // POSTINGS
         rebuild_ms = np.median(
             _milliseconds([partial(FrozenTrie, SHAPE, leaves, slots)] * _REBUILDS)
         )

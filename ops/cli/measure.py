@@ -25,6 +25,7 @@ BENCHMARKS = (
     "gpu",
     "residents",
     "filter",
+    "scale",
 )
 
 # Where the page of all corpora is, in a checkout of this repository.
@@ -76,7 +77,8 @@ def _add_bench(add: AddCommand) -> None:
         "--images",
         type=int,
         metavar="N",
-        help="fuzz: how many mutated images (default 2000); stream: of the runbook; trie: its size",
+        help="fuzz: how many mutated images (default 2000); stream: of the runbook; trie and scale:"
+        " their size",
     )
     bench_command.add_argument(
         "--files", type=Path, metavar="FOLDER", help="fuzz: further image files to mutate"

@@ -54,7 +54,7 @@ def _report_recall(options: Namespace, opened: Services, conn: Connection) -> No
     if options.out is None and not options.json:
         comparison = GenerationComparison(why="Not asked for.")
     else:
-        from workers.query.searcher import open_searcher
+        from workers.query.loading import open_searcher
 
         limit_threads(opened.settings)
         comparison = compare_generations(conn, lambda generation: open_searcher(opened, generation))

@@ -112,7 +112,7 @@ def evaluate(options: Namespace, settings: Settings) -> int:
     """`sigma evaluate`"""
     from ops.cli.progress_bar import bar
     from ops.evaluation import evaluate as run_evaluation
-    from workers.query.searcher import live_generation, open_searcher
+    from workers.query.loading import live_generation, open_searcher
 
     entries = entries_of(options.manifest, options.split)
     with open_services(settings) as services, open_database(services, "evaluate") as conn:
@@ -135,7 +135,7 @@ def evaluate(options: Namespace, settings: Settings) -> int:
 
 def explain(options: Namespace, settings: Settings) -> int:
     """`sigma explain`"""
-    from workers.query.searcher import live_generation
+    from workers.query.loading import live_generation
 
     with open_services(settings) as services, open_database(services, "explain") as conn:
         generation = live_generation(conn, options.generation)

@@ -20,7 +20,7 @@ from schemas.errors import UsageError, WorkFailedError
 from schemas.records import JsonObject, ManifestEntry
 from schemas.settings import Settings
 from stream.manifest import read_manifest
-from workers.query.searcher import live_generation, open_searcher
+from workers.query.loading import live_generation, open_searcher
 from workers.repository.connection import migrate
 from workers.runtime.services import Services
 from workers.trainer.request import TrainRequest

@@ -97,7 +97,7 @@ class CandidatePromoter:
 
         def open_generation(generation: Generation) -> "Searcher[QueryEngine]":
             # Imported here: it loads PyTorch, which listing generations does without.
-            from workers.query.searcher import open_searcher
+            from workers.query.loading import open_searcher
 
             return open_searcher(services, generation, engine="torch")
 

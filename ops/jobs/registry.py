@@ -209,7 +209,7 @@ def _searcher_opener(services: Services) -> "OpenSearcher":
 
     def open_generation(generation: Generation) -> "Searcher[QueryEngine]":
         # Imported here: it loads PyTorch, which listing jobs and jobs without a model do without.
-        from workers.query.searcher import open_searcher
+        from workers.query.loading import open_searcher
 
         return open_searcher(services, generation)
 

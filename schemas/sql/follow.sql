@@ -1,11 +1,7 @@
 -- name: current_snapshot
 -- What this transaction can see: the boundary between what a follower has read and what is still
--- to come.
-SELECT pg_current_snapshot()::text;
-
--- name: epoch
--- Rises when the database was restored: what a follower has read is of another time then.
-SELECT number FROM epoch;
+-- to come. The epoch rises when the database was restored: what was read is of another time then.
+SELECT pg_current_snapshot()::text, number, cluster, clock_timestamp() FROM epoch;
 
 -- name: copy_postings
 -- All postings of a generation, binary; suffix -1 marks an alternate, so that all rows have the

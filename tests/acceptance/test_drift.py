@@ -6,7 +6,7 @@ from ops.embedded.database import open_services
 from ops.jobs.drift_report import novel_recall
 from schemas.settings import Settings
 from tests.acceptance.conftest import TRAINED, Home
-from workers.query.searcher import open_searcher
+from workers.query.loading import open_searcher
 from workers.repository.connection import fetch_rows
 from workers.repository.generations import live
 

@@ -21,7 +21,7 @@ from tests.captioner_checkpoints import blip, talking_qwen
 from tests.integration.small_training import fill, profile_of_tests, request, tiny_services
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
-from workers.query.searcher import live_generation, open_searcher
+from workers.query.loading import live_generation, open_searcher
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.stored_images import images_by_id

@@ -32,7 +32,7 @@ from tests.integration.small_training import LENIENT, fill, tiny_services
 from tests.unit.model.conftest import TEXTS
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
-from workers.query.searcher import live_generation, open_searcher
+from workers.query.loading import live_generation, open_searcher
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.runtime.services import Services

@@ -19,7 +19,7 @@ from tests.unit.model.conftest import TEXTS
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.generations.model_assigner import load_generation_checkpoint
-from workers.query.searcher import live_generation, open_searcher
+from workers.query.loading import live_generation, open_searcher
 from workers.repository.connection import Connection
 from workers.repository.stored_images import images_by_id, images_by_key
 from workers.repository.training_data import embeddings_of

@@ -16,8 +16,8 @@ from schemas.records import ManifestEntry
 from tests.integration.small_training import fill, profile_of_tests, request, tiny_services
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
+from workers.query.loading import live_generation, open_searcher
 from workers.query.residents import searcher_loader
-from workers.query.searcher import live_generation, open_searcher
 from workers.repository.connection import Connection
 from workers.trainer.trainer import train
 

@@ -10,7 +10,7 @@ from tests.integration.small_training import fill, request, tiny_services
 from tests.unit.model.conftest import TEXTS
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
-from workers.query.searcher import live_generation, open_searcher
+from workers.query.loading import live_generation, open_searcher
 from workers.repository.connection import Connection
 from workers.trainer.trainer import train
 

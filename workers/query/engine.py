@@ -12,7 +12,7 @@ from schemas.filters import Filter
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray, FloatArray, IntArray
 from schemas.settings import RetrievalSettings
-from workers.repository.follower import Changes, EmbeddingRows
+from workers.repository.follower import Changes
 
 if TYPE_CHECKING:
     from model.network.encoder import Encoder
@@ -77,10 +77,6 @@ class QueryEngine(Protocol):
     @property
     def accelerated(self) -> bool:
         """Whether vLLM decodes."""
-        ...
-
-    def add_embeddings(self, rows: EmbeddingRows) -> None:
-        """Take a chunk of ranking embeddings, before the postings that need them."""
         ...
 
     def apply(self, changes: Changes) -> IntArray:

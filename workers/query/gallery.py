@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from model.retrieval.shards import Int32Array
-from schemas.records import HalfArray, IntArray
+from schemas.records import HalfArray, IntArray, NamedArrays
 from workers.query.slot_map import SlotMap
 
 # Factor by which the file grows. It has holes until rows are written, so this costs no space.
@@ -36,11 +36,14 @@ class Gallery:
     def __init__(self, file: BinaryIO) -> None:
         """Take over an empty file, open for reading and writing."""
         self._file = file
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all images."""
         self._slots = SlotMap()
         self._capacity = 0
-        self._keys: IntArray = np.zeros(0, dtype=np.int64)
-        """(capacity,) a view of the file, as the next one."""
-        self._rows: HalfArray = np.zeros((0, 0), dtype=np.float16)
+        self._table = np.zeros(0, _row(0))
+        """(capacity,) the file"""
         self._free = array("i")
         """Slots below `size` that no image has."""
         self._newest: IntArray = np.zeros(0, dtype=np.int64)
@@ -93,6 +96,30 @@ class Gallery:
         while len(self._removed) > _MOST_REMOVED:
             self._removed.popitem(last=False)
 
+    def to_arrays(self) -> NamedArrays:
+        """All that it holds, for `restore`."""
+        return {
+            "rows": self._table[: self.size],
+            "free": np.array(self._free, np.int32),
+            "newest": self._newest,
+            "removed": np.fromiter(self._removed, np.int64, len(self._removed)),
+        }
+
+    def restore(self, arrays: NamedArrays) -> None:
+        """Take over what another gallery held; this one is empty."""
+        rows = arrays["rows"]
+        if len(rows):
+            self.size = len(rows)
+            self._reserve(self.size, rows.dtype["embedding"].shape[0])
+            self._table[: self.size] = rows
+        taken = np.ones(self.size, np.bool_)
+        taken[arrays["free"]] = False
+        slots = np.flatnonzero(taken)
+        self._slots.add(self._keys[slots], slots)
+        self._free.extend(arrays["free"].tolist())
+        self._newest = arrays["newest"].copy()
+        self._removed.update(dict.fromkeys(arrays["removed"].tolist()))
+
     def slots(self, keys: IntArray) -> IntArray:
         """Return the (N,) slots of image keys, -1 for unknown ones."""
         return self._slots.get(keys)
@@ -108,8 +135,7 @@ class Gallery:
     def close(self) -> None:
         """Free the file."""
         # The mapping goes first: a file with a mapping keeps its space.
-        self._keys = np.zeros(0, dtype=np.int64)
-        self._rows = np.zeros((0, 0), dtype=np.float16)
+        self._table = np.zeros(0, _row(0))
         self._file.close()
 
     def _store(self, keys: IntArray, embeddings: HalfArray) -> None:
@@ -133,9 +159,23 @@ class Gallery:
         if rows <= self._capacity:
             return
         self._capacity = max(_MIN_ROWS, rows, int(self._capacity * _GROWTH))
-        row = np.dtype([("key", np.int64), ("embedding", np.float16, (width,))])
+        row = _row(width)
         self._file.truncate(self._capacity * row.itemsize)
         # Views of the old mapping stay valid: the file only grows, and they keep the mapping alive.
-        table = np.memmap(self._file, dtype=row, mode="r+", shape=(self._capacity,))
-        self._keys = table["key"]
-        self._rows = table["embedding"]
+        self._table = np.memmap(self._file, dtype=row, mode="r+", shape=(self._capacity,))
+
+    @property
+    def _keys(self) -> IntArray:
+        """(capacity,) a view of the file."""
+        keys: IntArray = self._table["key"]
+        return keys
+
+    @property
+    def _rows(self) -> HalfArray:
+        """(capacity, D) a view of the file."""
+        rows: HalfArray = self._table["embedding"]
+        return rows
+
+
+def _row(width: int) -> np.dtype[np.void]:
+    return np.dtype([("key", np.int64), ("embedding", np.float16, (width,))])

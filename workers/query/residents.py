@@ -9,6 +9,7 @@ could be found before a switch can be found after it.
 
 import importlib
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
@@ -19,7 +20,8 @@ import structlog
 
 from schemas.errors import SigmaError
 from workers.query.engine import QueryEngine
-from workers.query.searcher import Searcher, open_searcher
+from workers.query.loading import open_searcher
+from workers.query.searcher import Searcher
 from workers.query.updates import (
     ChangesApplied,
     EngineUpdate,
@@ -229,6 +231,11 @@ class GenerationFollower:
         self._generation = generation
         self._stop = threading.Event()
         self._searcher: Searcher[QueryEngine] | None = None
+        self._changed = 0
+        """Images that came or went since the snapshot was renewed, or the session began."""
+        self._renewed_s = 0.0
+        """When that was, by the monotonic clock."""
+        self._renewing: Future[None] | None = None
         self._thread = VitalThread(f"follow {generation.id}", self._run, context.end)
 
     def start(self) -> None:
@@ -291,8 +298,10 @@ class GenerationFollower:
             # Ask whether it is live before reading the changes: what was committed before the
             # switch is then among them.
             live = searcher.follower.live()
-            for changes in searcher.follower.changes().slices(_SLICE_IMAGES):
+            changed = searcher.follower.changes()
+            for changes in changed.slices(_SLICE_IMAGES):
                 self._context.send(ChangesApplied(searcher, changes))
+            self.renew_snapshot(searcher, changed.images)
             if live and not promoted:
                 self._context.send(GenerationPromoted(searcher))
                 if self._context.accelerate and not searcher.engine.accelerated:
@@ -301,6 +310,25 @@ class GenerationFollower:
                     continue
             promoted = live
             searcher.follower.wait(_POLL_S)
+
+    def renew_snapshot(self, searcher: Searcher[QueryEngine], changed: int) -> None:
+        """After `changed` more images: begin to write a new snapshot of the index if one is due."""
+        self._changed += changed
+        snapshot = searcher.snapshot
+        if snapshot is None or (self._renewing is not None and not self._renewing.done()):
+            return
+        age_s = time.monotonic() - self._renewed_s
+        if snapshot.is_due(self._changed, age_s, searcher.engine.images):
+            self._changed = 0
+            self._renewed_s = time.monotonic()
+            self._renewing = self._context.executor.submit(
+                _renew, snapshot.renew, self._generation.id
+            )
+
+    def wait_for_renewal(self) -> None:
+        """Wait until the snapshot that is being written is, or has failed."""
+        if self._renewing is not None:
+            self._renewing.result()
 
     def _tell_progress(self, text: str) -> None:
         """Let those who wait for the live generation know how far it is."""
@@ -329,6 +357,8 @@ class GenerationFollower:
                 searcher.listen(generations.CHANNEL)
                 undo.pop_all()
             self._searcher = searcher
+            self._changed = 0
+            self._renewed_s = time.monotonic()
             self._context.send(GenerationLoaded(searcher))
             return searcher
         future.cancel()
@@ -347,6 +377,15 @@ def _load_settled(
         searcher = load(generation, previous, live)
     settle_memory()
     return searcher
+
+
+def _renew(renew: Callable[[], None], generation: int) -> None:
+    try:
+        renew()
+    except Exception as error:
+        # It only makes the next start faster, and is due again.
+        log.warning("index snapshot not renewed", generation=generation, reason=str(error))
+    settle_memory()
 
 
 def _close_unwanted(future: "Future[Searcher[QueryEngine]]") -> None:

@@ -1,28 +1,21 @@
 """The searcher: an engine with its database connections, from texts to answers for people."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from schemas.errors import RefuseToStartError, UsageError
 from schemas.filters import Filter
 from schemas.records import FloatArray, Hit, IntArray, JsonObject
 from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
 from workers.query.descriptions import Descriptions
 from workers.query.engine import QueryEngine, QueryPicture, RankedImages
-from workers.repository.connection import ANSWER_LIMITS, Connection
 from workers.repository.follower import Changes, TrieFollower
-from workers.repository.generations import Generation, get, live, receiving
+from workers.repository.generations import Generation
 from workers.repository.stored_images import StoredImage
-from workers.runtime.services import Services
 
 if TYPE_CHECKING:
-    from model.network.checkpoint import Checkpoint
-    from workers.query.trie_engine import ModelEngine
+    from workers.query.trie_engine import TrieEngine
 
 # How to rank: by the fused score, or as the paper does, by the identifier's probability alone.
 Mode = Literal["fused", "paper"]
@@ -36,7 +29,7 @@ SHOWN_LEAVES = 100
 # Decimals of a score: what float32 can tell apart.
 _SCORE_DIGITS = 6
 
-E = TypeVar("E", bound=QueryEngine)
+T = TypeVar("T", bound="TrieEngine")
 E_co = TypeVar("E_co", bound=QueryEngine, covariant=True)
 
 
@@ -125,6 +118,16 @@ class AnsweredQuery:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotRenewal:
+    """How a searcher's index snapshot is renewed, from another thread than its own."""
+
+    is_due: Callable[[int, float, int], bool]
+    """Of the images that changed since, the seconds since, and all images."""
+    renew: Callable[[], None]
+    """Takes as long as loading."""
+
+
 class Searcher(Generic[E_co]):
     """One generation, loaded and followed. For one thread. Closes its engine and connections."""
 
@@ -136,7 +139,9 @@ class Searcher(Generic[E_co]):
         follower: TrieFollower,
         store: ImageStore,
         settings: RetrievalSettings,
+        snapshot: SnapshotRenewal | None = None,
     ) -> None:
+        self.snapshot = snapshot
         self.generation = generation
         self.descriptions = descriptions
         self.follower = follower
@@ -306,86 +311,3 @@ def hits_of(
             )
         )
     return tuple(hits)
-
-
-def live_generation(conn: Connection, wanted: int | None = None) -> Generation:
-    """Return the live generation, or the one wanted.
-
-    `RefuseToStartError` when none is live, `UsageError` when the one wanted cannot answer.
-    """
-    generation = live(conn) if wanted is None else get(conn, wanted)
-    if generation is None:
-        raise RefuseToStartError(
-            "no generation is live yet; train one with: sigma train --manifest F"
-        )
-    if generation.state in ("building", "failed"):
-        raise UsageError(
-            f"generation {generation.id} is {generation.state} and cannot answer; "
-            "list them with: sigma generations list"
-        )
-    return generation
-
-
-def open_searcher(
-    services: Services,
-    generation: Generation,
-    *,
-    checkpoint: "Checkpoint | None" = None,
-    engine: str | None = None,
-    with_encoder: bool = False,
-) -> "Searcher[ModelEngine]":
-    """Load a generation's model and index, and follow it.
-
-    `engine` decodes, "torch" or "vllm", the one of the settings by default. With a `checkpoint`,
-    nothing is read from the generation's folder. A generation with a query head gets its encoder,
-    which queries do not need, `with_encoder` only.
-    """
-    # Imported here: they take six seconds of processor time, and until a generation is loaded a
-    # query worker listens, and a command finds what is wrong with its options, without them.
-    from workers.generations.model_assigner import load_generation_checkpoint
-    from workers.query.trie_engine import EXPORTS, ModelEngine
-
-    engine_name = engine or services.settings.engine
-    if services.settings.engine == "vllm":
-        with services.connect(f"exports {generation.id}") as conn:
-            _delete_unused_exports(conn, services.cache / EXPORTS, generation)
-    if checkpoint is None:
-        checkpoint = load_generation_checkpoint(
-            services.checkpoints, generation, for_queries=not with_encoder
-        )
-    model_engine = ModelEngine.open(generation.id, checkpoint, services.cache, engine=engine_name)
-    return follow(services, generation, model_engine)
-
-
-def follow(services: Services, generation: Generation, engine: E) -> Searcher[E]:
-    """Connect an empty engine to the database and fill it with the generation's index.
-
-    The searcher owns the engine; when this fails, the engine is closed.
-    """
-    # Without this, a database that is unavailable for a while would leave an engine's memory and
-    # file behind at each try.
-    with ExitStack() as undo:
-        undo.callback(engine.close)
-        connect = partial(services.connect, f"search {generation.id}", ANSWER_LIMITS)
-        conn = connect()
-        undo.callback(conn.close)
-        following = services.connect(f"follow {generation.id}")
-        undo.callback(following.close)
-        follower = TrieFollower.open(following, generation.id)
-        engine.apply(follower.load(sink=engine.add_embeddings))
-        undo.pop_all()
-    descriptions = Descriptions(conn, connect, generation.id, engine.shape)
-    return Searcher(
-        generation, engine, descriptions, follower, services.store, services.settings.retrieval
-    )
-
-
-def _delete_unused_exports(conn: Connection, exports: Path, generation: Generation) -> None:
-    from model.decoding.export import delete_stale_exports
-    from workers.query.trie_engine import export_name
-
-    # Other query workers on this machine may read those of the other receiving generations.
-    names = {export_name(generation.id)}
-    for other in receiving(conn):
-        names.add(export_name(other.id))
-    delete_stale_exports(exports, names)

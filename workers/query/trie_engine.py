@@ -4,7 +4,7 @@
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,6 @@ from model.retrieval.filtered_search import (
     search_paper_filtered,
 )
 from model.retrieval.filtered_trie import FilteredTrie, FilterTables
-from model.retrieval.metadata_columns import MetadataColumns
-from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.search import (
     LEAST_SCORED,
     SearchIndex,
@@ -43,12 +41,12 @@ from model.training.vector_set import picture_as_text
 from schemas.errors import UsageError
 from schemas.filters import Filter
 from schemas.identifiers import IdentifierShape
-from schemas.metadata import Metadata
 from schemas.records import FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
 from workers.query.engine import QueryPicture, RankedImages
 from workers.query.gallery import Gallery
-from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+from workers.query.generation_index import GenerationIndex
+from workers.repository.follower import Changes
 
 # Filters whose allowed images are remembered until the next change: a byte for each slot.
 FILTERS_KEPT = 8
@@ -90,10 +88,7 @@ class TrieEngine:
         self.shape = shape
         self.encoder = encoder
         self.decoding = decoding
-        self.gallery = gallery
-        self.trie = Trie(shape, device)
-        self.means = PrefixMeans(shape, encoder.width, device) if guided else None
-        self._metadata = MetadataColumns()
+        self.index = GenerationIndex(shape, encoder.width, gallery, device, guided)
         self._tables = FilterTables(shape, device)
         self._filtered: OrderedDict[Filter, FilteredTrie] = OrderedDict()
         """What the latest filters left of the trie as it is, the last one used at the end."""
@@ -115,22 +110,22 @@ class TrieEngine:
         """Whether vLLM decodes."""
         return isinstance(self.decoding, VllmDecoder) and self.decoding.running
 
-    def add_embeddings(self, rows: EmbeddingRows) -> None:
-        """Take a chunk of ranking embeddings, before the postings that need them."""
-        self.gallery.add(rows.image_keys, rows.embeddings)
+    @property
+    def trie(self) -> Trie:
+        """Of the index."""
+        return self.index.trie
+
+    @property
+    def gallery(self) -> Gallery:
+        """Of the index."""
+        return self.index.gallery
 
     def apply(self, changes: Changes) -> IntArray:
-        """Bring trie and embeddings up to date; returns the keys that became searchable."""
-        # An image deleted in the same batch has no embedding, or one that must not be found.
-        embeddings = changes.embeddings.without(changes.deleted)
-        self._delete(changes.deleted)
-        if len(embeddings):
-            self.add_embeddings(embeddings)
-        self._insert(changes.postings)
-        self._insert_metadata(changes.metadata)
+        """Bring the index up to date; returns the keys that became searchable."""
+        added = self.index.apply(changes)
         self._filtered.clear()
         self._searchable = None
-        return embeddings.image_keys
+        return added
 
     def answer(
         self,
@@ -226,7 +221,7 @@ class TrieEngine:
             return self._filtered[wanted]
         if self._searchable is None:
             self._searchable = self.trie.searchable_slots()
-        allowed = self._metadata.allowed(wanted, self.gallery.size)[self._searchable]
+        allowed = self.index.metadata.allowed(wanted, self.gallery.size)[self._searchable]
         filtered = FilteredTrie(self.trie, self._searchable[allowed], self._tables)
         self._filtered[wanted] = filtered
         if len(self._filtered) > FILTERS_KEPT:
@@ -239,7 +234,7 @@ class TrieEngine:
 
     def close(self) -> None:
         """Free the embeddings' file and vLLM's memory."""
-        self.gallery.close()
+        self.index.close()
         if isinstance(self.decoding, VllmDecoder):
             self.decoding.close()
 
@@ -251,7 +246,7 @@ class TrieEngine:
             self.encoder,
             self.trie,
             self.gallery.embeddings,
-            self.means,
+            self.index.means,
             max(LEAST_SCORED, count if count > USUAL_RESULTS else 0),
         )
 
@@ -318,41 +313,6 @@ class TrieEngine:
                 )
             )
         return ranked
-
-    def _insert(self, postings: PostingRows) -> None:
-        slots = self.gallery.slots(postings.image_keys)
-        # One without a slot was deleted in the same batch. All postings of an image are written at
-        # once, so one that has some has them all: read twice, say after a restore, they count once.
-        kept = slots >= 0
-        kept[kept] = ~self.trie.has(slots[kept])
-        self.trie.insert(
-            postings.leaves[kept], slots[kept], postings.weights[kept], postings.suffixes[kept]
-        )
-        if self.means is not None:
-            vectors = self.gallery.embeddings[slots[kept]].astype(np.float32)
-            self.means.add(postings.leaves[kept], vectors)
-
-    def _delete(self, keys: IntArray) -> None:
-        slots = self.gallery.slots(keys)
-        slots = slots[slots >= 0]
-        if not len(slots):
-            return
-        if self.means is not None:
-            leaves, posted_slots = self.trie.posted(slots.tolist())
-            vectors = self.gallery.embeddings[posted_slots].astype(np.float32)
-            self.means.add(leaves, vectors, sign=-1)
-        self.trie.delete(slots.tolist())
-        self._metadata.delete(slots)
-        self.gallery.remove(keys)
-
-    def _insert_metadata(self, metadata: Mapping[int, Metadata]) -> None:
-        """Take the metadata of images that have a slot; one without was deleted meanwhile."""
-        slots = self.gallery.slots(np.fromiter(metadata, np.int64, len(metadata)))
-        known: dict[int, Metadata] = {}
-        for slot, document in zip(slots.tolist(), metadata.values(), strict=True):
-            if slot >= 0:
-                known[slot] = document
-        self._metadata.insert(known)
 
 
 class ModelEngine(TrieEngine):

@@ -7,10 +7,10 @@ could see (`pg_current_snapshot`), and asks for rows whose writer was not visibl
 It needs its own connection, because it also listens for notifications.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Self
 
 import numpy as np
@@ -22,6 +22,7 @@ from schemas.named_sql import queries
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from workers.repository.binary_copy import Rows, as_halves, read_rows, row_layout
 from workers.repository.connection import Connection, fetch_column, fetch_row
+from workers.repository.counters import Totals, totals
 from workers.repository.generations import live_number
 from workers.repository.postings import CHANNEL
 
@@ -105,6 +106,11 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(len(self.postings) or len(self.embeddings) or len(self.deleted))
 
+    @property
+    def images(self) -> int:
+        """How many images come or go."""
+        return len(self.embeddings) + len(self.deleted)
+
     def slices(self, most: int) -> "Iterator[Changes]":
         """The same in parts of `most` images or fewer, to be applied one after the other.
 
@@ -136,18 +142,38 @@ class Changes:
             yield Changes(postings.only(none), embeddings.only(none), deleted)
 
 
+@dataclass(frozen=True, slots=True)
+class FollowedTo:
+    """How far a follower has read: where another one may go on."""
+
+    snapshot: str
+    """What its last transaction could see."""
+    epoch: int
+    """The database's epoch then."""
+    cluster: str
+    """Which database that was."""
+    read_at: datetime
+    """When that was, by the database's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """What a follower finds that goes on where another one was."""
+
+    changes: Changes
+    """What became visible meanwhile; the metadata is that of all images."""
+    totals: Totals
+    """The generation as it is now."""
+
+
 class TrieFollower:
     """Reads one generation and follows it. Not thread-safe."""
 
     def __init__(self, conn: Connection, generation: int) -> None:
         self.generation = generation
         self._conn = conn
-        self._snapshot: str | None = None
-        """What the last transaction could see; None before the first load."""
-        self._read_at_s = 0.0
-        """When that was, by the monotonic clock."""
-        self._epoch: int | None = None
-        """The database's epoch then."""
+        self.followed_to: FollowedTo | None = None
+        """None before the first load."""
 
     @classmethod
     def open(cls, conn: Connection, generation: int) -> Self:
@@ -171,8 +197,7 @@ class TrieFollower:
         without a second copy of all embeddings in memory.
         """
         parameters = {"generation": self.generation}
-        with self._read_only_transaction() as snapshot:
-            epoch = self._read_epoch()
+        with self._read_only_transaction() as now:
             postings = _joined_postings(
                 read_rows(self._conn, "copy_postings", _POSTING_LAYOUT, parameters)
             )
@@ -188,39 +213,39 @@ class TrieFollower:
                 metadata=self._metadata("copy_metadata", parameters),
             )
         # Only now: after an error the next call loads again.
-        self._snapshot = snapshot
-        self._epoch = epoch
-        self._read_at_s = time.monotonic()
+        self.followed_to = now
         return changes
+
+    def resume(self, previous: FollowedTo) -> CaughtUp:
+        """Go on where another follower was, instead of loading everything.
+
+        `RetryLaterError` when that is too long ago, or was in another database or its future.
+        """
+        parameters = {"generation": self.generation}
+        with self._read_only_transaction() as now:
+            changes = self._changes_between(previous, now)
+            metadata = self._metadata("copy_metadata", parameters)
+            caught_up = CaughtUp(
+                replace(changes, metadata=metadata), totals(self._conn, self.generation)
+            )
+        self.followed_to = now
+        return caught_up
 
     def changes(self) -> Changes:
         """Read what became visible since the last call; everything at the first call.
 
         After an error the follower is where it was, so the next call reads the same changes.
         """
-        if self._snapshot is None:
+        previous = self.followed_to
+        if previous is None:
             return self.load()
-        if time.monotonic() - self._read_at_s > _TOO_LATE_S:
-            raise RetryLaterError(
-                "the index was read too long ago, and removals since then may be forgotten; "
-                "connect and load again"
-            )
-        parameters = {"generation": self.generation, "previous": self._snapshot}
-        with self._read_only_transaction() as snapshot:
-            if self._read_epoch() != self._epoch:
-                raise RetryLaterError("the database was restored; connect and load again")
-            postings = read_rows(self._conn, "changed_postings", _POSTING_LAYOUT, parameters)
-            embeddings = _joined_embeddings(self._embeddings("changed_embeddings", parameters))
-            keys = {"image_keys": embeddings.image_keys.tolist()}
-            changes = Changes(
-                postings=_joined_postings(postings),
-                embeddings=embeddings,
-                deleted=self._deleted_since(self._snapshot),
-                metadata=self._metadata("metadata_of_images", keys) if len(embeddings) else {},
-            )
+        with self._read_only_transaction() as now:
+            changes = self._changes_between(previous, now)
+            if len(changes.embeddings):
+                keys = {"image_keys": changes.embeddings.image_keys.tolist()}
+                changes = replace(changes, metadata=self._metadata("metadata_of_images", keys))
         # Only after the transaction ended well.
-        self._snapshot = snapshot
-        self._read_at_s = time.monotonic()
+        self.followed_to = now
         return changes
 
     def wait(self, timeout_s: float) -> bool:
@@ -255,17 +280,25 @@ class TrieFollower:
                 found[int(key)] = stored_metadata(document)
         return found
 
-    def _read_epoch(self) -> int:
-        row = fetch_row(self._conn, "epoch")
-        return 0 if row is None else int(row[0])
+    def _changes_between(self, previous: FollowedTo, now: FollowedTo) -> Changes:
+        """What became visible, without metadata."""
+        _require_continuous(previous, now)
+        parameters = {"generation": self.generation, "previous": previous.snapshot}
+        postings = read_rows(self._conn, "changed_postings", _POSTING_LAYOUT, parameters)
+        embeddings = self._embeddings("changed_embeddings", parameters)
+        return Changes(
+            postings=_joined_postings(postings),
+            embeddings=_joined_embeddings(embeddings),
+            deleted=self._deleted_since(previous.snapshot),
+        )
 
     def _deleted_since(self, snapshot: str) -> IntArray:
         keys = fetch_column(self._conn, "changed_tombstones", previous=snapshot)
         return np.array(keys, dtype=np.int64)
 
     @contextmanager
-    def _read_only_transaction(self) -> Iterator[str]:
-        """Run statements that all see the same, and yield the snapshot that describes it.
+    def _read_only_transaction(self) -> Iterator[FollowedTo]:
+        """Run statements that all see the same, and yield what describes it.
 
         REPEATABLE READ: under READ COMMITTED each statement would see more than the snapshot
         says, and the next call would return those rows again.
@@ -274,11 +307,31 @@ class TrieFollower:
             with self._conn.transaction():
                 self._conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 row = fetch_row(self._conn, "current_snapshot")
-                yield str(row[0]) if row else ""
+                if row is None:
+                    raise RetryLaterError("the database has no epoch; initialise it: sigma init")
+                yield FollowedTo(*row)
         except psycopg.OperationalError as error:
             raise RetryLaterError(
                 f"the connection to the database was lost ({brief(error)}); connect and load again"
             ) from error
+
+
+def _require_continuous(previous: FollowedTo, now: FollowedTo) -> None:
+    """`RetryLaterError` unless all that happened between two moments can be read."""
+    if (now.cluster, now.epoch) != (previous.cluster, previous.epoch):
+        raise RetryLaterError("the database was restored or is another; connect and load again")
+    if _newest_transaction(now) < _newest_transaction(previous):
+        raise RetryLaterError("the database was set back; connect and load again")
+    if (now.read_at - previous.read_at).total_seconds() > _TOO_LATE_S:
+        raise RetryLaterError(
+            "the index was read too long ago, and removals since then may be forgotten; "
+            "connect and load again"
+        )
+
+
+def _newest_transaction(moment: FollowedTo) -> int:
+    """One above the last transaction that had begun then: the xmax of a snapshot's text."""
+    return int(moment.snapshot.split(":")[1])
 
 
 def _joined_postings(chunks: Iterator[Rows]) -> PostingRows:

@@ -59,11 +59,8 @@ class KeysEngine:
     def occupied_leaves(self) -> int:
         return min(1, len(self.keys))
 
-    def add_embeddings(self, rows: EmbeddingRows) -> None:
-        self.keys += rows.image_keys.tolist()
-
     def apply(self, changes: Changes) -> IntArray:
-        self.add_embeddings(changes.embeddings)
+        self.keys += changes.embeddings.image_keys.tolist()
         return changes.embeddings.image_keys
 
     def answer(

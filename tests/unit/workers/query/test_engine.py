@@ -54,7 +54,7 @@ def test_deleted_images_do_not_guide_beams_any_more(tmp_path: Path) -> None:
     decoding = cast(TextDecodingEngine[Any], None)
     engine = TrieEngine(1, SHAPE, UnitEncoder(), decoding, Gallery.open(tmp_path), guided=True)
     engine.apply(changes([1, 2, 3], []))
-    means = engine.means
+    means = engine.index.means
     assert means is not None
     prefixes, query = torch.tensor([[1, 2]]), torch.tensor([[1.0, 0.0]])
     assert cast(torch.Tensor, means.promise(3, prefixes, query)).tolist() == [[1.0, 1.0]]

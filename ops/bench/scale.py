@@ -1,0 +1,120 @@
+"""`sigma bench scale`: a generation of any size in a real PostgreSQL, and an index that is filled.
+
+How fast postings get in by COPY, and how soon an index of them answers: from its snapshot, and from
+the database alone. Both must be the same to the last posting, or the benchmark fails.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ops.bench.comparison import Comparison
+from ops.bench.fleet import Fleet, open_fleet
+from ops.bench.stored_generation import WIDTH, StoredPostings, parts, store_images
+from ops.bench.trie import POSTINGS, SHAPE
+from schemas.errors import WorkFailedError
+from workers.query.gallery import Gallery
+from workers.query.generation_index import GenerationIndex
+from workers.query.index_snapshot import IndexSnapshot
+from workers.repository import generations
+from workers.repository.bulk_load import bulk_append
+from workers.repository.connection import Connection
+from workers.repository.follower import TrieFollower
+from workers.repository.image_deletion import delete_images
+
+# Images, without `--images`.
+DEFAULT_IMAGES = 1_000_000
+
+# Postings a second that COPY is to bring in.
+_BULK_GOAL = 100_000.0
+
+# The share of images that comes, and that goes, after the snapshot was written.
+_CHANGED_SHARE = 0.01
+
+
+def scale(images: int, seed: int) -> list[Comparison]:
+    """Measure one size."""
+    with open_fleet(None, stub=False) as fleet, fleet.services.connect("bench") as conn:
+        stored = StoredPostings(seed)
+        number = generations.create_generation(conn, SHAPE)
+        rate = fill(conn, number, stored, 0, images)
+        bulk = Comparison(
+            f"bulk append, {images:,}", rate, _BULK_GOAL, "goal", "postings/s", images * POSTINGS
+        )
+        return [bulk, *_starts(fleet, conn, number, stored, images)]
+
+
+def fill(
+    conn: Connection, generation: int, stored: StoredPostings, first: int, count: int
+) -> float:
+    """Load images into a generation; returns postings a second, without the images' own rows."""
+    busy_s = 0.0
+    for begin, size in parts(count):
+        load = stored.load(store_images(conn, first + begin, size))
+        began = time.monotonic()
+        bulk_append(conn, generation, load, more=True)
+        busy_s += time.monotonic() - began
+    conn.execute("ANALYZE")
+    return count * POSTINGS / busy_s
+
+
+def checksum(index: GenerationIndex) -> str:
+    """A digest of all postings and embeddings, whatever the order in which they came."""
+    slots = index.trie.searchable_slots()
+    digest = hashlib.sha256()
+    for column in _posting_columns(index):
+        digest.update(column.tobytes())
+    keys = index.gallery.keys(slots)
+    digest.update(index.gallery.embeddings[slots[np.argsort(keys)]].tobytes())
+    return digest.hexdigest()
+
+
+def _posting_columns(index: GenerationIndex) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Image key, leaf and weight of each posting, by key and leaf."""
+    reached = index.trie.reached(np.arange(index.shape.leaves))
+    keys = index.gallery.keys(reached.slots)
+    order = np.lexsort((reached.source, keys))
+    weights = reached.weights.view(np.int32).astype(np.int64)
+    return [keys[order], reached.source[order].astype(np.int64), weights[order]]
+
+
+def _starts(
+    fleet: Fleet, conn: Connection, number: int, stored: StoredPostings, images: int
+) -> list[Comparison]:
+    """Fill an index from the database, and then from the snapshot and what came since."""
+    folder = fleet.folder / "cache"
+    snapshot = IndexSnapshot(folder, number, fleet.services.connect, least_images=1)
+    _, written = _filled(fleet, folder, number, snapshot.fill)
+    changed = max(1, int(images * _CHANGED_SHARE))
+    fill(conn, number, stored, images, changed)
+    delete_images(conn, [f"bench-{place}" for place in range(0, images, images // changed)])
+    resumed_s, resumed = _filled(fleet, folder, number, snapshot.fill)
+    fresh_s, fresh = _filled(fleet, folder, number, _load)
+    if resumed != fresh or written == fresh:
+        raise WorkFailedError("a snapshot and what came since must equal a fresh load, and do not")
+    name = f"index ready, {2 * changed:,} of {images:,} changed"
+    return [Comparison(name, resumed_s, fresh_s, "without a snapshot", "s", images)]
+
+
+def _filled(
+    fleet: Fleet,
+    folder: Path,
+    number: int,
+    fill_index: Callable[[GenerationIndex, TrieFollower], object],
+) -> tuple[float, str]:
+    """Seconds until an index is filled, and its checksum."""
+    index = GenerationIndex(SHAPE, WIDTH, Gallery.open(folder))
+    with fleet.services.connect("bench") as conn:
+        began = time.monotonic()
+        fill_index(index, TrieFollower(conn, number))
+        took_s = time.monotonic() - began
+    found = checksum(index)
+    index.close()
+    return took_s, found
+
+
+def _load(index: GenerationIndex, follower: TrieFollower) -> None:
+    index.apply(follower.load(sink=index.add_embeddings))
