@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,11 @@ from transformers.utils import logging as transformers_logging
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, brief
 from schemas.records import JsonObject
 
-# Files that describe a model, its tokenizer or its processor.
-DESCRIPTIONS = ("*.json", "*.txt", "*.model")
+# Files that describe a model, its tokenizer or its processor, and how a chat with it is written.
+DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.jinja")
+
+# Modelling code, which is fetched for a profile with `trust_remote_code` alone.
+CODE = "*.py"
 
 # Weights in the order of preference: a pickle is read only where nothing else is, and only its
 # tensors.
@@ -47,11 +50,12 @@ class Snapshot:
     source: str
 
 
-def open_snapshot(source: str, what: str) -> Snapshot:
+def open_snapshot(source: str, what: str, *, has_code: bool = False) -> Snapshot:
     """The files of a folder or a hub name, best with a revision (`owner/name@revision`).
 
-    `what` says in errors what the source is of, such as "encoder". `UsageError` for what is neither
-    a folder nor a name, `RetryLaterError` when the hub is out of reach.
+    `what` says in errors what the source is of, such as "encoder". With `has_code` modelling code
+    is fetched too, of the same revision. `UsageError` for what is neither a folder nor a name,
+    `RetryLaterError` when the hub is out of reach.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -62,7 +66,7 @@ def open_snapshot(source: str, what: str) -> Snapshot:
             f"the {what} must be a folder, or a model of the hub such as owner/name@REVISION, got "
             f"{source!r}; see docs/models.md"
         )
-    downloaded = _download(name[1], name[2])
+    downloaded = _download(name[1], name[2], [*DESCRIPTIONS, CODE] if has_code else DESCRIPTIONS)
     # The hub names a snapshot's folder by its commit: the revision is pinned from here on.
     return Snapshot(downloaded, f"{name[1]}@{downloaded.name}")
 
@@ -167,9 +171,9 @@ def loading(source: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, descriptions: Sequence[str]) -> Path:
     """A snapshot of a model of the hub, from the cache where it is there."""
-    wanted = [*DESCRIPTIONS, WEIGHTS[0]]
+    wanted = [*descriptions, WEIGHTS[0]]
     with loading(f"{name}@{revision}" if revision else name):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
         if not any(folder.glob(WEIGHTS[0])):

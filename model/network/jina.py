@@ -1,7 +1,7 @@
 """The paper's encoder and teacher: jina-embeddings-v4 and jina-reranker-m0 (appendix E).
 
 Each is read from a hub name or a folder, and comes with modelling code of its own, which
-`transformers` executes. Name only models that you trust.
+`transformers` executes. Name only models that you trust; a revision pins the code too.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-from model.network.hub import loading
+from model.network.hub import loading, open_snapshot
 from model.network.resize import Pixels
 from schemas.records import FloatArray
 
@@ -36,16 +36,17 @@ class JinaEncoder:
     def __init__(
         self, model: Any, *, width: int = WIDTH, scale: float = SCALE, source: str = ""
     ) -> None:
-        """`width` cuts the model's vectors. `source`: the hub name or folder it was read from."""
+        """`width` cuts the model's vectors. `source`: the folder, or the hub name and revision."""
         self.source = source
         self.width = width
         self.scale = scale
         self.model = model
 
     @classmethod
-    def load(cls, source: str | Path, *, width: int = WIDTH) -> "JinaEncoder":
-        """Read the model from a hub name or a folder."""
-        return cls(_load_model(source), width=width, source=str(source))
+    def load(cls, source: str, *, width: int = WIDTH) -> "JinaEncoder":
+        """Read the model from a hub name or a folder. Errors are those of `open_snapshot`."""
+        snapshot = open_snapshot(source, "encoder", has_code=True)
+        return cls(_load_model(snapshot.folder), width=width, source=snapshot.source)
 
     def embed_images(self, images: Pixels) -> FloatArray:
         """(N, D) float32 unit vectors of N images."""
@@ -73,9 +74,9 @@ class JinaTeacher:
         self.model = model
 
     @classmethod
-    def load(cls, source: str | Path) -> "JinaTeacher":
-        """Read the model from a hub name or a folder."""
-        return cls(_load_model(source))
+    def load(cls, folder: Path) -> "JinaTeacher":
+        """Read the model from a folder."""
+        return cls(_load_model(folder))
 
     def score(self, images: Pixels, captions: Sequence[str]) -> FloatArray:
         """(P,) float32 in 0..1: similarity of image p and caption p."""
@@ -92,11 +93,11 @@ class JinaTeacher:
         return np.concatenate(scores)
 
 
-def _load_model(source: str | Path) -> Any:
+def _load_model(folder: Path) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    with loading(source):
-        model: Any = AutoModel.from_pretrained(str(source), trust_remote_code=True, dtype=dtype)
+    with loading(folder):
+        model: Any = AutoModel.from_pretrained(str(folder), trust_remote_code=True, dtype=dtype)
     return model.to(device).eval()
 
 

@@ -80,9 +80,8 @@ def open_teacher(profile: Profile) -> tuple[Callable[[], Teacher], str]:
             f"profile {profile.name} names no teacher, which soft labels come from; add one with "
             "--teacher or in the profile's file"
         )
+    snapshot = open_snapshot(profile.teacher, "teacher", has_code=profile.trust_remote_code)
     if profile.trust_remote_code:
-        source = profile.teacher
-        return lambda: JinaTeacher.load(source), source
-    snapshot = open_snapshot(profile.teacher, "teacher")
+        return lambda: JinaTeacher.load(snapshot.folder), snapshot.source
     require_reranker(snapshot.folder)
     return lambda: RerankerTeacher.load(snapshot.folder), snapshot.source

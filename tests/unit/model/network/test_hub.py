@@ -33,15 +33,20 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 """Of a repository that this file makes up."""
 
 
+def hub_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a hub cache, with no way to the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hub"))
+    return root / "hub"
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache with one repository, `owner/qwen`, and no way to the hub."""
-    repository = tmp_path / "hub" / "models--owner--qwen"
+    """The snapshot in a hub cache with one repository, `owner/qwen`."""
+    repository = hub_cache(tmp_path, monkeypatch) / "models--owner--qwen"
     snapshot = vl_checkpoints.qwen(repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return snapshot
 
 

@@ -5,6 +5,7 @@ interface and nothing else.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from model.network.jina import JinaEncoder, JinaTeacher
+from model.network.parts import open_teacher
+from model.network.profiles import profile
+from schemas.errors import RefuseToStartError
 from tests.unit.model.conftest import pictures
+from tests.unit.model.network.test_hub import COMMIT, hub_cache
 
 CODE = """
 import torch
@@ -47,8 +52,8 @@ class SmallModel(PreTrainedModel):
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def remote(folder: Path) -> Path:
+    """A model with code of its own."""
     config = {
         "model_type": "small-remote",
         "auto_map": {
@@ -57,14 +62,20 @@ def folder(tmp_path: Path) -> Path:
         },
         "architectures": ["SmallModel"],
     }
-    (tmp_path / "small_remote.py").write_text(CODE)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({"scale": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    return tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "small_remote.py").write_text(CODE)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"scale": torch.ones(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return remote(tmp_path)
 
 
 def test_the_encoder_gives_unit_rows_of_the_width_asked_for(folder: Path) -> None:
-    encoder = JinaEncoder.load(folder, width=6)
+    encoder = JinaEncoder.load(str(folder), width=6)
     images = encoder.embed_images(pictures(20))
     texts = encoder.embed_texts(["a", "longer text"])
     assert images.shape == (20, 6)
@@ -81,3 +92,22 @@ def test_the_teacher_scores_pairs_in_order_one_or_many(folder: Path) -> None:
     expected = [length / 100 for length in range(1, 18)]
     np.testing.assert_allclose(teacher.score(pictures(17), captions), expected, atol=1e-6)
     assert teacher.score([], []).shape == (0,)
+
+
+def test_a_hub_name_is_pinned_with_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = hub_cache(tmp_path, monkeypatch) / "models--owner--remote"
+    own = remote(repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    for name in ("owner/remote", "owner/remote@main", f"owner/remote@{COMMIT}"):
+        encoder = JinaEncoder.load(name, width=6)
+        assert (encoder.source, encoder.width) == (f"owner/remote@{COMMIT}", 6)
+        trusted = replace(profile("qwen-3b"), teacher=name, trust_remote_code=True)
+        load_teacher, source = open_teacher(trusted)
+        assert source == f"owner/remote@{COMMIT}"
+        assert load_teacher().score(pictures(1), ["four"])[0] == pytest.approx(0.04)
+    (own / "small_remote.py").unlink()
+    with pytest.raises(RefuseToStartError, match="complete folder"):
+        JinaEncoder.load("owner/remote")
