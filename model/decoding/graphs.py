@@ -9,8 +9,9 @@ a captured search sees what has changed.
 Letters in shapes: B prompts, T prompt tokens, D width of the encoder.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from typing import Literal
 
 import structlog
 import torch
@@ -45,6 +46,10 @@ Capture = Callable[[Program, Tensors], Program]
 # Runs a search as it is.
 Search = Callable[[EmbeddedRows, BeamPlan, Tensor | None], Beams]
 
+# Why a search runs as it is: its prompts, their length or its beams are in no bucket, or it could
+# not be recorded.
+EagerReason = Literal["prompts", "length", "beams", "capture"]
+
 log = structlog.get_logger()
 
 
@@ -56,8 +61,8 @@ class SearchGraphs:
         """Searches that were recorded."""
         self.replayed = 0
         """Searches that a recording answered."""
-        self.eager = 0
-        """Searches that ran as they are: in no bucket, or of more beams, or not to be recorded."""
+        self.eager: Counter[EagerReason] = Counter()
+        """Searches that ran as they are, by what kept them from a recording."""
         self._capture = capture
         self._limit = limit
         self._kept: OrderedDict[Hashable, Program | None] = OrderedDict()
@@ -73,15 +78,16 @@ class SearchGraphs:
     ) -> Beams:
         """Search behind rows that fill a bucket by a graph, others as they are."""
         batch, length = rows.mask.shape
-        if batch not in BATCHES or length not in LENGTHS or plan.beams > BEAMS:
-            self.eager += 1
+        misfit = _misfit(batch, length, plan.beams)
+        if misfit is not None:
+            self.eager[misfit] += 1
             return search(rows, plan, queries)
         inputs: Tensors = (rows.tokens, rows.mask, rows.embeddings, rows.positions)
         if queries is not None:
             inputs = (*inputs, queries)
         replay = self._replay((batch, length, plan.key), _program(search, plan), inputs)
         if replay is None:
-            self.eager += 1
+            self.eager["capture"] += 1
             return search(rows, plan, queries)
         self.replayed += 1
         return _beams(replay(inputs))
@@ -101,6 +107,15 @@ class SearchGraphs:
             log.warning("search not captured", batch=len(inputs[0]), reason=str(error))
         self._kept[key] = replay
         return replay
+
+
+def _misfit(batch: int, length: int, beams: int) -> EagerReason | None:
+    """What is in no bucket; None where all is."""
+    if batch not in BATCHES:
+        return "prompts"
+    if length not in LENGTHS:
+        return "length"
+    return "beams" if beams > BEAMS else None
 
 
 def _program(search: Search, plan: BeamPlan) -> Program:

@@ -3,27 +3,39 @@ during and after a switch."""
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from ops.bench.stub import StubAssigner, shadow_generation
-from ops.bench.stub_query import stub_searcher_loader
+from model.decoding.decoder import Decoder
+from model.decoding.graphs import EagerReason, Program, SearchGraphs, Tensors
+from model.network.checkpoint import Checkpoint
+from model.network.parts import parts_from_base
+from ops.bench.stub import SHAPE, StubAssigner, shadow_generation, stub_generation
+from ops.bench.stub_query import StubEncoder, stub_searcher_loader
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.serving import PATIENCE_S, answers, asked, filled, serving, until, value
 from tests.stubs import accepted, leave_in, services_at
+from tests.unit.model.conftest import small_base, small_profile
+from tests.unit.model.network.test_checkpoint import codebook_of
 from workers.generations.switching import promote, rollback
 from workers.query.engine import QueryEngine
+from workers.query.gallery import Gallery
+from workers.query.loading import follow
 from workers.query.pending import PendingQuery
 from workers.query.searcher import AnsweredQuery, Searcher
 from workers.query.shadowing import BACKLOG
+from workers.query.trie_engine import ModelEngine
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.postings import identifiers_of
 from workers.repository.shadow_queries import prune_shadow_queries, shadow_summary
+from workers.runtime.metrics import EAGER_REASONS
 from workers.runtime.services import Services
 
 
@@ -280,3 +292,35 @@ def test_a_busy_worker_drops_comparisons_and_no_query(
             "every query was compared or counted as dropped",
         )
         assert value(metrics, "sigma_shadow_dropped_total") > 0
+
+
+def test_searches_that_no_graph_answers_are_counted_by_the_reason(
+    services: Services, conn: Connection
+) -> None:
+    assert get_args(EagerReason) == EAGER_REASONS
+    leave_in(conn, stub_generation(conn), accepted(services.store, ["a", "b"]))
+    parts = parts_from_base(small_base(), replace(small_profile(), shape=SHAPE))
+
+    def refuse(program: Program, inputs: Tensors) -> Program:
+        raise RuntimeError("no memory for a graph")
+
+    def load(
+        generation: Generation, previous: Searcher[QueryEngine] | None, live: bool
+    ) -> Searcher[QueryEngine]:
+        decoder = Decoder(parts.sigma, SearchGraphs(refuse))
+        checkpoint = Checkpoint(parts.sigma, codebook_of(parts, seed=0), StubEncoder())
+        gallery = Gallery.open(services.cache)
+        engine = ModelEngine(generation.id, checkpoint, decoder, decoder, gallery)
+        return follow(services, generation, engine)
+
+    with serving(services, load) as (server, metrics):
+        until(lambda: not server.problem, "it is ready")
+        for text in ("short", "another"):
+            assert asked(server, text).hits
+        assert asked(server, "word " * 400).hits
+
+        def counted(reason: EagerReason) -> float | None:
+            name = "sigma_query_eager_searches_total"
+            return metrics.registry.get_sample_value(name, {"reason": reason})
+
+        assert (counted("capture"), counted("length"), counted("beams")) == (3, 0, 0)

@@ -4,7 +4,7 @@
 `workers.query.trie_engine`. Imports no torch, so that a query worker listens at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,6 +77,11 @@ class QueryEngine(Protocol):
     @property
     def accelerated(self) -> bool:
         """Whether vLLM decodes."""
+        ...
+
+    @property
+    def eager_searches(self) -> Mapping[str, int]:
+        """Searches so far that no CUDA graph answered, by the reason; none where there are none."""
         ...
 
     def apply(self, changes: Changes) -> IntArray:

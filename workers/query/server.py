@@ -278,6 +278,7 @@ class QueryServer:
     def _answer_group(self, searcher: Searcher[QueryEngine], group: QueryGroup) -> None:
         texts = [query.text for query in group.queries]
         pictures = group.pictures
+        eager_before = searcher.engine.eager_searches
         try:
             if pictures:
                 answers = searcher.search_pictures(pictures, group.count, group.depth, group.wanted)
@@ -293,6 +294,7 @@ class QueryServer:
             self._fail_or_split(searcher, group, error)
             return
         self._metrics.batch.observe(len(texts))
+        self._metrics.count_eager(eager_before, searcher.engine.eager_searches)
         is_plain = group.mode == "fused" and group.wanted is None and not pictures
         compared = is_plain and searcher is self._served.live
         for query, answer in zip(group.queries, answers, strict=True):

@@ -120,6 +120,11 @@ class TrieEngine:
         """Of the index."""
         return self.index.gallery
 
+    @property
+    def eager_searches(self) -> Mapping[str, int]:
+        """See `QueryEngine`; an engine without a model has no graphs."""
+        return {}
+
     def apply(self, changes: Changes) -> IntArray:
         """Bring the index up to date; returns the keys that became searchable."""
         added = self.index.apply(changes)
@@ -354,6 +359,12 @@ class ModelEngine(TrieEngine):
             export = ensure_export(decoder.sigma, folder / EXPORTS, export_name(generation))
             decoding = VllmDecoder.start(decoder, export)
         return cls(generation, checkpoint, decoder, decoding, Gallery.open(folder))
+
+    @property
+    def eager_searches(self) -> Mapping[str, int]:
+        """See `QueryEngine`; those of pictures among them, and of vLLM's stand-in."""
+        graphs = self.decoder.graphs
+        return {} if graphs is None else dict(graphs.eager)
 
     def explain(self, codes: Sequence[int]) -> str | None:
         """See `QueryEngine`. Whether the model has learnt any words is for the caller to know."""

@@ -70,6 +70,10 @@ RESPONSES = (
     (503, "unavailable"),
 )
 
+# Why a CUDA graph did not answer a search: `EagerReason` of `model.decoding.graphs`, which a query
+# worker cannot import before it listens.
+EAGER_REASONS = ("prompts", "length", "beams", "capture")
+
 # What can come of a request with a known key.
 KEY_OUTCOMES = ("admitted", "forbidden", "rate-limited")
 
@@ -250,6 +254,14 @@ class QueryMetrics:
         self.batch = self._histogram(
             "sigma_query_batch", "Queries decoded together", _QUERY_BATCH_SIZES
         )
+        self.eager = Counter(
+            "sigma_query_eager_searches",
+            "Searches of queries on a GPU that no CUDA graph answered, by what did not fit one",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in EAGER_REASONS:
+            self.eager.labels(reason)
         self.candidates = self._histogram(
             "sigma_query_candidates", "Images scored for one query", _CANDIDATES
         )
@@ -284,6 +296,11 @@ class QueryMetrics:
     def count_key_request(self, key: str, outcome: str) -> None:
         """Count a request by its key's name; the outcome is one of `KEY_OUTCOMES`."""
         self.key_requests.labels(key, outcome).inc()
+
+    def count_eager(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        """Count the searches that an engine's totals have grown by; reasons as `EAGER_REASONS`."""
+        for reason, total in after.items():
+            self.eager.labels(reason).inc(total - before.get(reason, 0))
 
     def forget_key(self, key: str) -> None:
         """Drop the series of a key that was revoked: there would be ever more of them."""

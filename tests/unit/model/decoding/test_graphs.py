@@ -98,7 +98,7 @@ def test_a_recorded_search_finds_what_the_search_finds_in_any_batch_and_width(
         return beams_of(search_leaves(decoder, prompt, shape, width, trie.branches, own))
 
     together = search(recorded, texts, guide)
-    assert (graphs.captured, graphs.eager) == (1, 0)
+    assert (graphs.captured, graphs.eager) == (1, {})
     assert_same(search(plain, texts, guide), together)
     for row, text in enumerate(texts):
         own = guide
@@ -159,7 +159,7 @@ def test_queries_of_a_bucket_share_a_recording_and_few_are_kept(parts: ModelPart
     ask(["a"], beams=4)  # a third one, for which the oldest goes
     ask(["a"])
     assert graphs.captured == 4
-    assert graphs.eager == 0
+    assert not graphs.eager
 
 
 def test_what_fits_no_bucket_or_cannot_be_recorded_is_searched_all_the_same(
@@ -172,12 +172,17 @@ def test_what_fits_no_bucket_or_cannot_be_recorded_is_searched_all_the_same(
     plain = Decoder(parts.sigma)
     expected = beams_of(search_leaves(plain, plain.read_texts(TEXTS[:1]), shape, 4, None))
     one = TEXTS[:1]
-    for graphs, texts in ((SearchGraphs(refuse), one), (SearchGraphs(record), one * 17)):
+    refused, recorded = SearchGraphs(refuse), SearchGraphs(record)
+    for graphs, texts, reason in ((refused, one, "capture"), (recorded, one * 17, "prompts")):
         decoder = Decoder(parts.sigma, graphs)
         for _ in range(2):
             found = beams_of(search_leaves(decoder, decoder.read_texts(texts), shape, 4, None))
             assert_same(found[:1], expected)
-        assert (graphs.captured, graphs.eager) == (0, 2)
+        assert (graphs.captured, graphs.eager) == (0, {reason: 2})
+    long = decoder.read_rows([[5] * 129])
+    search_leaves(decoder, long, shape, 4, None)
+    search_leaves(decoder, decoder.read_texts(one), shape, 129, None)
+    assert recorded.eager == {"prompts": 2, "length": 1, "beams": 1}
 
 
 WAITS = {

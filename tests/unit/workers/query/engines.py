@@ -48,6 +48,7 @@ class KeysEngine:
         self.keys = list(keys)
         self.exact: list[int] = []
         self.accelerated = False
+        self.eager_searches: dict[str, int] = {}
         self.closed = False
         self.error: Exception | None = None
 
