@@ -61,8 +61,8 @@ class SearchGraphs:
         """Searches that were recorded."""
         self.replayed = 0
         """Searches that a recording answered."""
-        self.eager: Counter[EagerReason] = Counter()
-        """Searches that ran as they are, by what kept them from a recording."""
+        self.eager: Counter[str] = Counter()
+        """Searches that ran as they are, by their `EagerReason`."""
         self._capture = capture
         self._limit = limit
         self._kept: OrderedDict[Hashable, Program | None] = OrderedDict()

@@ -53,10 +53,5 @@ class Compute:
         for name in ("micro_batch", "lora_rank", "loader_workers"):
             if getattr(self, name) < 0:
                 raise UsageError(f"compute.{name} must be 0 or more, got {getattr(self, name)}")
-        if self.lora_rank and self.sharded:
-            raise UsageError(
-                "compute.lora_rank and compute.sharded exclude each other: what adapters leave to "
-                "train fits on every GPU; set compute.sharded to false"
-            )
         if self.lora_alpha <= 0:
             raise UsageError(f"compute.lora_alpha must be above 0, got {self.lora_alpha}")

@@ -7,7 +7,7 @@ names and shapes, and the model answers nonsense.
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import structlog
@@ -19,6 +19,9 @@ DIGESTS = "digests.json"
 
 # Of the digest, so that a later version can use another one.
 _ALGORITHM = "sha256"
+
+# What to do about damage.
+_HINT = "restore the folder from a copy or train again"
 
 # Nanoseconds after its last change within which a file may change again unseen: clocks of file
 # systems tick slowly.
@@ -34,29 +37,40 @@ log = structlog.get_logger()
 def write_digests(folder: Path, names: Iterable[str] | None = None) -> None:
     """Write the digests of a folder's files, which are complete: all of them, or those named."""
     chosen = file_names(folder) if names is None else sorted(names)
-    digests = {name: digest_of(folder / name) for name in chosen}
-    text = json.dumps({"algorithm": _ALGORITHM, "files": digests}, indent=2) + "\n"
-    (folder / DIGESTS).write_text(text, encoding="utf-8")
+    record_digests(folder, digests_of(folder, chosen))
 
 
-def check_digests(folder: Path) -> None:
+def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The digests of some of a folder's files, by name."""
+    return {name: digest_of(folder / name) for name in names}
+
+
+def record_digests(folder: Path, digests: Mapping[str, str]) -> None:
+    """Write the digests of a folder's files, which were computed before."""
+    text = json.dumps({"algorithm": _ALGORITHM, "files": dict(sorted(digests.items()))}, indent=2)
+    (folder / DIGESTS).write_text(text + "\n", encoding="utf-8")
+
+
+def check_digests(
+    folder: Path, share: Callable[[list[str]], list[str]] = list, hint: str = _HINT
+) -> None:
     """Compare a folder's files with their digests; `RefuseToStartError` names one that differs.
 
-    A folder of an older version has none, which is only logged.
+    A `share` of the names is compared, and `hint` says what to do about damage. A folder of an
+    older version has no digests, which is only logged.
     """
     file = folder / DIGESTS
     if not file.exists():
         log.warning("weights without digests, damage would not be noticed", folder=str(folder))
         return
-    for name, expected in recorded_digests(folder).items():
+    recorded = recorded_digests(folder)
+    for name in share(list(recorded)):
         if not (folder / name).is_file():
+            raise RefuseToStartError(f"{folder / name} is missing; {hint}")
+        if _known_digest(folder / name) != recorded[name]:
             raise RefuseToStartError(
-                f"{folder / name} is missing; restore the folder from a copy or train again"
-            )
-        if _known_digest(folder / name) != expected:
-            raise RefuseToStartError(
-                f"{folder / name} cannot be read as it was written: it was damaged or exchanged;"
-                " restore the folder from a copy or train again"
+                f"{folder / name} cannot be read as it was written: it was damaged or exchanged; "
+                f"{hint}"
             )
 
 
@@ -99,6 +113,4 @@ def recorded_digests(folder: Path) -> dict[str, str]:
             raise ValueError(f"the algorithm is {document['algorithm']}")
         return {str(name): str(digest) for name, digest in document["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RefuseToStartError(
-            f"{file} cannot be read ({error}); restore the folder from a copy or train again"
-        ) from error
+        raise RefuseToStartError(f"{file} cannot be read ({error}); {_HINT}") from error

@@ -312,7 +312,7 @@ def _remedies(compute: Compute, gpus: int) -> Iterator[tuple[Compute, int, str]]
             said[-1] = f"compute.micro_batch = {rows}"
             yield now, gpus, " and ".join(said)
     said = [part for part in said if part]
-    if gpus > 1 and not now.sharded and not now.lora_rank:
+    if gpus > 1 and not now.sharded:
         now = replace(now, sharded=True)
         said.append("compute.sharded = true")
         yield now, gpus, " and ".join(said)
@@ -325,9 +325,4 @@ def _remedies(compute: Compute, gpus: int) -> Iterator[tuple[Compute, int, str]]
             if more > gpus:
                 yield compute, more, f"--gpus {more}"
     if not now.lora_rank:
-        adapted = replace(now, lora_rank=16, sharded=False)
-        yield (
-            adapted,
-            gpus,
-            " and ".join([*said, "compute.lora_rank = 16 (compute.sharded = false)"]),
-        )
+        yield replace(now, lora_rank=16), gpus, " and ".join([*said, "compute.lora_rank = 16"])

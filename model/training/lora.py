@@ -39,3 +39,5 @@ def merge_adapters(module: nn.Module) -> None:
         adapted.merge()
         parent, _, own = name.rpartition(".")
         setattr(module.get_submodule(parent), own, adapted.get_base_layer())
+    # Else the next stage's adapters would be taken for further ones.
+    del module.peft_config

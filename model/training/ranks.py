@@ -3,6 +3,7 @@
 A process that was started alone is the first and only rank.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -74,3 +75,18 @@ def from_first_rank(value: T | None) -> T:
     box = [value]
     distributed.broadcast_object_list(box, src=0)
     return cast(T, box[0])
+
+
+def from_all_ranks(value: T) -> list[T]:
+    """The values of all ranks, in their order, on every rank; pickled likewise."""
+    if world_size() == 1:
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return cast(list[T], values)
+
+
+def own_share(values: Sequence[T]) -> list[T]:
+    """What this rank takes of a work that all ranks divide: every value is one rank's."""
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    return list(values[rank :: world_size()])

@@ -24,7 +24,6 @@ from transformers import (
 )
 
 from model.network.compute import Compute
-from model.network.file_digests import check_digests, write_digests
 from model.network.inputs import ImagePatches, VisualTokens
 from model.network.profiles import Stage
 from model.network.prompts import TrainingExample
@@ -40,7 +39,8 @@ from model.training.sharding import (
     is_sharded,
     sharding_arguments,
 )
-from model.training.trainee import word_tables
+from model.training.stage_checkpoint import check_stage_digests, write_stage_digests
+from model.training.trainee import drop_word_gradients, word_tables
 from model.training.training_set import ExampleDataset, TrainingSet
 
 # The model's weights in a checkpoint of the Trainer.
@@ -161,6 +161,8 @@ class StageTrainer(Trainer):
                 own = self._loss(model, part, totals)
                 self.accelerator.backward(own)
             loss += own.detach()
+        if self.sigma.profile.compute.lora_rank:
+            drop_word_gradients(self.sigma)
         if self.is_fsdp_enabled:
             drop_idle_gradients(self.sigma, counted)
             begin_states(cast(torch.optim.Optimizer, self.optimizer))
@@ -241,15 +243,19 @@ class StageTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_module(self.sigma, folder / WEIGHTS)
-        write_digests(folder, [WEIGHTS])
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Nothing but the Trainer's state is written after this, by which a whole one is known.
+        write_stage_digests(Path(output_dir))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
+        check_stage_digests(Path(resume_from_checkpoint))
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        check_digests(Path(resume_from_checkpoint))
         load_module(self.sigma, Path(resume_from_checkpoint) / WEIGHTS)
 
 

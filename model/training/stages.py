@@ -1,6 +1,5 @@
 """The three training stages of the paper (section 3.2): running and resuming one of them."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from model.network.sigma import SigmaModel
 from model.progress import Progress, quiet
 from model.training.ranks import is_first_rank, wait_for_all_ranks
 from model.training.sharding import trainable_copy
+from model.training.stage_checkpoint import newest_checkpoint
 from model.training.stage_trainer import (
     LossCallback,
     StageTrainer,
@@ -90,25 +90,6 @@ def run_examples(
     model.eval()
     _remove(folder)
     return callback.loss
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of the Trainer.
-
-    One whose saving was cut short lacks its state, which is written last.
-    """
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
-    for checkpoint in checkpoints:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return checkpoint
-    return None
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _remove(folder: Path) -> None:

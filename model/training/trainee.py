@@ -6,9 +6,8 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
-from torch.utils.hooks import RemovableHandle
 
 from model.network.precision import require_attention
 from model.network.sigma import SigmaModel
@@ -28,7 +27,8 @@ def as_trainee(sigma: SigmaModel, seed: int) -> Iterator[None]:
         backbone.model.language_model.requires_grad_(False)
         torch.manual_seed(seed)
         add_adapters(backbone.model.language_model, compute.lora_rank, compute.lora_alpha)
-        handles = _learn_identifiers_only(sigma)
+        for table in word_tables(sigma):
+            table.requires_grad_(True)
     if compute.frozen_vision:
         backbone.model.visual.requires_grad_(False)
     if compute.checkpointing:
@@ -39,8 +39,6 @@ def as_trainee(sigma: SigmaModel, seed: int) -> Iterator[None]:
         if compute.checkpointing:
             backbone.gradient_checkpointing_disable()
         if compute.lora_rank:
-            for handle in handles:
-                handle.remove()
             merge_adapters(backbone.model.language_model)
         sigma.requires_grad_(True)
 
@@ -61,18 +59,20 @@ def word_tables(sigma: SigmaModel) -> list[Parameter]:
     return [table] if output is table else [table, output]
 
 
-def _learn_identifiers_only(sigma: SigmaModel) -> list[RemovableHandle]:
-    """Train of the word tables this project's own rows only.
+def drop_word_gradients(sigma: SigmaModel) -> None:
+    """Beside adapters, train of the word tables this project's own rows only.
 
-    The others keep a gradient of zero; they must have no weight decay either.
+    The others get a gradient of zero; they must have no weight decay either.
     """
-    handles: list[RemovableHandle] = []
     for table in word_tables(sigma):
-        mask = torch.zeros(len(table), 1, device=table.device)
-        mask[own_rows(sigma)] = 1.0
-
-        def masked(gradient: Tensor, mask: Tensor = mask) -> Tensor:
-            return gradient * mask.to(gradient)
-
-        handles.append(table.requires_grad_(True).register_hook(masked))
-    return handles
+        gradient = table.grad
+        if gradient is None:
+            continue
+        own = torch.zeros(len(table), 1, device=gradient.device)
+        own[own_rows(sigma)] = 1.0
+        if isinstance(gradient, DTensor):
+            # Every rank has all of it: nothing is sent.
+            own = distribute_tensor(
+                own, gradient.device_mesh, gradient.placements, src_data_rank=None
+            )
+        gradient.mul_(own)

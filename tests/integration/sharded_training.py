@@ -1,7 +1,7 @@
 """What every process of a sharded training does: the three stages of a small model.
 
-`python -m tests.integration.sharded_training FOLDER [STAGE STEP]`; with a stage and a step every
-process kills itself there.
+`python -m tests.integration.sharded_training FOLDER RANK [STAGE STEP]`, with adapters of that rank;
+with a stage and a step every process kills itself there.
 """
 
 import json
@@ -76,10 +76,10 @@ def train_stages(folder: Path, compute: Compute, killed: tuple[str, int] | None)
     return {"losses": losses, "weights": weights}
 
 
-def main(folder: Path, killed: tuple[str, int] | None) -> None:
+def main(folder: Path, lora_rank: int, killed: tuple[str, int] | None) -> None:
     torch.set_num_threads(1)
     join_ranks()
-    done = train_stages(folder, SHARDED, killed)
+    done = train_stages(folder, replace(SHARDED, lora_rank=lora_rank), killed)
     rank = 0 if is_first_rank() else 1
     np.savez(folder / f"rank{rank}.npz", **done["weights"])
     (folder / f"rank{rank}.json").write_text(json.dumps(done["losses"]))
@@ -87,5 +87,5 @@ def main(folder: Path, killed: tuple[str, int] | None) -> None:
 
 
 if __name__ == "__main__":
-    place = (sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else None
-    main(Path(sys.argv[1]), place)
+    place = (sys.argv[3], int(sys.argv[4])) if len(sys.argv) > 3 else None
+    main(Path(sys.argv[1]), int(sys.argv[2]), place)

@@ -102,11 +102,13 @@ def _assert_exported(folder: Path, export: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("lora_rank", [0, 4], ids=["all weights", "adapters"])
 def test_a_training_killed_in_every_stage_has_the_losses_of_an_undisturbed_one(
-    tmp_path: Path, database: str, conn: Connection
+    tmp_path: Path, database: str, conn: Connection, lora_rank: int
 ) -> None:
     services = tiny_services(tmp_path / "home", database)
-    given = sources(tmp_path, vl_checkpoints.qwen(tmp_path / "model"), epochs=2, batch=4)
+    model = vl_checkpoints.qwen(tmp_path / "model")
+    given = sources(tmp_path, model, epochs=2, batch=4, lora_rank=lora_rank)
     fill(services, conn, SEEN)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.integration.true_shape_training"])

@@ -46,6 +46,7 @@ suffixes = 8
 dtype = "bfloat16"
 micro_batch = 3
 loader_workers = 0
+lora_rank = {lora_rank}
 
 [stages.memorize]
 epochs = {epochs}
@@ -111,7 +112,9 @@ def true_backbone(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Any:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def sources(root: Path, model: Path, epochs: int, batch: int) -> dict[str, Path]:
+def sources(
+    root: Path, model: Path, epochs: int, batch: int, lora_rank: int = 0
+) -> dict[str, Path]:
     """What a training is made of: both jina classes, small, beside a model."""
     file = root / "shape.toml"
     found = {
@@ -121,7 +124,7 @@ def sources(root: Path, model: Path, epochs: int, batch: int) -> dict[str, Path]
         "profile": file,
     }
     # The first step of a stage warms up and changes nothing: each needs two.
-    numbers = PROFILE.format(epochs=epochs, batch=batch, first=min(batch, 6))
+    numbers = PROFILE.format(epochs=epochs, batch=batch, first=min(batch, 6), lora_rank=lora_rank)
     file.write_text(numbers, encoding="utf-8")
     return found
 

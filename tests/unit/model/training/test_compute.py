@@ -161,7 +161,6 @@ def test_an_attention_that_is_not_installed_is_refused(parts: ModelParts, tmp_pa
         ({"dtype": "float16"}, "compute.dtype must be one of auto, float32, bfloat16, got float16"),
         ({"attention": "xformers"}, "compute.attention must be one of"),
         ({"micro_batch": -1}, "compute.micro_batch must be 0 or more, got -1"),
-        ({"lora_rank": 8, "sharded": True}, "exclude each other"),
         ({"lora_alpha": 0}, "compute.lora_alpha must be above 0, got 0"),
     ],
 )
