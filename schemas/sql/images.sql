@@ -39,7 +39,7 @@ SELECT image_key, image_id, version, state::text, checksum, published_at, metada
 
 -- name: lock_images_by_key
 -- The same by key. Images that were deleted, or replaced by a newer version, are left out.
-SELECT image_key FROM image WHERE image_key = ANY(%(image_keys)s) AND state <> 'deleted' ORDER BY image_id FOR UPDATE;
+SELECT image_key, image_id FROM image WHERE image_key = ANY(%(image_keys)s) AND state <> 'deleted' ORDER BY image_id FOR UPDATE;
 
 -- name: upsert_images
 -- Inserts images, or replaces older versions under new keys; returns whether each was inserted
@@ -104,8 +104,9 @@ UPDATE image SET state = 'deleted', uri = '', normalized_uri = '', checksum = ''
 WHERE image_key = ANY(%(image_keys)s);
 
 -- name: mark_indexed
--- Marks images as indexed, keeping the first time.
-UPDATE image SET state = 'indexed', indexed_at = coalesce(indexed_at, clock_timestamp()) WHERE image_key = ANY(%(image_keys)s);
+-- Marks images as indexed, keeping the first time. Those that another generation has are marked, and not written again.
+UPDATE image SET state = 'indexed', indexed_at = coalesce(indexed_at, clock_timestamp())
+WHERE image_key = ANY(%(image_keys)s) AND (state <> 'indexed' OR indexed_at IS NULL);
 
 -- name: accepted_images
 -- How many images are in no generation. Scans the table: for an installation without one.

@@ -22,7 +22,8 @@ RETURNING leaf, next_suffix, live;
 -- Gaps that deleted images left in leaves whose suffixes are all used. The leaves must be locked.
 SELECT u.leaf, s.suffix
 FROM unnest(%(leaves)s::bigint[]) AS u (leaf), generate_series(0, %(suffixes)s - 1) AS s (suffix)
-WHERE NOT EXISTS (SELECT FROM posting p WHERE p.generation = %(generation)s AND p.leaf = u.leaf AND p.suffix = s.suffix)
+WHERE NOT EXISTS (SELECT FROM posting p WHERE p.generation = %(generation)s AND p.leaf = u.leaf AND p.suffix = s.suffix
+                  AND p.suffix IS NOT NULL)
 ORDER BY u.leaf, s.suffix;
 
 -- name: update_leaves
@@ -30,6 +31,23 @@ ORDER BY u.leaf, s.suffix;
 UPDATE leaf SET next_suffix = u.next_suffix, live = u.live
 FROM unnest(%(leaves)s::bigint[], %(next_suffixes)s::int[], %(lives)s::int[]) AS u (leaf, next_suffix, live)
 WHERE leaf.generation = %(generation)s AND leaf.leaf = u.leaf;
+
+-- name: fill_leaves
+-- Counts the primaries of a load in their leaves, ascending; returns how many leaves were empty.
+WITH loaded AS (
+    SELECT * FROM unnest(%(leaves)s::bigint[], %(next_suffixes)s::int[], %(lives)s::int[]) AS u (leaf, next_suffix, live)
+), written AS (
+    INSERT INTO leaf (generation, leaf, next_suffix, live)
+    SELECT %(generation)s, leaf, next_suffix, live FROM loaded ORDER BY leaf
+    ON CONFLICT (generation, leaf) DO UPDATE SET
+        next_suffix = greatest(leaf.next_suffix, excluded.next_suffix), live = leaf.live + excluded.live
+    RETURNING leaf, live
+)
+SELECT count(*) FROM written JOIN loaded USING (leaf) WHERE written.live = loaded.live;
+
+-- name: shape_suffixes
+-- Suffixes that a generation's shape has.
+SELECT (shape ->> 'suffixes')::int FROM generation WHERE id = %(generation)s;
 
 -- name: append_postings
 -- Inserts postings and returns how many, and the sum of their hashes for the checksum.
@@ -117,12 +135,6 @@ SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), count(DISTINCT leaf
        coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0),
        count(*) FILTER (WHERE suffix >= (SELECT (shape ->> 'suffixes')::int FROM generation WHERE id = %(generation)s))
 FROM posting JOIN image USING (image_key) WHERE generation = %(generation)s;
-
--- name: recount_images
--- The same for some images only, after the load that inserted them.
-SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0),
-       count(*) FILTER (WHERE suffix >= (SELECT (shape ->> 'suffixes')::int FROM generation WHERE id = %(generation)s))
-FROM posting JOIN image USING (image_key) WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
 
 -- name: postings_of_images
 -- The postings of images in a generation, primaries first.

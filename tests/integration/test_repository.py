@@ -400,6 +400,52 @@ def test_the_initial_load_equals_appending_one_by_one_and_leaves_out_deleted_ima
         bulk_load.bulk_append(conn, generation, load)
 
 
+@pytest.mark.parametrize("image_id", ["a", "ü?!", "x" * 200])
+def test_a_postings_hash_is_the_databases(conn: Connection, image_id: str) -> None:
+    for leaf in (0, 7, 1 << 40):
+        for is_primary in (True, False):
+            row = conn.execute("SELECT posting_hash(%s, %s, %s)", (image_id, leaf, is_primary))
+            own = counters.posting_hash(image_id, leaf, is_primary=is_primary)
+            assert row.fetchone() == (own,)
+
+
+def test_a_load_in_parts_counts_what_a_scan_counts(conn: Connection) -> None:
+    rng = np.random.default_rng(0)
+    first = generations.create_generation(conn, SHAPE)
+    second = generations.create_generation(conn, SHAPE)
+    used = [0] * SHAPE.leaves
+    for part in range(3):
+        keys = np.array(accept(conn, [f"{part}-{n}" for n in range(30)]))
+        own = np.array([rng.permutation(SHAPE.leaves)[:3] for _ in keys])
+        suffixes = np.full(own.shape, -1)
+        for row, leaf in enumerate(own[:, 0].tolist()):
+            suffixes[row, 0] = used[leaf]
+            used[leaf] += 1
+        load = InitialLoad(
+            leaves=own.ravel(),
+            posted_keys=np.repeat(keys, 3),
+            weights=np.zeros(own.size, np.float32),
+            suffixes=suffixes.ravel(),
+            image_keys=keys,
+            embeddings=np.ones((len(keys), 8), np.float16),
+            confidences=np.zeros(len(keys), np.float32),
+        )
+        indexed_at = "SELECT image_key, indexed_at, ctid::text FROM image ORDER BY image_key"
+        assert bulk_load.bulk_append(conn, first, load, more=True) == 30
+        before = conn.execute(indexed_at).fetchall()
+        assert None not in {row[1] for row in before}
+        assert bulk_load.bulk_append(conn, second, load, more=True) == 30
+        assert bulk_load.bulk_append(conn, second, load, more=True) == 0
+        # The rows of images that were indexed are not written again.
+        assert conn.execute(indexed_at).fetchall() == before
+        for generation in (first, second):
+            assert counters.totals(conn, generation) == counters.recount(conn, generation)
+    assert counters.totals(conn, second).beyond > 0
+    leaves = conn.execute("SELECT leaf, next_suffix, live FROM leaf WHERE generation = 1")
+    found = {leaf: (next_suffix, live) for leaf, next_suffix, live in leaves}
+    assert found == {leaf: (count, count) for leaf, count in enumerate(used) if count}
+
+
 def test_a_generation_takes_only_the_steps_that_are_allowed(
     conn: Connection, generation: int
 ) -> None:

@@ -1,5 +1,6 @@
 """Bulk load: the postings that a new generation begins with, by COPY instead of row by row."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,11 @@ from workers.repository.binary_copy import Column, as_bytes, write_rows
 from workers.repository.connection import (
     Connection,
     execute,
-    fetch_column,
     fetch_row,
     fetch_rows,
     transaction,
 )
-from workers.repository.counters import count_up, totals
+from workers.repository.counters import count_up, posting_hash, totals
 from workers.repository.postings import present_images
 
 
@@ -55,11 +55,12 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
     """
     with transaction(conn):
         wanted = load.image_keys.tolist()
-        existing = set(fetch_column(conn, "lock_images_by_key", image_keys=wanted))
+        existing = dict(fetch_rows(conn, "lock_images_by_key", image_keys=wanted))
         # Alone in the generation, so that no append takes a suffix of the load.
         fetch_rows(conn, "own_generation", generation=generation)
         if more:
-            existing -= present_images(conn, generation, wanted)
+            for present in present_images(conn, generation, wanted):
+                existing.pop(present, None)
         elif totals(conn, generation).images:
             raise UsageError(
                 f"generation {generation} has images already, the initial load needs an empty one; "
@@ -70,12 +71,21 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
         kept_keys = load.image_keys[kept]
         posted = np.isin(load.posted_keys, kept_keys)
         primary = posted & (load.suffixes >= 0)
+        alternate = posted & (load.suffixes < 0)
         _copy_primaries(conn, generation, load, primary)
-        _copy_alternates(conn, generation, load, posted & (load.suffixes < 0))
+        _copy_alternates(conn, generation, load, alternate)
         _copy_embeddings(conn, generation, load, kept)
         # After the slow COPY, so that the leaves are locked briefly.
         opened = _record_suffixes(conn, generation, load.leaves[primary], load.suffixes[primary])
-        _count_loaded(conn, generation, kept_keys.tolist(), opened)
+        checksum = _checksum(load, primary, existing) + _checksum(load, alternate, existing)
+        amounts = {
+            "images": int(primary.sum()),
+            "postings": int(posted.sum()),
+            "leaves": opened,
+            "checksum": checksum,
+            "beyond": _beyond(conn, generation, load.suffixes[primary]),
+        }
+        count_up(conn, generation, amounts)
         execute(conn, "mark_indexed", image_keys=kept_keys.tolist())
         fetch_rows(conn, "notify_index", generation=generation)
     return int(kept.sum())
@@ -84,7 +94,9 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
 def _copy_primaries(
     conn: Connection, generation: int, load: InitialLoad, chosen: BoolArray
 ) -> None:
-    order = _by_leaf(load, chosen)
+    # By leaf, which fills the pages of the index of identifiers in order.
+    rows = np.flatnonzero(chosen)
+    order = rows[np.argsort(load.leaves[chosen], kind="stable")]
     columns = _posting_columns(generation, load, order)
     columns["suffix"] = (">i4", load.suffixes[order])
     write_rows(conn, "copy_primaries", columns)
@@ -93,15 +105,12 @@ def _copy_primaries(
 def _copy_alternates(
     conn: Connection, generation: int, load: InitialLoad, chosen: BoolArray
 ) -> None:
-    # Without the suffix column: binary rows of one width cannot have a NULL.
-    columns = _posting_columns(generation, load, _by_leaf(load, chosen))
-    write_rows(conn, "copy_alternates", columns)
-
-
-def _by_leaf(load: InitialLoad, chosen: BoolArray) -> IntArray:
-    """Rows of the chosen (P,) postings by ascending leaf, which fills index pages in order."""
+    # By image, which is the only order that an index keeps them in.
     rows = np.flatnonzero(chosen)
-    return rows[np.argsort(load.leaves[chosen], kind="stable")]
+    order = rows[np.argsort(load.posted_keys[chosen], kind="stable")]
+    # Without the suffix column: binary rows of one width cannot have a NULL.
+    columns = _posting_columns(generation, load, order)
+    write_rows(conn, "copy_alternates", columns)
 
 
 def _posting_columns(
@@ -135,41 +144,28 @@ def _record_suffixes(
     # One above the highest suffix that the load has in each leaf.
     suffix_ends = np.zeros(len(loaded_leaves), dtype=np.int64)
     np.maximum.at(suffix_ends, position, suffixes + 1)
-    numbers = loaded_leaves.tolist()
-    locked = {}
-    for leaf, next_suffix, live in fetch_rows(
-        conn, "lock_leaves", generation=generation, leaves=numbers
-    ):
-        locked[leaf] = (next_suffix, live)
-    next_suffixes: list[int] = []
-    lives: list[int] = []
-    opened = 0
-    for leaf, end, added in zip(numbers, suffix_ends.tolist(), primaries.tolist(), strict=True):
-        next_suffix, live = locked[leaf]
-        next_suffixes.append(max(next_suffix, end))
-        lives.append(live + added)
-        opened += live == 0
-    execute(
+    row = fetch_row(
         conn,
-        "update_leaves",
+        "fill_leaves",
         generation=generation,
-        leaves=numbers,
-        next_suffixes=next_suffixes,
-        lives=lives,
+        leaves=loaded_leaves.tolist(),
+        next_suffixes=suffix_ends.tolist(),
+        lives=primaries.tolist(),
     )
-    return opened
+    return int(row[0]) if row else 0
 
 
-def _count_loaded(
-    conn: Connection, generation: int, image_keys: list[int], opened_leaves: int
-) -> None:
-    row = fetch_row(conn, "recount_images", generation=generation, image_keys=image_keys)
-    images, postings, checksum, beyond = row or (0, 0, 0, 0)
-    amounts = {
-        "images": images,
-        "postings": postings,
-        "leaves": opened_leaves,
-        "checksum": int(checksum),
-        "beyond": beyond,
-    }
-    count_up(conn, generation, amounts)
+def _checksum(load: InitialLoad, chosen: BoolArray, image_ids: Mapping[int, str]) -> int:
+    """The sum of the hashes of the chosen (P,) postings, all primary or none of them."""
+    total = 0
+    is_primary = bool((load.suffixes[chosen] >= 0).any())
+    keys = load.posted_keys[chosen].tolist()
+    for key, leaf in zip(keys, load.leaves[chosen].tolist(), strict=True):
+        total += posting_hash(image_ids[key], leaf, is_primary=is_primary)
+    return total
+
+
+def _beyond(conn: Connection, generation: int, suffixes: IntArray) -> int:
+    """How many of (K,) suffixes lie beyond the shape."""
+    row = fetch_row(conn, "shape_suffixes", generation=generation)
+    return int((suffixes >= (row or (0,))[0]).sum())

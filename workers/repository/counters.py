@@ -3,6 +3,7 @@
 Reading them never scans a table. `recount` scans, for tests and checks.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -88,6 +89,12 @@ def recount(conn: Connection, generation: int) -> Totals:
         beyond=beyond,
         checksum=_checksum(int(checksum)),
     )
+
+
+def posting_hash(image_id: str, leaf: int, *, is_primary: bool) -> int:
+    """What a posting adds to the checksum: the same as the database's function of this name."""
+    named = f"{leaf}{'!' if is_primary else '?'}{image_id}".encode()
+    return int.from_bytes(hashlib.sha256(named).digest()[:8], signed=True)
 
 
 def _counters(conn: Connection, generation: int) -> dict[str, int]:
