@@ -28,7 +28,7 @@ SELECT 'bench-' || n, 1, 'file:///pictures/bench-' || n || '.jpg',
        jsonb_build_array('a photograph of number ' || n || ' on a table',
                          'a table with the number ' || n || ' and a lamp'),
        now(), now()
-FROM generate_series(%s, %s) AS n RETURNING image_key
+FROM generate_series(%s::int, %s::int) AS n RETURNING image_key
 """
 
 
