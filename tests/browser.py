@@ -10,6 +10,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,6 +34,21 @@ _OPTIONS = (
 # Which parts of the page the browser reports about.
 _DOMAINS = ("Page", "Runtime", "Log", "Network", "Audits")
 
+# Windows' code and the text of keys that are no letters.
+_KEYS = {
+    "Tab": (9, ""),
+    "Enter": (13, "\r"),
+    "Escape": (27, ""),
+    "ArrowLeft": (37, ""),
+    "ArrowUp": (38, ""),
+    "ArrowRight": (39, ""),
+    "ArrowDown": (40, ""),
+    " ": (32, " "),
+}
+
+# Presses of Tab that go round every page of ours.
+_MOST_STOPS = 200
+
 Box = tuple[int, int, int, int]
 """(left, top, right, bottom) in pixels of the whole page."""
 
@@ -40,7 +56,7 @@ Box = tuple[int, int, int, int]
 class Browser:
     """One browser with one tab."""
 
-    def __init__(self, folder: Path, timeout_s: float = 60) -> None:
+    def __init__(self, folder: Path, timeout_s: float = 60, options: Sequence[str] = ()) -> None:
         """Start a browser with its profile in `folder`; `ToolMissingError` when there is none."""
         program = _installed()
         self.timeout_s = timeout_s
@@ -48,13 +64,17 @@ class Browser:
         """Console messages, exceptions, blocked loads and violations of the page's policy."""
         self.requests: list[str] = []
         """Addresses that pages asked for."""
+        self._chooser: int | None = None
+        """The field of the page that wants a file."""
         self._last_id = 0
         self._pending = b""
         self._session: str | None = None
         browser_in, self._out = os.pipe()
         self._in, browser_out = os.pipe()
         try:
-            self._process = _start(program, folder, browser_in, browser_out)
+            self._process = _start(
+                program, [*options, f"--user-data-dir={folder}"], browser_in, browser_out
+            )
         finally:
             os.close(browser_in)
             os.close(browser_out)
@@ -79,8 +99,10 @@ class Browser:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
 
-    def open(self, page: Path, width: int = 1100, height: int = 900, *, dark: bool = False) -> None:
-        """Show a file at a size in CSS pixels; returns when it is loaded."""
+    def open(
+        self, page: Path | str, width: int = 1100, height: int = 900, *, dark: bool = False
+    ) -> None:
+        """Show a file or an address at a size in CSS pixels; returns when it is loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -90,7 +112,7 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        uri = page.absolute().as_uri()
+        uri = page if isinstance(page, str) else page.absolute().as_uri()
         self.call("Page.navigate", url=uri)
         deadline = time.monotonic() + self.timeout_s
         while not self._shows(uri):
@@ -102,6 +124,51 @@ class Browser:
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
         return evaluated["result"].get("value")
+
+    def until(self, expression: str) -> Any:
+        """Wait until an expression is true in the page; returns its value, true for an element."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            value = self.evaluate(f"(v => v instanceof Node || v)({expression})")
+            if value:
+                return value
+            assert time.monotonic() < deadline, (
+                expression,
+                self.evaluate("document.body.innerText"),
+            )
+            time.sleep(0.02)
+
+    def press(self, key: str) -> None:
+        """Press and release a key, such as Tab, Enter, Escape, ArrowRight or a letter."""
+        code, text = _KEYS.get(key, (0, key))
+        event: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": code}
+        if text:
+            event |= {"text": text, "unmodifiedText": text}
+        self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **event)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def write(self, text: str) -> None:
+        """Type a text into what has the focus."""
+        for letter in text:
+            self.press(letter)
+
+    def tab_to(self, selector: str) -> None:
+        """Press Tab until an element of a selector has the focus, as a person without a mouse."""
+        for _ in range(_MOST_STOPS):
+            if self.evaluate(f"document.activeElement.matches({json.dumps(selector)})"):
+                return
+            self.press("Tab")
+        raise AssertionError(f"Tab does not lead to {selector}")
+
+    def choose_file(self, path: Path) -> None:
+        """Press the key that opens the choice of a file, and choose this one."""
+        self.call("Page.setInterceptFileChooserDialog", enabled=True)
+        self._chooser = None
+        self.press(" ")
+        deadline = time.monotonic() + self.timeout_s
+        while self._chooser is None:
+            self._next_message(deadline)
+        self.call("DOM.setFileInputFiles", files=[str(path)], backendNodeId=self._chooser)
 
     def boxes(self, selector: str) -> dict[str, Box]:
         """Where each visible element of a selector is, by its id."""
@@ -172,6 +239,8 @@ class Browser:
             self.complaints.append(f"{entry['level']}: {entry['text']}")
         elif method == "Audits.issueAdded":
             self.complaints.append(event["issue"]["code"])
+        elif method == "Page.fileChooserOpened":
+            self._chooser = event["backendNodeId"]
         elif method == "Network.requestWillBeSent":
             self.requests.append(event["request"]["url"])
 
@@ -185,13 +254,12 @@ def _installed() -> str:
 
 
 def _start(
-    program: str, folder: Path, browser_in: int, browser_out: int
+    program: str, more: Sequence[str], browser_in: int, browser_out: int
 ) -> "subprocess.Popen[bytes]":
     # The browser reads descriptor 3 and writes descriptor 4, whatever numbers the pipes have here.
     script = f'exec "$0" "$@" 3<&{browser_in} 4>&{browser_out}'
-    options = [*_OPTIONS, f"--user-data-dir={folder}"]
     return subprocess.Popen(
-        ["bash", "-c", script, program, *options, "about:blank"],
+        ["bash", "-c", script, program, *_OPTIONS, *more, "about:blank"],
         pass_fds=(browser_in, browser_out),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

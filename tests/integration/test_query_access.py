@@ -28,7 +28,13 @@ from stream.log.postgres import PostgresLog
 from tests.serving import http_serving, until
 from tests.stubs import accepted, leave_in, services_at
 from workers.api import addresses
-from workers.api.addresses import DESCRIPTION_PATH, DOCUMENTATION_PATH, NEEDED_SCOPES
+from workers.api.addresses import (
+    DESCRIPTION_PATH,
+    DOCUMENTATION_PATH,
+    NEEDED_SCOPES,
+    PAGE_FILE_PATH,
+    PAGE_PATH,
+)
 from workers.api.application import application
 from workers.api.context import ApiContext
 from workers.query import http
@@ -265,7 +271,8 @@ def test_every_address_has_a_decision_about_its_scope() -> None:
     context = http.api_context(services, server, QueryMetrics(), api_maintenance(), ring)
     described = application(context).openapi()["paths"]
     methods = {path: {name.upper() for name in forms} for path, forms in described.items()}
-    methods |= {DOCUMENTATION_PATH: {"GET"}, DESCRIPTION_PATH: {"GET"}}
+    for path in (DOCUMENTATION_PATH, DESCRIPTION_PATH, PAGE_PATH, PAGE_FILE_PATH):
+        methods[path] = {"GET"}
     assert methods == {path: set(scopes) for path, scopes in NEEDED_SCOPES.items()}
 
 

@@ -15,6 +15,8 @@ from workers.runtime.metrics_server import METRICS_PATH
 HEALTH_PATH = "/healthz"
 READINESS_PATH = "/readyz"
 DOCUMENTATION_PATH = "/docs"
+PAGE_PATH = "/"
+PAGE_FILE_PATH = "/page/{name}"
 DESCRIPTION_PATH = "/openapi.json"
 
 QUERY_PATH = "/v1/query"
@@ -50,6 +52,8 @@ NEEDED_SCOPES: Final[Mapping[str, Mapping[str, ApiScope | None]]] = {
     METRICS_PATH: {"GET": ApiScope.METRICS},
     HEALTH_PATH: {"GET": None},
     READINESS_PATH: {"GET": None},
+    PAGE_PATH: {"GET": None},
+    PAGE_FILE_PATH: {"GET": None},
     DOCUMENTATION_PATH: {"GET": None},
     DESCRIPTION_PATH: {"GET": None},
 }

@@ -15,6 +15,7 @@ from workers.api.generations import generation_router
 from workers.api.health import health_router
 from workers.api.identifiers import identifier_router
 from workers.api.images import image_router
+from workers.api.page import page_router
 from workers.api.parts import add_parts
 from workers.api.pictures import picture_router
 from workers.api.queries import query_router
@@ -55,6 +56,7 @@ def application(context: ApiContext) -> FastAPI:
         dead_letter_router(context),
         report_router(context),
         health_router(context),
+        page_router(),
     ):
         app.include_router(router)
     add_documentation(app)

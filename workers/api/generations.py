@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from schemas.errors import WorkFailedError
 from schemas.records import JsonObject
@@ -56,6 +56,7 @@ class GenerationsAnswer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     generations: list[GenerationAnswer]
+    fallback: int | None = Field(description="the one that a rollback makes live")
     change: ChangeAnswer | None
 
 
@@ -120,12 +121,17 @@ def generation_router(context: ApiContext) -> APIRouter:
     changes = GenerationChanges()
     maintenance = context.maintenance
 
-    def listed(conn: Connection) -> list[JsonObject]:
-        return [_document(generation) for generation in repository.generations(conn)]
+    def listed(conn: Connection) -> JsonObject:
+        known = repository.generations(conn)
+        fallback = repository.find_fallback(known)
+        return {
+            "generations": [_document(generation) for generation in known],
+            "fallback": None if fallback is None else fallback.id,
+        }
 
     async def answer() -> JsonObject:
         change = None if changes.last is None else changes.last.document()
-        return {"generations": await context.calls.read(listed), "change": change}
+        return await context.calls.read(listed) | {"change": change}
 
     @router.get(
         GENERATIONS_PATH,
