@@ -317,6 +317,13 @@ class Settings:
     engine: str = setting(
         "SIGMA_ENGINE", choice(*ENGINES), "Engine that decodes queries.", default="torch"
     )
+    vllm_memory_share: float = setting(
+        "SIGMA_VLLM_MEMORY_SHARE",
+        number(0.05, 0.95),
+        "Share of a GPU's memory that the vllm engine takes for its weights, keys and values. The "
+        "torch decoder, the encoder and other processes need the rest.",
+        default=0.4,
+    )
     metrics_port: int | None = setting(
         "SIGMA_METRICS_PORT",
         whole(1, 65535),

