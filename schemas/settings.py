@@ -272,8 +272,9 @@ class RetrievalSettings:
     candidates: int = setting(
         "SIGMA_CANDIDATES",
         whole(1, 1_000_000),
-        "Most images that a query ranks where the model reads vectors; it ranks 4.5% of the images,"
-        " or 130 of fewer than 2,900, but never more than these.",
+        "Most images that a query scores, the likeliest ones of the leaves that it reaches. Where"
+        " the model reads vectors it scores 4.5% of the images, or 130 of fewer than 2,900, within"
+        " these. A filter that few beams satisfy is answered by scoring all images that it allows.",
         default=1000,
     )
 

@@ -26,7 +26,7 @@ from model.network.query_head import QueryHeadEncoder
 from model.retrieval.filtered_trie import SearchableTrie
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.ranking import rank
-from model.retrieval.shards import Int32Array
+from model.retrieval.shards import Int32Array, Reached
 from schemas.errors import WorkFailedError
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
@@ -158,7 +158,7 @@ def search_read(
         own_leaves = leaves[row][exists]
         ranked = rank(
             query,
-            trie.reached(own_leaves),
+            likeliest(trie.reached(own_leaves), leaf_scores[row][exists], settings.candidates),
             leaf_scores[row][exists],
             index.embeddings,
             index.encoder.scale,
@@ -191,6 +191,22 @@ def candidate_budget(
     """Images that a guided search ranks at most: a share of the gallery, and within bounds."""
     wanted = max(least, round(SCORED_SHARE * trie.images))
     return min(settings.candidates, wanted)
+
+
+def likeliest(reached: Reached, leaf_scores: FloatArray, most: int) -> Reached:
+    """The postings of at most `most` images: no query scores more, however full leaves are.
+
+    Those that the decoder finds likeliest, by an image's best leaf and weight there; of equal ones
+    those of lower slots. `leaf_scores` (L,) log-probabilities of the leaves that `reached.source`
+    counts.
+    """
+    if len(reached.slots) <= most:
+        return reached
+    scores = leaf_scores[reached.source] + reached.weights
+    order = np.lexsort((reached.slots, -scores))
+    slots, best_places = np.unique(reached.slots[order], return_index=True)
+    kept = slots[np.argsort(best_places)[:most]]
+    return reached.only(np.isin(reached.slots, kept))
 
 
 def _within(budget: int, loads: Int32Array) -> BoolArray:

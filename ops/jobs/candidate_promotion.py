@@ -32,7 +32,7 @@ from workers.generations.image_assigner import assigner_loader
 from workers.generations.switching import SwitchResult
 from workers.generations.switching import promote as switch_generation
 from workers.repository import generations
-from workers.repository.connection import Connection, fetch_row, transaction
+from workers.repository.connection import Connection, transaction
 from workers.repository.generations import Generation
 from workers.repository.shadow_queries import shadow_summary
 from workers.repository.stored_images import newest_image
@@ -217,10 +217,7 @@ class CandidatePromoter:
             ceiling = newest_image(self.conn)
         self.catch_up(candidate)
         # Images above the ceiling are being assigned in both generations: they do not count.
-        counted = fetch_row(
-            self.conn, "count_lacking_images", candidate=candidate.id, live=live.id, ceiling=ceiling
-        )
-        return int(counted[0]) if counted else 0
+        return generations.count_lacking(self.conn, candidate.id, live.id, ceiling)
 
     def _complete_fallback(self, fallback: Generation) -> int:
         try:

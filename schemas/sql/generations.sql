@@ -65,7 +65,18 @@ UPDATE generation SET state = %(state)s::generation_state WHERE id = %(generatio
 SELECT pg_notify('sigma_generation', %(generation)s::text);
 
 -- name: count_lacking_images
--- Images up to a key that are in the live generation and not in a candidate.
+-- Images up to a key that are in the live generation and not in a candidate: above another key, and of some others.
 SELECT count(*) FROM image_embedding l
 WHERE l.generation = %(live)s AND l.image_key <= %(ceiling)s
-  AND NOT EXISTS (SELECT FROM image_embedding c WHERE c.generation = %(candidate)s AND c.image_key = l.image_key);
+  AND (l.image_key > %(above)s OR l.image_key = ANY(%(unplaced)s))
+  AND NOT EXISTS (SELECT FROM image_embedding c WHERE c.generation = %(candidate)s AND c.image_key = l.image_key
+                  AND (c.image_key > %(above)s OR c.image_key = ANY(%(unplaced)s)));
+
+-- name: watermark
+-- Up to where a generation has every image, and the keys up to there of those that it could not take.
+SELECT complete_to, unplaced FROM generation WHERE id = %(generation)s;
+
+-- name: set_complete
+-- Raises a generation's watermark, unless another process has raised it further.
+UPDATE generation SET complete_to = %(complete_to)s, unplaced = %(unplaced)s::bigint[]
+WHERE id = %(generation)s AND complete_to <= %(complete_to)s;

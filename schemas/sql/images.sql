@@ -126,13 +126,22 @@ FROM image WHERE image_id = ANY(%(image_ids)s);
 
 -- name: missing_images
 -- Images that are not in a generation yet, oldest key first: what a candidate or a rolled-back
--- generation must catch up.
+-- generation must catch up. Above a key, and of some others.
+WITH missing AS (
+    (SELECT i.image_key FROM unnest(%(unplaced)s::bigint[]) AS u (image_key) JOIN image i USING (image_key)
+     WHERE i.state <> 'deleted'
+       AND NOT EXISTS (SELECT FROM image_embedding e WHERE e.generation = %(generation)s AND e.image_key = i.image_key)
+     ORDER BY i.image_key LIMIT %(amount)s)
+    UNION ALL
+    (SELECT i.image_key FROM image i
+     WHERE i.state <> 'deleted' AND i.image_key > %(above)s
+       AND NOT EXISTS (SELECT FROM image_embedding e
+                       WHERE e.generation = %(generation)s AND e.image_key = i.image_key AND e.image_key > %(above)s)
+     ORDER BY i.image_key LIMIT %(amount)s)
+)
 SELECT i.image_key, i.image_id, i.version, i.state::text, i.uri, i.normalized_uri, i.captions, i.test_captions, i.split,
        i.arrived_at, i.indexed_at, i.checksum, i.published_at, i.metadata
-FROM image i
-WHERE i.state <> 'deleted' AND i.image_key > %(after)s
-  AND NOT EXISTS (SELECT FROM image_embedding e WHERE e.generation = %(generation)s AND e.image_key = i.image_key)
-ORDER BY i.image_key LIMIT %(amount)s;
+FROM missing JOIN image i USING (image_key) ORDER BY i.image_key LIMIT %(amount)s;
 
 -- name: newest_image
 -- The highest key. Under the lock on the generations, no lower one is still to be committed.

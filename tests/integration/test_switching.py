@@ -11,6 +11,7 @@ import pytest
 
 from ops.bench.stub import StubAssigner, shadow_generation, stub_generation
 from schemas.errors import RefuseToStartError, UsageError, WorkFailedError
+from schemas.named_sql import queries
 from schemas.records import ByteArray
 from stream.log.event_log import EventLog, message
 from stream.log.postgres import PostgresLog
@@ -287,3 +288,88 @@ def missing_in_all(
         for number in numbers
         if (lacking := len(set(names) - held_by(conn, number)))
     }
+
+
+# Images that have no picture and are in all generations, as those of years are.
+STORE_OLD = """
+WITH stored AS (
+    INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, arrived_at,
+                       published_at, state, indexed_at)
+    SELECT 'old ' || n, 1, '', '', '', 1, 1, now(), now(), 'indexed', now()
+    FROM generate_series(%s::int, %s::int) AS n RETURNING image_key
+)
+INSERT INTO image_embedding (generation, image_key, embedding, confidence, trained)
+SELECT g, image_key, '', 0, false FROM stored, unnest(%s::int[]) AS g
+"""
+
+
+def rows_read(conn: Connection, query: str, **parameters: object) -> int:
+    """Rows that a query's scans look at, those that they leave out among them."""
+    statement = b"EXPLAIN (ANALYZE, FORMAT JSON) " + queries()[query]
+    ((document,),) = conn.execute(statement, parameters).fetchall()
+    total = 0
+    nodes = [document[0]["Plan"]]
+    while nodes:
+        node = nodes.pop()
+        nodes += node.get("Plans", [])
+        if "Scan" in node["Node Type"]:
+            seen = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+            total += round(seen * node["Actual Loops"])
+    return total
+
+
+def test_what_a_rollback_and_a_gate_read_does_not_grow_with_the_number_of_images(
+    services: Services, conn: Connection
+) -> None:
+    first, second = stub_generation(conn), shadow_generation(conn)
+    stored, arrivals = 0, 0
+    for images in (3_000, 12_000):
+        conn.execute(STORE_OLD, (stored, images - 1, [first, second]))
+        stored = images
+        conn.execute("ANALYZE")
+        live, other = (first, second) if generations.live_number(conn) == first else (second, first)
+        promote(conn, other, services.store, StubAssigner.of)
+        names = [f"late {number}" for number in range(arrivals, arrivals + 3)]
+        arrivals += 3
+        # Only the one that is live now gets them.
+        leave_in(conn, other, accepted(services.store, names))
+        conn.execute("ANALYZE")
+        known = generations.watermark(conn, live)
+        where = {"above": known.complete_to, "unplaced": list(known.unplaced)}
+        assert rows_read(conn, "missing_images", generation=live, amount=64, **where) < 60
+        gate = {"candidate": live, "live": other, "ceiling": 1 << 40}
+        assert rows_read(conn, "count_lacking_images", **gate, **where) < 60
+        assert generations.count_lacking(conn, live, other, 1 << 40) == 3
+        result = rollback(conn, services.store, StubAssigner.of)
+        assert (result.generation, result.caught_up) == (live, 3)
+        assert held_by(conn, live) >= set(names)
+
+
+def test_images_that_could_not_be_assigned_are_tried_again_below_the_watermark(
+    services: Services, conn: Connection
+) -> None:
+    first, second = stub_generation(conn), shadow_generation(conn)
+    lost, kept = accepted(services.store, ["lost", "kept"])
+    leave_in(conn, first, [lost, kept])
+    picture = services.store.get(lost.normalized_uri)
+    path = services.home / "images" / lost.normalized_uri.removeprefix("store:///")
+    path.unlink()
+    assert promote(conn, second, services.store, StubAssigner.of).unplaced == 1
+    assert held_by(conn, second) == {"kept"}
+    query = "SELECT complete_to, cardinality(unplaced) FROM generation WHERE id = %s"
+    ((complete_to, unplaced),) = conn.execute(query, (second,)).fetchall()
+    assert complete_to > 0
+    assert unplaced == 1
+    path.write_bytes(picture)
+    assert [image.image_id for image in missing_images(conn, second)] == ["lost"]
+    promote(conn, first, services.store, StubAssigner.of)
+    assert held_by(conn, second) == {"lost", "kept"}
+    assert conn.execute(query, (second,)).fetchone() == (complete_to, 0)
+
+
+def test_a_watermark_is_not_lowered_by_one_who_was_slower(conn: Connection) -> None:
+    number = stub_generation(conn)
+    generations.set_complete(conn, number, 200, {150})
+    generations.set_complete(conn, number, 100, set())
+    query = "SELECT complete_to, unplaced FROM generation WHERE id = %s"
+    assert conn.execute(query, (number,)).fetchone() == (200, [150])

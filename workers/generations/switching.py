@@ -64,7 +64,7 @@ def promote(
     require_promotable(candidate)
     live = generations.live(conn)
     if live is not None:
-        _complete_fallback(CatchUp(conn, live, store, load))
+        _complete_fallback(conn, CatchUp(conn, live, store, load))
     catch_up = CatchUp(conn, candidate, store, load, assigner=assigner)
     return _switch(conn, catch_up, lambda: generations.promote(conn, generation))
 
@@ -106,7 +106,7 @@ def publish(
     generations.set_state(conn, generation, "shadow")
     # From here on the index workers assign every arrival in this generation too. Those that came
     # between the first run and the change of state are assigned by the second.
-    catch_up.run(progress=progress)
+    _complete(conn, catch_up)
     if generations.live(conn) is None:
         promote(conn, generation, store, load)
     return generations.get(conn, generation).state
@@ -131,9 +131,7 @@ def may_assign_under_lock(missing: int, *, last_attempt: bool) -> bool:
 
 
 def _switch(conn: Connection, catch_up: CatchUp, make_live: MakeLive) -> SwitchResult:
-    with transaction(conn):
-        generations.lock_set(conn)
-        ceiling = newest_image(conn)
+    ceiling = _newest_settled(conn)
     # The first sweep covers all keys; each further one only those accepted during the one before.
     floor = 0
     for attempt in range(MAX_SWEEPS):
@@ -144,6 +142,9 @@ def _switch(conn: Connection, catch_up: CatchUp, make_live: MakeLive) -> SwitchR
             generations.lock_set(conn)
             complete = _is_complete(catch_up, floor, last_attempt=attempt == MAX_SWEEPS - 1)
             if complete:
+                generations.set_complete(
+                    conn, catch_up.generation.id, newest_image(conn), catch_up.unplaceable
+                )
                 previous = make_live()
             else:
                 ceiling = newest_image(conn)
@@ -154,6 +155,21 @@ def _switch(conn: Connection, catch_up: CatchUp, make_live: MakeLive) -> SwitchR
         "arrive faster than they are assigned; start more index workers, or try again when fewer "
         "images arrive"
     )
+
+
+def _newest_settled(conn: Connection) -> int:
+    """The highest key of an image; no image with a lower one is still to be committed."""
+    with transaction(conn):
+        generations.lock_set(conn)
+        return newest_image(conn)
+
+
+def _complete(conn: Connection, catch_up: CatchUp) -> None:
+    """Assign every missing image, and record up to where none is missing any more."""
+    ceiling = _newest_settled(conn)
+    catch_up.run(until=ceiling)
+    generations.set_complete(conn, catch_up.generation.id, ceiling, catch_up.unplaceable)
+    catch_up.run(after=ceiling)
 
 
 def _is_complete(catch_up: CatchUp, floor: int, *, last_attempt: bool) -> bool:
@@ -173,10 +189,10 @@ def _result(catch_up: CatchUp, previous: int | None) -> SwitchResult:
     return SwitchResult(generation, previous, catch_up.assigned, unplaced)
 
 
-def _complete_fallback(catch_up: CatchUp) -> None:
+def _complete_fallback(conn: Connection, catch_up: CatchUp) -> None:
     """Complete the generation that is about to be replaced. A failure does not stop the switch."""
     try:
-        catch_up.run()
+        _complete(conn, catch_up)
     except SigmaError as error:
         # What fails here may be the very reason for the switch.
         log.error(

@@ -4,7 +4,7 @@ States: building → shadow → live → retired, and failed from each of them. 
 become live again. The database refuses every other step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -254,6 +254,56 @@ def promote(conn: Connection, generation: int) -> int | None:
             set_state(conn, previous.id, "retired")
         set_state(conn, generation, "live")
     return None if previous is None else previous.id
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """Where to look for images that a generation lacks."""
+
+    complete_to: int = 0
+    """It has every image with a key up to this one, but for the unplaced ones."""
+    unplaced: tuple[int, ...] = ()
+    """Keys up to there of images that could not be assigned."""
+
+
+def watermark(conn: Connection, generation: int) -> Watermark:
+    """Return where to look for what a generation lacks: nobody has to read all images.
+
+    Queries get it as values, not by a join: the planner has to know how few images are above it.
+    """
+    row = fetch_row(conn, "watermark", generation=generation)
+    return Watermark() if row is None else Watermark(row[0], tuple(row[1]))
+
+
+def count_lacking(conn: Connection, candidate: int, live: int, ceiling: int) -> int:
+    """Count the images up to a key that the live generation has and a candidate lacks."""
+    known = watermark(conn, candidate)
+    row = fetch_row(
+        conn,
+        "count_lacking_images",
+        candidate=candidate,
+        live=live,
+        ceiling=ceiling,
+        above=known.complete_to,
+        unplaced=list(known.unplaced),
+    )
+    return int(row[0]) if row else 0
+
+
+def set_complete(
+    conn: Connection, generation: int, complete_to: int, unplaced: Collection[int]
+) -> None:
+    """Record that a generation has every image up to a key, but for `unplaced` ones.
+
+    No image with a key up to it may be still to be committed: see `newest_image`.
+    """
+    execute(
+        conn,
+        "set_complete",
+        generation=generation,
+        complete_to=complete_to,
+        unplaced=sorted(unplaced),
+    )
 
 
 def drop(conn: Connection, generation: int) -> None:

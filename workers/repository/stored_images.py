@@ -11,6 +11,7 @@ from workers.repository.connection import (
     fetch_row,
     fetch_rows,
 )
+from workers.repository.generations import watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,15 @@ def missing_images(
     conn: Connection, generation: int, *, after: int = 0, limit: int = 1000
 ) -> list[StoredImage]:
     """Return images that a generation lacks, with keys above `after`, ascending."""
-    rows = fetch_rows(conn, "missing_images", generation=generation, after=after, amount=limit)
+    known = watermark(conn, generation)
+    rows = fetch_rows(
+        conn,
+        "missing_images",
+        generation=generation,
+        above=max(after, known.complete_to),
+        unplaced=[key for key in known.unplaced if key > after],
+        amount=limit,
+    )
     return [_stored_image(row) for row in rows]
 
 

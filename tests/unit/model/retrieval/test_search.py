@@ -250,9 +250,8 @@ def test_a_guided_search_ranks_as_many_images_as_its_budget_has_room_for(candida
     wide = RetrievalSettings(beams=SHAPE.leaves, candidates=candidates)
     for result in search(index, TEXTS, 200, wide):
         loads = index.trie.branches.load[result.leaves]
-        assert result.candidates == loads.sum()
-        # At most the budget, or one leaf; and no leaf is left out that would have had room.
-        assert result.candidates <= candidates or len(result.leaves) == 1
+        # At most the budget; and no leaf is left out that would have had room.
+        assert result.candidates == min(candidates, loads.sum())
         closed = np.setdiff1d(np.flatnonzero(index.trie.branches.load), result.leaves)
         assert (index.trie.branches.load[closed] > candidates - result.candidates).all()
 
@@ -270,11 +269,33 @@ def test_a_leaf_larger_than_the_budget_is_opened_only_where_it_is_the_best() -> 
     first = {int(result.leaves[0]) for result in search(index, TEXTS, 5, settings)}
     for result in search(index, TEXTS, 200, settings):
         assert 0 not in result.leaves[1:]
-        assert result.candidates <= 30 or result.leaves.tolist() == [0]
+        assert result.candidates <= 30
     assert first != {0}
     alone = guided_index(20, largest=20)
     for result in search(alone, TEXTS, 5, settings=RetrievalSettings(candidates=5)):
-        assert result.candidates == 20
+        assert result.candidates == 5
+
+
+@pytest.mark.parametrize("most", [1, 7, 30])
+def test_an_unguided_search_scores_the_likeliest_images_and_no_more_than_its_budget(
+    most: int,
+) -> None:
+    entries = random_entries(0)
+    index = index_of(entries)
+    settings = RetrievalSettings(beams=SHAPE.leaves, candidates=most)
+    whole = search(index, TEXTS, 500, RetrievalSettings(beams=SHAPE.leaves))
+    for bounded, free in zip(search(index, TEXTS, 500, settings), whole, strict=True):
+        assert bounded.candidates == most < free.candidates
+        leaf_scores = dict(zip(free.leaves.tolist(), free.leaf_scores.tolist(), strict=True))
+        likely = sorted(
+            (-np.float32(leaf_scores[leaf]) - np.float16(weight).astype(np.float32), slot)
+            for leaf, slot, weight, _ in entries
+        )
+        wanted = list(dict.fromkeys(slot for _, slot in likely))[:most]
+        assert sorted(bounded.slots.tolist()) == sorted(wanted)
+        # An image that is scored is scored by all its leaves.
+        scores = dict(zip(free.slots.tolist(), free.scores.tolist(), strict=True))
+        assert bounded.scores == pytest.approx([scores[slot] for slot in bounded.slots], abs=1e-4)
 
 
 def test_similarity_alone_ranks_what_a_guided_search_reaches() -> None:
