@@ -26,11 +26,9 @@ export async function showImage(image, about) {
     h("div", { class: "stage" }, h("img", { src: picture(image.link, LARGE_PX), alt: "" })),
     h("div", { class: "side" }, h("h2", { id: "image-title" }, image.image_id), details),
   );
-  const from = document.activeElement;
   dialog.addEventListener("close", () => {
     dialog.remove();
     if (open === dialog) open = null;
-    if (from?.isConnected) from.focus();
   });
   // A click beside it closes it too.
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());

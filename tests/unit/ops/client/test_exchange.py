@@ -1,0 +1,96 @@
+"""One call with all its tries, without a connection."""
+
+import httpx
+import pytest
+from sigma_stream_client import (
+    AccessError,
+    GoneError,
+    NotFoundError,
+    Patience,
+    RefusedError,
+    UnavailableError,
+)
+from sigma_stream_client.exchange import Outcome, Pause, exchange
+from sigma_stream_client.operations import Call, Reply
+
+CALL = Call("GET", "/v1/images")
+
+QUICK = Patience(total_s=1000)
+
+
+def refusal(status: int, **headers: str) -> httpx.Response:
+    return httpx.Response(status, json={"error": "one sentence"}, headers=headers)
+
+
+def played(outcomes: list[Outcome], patience: Patience = QUICK) -> tuple[Reply, list[float]]:
+    """The reply of a call whose tries end so, and the pauses between them."""
+    tries = exchange(CALL, patience)
+    pauses = []
+    step = next(tries)
+    waiting = list(outcomes)
+    try:
+        while True:
+            if isinstance(step, Pause):
+                pauses.append(step.seconds)
+                step = tries.send(None)
+            else:
+                step = tries.send(waiting.pop(0))
+    except StopIteration as end:
+        assert waiting == []
+        return end.value, pauses
+
+
+def test_a_call_is_tried_until_it_is_answered() -> None:
+    lost: list[Outcome] = [httpx.ConnectError("refused"), httpx.ReadError("reset")]
+    answer = httpx.Response(202, json={"a": 1})
+    reply, pauses = played([*lost, refusal(503), refusal(429), refusal(502), answer])
+    assert reply == Reply(202, {"a": 1})
+    assert len(pauses) == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, RefusedError),
+        (401, AccessError),
+        (403, AccessError),
+        (404, NotFoundError),
+        (409, RefusedError),
+        (410, GoneError),
+        (422, RefusedError),
+        (500, UnavailableError),
+    ],
+)
+def test_what_no_further_try_mends_is_an_error_at_once(status: int, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="one sentence") as caught:
+        played([refusal(status)])
+    assert type(caught.value) is kind
+    assert caught.value.status == status  # type: ignore[attr-defined]
+
+
+def test_an_answer_of_somebody_else_is_an_error_too() -> None:
+    with pytest.raises(RefusedError, match="status 418 and no reason"):
+        played([httpx.Response(418, text="<html>")])
+
+
+def test_patience_ends_with_the_last_reason() -> None:
+    with pytest.raises(UnavailableError, match=r"one sentence \(1 tries\)"):
+        played([refusal(503)], Patience(total_s=0))
+    with pytest.raises(UnavailableError, match="does not answer"):
+        played([httpx.ConnectError("refused")], Patience(total_s=0))
+
+
+def test_pauses_grow_are_drawn_and_have_a_longest() -> None:
+    patience = Patience(first_s=0.1, longest_s=2.0)
+    for tries, length in ((1, 0.1), (2, 0.2), (3, 0.4), (6, 2.0), (10_000, 2.0)):
+        drawn = {patience.pause(tries, None) for _ in range(50)}
+        assert len(drawn) > 10
+        assert all(length / 2 <= pause <= length for pause in drawn)
+
+
+def test_a_pause_is_at_least_what_the_service_asks_for() -> None:
+    _, pauses = played([refusal(429, **{"retry-after": "7"}), httpx.Response(200, json={})])
+    assert pauses[0] >= 7
+    later = refusal(503, **{"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"})
+    _, pauses = played([later, httpx.Response(200, json={})])
+    assert pauses[0] <= 0.1
