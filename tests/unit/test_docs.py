@@ -2,6 +2,8 @@
 
 import ast
 import re
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,14 @@ def test_every_python_file_that_the_docs_name_exists() -> None:
             if not (ROOT / name).exists():
                 missing.append(f"{page.relative_to(ROOT)}: {name}")
     assert not missing
+
+
+def test_the_page_of_dependencies_has_those_of_the_project_and_no_others() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    rows = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8").split("## Ours")[0]
+    named = re.findall(r"`([\w-]+)`", "".join(re.findall(r"^\| (`[^|]*)\|", rows, re.MULTILINE)))
+    assert sorted(named) == sorted(re.split(r"[\[<>=]", package)[0] for package in wanted)
 
 
 def test_every_alert_has_a_section_in_the_operations_page_and_every_section_an_alert() -> None:
