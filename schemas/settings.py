@@ -359,6 +359,12 @@ class Settings:
         "open files.",
         default=4096,
     )
+    query_workers: int = setting(
+        "SIGMA_QUERY_WORKERS",
+        whole(1, 16),
+        "Query workers that `sigma up` starts behind one port; each holds the index in memory.",
+        default=1,
+    )
     query_backlog: int | None = setting(
         "SIGMA_QUERY_BACKLOG",
         whole(1, 4096),

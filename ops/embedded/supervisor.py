@@ -143,26 +143,33 @@ def _workers(
 ) -> list[SupervisedWorker]:
     logs = log_folder(settings)
     workers = []
-    for role in ROLES:
-        own_environment = dict(environment) | _metrics_port(settings, role)
+    for place, role in enumerate(_roles(settings)):
+        own_environment = dict(environment) | _metrics_port(settings, place)
         if role in readiness:
             own_environment |= readiness[role].environment
+        # Further query workers are the last ones.
+        name = role if place < len(ROLES) else f"{role}-{place - len(ROLES) + 2}"
         workers.append(
             SupervisedWorker(
-                role, own_environment, logs / f"{role}.log", listener if role == "query" else None
+                role, own_environment, logs / f"{name}.log", listener if role == "query" else None
             )
         )
     return workers
 
 
-def _metrics_port(settings: Settings, role: str) -> dict[str, str]:
-    """Give each worker a metrics port of its own: the configured one for the first role, and so on.
+def _roles(settings: Settings) -> list[str]:
+    """The role of each worker. All query workers take connections from one socket."""
+    return [*ROLES, *["query"] * (settings.query_workers - 1)]
+
+
+def _metrics_port(settings: Settings, place: int) -> dict[str, str]:
+    """Give each worker a metrics port of its own: the configured one for the first, and so on.
 
     All workers of a home share one machine.
     """
     if settings.metrics_port is None:
         return {}
-    return {"SIGMA_METRICS_PORT": str(settings.metrics_port + ROLES.index(role))}
+    return {"SIGMA_METRICS_PORT": str(settings.metrics_port + place)}
 
 
 class _Watch:
