@@ -62,7 +62,8 @@ def read_arrays(path: Path) -> ArrayFile:
     """Map a file; `ValueError` when it is damaged, `FileNotFoundError` when there is none."""
     if not path.stat().st_size:
         raise ValueError(f"{path.name} must not be empty; delete it")
-    content: ByteArray = np.memmap(path, np.uint8, mode="r")
+    # A plain array: each view of a `memmap` costs as much as twenty of those.
+    content: ByteArray = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
     begin = len(_MARK) + _LENGTH_BYTES + _DIGEST_BYTES
     if content[: len(_MARK)].tobytes() != _MARK:
         raise ValueError(f"{path.name} must be an array file of this version; delete it")
