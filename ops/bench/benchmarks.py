@@ -52,6 +52,10 @@ def run_benchmark(options: Namespace, settings: Settings) -> Report:
             return _fuzz(options)
         case "gpu":
             return _gpu(options)
+        case "growth":
+            from ops.bench.growth import growth
+
+            return growth(options.seed)
         case "load":
             return _load(options)
         case "recluster":

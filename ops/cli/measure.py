@@ -26,6 +26,7 @@ BENCHMARKS = (
     "residents",
     "filter",
     "scale",
+    "growth",
 )
 
 # Where the page of all corpora is, in a checkout of this repository.
