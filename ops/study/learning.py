@@ -11,7 +11,7 @@ from model.identifiers.codebook import CodebookConfig, fit_codebook, pack_all
 from model.identifiers.instance_suffixes import assign_suffixes
 from model.network.base import Base
 from model.network.checkpoint import Checkpoint
-from model.network.parts import parts_from_base
+from model.network.parts import ModelParts, parts_from_base
 from model.network.profiles import Profile, Stage
 from model.training.replay import refresh_rows
 from model.training.stages import run_stage
@@ -37,7 +37,14 @@ def train_fully(
 ) -> StudyGeneration:
     """Train on images (n,): fit a new codebook, and run all stages from the base's weights."""
     # Loaded anew each time, because training changes the weights in place.
-    parts = parts_from_base(Base.load(base), profile)
+    return train_parts(parts_from_base(Base.load(base), profile), corpus, numbers, seed)
+
+
+def train_parts(
+    parts: ModelParts, corpus: StudyCorpus, numbers: IntArray, seed: int
+) -> StudyGeneration:
+    """The same from given parts, whose weights are changed in place."""
+    profile = parts.sigma.profile
     codebook = fit_codebook(corpus.embeddings[numbers], CodebookConfig(profile.shape, seed=seed))
     codes = codebook.encode(corpus.embeddings[numbers])
     checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
