@@ -43,8 +43,8 @@ GENERATIONS = 3
 # Random embeddings that the codebook is fitted to; its quality does not matter here.
 _CODEBOOK_SAMPLE = 2000
 
-# Longest wait for a worker to answer from a generation: it imports libraries and loads a model, on a
-# busy machine with a seventh of a core.
+# Longest wait for a worker to answer from a generation: it imports libraries and loads a model, and
+# has a seventh of a core where others are busy.
 _TIMEOUT_S = 900.0
 
 # Longest wait for one answer.
