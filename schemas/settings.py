@@ -244,6 +244,11 @@ class S3Settings:
         return cls(**values)
 
 
+# Beyond it a tiny model's identifiers of new images lead to fewer of them
+# (docs/experiments/guided.md).
+DEFAULT_VOTE = 8.0
+
+
 @dataclass(frozen=True, slots=True)
 class RetrievalSettings:
     """How images are posted and queries answered; the same values for queries, gates and probes."""
@@ -251,8 +256,8 @@ class RetrievalSettings:
     beams: int = setting(
         "SIGMA_BEAMS",
         whole(1, 1000),
-        "Beams of the constrained search: leaves that one query may reach. More cost time. Where "
-        "the model reads vectors five times as many are kept.",
+        "Beams of the constrained search. More cost time. A guided search keeps twice as many, and "
+        "five times as many where the model reads vectors.",
         default=20,
     )
     postings: int = setting(
@@ -261,6 +266,13 @@ class RetrievalSettings:
         "Leaves that an image is posted under: its primary and the alternates. One where the model "
         "reads images by their vectors.",
         default=3,
+    )
+    codebook_vote: float = setting(
+        "SIGMA_CODEBOOK_VOTE",
+        number(0, 1000),
+        "How much likelier, in nats a code, another code must be for the model to give a new image "
+        "that one and not the codebook's. 0: the model alone decides, as in the paper.",
+        default=DEFAULT_VOTE,
     )
     fusion_weight: float = setting(
         "SIGMA_FUSION_WEIGHT",
@@ -272,9 +284,10 @@ class RetrievalSettings:
     candidates: int = setting(
         "SIGMA_CANDIDATES",
         whole(1, 1_000_000),
-        "Most images that a query scores, the likeliest ones of the leaves that it reaches. Where"
-        " the model reads vectors it scores 4.5% of the images, or 130 of fewer than 2,900, within"
-        " these. A filter that few beams satisfy is answered by scoring all images that it allows.",
+        "Most images that a query scores, the likeliest ones of the leaves that it reaches. A guided "
+        "search opens leaves of 1% of the images, or of 100, and where the model reads vectors of "
+        "4.5%, or of 130, within these; more only where more results are asked for. A filter that "
+        "few beams satisfy is answered by scoring all images that it allows.",
         default=1000,
     )
 

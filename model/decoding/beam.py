@@ -17,7 +17,6 @@ from torch import Tensor
 
 from model.retrieval.branches import Branches
 from model.retrieval.filtered_trie import SearchableTrie
-from model.retrieval.prefix_means import PrefixMeans
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import FloatArray, IntArray
 
@@ -130,14 +129,25 @@ class Beams:
         return packed[..., 0].astype(np.int64), floats[..., 0], floats[..., 1:]
 
 
+class Promises(Protocol):
+    """A second opinion on prefixes: of `PrefixMeans`, or of the codebook."""
+
+    def promise(self, level: int, prefixes: Tensor, queries: Tensor) -> Tensor | None:
+        """(B, W) float32, the higher the better, of (B, W) prefixes of level + 1 codes.
+
+        `queries` (B, D) are what is asked for. None for a level that it knows nothing of.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """What is below a prefix, as a second opinion on which beams to keep.
+    """A second opinion on which beams to keep.
 
-    `queries` (B, D) unit vectors. `weight` turns a cosine into nats.
+    `queries` (B, D) are what it compares with. `weight` turns a promise into nats.
     """
 
-    means: PrefixMeans
+    promises: Promises
     queries: Tensor
     weight: float
 
@@ -150,7 +160,7 @@ class BeamPlan:
     beams: int
     branches: Branches | None
     """Without, any leaf may be reached."""
-    means: PrefixMeans | None = None
+    promises: Promises | None = None
     """Of a guide."""
     weight: float = 0.0
     five_tokens: bool = False
@@ -159,7 +169,7 @@ class BeamPlan:
     @property
     def key(self) -> Hashable:
         """The same for plans that do the same; the plan keeps what it is made of."""
-        tables = (id(self.branches), id(self.means))
+        tables = (id(self.branches), id(self.promises))
         return (self.shape, self.beams, *tables, self.weight, self.five_tokens)
 
     @property
@@ -169,7 +179,7 @@ class BeamPlan:
         width = 1
         for level, codes in enumerate(self.shape.codes):
             # A guide looks at every leaf below the last prefixes.
-            every = self.means is not None and level == LEVELS - 1
+            every = self.promises is not None and level == LEVELS - 1
             width = width * codes if every else min(self.beams, width * codes)
             widths.append(width)
         return tuple(widths)
@@ -198,7 +208,7 @@ def search_leaves(
     """
     if guide is None:
         return _search(engine, prompt, BeamPlan(shape, beams, branches), None)
-    plan = BeamPlan(shape, beams, branches, guide.means, guide.weight)
+    plan = BeamPlan(shape, beams, branches, guide.promises, guide.weight)
     return _search(engine, prompt, plan, guide.queries)
 
 
@@ -250,9 +260,9 @@ def _preference(
     plan: BeamPlan, level: int, children: Tensor, totals: Tensor, queries: Tensor | None
 ) -> Tensor:
     """(B, W) by which beams are chosen, where `totals` are their log-probabilities."""
-    if plan.means is None or queries is None:
+    if plan.promises is None or queries is None:
         return totals
-    promise = plan.means.promise(level, children, queries.to(children.device))
+    promise = plan.promises.promise(level, children, queries.to(children.device))
     return totals if promise is None else totals + plan.weight * promise
 
 

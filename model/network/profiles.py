@@ -249,7 +249,7 @@ def _qwen_alignment(epochs: float, learning_rate: float) -> Stage:
 # take half the time of those of 64 (docs/experiments/comprehension.md).
 _TINY_COMPREHENSION = Stage(
     "comprehend",
-    epochs=1,
+    epochs=3,
     learning_rate=1e-3,
     batch=16,
     replay=0.25,
@@ -262,7 +262,7 @@ _TINY_COMPREHENSION = Stage(
 # are found half as often (docs/experiments/); and it forgets how to describe.
 _TINY_ALIGNMENT = Stage(
     "align",
-    epochs=4,
+    epochs=3,
     learning_rate=1e-3,
     batch=64,
     replay=1.0,
@@ -276,7 +276,7 @@ _TINY_ALIGNMENT = Stage(
 
 _TINY = Profile(
     name="tiny",
-    shape=IdentifierShape(codes=(16, 8, 8, 4), suffixes=64),
+    shape=IdentifierShape(codes=(32, 8, 8, 4), suffixes=64),
     stages=(
         # Memorisation sees each image once in each view.
         Stage("memorize", epochs=1, learning_rate=1e-3, batch=64, vector_views=20_000),
@@ -300,6 +300,7 @@ _TINY = Profile(
     held_out=0.05,
     joint_tokens=True,
     guidance=1.0,
+    caption_directions=True,
 )
 
 _SMALL_COMPREHENSION = Stage(

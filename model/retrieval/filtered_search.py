@@ -47,7 +47,8 @@ def search_filtered(
         results = asked.decode(index, wider)
         if _fewest(results) >= wanted:
             return results
-        wider = replace(wider, beams=2 * wider.beams)
+        wider = replace(wider, beams=2 * wider.beams, candidates=2 * wider.candidates)
+        index = replace(index, guidance=index.guidance.doubled())
     return _ranked_all(index, trie, asked)
 
 

@@ -73,8 +73,9 @@ class PrefixMeans:
         if level >= len(self._sums):
             return None
         counts = self._counts[level][prefixes].clamp(min=1)
-        means = self._sums[level][prefixes] / counts.unsqueeze(-1)
+        # Divided by the counts at the end: the sums are most of what is read here.
+        sums = self._sums[level][prefixes]
         # Unit vectors lie at √(1 - |mean|²) from their mean, on average of the squares.
-        spread = (1 - means.square().sum(-1)).clamp(min=0).sqrt()
+        spread = (1 - sums.square().sum(-1) / counts.square()).clamp(min=0).sqrt()
         above = _DEVIATION * spread * (2 * counts.log()).sqrt()
-        return torch.einsum("bwd,bd->bw", means, queries) + above
+        return torch.einsum("bwd,bd->bw", sums, queries) / counts + above

@@ -24,26 +24,13 @@ from model.decoding.beam import (
 from model.network.encoder import Encoder
 from model.network.query_head import QueryHeadEncoder
 from model.retrieval.filtered_trie import SearchableTrie
+from model.retrieval.guidance import READING_TEXTS, Guidance, within
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.ranking import rank
-from model.retrieval.shards import Int32Array, Reached
+from model.retrieval.shards import Reached
 from schemas.errors import WorkFailedError
-from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
+from schemas.records import FloatArray, HalfArray, IntArray
 from schemas.settings import RetrievalSettings
-
-# Weight of what is below a prefix beside the decoder's opinion of it (docs/experiments/).
-GUIDE_WEIGHT = 16.0
-
-# Beams of a guided search, as a multiple of those of the settings: a decoder that knows fine codes
-# badly is to be helped to the right ones.
-GUIDED_BEAMS = 5
-
-# Images that a guided search ranks, as a share of the gallery; fewer leave out what exact search
-# finds, more are near to it in cost (docs/experiments/small.md).
-SCORED_SHARE = 0.045
-
-# Images that a guided search ranks in a small gallery, where a share of it would be a handful.
-LEAST_SCORED = 130
 
 # Numbers of a block of embeddings that exact search reads as float32 at a time: 16 MiB.
 _BLOCK_NUMBERS = 1 << 22
@@ -68,9 +55,10 @@ class SearchIndex:
     embeddings: HalfArray
     """(N, D) unit length, the row of each slot."""
     means: PrefixMeans | None = None
-    """Guides the beams of a generation that reads vectors."""
-    least_scored: int = LEAST_SCORED
-    """Images that a guided search may rank, however small a share of the gallery they are."""
+    """What guides the beams; without, the decoder alone chooses, and all that it reaches is ranked.
+    """
+    guidance: Guidance = READING_TEXTS
+    """How the beams are guided."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +123,8 @@ def search_read(
         _require_finite(queries)
     trie = index.trie
     guide = None if queries is None else _guide(index, queries)
-    width = settings.beams * (1 if guide is None else GUIDED_BEAMS)
+    guidance = index.guidance
+    width = settings.beams * (1 if guide is None else guidance.wider)
     beams = search_leaves(index.decoding, prompt, trie.shape, width, trie.branches, guide)
     # From here on the host waits for what a GPU has found.
     leaves, leaf_scores, _ = beams.on_host()
@@ -143,18 +132,14 @@ def search_read(
         queries = _own_vectors(index, beams)
         _require_finite(queries)
     _require_scores(leaf_scores, trie)
-    budget = None
-    if guide is not None:
-        budget = candidate_budget(trie, settings, index.least_scored)
-    # A decoder that reads vectors knows of a query what the encoder says, and knows it less well:
-    # its opinion of leaves takes a tenth of what is found away (docs/experiments/small.md).
-    fusion_weight = settings.fusion_weight if guide is None else 0.0
+    budget = None if guide is None else guidance.budget(trie.images, settings.candidates)
+    fusion_weight = settings.fusion_weight * (1.0 if guide is None else guidance.belief)
     results = []
     for row, query in enumerate(queries):
         # A trie with fewer leaves than beams fills the rest with leaves of score -inf.
         exists = leaf_scores[row] > NEVER
         if budget is not None:
-            exists &= _within(budget, trie.branches.load[leaves[row]] * exists)
+            exists &= within(budget, trie.branches.load[leaves[row]] * exists)
         own_leaves = leaves[row][exists]
         ranked = rank(
             query,
@@ -185,14 +170,6 @@ def _own_vectors(index: SearchIndex, beams: Beams) -> FloatArray:
     return index.encoder.of_states(beams.states)
 
 
-def candidate_budget(
-    trie: SearchableTrie, settings: RetrievalSettings, least: int = LEAST_SCORED
-) -> int:
-    """Images that a guided search ranks at most: a share of the gallery, and within bounds."""
-    wanted = max(least, round(SCORED_SHARE * trie.images))
-    return min(settings.candidates, wanted)
-
-
 def likeliest(reached: Reached, leaf_scores: FloatArray, most: int) -> Reached:
     """The postings of at most `most` images: no query scores more, however full leaves are.
 
@@ -209,25 +186,10 @@ def likeliest(reached: Reached, leaf_scores: FloatArray, most: int) -> Reached:
     return reached.only(np.isin(reached.slots, kept))
 
 
-def _within(budget: int, loads: Int32Array) -> BoolArray:
-    """Which of (W,) leaves, best first, are opened: the first one, and those with room for all.
-
-    `loads` (W,) postings of each leaf. A leaf that is too large for what is left of the budget is
-    passed over, and smaller ones behind it are opened.
-    """
-    opened = np.zeros(len(loads), np.bool_)
-    left = budget
-    for place, load in enumerate(loads.tolist()):
-        if place == 0 or load <= left:
-            opened[place] = True
-            left -= load
-    return opened
-
-
 def _guide(index: SearchIndex, queries: FloatArray) -> Guide | None:
     if index.means is None:
         return None
-    weight = GUIDE_WEIGHT * index.encoder.scale
+    weight = index.guidance.weight * index.encoder.scale
     return Guide(index.means, torch.from_numpy(queries), weight)
 
 

@@ -13,6 +13,7 @@ from model.network.encoder import Encoder
 from model.network.profiles import StageName
 from model.network.query_head import QueryHeadEncoder
 from model.network.sigma import SigmaModel
+from model.retrieval.guidance import READING_VECTORS
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.recall import wilson
 from model.retrieval.search import SearchIndex, search_embedded, search_exact
@@ -336,7 +337,8 @@ def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Fi
     """Known-item recall among the training images, each with one posting.
 
     They are searched as a query worker does. An image without captions is asked for by its own
-    vector with the noise of training, where the model reads vectors, and else not at all. `dense`
+    vector with the noise of training, where the model reads vectors, and else not at all. A model
+    that reads texts has no guide here: it would hide a decoder that has learnt nothing. `dense`
     is what exact search with the encoder finds, `asked` how many were asked for.
     """
     decoder = Decoder(sigma)
@@ -349,7 +351,7 @@ def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Fi
     if sigma.projector is not None:
         means = PrefixMeans(sigma.profile.shape, probe.encoder.width, decoder.device)
         means.add(leaves, probe.embeddings.astype(np.float32))
-    index = SearchIndex(decoder, probe.encoder, trie, probe.embeddings, means)
+    index = SearchIndex(decoder, probe.encoder, trie, probe.embeddings, means, READING_VECTORS)
     if sigma.projector is None:
         rows = rows[_has_query(probe)[rows]]
     hits = 0

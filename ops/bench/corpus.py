@@ -131,7 +131,7 @@ class _CorpusRun:
         if not entries:
             return
         services = self.services
-        load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+        load = assigner_loader(services.checkpoints, services.settings.retrieval)
         with self.clocks.step(step):
             seeded = seed_images(self.conn, services.store, services.limits, entries, self.progress)
             generation = live_generation(self.conn)
@@ -190,7 +190,7 @@ class _CorpusRun:
     def _refresh(self) -> bool:
         """Train a refresh and make it live; False, with a note, when its stages do not pass."""
         services = self.services
-        load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+        load = assigner_loader(services.checkpoints, services.settings.retrieval)
         with self.clocks.step("refresh"):
             training = self.config.training
             request = TrainRequest(mode="refresh", seed=training.seed, gates=training.gates)

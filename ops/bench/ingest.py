@@ -134,7 +134,7 @@ def _share_outside_model(fleet: Fleet, log: EventLog, conn: Connection) -> float
     The worker runs in this process, where its metrics can be read.
     """
     parts = parts_from_base(Base.load(SHIPPED), profile("tiny"))
-    assigner = ModelAssigner(parts.sigma, parts.encoder, fleet.services.settings.retrieval.postings)
+    assigner = ModelAssigner(parts.sigma, parts.encoder, fleet.services.settings.retrieval)
     # Before the scenes arrive: none must go to the stub.
     _stop_index_workers(fleet)
     log.publish(None, arrival_messages(_scene_arrivals(fleet)))

@@ -124,7 +124,9 @@ def assign_all(
     checkpoint: Checkpoint, images: RunbookImages, settings: RetrievalSettings
 ) -> Assignments:
     """Assign every image inductively, as index workers do with arrivals."""
-    assigner = BeamSearchAssigner(Decoder(checkpoint.sigma), settings.postings)
+    assigner = BeamSearchAssigner(
+        Decoder(checkpoint.sigma), settings.postings, checkpoint.codebook, settings.codebook_vote
+    )
     began = time.perf_counter()
     postings: list[tuple[Posting, ...]] = []
     for start in range(0, len(images), _IMAGE_BATCH):

@@ -174,7 +174,7 @@ def _train(fleet: Fleet, conn: Connection) -> LoadAssigner:
     trained = ModelAssigner.load(
         services.checkpoints,
         generations.get(conn, result.generation),
-        services.settings.retrieval.postings,
+        services.settings.retrieval,
     )
     # As the command that promotes does: by default torch takes every core.
     torch.set_num_threads(1)

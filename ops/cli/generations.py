@@ -52,8 +52,8 @@ def _act(services: Services, conn: Connection, options: Namespace) -> None:
         from workers.generations.image_assigner import assigner_loader
         from workers.generations.switching import rollback
 
-        postings = services.settings.retrieval.postings
-        rollback(conn, services.store, assigner_loader(services.checkpoints, postings))
+        settings = services.settings.retrieval
+        rollback(conn, services.store, assigner_loader(services.checkpoints, settings))
     elif options.action == "drop":
         from workers.generations.retiring import drop
 

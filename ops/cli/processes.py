@@ -208,7 +208,7 @@ def _run_index(services: Services, stop: threading.Event) -> None:
 
     limit_threads(services.settings)
     metrics = IndexMetrics()
-    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval)
     worker = IndexWorker(services.store, load, metrics)
     with exposed(services.settings, metrics.registry):
         start_relay(services.settings.kafka, services.database_url, stop)

@@ -93,7 +93,7 @@ class CandidatePromoter:
 
         vLLM would want the memory of an accelerator that the query worker uses.
         """
-        load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+        load = assigner_loader(services.checkpoints, services.settings.retrieval)
 
         def open_generation(generation: Generation) -> "Searcher[QueryEngine]":
             # Imported here: it loads PyTorch, which listing generations does without.

@@ -47,7 +47,9 @@ class StudyIndex:
         """(M, 4) primary codes of the images that were posted, -1 for all others"""
         self.confidences = np.zeros(images, dtype=np.float32)
         """(M,) log-probability of each image's best leaf"""
-        self._assigner = BeamSearchAssigner(engine.decoder, settings.postings)
+        self._assigner = BeamSearchAssigner(
+            engine.decoder, settings.postings, engine.checkpoint.codebook, settings.codebook_vote
+        )
 
     @classmethod
     def open(

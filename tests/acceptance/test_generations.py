@@ -76,7 +76,7 @@ def test_bad_candidates_are_refused_with_reasons_and_one_that_was_forced_is_roll
             until(lambda: asked(server).generation == shuffled, "the bad one answers")
             # Arrives at a worker that has not loaded the fallback generation.
             accept_images(conn, accepted(found.store, ["newcomer"]))
-            load = assigner_loader(found.checkpoints, found.settings.retrieval.postings)
+            load = assigner_loader(found.checkpoints, found.settings.retrieval)
             CatchUp(conn, generations.get(conn, shuffled), found.store, load).run()
             began = time.monotonic()
             assert rollback(conn, found.store, load).generation == first.id

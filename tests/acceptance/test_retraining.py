@@ -26,7 +26,7 @@ NEW = 24
 
 def catch_up_first(services: Services, conn: Connection) -> None:
     """Assign in generation 1 what it lacks."""
-    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval)
     CatchUp(conn, generations.get(conn, 1), services.store, load).run()
 
 

@@ -53,7 +53,7 @@ def test_images_without_captions_are_trained_on_searched_by_text_and_learnt_in_a
 
     later = fill(services, conn, LATER, first=SEEN, captions=())
     generation = live_generation(conn)
-    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval)
     CatchUp(conn, generation, services.store, load).run()
     assert embeddings_of(conn, generation.id, np.array(later)).present.all()
     searcher = open_searcher(services, generation)
@@ -110,7 +110,7 @@ def test_a_captioner_gives_captions_to_learn_from_and_a_refresh_asks_the_same_on
 
     fill(services, conn, LATER, first=SEEN + 1, captions=())
     generation = live_generation(conn)
-    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval)
     CatchUp(conn, generation, services.store, load).run()
     refreshed = train(services, None, request(services, mode="refresh"), quiet)
     assert refreshed.record.captioner == captioner

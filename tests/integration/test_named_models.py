@@ -102,7 +102,7 @@ def asked(sources: dict[str, Path], *more: str) -> TrainRequest:
 
 def catch_up(services: Services, conn: Connection) -> None:
     """Assign what has arrived to the live generation."""
-    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval)
     CatchUp(conn, live_generation(conn), services.store, load).run()
 
 

@@ -45,7 +45,7 @@ def test_a_folder_serves_as_encoder_from_training_to_evaluation(
 
     keys += fill(services, conn, LATER, first=SEEN)
     generation = live_generation(conn)
-    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval)
     CatchUp(conn, generation, services.store, load).run()
 
     checkpoint = load_generation_checkpoint(services.checkpoints, generation)
@@ -117,7 +117,7 @@ def test_a_refresh_and_a_resumed_training_keep_the_encoder(
     assert (first.state, first.record.encoder_source) == ("live", str(source))
 
     fill(services, conn, LATER, first=SEEN)
-    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval)
     CatchUp(conn, live_generation(conn), services.store, load).run()
     refreshed = train(services, None, request(services, mode="refresh"), quiet)
     assert refreshed.state == "shadow"

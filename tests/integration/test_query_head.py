@@ -34,7 +34,7 @@ def test_a_query_worker_loads_no_encoder_and_a_refresh_keeps_the_head(
     generation = live_generation(conn)
     # An index worker embeds images, with the encoder.
     fill(services, conn, LATER, first=SEEN)
-    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval)
     CatchUp(conn, generation, services.store, load).run()
 
     with monkeypatch.context() as without_encoder:

@@ -33,7 +33,7 @@ def test_it_trains_and_answers_with_weights_of_the_registry(
     generation = live_generation(conn)
     # What a training in full asks for again.
     assert generation.config.training.encoder_source == "efficientnet-minilm"
-    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval)
     assert CatchUp(conn, generation, services.store, load).run() == LATER
     searcher = open_searcher(services, generation)
     sigma = searcher.engine.checkpoint.sigma

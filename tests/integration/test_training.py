@@ -58,7 +58,7 @@ def forks() -> ForkServerContext:
 
 def catch_up(services: Services, conn: Connection, generation: int) -> None:
     """Assign what a generation lacks, with its own model."""
-    load = assigner_loader(services.checkpoints, services.settings.retrieval.postings)
+    load = assigner_loader(services.checkpoints, services.settings.retrieval)
     CatchUp(conn, generations.get(conn, generation), services.store, load).run()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
+from schemas.settings import RetrievalSettings
 from workers.generations.inferred import Inferred
 from workers.repository.generations import Generation
 
@@ -42,10 +43,10 @@ def is_working(assigner: ImageAssigner) -> bool:
 LoadAssigner = Callable[[Generation], ImageAssigner]
 
 
-def assigner_loader(checkpoints: Path, postings: int) -> LoadAssigner:
+def assigner_loader(checkpoints: Path, settings: RetrievalSettings) -> LoadAssigner:
     """A function that loads a generation's trained model from the folder of all checkpoints.
 
-    `postings` is how many leaves an image gets.
+    `settings`: how many leaves an image gets, and what the codebook has to say.
     """
 
     def load(generation: Generation) -> ImageAssigner:
@@ -53,7 +54,7 @@ def assigner_loader(checkpoints: Path, postings: int) -> LoadAssigner:
         # PyTorch.
         from workers.generations.model_assigner import ModelAssigner
 
-        assigner = ModelAssigner.load(checkpoints, generation, postings)
+        assigner = ModelAssigner.load(checkpoints, generation, settings)
         # Weights of a version without digests may be damaged and load all the same.
         if not is_working(assigner):
             raise RefuseToStartError(

@@ -5,63 +5,55 @@ from pathlib import Path
 
 import numpy as np
 
-from model.decoding.assign import BeamSearchAssigner, leaves_with_primary
+from model.decoding.assign import BeamSearchAssigner
 from model.decoding.decoder import Decoder
-from model.decoding.leaves import Leaves
 from model.identifiers.codebook import Codebook
 from model.network.checkpoint import Checkpoint, load_checkpoint, load_sigma
 from model.network.encoder import Encoder
 from model.network.sigma import SigmaModel
 from schemas.identifiers import IdentifierShape
-from schemas.records import ByteArray, FloatArray
+from schemas.records import ByteArray
+from schemas.settings import RetrievalSettings
 from workers.generations.inferred import Inferred
 from workers.repository.generations import Generation
 
 
 class ModelAssigner:
-    """An `ImageAssigner` that runs a trained model. `postings` is how many leaves an image gets.
-
-    Where the model reads pictures by their vectors, the codebook says the primary leaf, which is
-    made of these very vectors; the model gives the alternates.
-    """
+    """An `ImageAssigner` that runs a trained model; the `codebook` has a vote."""
 
     def __init__(
-        self, sigma: SigmaModel, encoder: Encoder, postings: int, codebook: Codebook | None = None
+        self,
+        sigma: SigmaModel,
+        encoder: Encoder,
+        settings: RetrievalSettings,
+        codebook: Codebook | None = None,
     ) -> None:
-        """Without a `codebook` the model says all leaves."""
+        """Without a `codebook` the model alone says all leaves."""
         self.shape: IdentifierShape = sigma.profile.shape
         self.encoder = encoder
-        self.codebook = codebook
-        self.beam_search = BeamSearchAssigner(Decoder(sigma), postings)
+        self.beam_search = BeamSearchAssigner(
+            Decoder(sigma), settings.postings, codebook, settings.codebook_vote
+        )
 
     @classmethod
-    def load(cls, checkpoints: Path, generation: Generation, postings: int) -> "ModelAssigner":
+    def load(
+        cls, checkpoints: Path, generation: Generation, settings: RetrievalSettings
+    ) -> "ModelAssigner":
         """Load a generation's model from the folder of all generations' checkpoints."""
         checkpoint = load_generation_checkpoint(checkpoints, generation)
-        return cls(checkpoint.sigma, checkpoint.encoder, postings, checkpoint.codebook)
+        return cls(checkpoint.sigma, checkpoint.encoder, settings, checkpoint.codebook)
 
     def infer(self, pictures: Sequence[ByteArray]) -> list[Inferred]:
         """Leaves and (D,) float16 embedding of each picture, (H, W, 3) uint8, in their order."""
         if not pictures:
             return []
         vectors = self.encoder.embed_images(pictures)
-        leaves_of_pictures = self._leaves(pictures, vectors)
+        assigned = self.beam_search.assign(pictures, vectors)
         embeddings = vectors.astype(np.float16)
         return [
             Inferred(leaves, embedding)
-            for leaves, embedding in zip(leaves_of_pictures, embeddings, strict=True)
+            for leaves, embedding in zip(assigned, embeddings, strict=True)
         ]
-
-    def _leaves(self, pictures: Sequence[ByteArray], vectors: FloatArray) -> list[Leaves]:
-        if self.codebook is None or not self.beam_search.reads_vectors:
-            return self.beam_search.assign(pictures, vectors)
-        beams, scores = self.beam_search.search([], vectors)
-        found: list[Leaves] = []
-        for row, leaf in enumerate(self.codebook.leaves(vectors).tolist()):
-            found.append(
-                leaves_with_primary(leaf, beams[row], scores[row], self.beam_search.postings)
-            )
-        return found
 
 
 def load_generation_checkpoint(

@@ -26,8 +26,8 @@ from model.retrieval.filtered_search import (
     search_paper_filtered,
 )
 from model.retrieval.filtered_trie import FilteredTrie, FilterTables
+from model.retrieval.guidance import READING_TEXTS, READING_VECTORS, Guidance
 from model.retrieval.search import (
-    LEAST_SCORED,
     SearchIndex,
     SearchResult,
     search,
@@ -54,7 +54,7 @@ FILTERS_KEPT = 8
 # The folder of vLLM's exports, in the folder of files that may be lost.
 EXPORTS = "exports"
 
-# Images up to which the beams of the settings are enough, spare ones included.
+# Images up to which a search begins with the beams of the settings.
 USUAL_RESULTS = 110
 
 # Beams of a query that wants thousands of images: a second of work on two cores, and as many leaves
@@ -78,16 +78,18 @@ class TrieEngine:
         decoding: TextDecodingEngine[Any],
         gallery: Gallery,
         device: torch.device | None = None,
-        guided: bool = False,
+        guidance: Guidance | None = None,
     ) -> None:
         """`device` is where the decoding engine keeps its tensors; None is the CPU.
 
-        `guided`: whether what is below a prefix has a say in which beams are kept.
+        `guidance`: how what is below a prefix has a say in which beams are kept; None for none.
         """
         self.generation = generation
         self.shape = shape
         self.encoder = encoder
         self.decoding = decoding
+        self.guidance = guidance
+        guided = guidance is not None
         self.index = GenerationIndex(shape, encoder.width, gallery, device, guided)
         self._tables = FilterTables(shape, device)
         self._filtered: OrderedDict[Filter, FilteredTrie] = OrderedDict()
@@ -246,14 +248,11 @@ class TrieEngine:
     def _index(self, count: int = 0) -> SearchIndex:
         """The index for a search of `count` images."""
         # Made for each search: the view of the embeddings changes when the gallery grows.
-        return SearchIndex(
-            self.decoding,
-            self.encoder,
-            self.trie,
-            self.gallery.embeddings,
-            self.index.means,
-            max(LEAST_SCORED, count if count > USUAL_RESULTS else 0),
-        )
+        index = SearchIndex(self.decoding, self.encoder, self.trie, self.gallery.embeddings)
+        if self.guidance is None:
+            return index
+        guidance = replace(self.guidance, least=max(self.guidance.least, count))
+        return replace(index, means=self.index.means, guidance=guidance)
 
     def _picture_vector(self, picture: QueryPicture) -> FloatArray:
         """The (D,) unit vector of a picture."""
@@ -287,7 +286,10 @@ class TrieEngine:
         count: int,
         settings: RetrievalSettings,
     ) -> list[SearchResult]:
-        """Search with more beams than usual where many images are wanted, until they are found."""
+        """Search wider and wider, in beams and in what is ranked, until `count` images are found.
+
+        Where many are wanted, the first search is as wide as they need on average.
+        """
         if count > USUAL_RESULTS and self.occupied_leaves:
             leaf_images = max(1, self.images // self.occupied_leaves)
             settings = replace(
@@ -295,13 +297,16 @@ class TrieEngine:
                 beams=min(MOST_BEAMS, max(settings.beams, count // leaf_images)),
                 candidates=max(settings.candidates, count),
             )
+        widest = min(MOST_BEAMS, self.occupied_leaves)
         while True:
             results = found(index, settings)
             fewest = min((len(result.slots) for result in results), default=0)
-            enough = count <= USUAL_RESULTS or fewest >= min(count, self.images)
-            if enough or settings.beams >= min(MOST_BEAMS, self.occupied_leaves):
+            if fewest >= min(count, self.images) or settings.beams >= widest:
                 return results
-            settings = replace(settings, beams=min(MOST_BEAMS, 2 * settings.beams))
+            settings = replace(
+                settings, beams=min(widest, 2 * settings.beams), candidates=2 * settings.candidates
+            )
+            index = replace(index, guidance=index.guidance.doubled())
 
     def _ranked(self, results: Sequence[SearchResult]) -> list[RankedImages]:
         ranked = []
@@ -337,9 +342,13 @@ class ModelEngine(TrieEngine):
         encoder = checkpoint.encoder
         if head is not None:
             encoder = QueryHeadEncoder(checkpoint.sigma, head)
-        # A model that reads vectors has learnt from few pictures, and often from no text.
-        guided = checkpoint.sigma.projector is not None
-        super().__init__(generation, shape, encoder, decoding, gallery, decoder.device, guided)
+        guidance: Guidance | None = READING_TEXTS
+        if checkpoint.sigma.projector is not None:
+            guidance = READING_VECTORS
+        elif head is not None:
+            # The vector of a query is known no sooner than its beams.
+            guidance = None
+        super().__init__(generation, shape, encoder, decoding, gallery, decoder.device, guidance)
         self.checkpoint = checkpoint
         self.decoder = decoder
 

@@ -110,9 +110,7 @@ def train(
         state = "building"
         if request.publishes or run.mode == "recluster":
             clock = StepClock.start()
-            state = _load_and_publish(
-                conn, services.store, run, prepared, retrieval.postings, progress
-            )
+            state = _load_and_publish(conn, services.store, run, prepared, retrieval, progress)
             record = clock.add_to(record, "load")
         _describe(conn, run, prepared, record)
     return TrainResult(
@@ -220,15 +218,15 @@ def _load_and_publish(
     store: ImageStore,
     run: TrainingRun,
     prepared: PreparedTraining,
-    postings: int,
+    retrieval: RetrievalSettings,
     progress: Progress,
 ) -> str:
-    """Load the generation's postings, `postings` for an image, and let it receive arrivals.
+    """Load the generation's postings and let it receive arrivals.
 
     Returns its state.
     """
     checkpoint = prepared.checkpoint
-    loader = InitialLoader(conn, run.generation, checkpoint.sigma, store, postings)
+    loader = InitialLoader(conn, run.generation, checkpoint.sigma, store, retrieval.postings)
     if run.parent is None:
         loader.load(prepared.plan, prepared.embeddings, progress)
     else:
@@ -237,7 +235,7 @@ def _load_and_publish(
         loader.load_from_parent(
             prepared.plan, run.parent.id, same_model=same_model, progress=progress
         )
-    assigner = ModelAssigner(checkpoint.sigma, checkpoint.encoder, postings, checkpoint.codebook)
+    assigner = ModelAssigner(checkpoint.sigma, checkpoint.encoder, retrieval, checkpoint.codebook)
     state = publish(conn, run.generation, store, assigner, progress)
     forget_vectors(run.folder)
     forget_captions(run.folder)

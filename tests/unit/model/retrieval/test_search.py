@@ -1,6 +1,7 @@
 """Search against an exhaustive one: every leaf scored and every member ranked, one at a time."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import exp, log
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.retrieval import search as searching
+from model.retrieval.guidance import READING_TEXTS, READING_VECTORS
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.search import (
     SearchIndex,
@@ -241,7 +243,7 @@ def guided_index(images: int, largest: int = 1) -> SearchIndex:
     means = PrefixMeans(SHAPE, WIDTH)
     means.add(leaves, embeddings)
     half = embeddings.astype(np.float16)
-    return SearchIndex(HashDecodingEngine(), HashEncoder(), trie, half, means)
+    return SearchIndex(HashDecodingEngine(), HashEncoder(), trie, half, means, READING_VECTORS)
 
 
 @pytest.mark.parametrize("candidates", [1, 15, 40])
@@ -257,10 +259,9 @@ def test_a_guided_search_ranks_as_many_images_as_its_budget_has_room_for(candida
 
 
 def test_the_budget_is_a_share_of_the_gallery_within_bounds() -> None:
-    few, many = guided_index(200).trie, guided_index(4000).trie
-    assert searching.candidate_budget(few, RetrievalSettings()) == searching.LEAST_SCORED
-    assert searching.candidate_budget(many, RetrievalSettings()) == 180
-    assert searching.candidate_budget(many, RetrievalSettings(candidates=150)) == 150
+    assert READING_VECTORS.budget(200, 1000) == READING_VECTORS.least == 130
+    assert READING_VECTORS.budget(4000, 1000) == 180
+    assert READING_VECTORS.budget(4000, 150) == 150
 
 
 def test_a_leaf_larger_than_the_budget_is_opened_only_where_it_is_the_best() -> None:
@@ -305,6 +306,19 @@ def test_similarity_alone_ranks_what_a_guided_search_reaches() -> None:
     for query, result in zip(queries, search(index, TEXTS, 20, settings), strict=True):
         cosines = index.embeddings[result.slots].astype(np.float32) @ query
         assert result.scores.tolist() == pytest.approx((7.0 * cosines).tolist(), abs=1e-4)
+
+
+def test_a_decoder_of_texts_has_a_say_in_the_score_of_a_guided_search() -> None:
+    index = replace(guided_index(200), guidance=READING_TEXTS)
+    settings = RetrievalSettings(beams=SHAPE.leaves, fusion_weight=5.0)
+    queries = index.encoder.embed_texts(TEXTS)
+    leaf_of = {int(slot): int(leaf) for leaf, slot in zip(*index.trie.every(), strict=True)}
+    for text, query, result in zip(TEXTS, queries, search(index, TEXTS, 9, settings), strict=True):
+        assert 9 <= result.candidates <= READING_TEXTS.least
+        for slot, score in zip(result.slots.tolist(), result.scores.tolist(), strict=True):
+            cosine = float(index.embeddings[slot].astype(np.float32) @ query)
+            belief = leaf_score(text, leaf_of[slot])
+            assert score == pytest.approx(7.0 * cosine + 5.0 * belief, abs=1e-2)
 
 
 @pytest.mark.parametrize("count", [1, 4, 1000])

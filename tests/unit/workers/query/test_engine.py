@@ -1,12 +1,24 @@
 """The engine over a trie and a gallery: what changes do to it, also when they come twice."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 
 from model.decoding.beam import TextDecodingEngine
+from model.retrieval.guidance import READING_TEXTS, READING_VECTORS, Guidance
+from schemas.settings import RetrievalSettings
+from tests.unit.model.retrieval.test_search import (
+    SHAPE as HASH_SHAPE,
+)
+from tests.unit.model.retrieval.test_search import (
+    WIDTH,
+    HashDecodingEngine,
+    HashEncoder,
+)
 from tests.unit.workers.query.engines import SHAPE, UnitEncoder
 from workers.query.gallery import Gallery
 from workers.query.trie_engine import TrieEngine
@@ -52,7 +64,9 @@ def test_changes_that_are_read_twice_count_once(tmp_path: Path) -> None:
 
 def test_deleted_images_do_not_guide_beams_any_more(tmp_path: Path) -> None:
     decoding = cast(TextDecodingEngine[Any], None)
-    engine = TrieEngine(1, SHAPE, UnitEncoder(), decoding, Gallery.open(tmp_path), guided=True)
+    engine = TrieEngine(
+        1, SHAPE, UnitEncoder(), decoding, Gallery.open(tmp_path), guidance=READING_VECTORS
+    )
     engine.apply(changes([1, 2, 3], []))
     means = engine.index.means
     assert means is not None
@@ -61,4 +75,39 @@ def test_deleted_images_do_not_guide_beams_any_more(tmp_path: Path) -> None:
     for deleted in ([1, 2], [2, 3], [3]):
         engine.apply(changes([], deleted))
     assert cast(torch.Tensor, means.promise(3, prefixes, query)).tolist() == [[0.0, 0.0]]
+    engine.close()
+
+
+@pytest.mark.parametrize("guidance", [None, READING_TEXTS, READING_VECTORS])
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_as_many_images_are_found_as_are_asked_for_however_few_a_leaf_has(
+    tmp_path: Path, guidance: Guidance | None, count: int
+) -> None:
+    engine = TrieEngine(
+        1,
+        HASH_SHAPE,
+        HashEncoder(),
+        HashDecodingEngine(),
+        Gallery.open(tmp_path),
+        guidance=None if guidance is None else replace(guidance, least=1),
+    )
+    vectors = np.random.default_rng(0).standard_normal((30, WIDTH))
+    spread = Changes(
+        PostingRows(
+            leaves=np.arange(30),
+            image_keys=np.arange(1, 31),
+            weights=np.zeros(30, np.float32),
+            suffixes=np.zeros(30, np.int64),
+        ),
+        EmbeddingRows(
+            image_keys=np.arange(1, 31),
+            embeddings=vectors.astype(np.float16),
+            confidences=np.zeros(30, np.float32),
+            trained=np.zeros(30, np.bool_),
+        ),
+        deleted=np.zeros(0, np.int64),
+    )
+    engine.apply(spread)
+    (found,) = engine.answer(["a star"], count, RetrievalSettings(beams=1, candidates=1))
+    assert len(found.image_keys) == count == len(set(found.image_keys.tolist()))
     engine.close()
