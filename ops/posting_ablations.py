@@ -1,4 +1,4 @@
-"""Posting ablations: what recall would be if the same images were posted in other ways."""
+"""Posting ablations: recall if the same images were posted, or searched, in other ways."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.recall import recall_at
 from model.retrieval.trie import ALTERNATE, Trie
 from ops.evaluation_queries import DEPTH, EvaluationQueries
@@ -31,12 +32,14 @@ class AblatedRecall:
 
 @dataclass(frozen=True, slots=True)
 class PostingAblations:
-    """Recall by split of two other ways to post."""
+    """Recall by split of two other ways to post, and of one to search."""
 
     primary_only: Mapping[str, AblatedRecall]
     """Each image under the model's first leaf only, m = 1."""
     analytic: Mapping[str, AblatedRecall]
     """Each unseen image under the leaf that the codebook computes from its embedding."""
+    unguided: Mapping[str, AblatedRecall]
+    """The decoder alone chooses the beams, and all that they lead to is ranked."""
     agreement: float | None
     """Share of unseen images whose analytic leaf is the model's; None without unseen images."""
 
@@ -45,6 +48,7 @@ class PostingAblations:
         return {
             "m=1": {name: split.to_json() for name, split in self.primary_only.items()},
             "analytic": {name: split.to_json() for name, split in self.analytic.items()},
+            "unguided": {name: split.to_json() for name, split in self.unguided.items()},
             "inductive_analytic_agreement": self.agreement,
         }
 
@@ -73,6 +77,7 @@ def ablate_postings(
     return PostingAblations(
         _recall_with(searcher, splits, _primaries(postings, postings.leaves, is_primary)),
         _recall_with(searcher, splits, _primaries(postings, leaves, is_primary)),
+        _recall_unguided(searcher, splits),
         agreement,
     )
 
@@ -99,18 +104,37 @@ def _recall_with(
     return recalls
 
 
+def _recall_unguided(
+    searcher: Searcher[ModelEngine], splits: Mapping[str, EvaluationQueries]
+) -> dict[str, AblatedRecall]:
+    engine = searcher.engine
+    kept = engine.guidance
+    engine.guidance = None
+    try:
+        return {
+            name: _recall_of(engine, queries, searcher.settings)
+            for name, queries in splits.items()
+        }
+    finally:
+        engine.guidance = kept
+
+
 @contextmanager
 def _posted(engine: ModelEngine, postings: PostingRows) -> Iterator[None]:
     """Let the engine search a trie of these postings for as long as the block runs."""
     # The engine is this command's own: no query worker searches it meanwhile.
-    kept = engine.trie
-    engine.index.trie = Trie(engine.shape, engine.decoder.device)
+    index = engine.index
+    kept = index.trie, index.means
+    index.trie = Trie(engine.shape, engine.decoder.device)
     slots = engine.gallery.slots(postings.image_keys)
-    engine.index.trie.insert(postings.leaves, slots, postings.weights, postings.suffixes)
+    index.trie.insert(postings.leaves, slots, postings.weights, postings.suffixes)
+    if index.means is not None:
+        index.means = PrefixMeans(engine.shape, engine.encoder.width, engine.decoder.device)
+        index.means.add(postings.leaves, engine.gallery.embeddings[slots].astype(np.float32))
     try:
         yield
     finally:
-        engine.index.trie = kept
+        index.trie, index.means = kept
 
 
 def _recall_of(

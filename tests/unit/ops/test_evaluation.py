@@ -106,7 +106,7 @@ def test_words_are_compared_where_the_encoders_nearest_caption_is_right() -> Non
 
 def test_ablations_are_told_only_when_they_were_measured() -> None:
     ablated = {"unseen": AblatedRecall(RECALL, 8.0)}
-    ablations = PostingAblations(ablated, ablated, 0.5)
+    ablations = PostingAblations(ablated, ablated, ablated, 0.5)
     evaluation = Evaluation(3, 240, RetrievalSettings(), 0, {"unseen": SPLIT}, ablations)
     assert evaluation.to_json()["ablations"] == {
         "m=1": {"unseen": RECALL | {"mean_candidates": 8.0}},
