@@ -111,6 +111,7 @@ def test_ablations_are_told_only_when_they_were_measured() -> None:
     assert evaluation.to_json()["ablations"] == {
         "m=1": {"unseen": RECALL | {"mean_candidates": 8.0}},
         "analytic": {"unseen": RECALL | {"mean_candidates": 8.0}},
+        "unguided": {"unseen": RECALL | {"mean_candidates": 8.0}},
         "inductive_analytic_agreement": 0.5,
     }
 

@@ -103,7 +103,7 @@ def test_a_recorded_search_finds_what_the_search_finds_in_any_batch_and_width(
     for row, text in enumerate(texts):
         own = guide
         if guide is not None:
-            own = Guide(guide.means, guide.queries[row : row + 1], guide.weight)
+            own = Guide(guide.promises, guide.queries[row : row + 1], guide.weight)
         assert_same(search(plain, [text], own), together[row : row + 1])
     five = []
     for decoder in (plain, recorded):
@@ -132,10 +132,11 @@ def test_a_recording_sees_images_that_come_and_go(parts: ModelParts) -> None:
     before = both()
     best = next(iter(before[0]))
     gone = trie.reached(np.array([best])).slots
-    guide.means.add(np.full(len(gone), best), unit_vectors(20, seed=3)[gone], sign=-1)
+    assert isinstance(guide.promises, PrefixMeans)
+    guide.promises.add(np.full(len(gone), best), unit_vectors(20, seed=3)[gone], sign=-1)
     trie.delete(gone.tolist())
     put(trie, np.arange(shape.leaves - 3, shape.leaves), first=20)
-    guide.means.add(np.arange(shape.leaves - 3, shape.leaves), unit_vectors(3, seed=4))
+    guide.promises.add(np.arange(shape.leaves - 3, shape.leaves), unit_vectors(3, seed=4))
     after = both()
     assert best not in after[0]
     assert recorded.graphs is not None
