@@ -35,7 +35,7 @@ def add_commands(add: AddCommand) -> None:
     demo_command.add_argument(
         "--ablate",
         action="store_true",
-        help="also measure one posting an image, and analytic assignment",
+        help="also measure one posting an image, analytic assignment, and search without a guide",
     )
     corpus_command = add("corpus", corpus, "render a corpus of scenes with captions")
     corpus_command.add_argument("--out", type=Path, required=True, metavar="FOLDER")

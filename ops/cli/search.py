@@ -56,7 +56,7 @@ def add_commands(add: AddCommand) -> None:
     evaluate_command.add_argument(
         "--ablate",
         action="store_true",
-        help="also measure one posting an image, and analytic assignment",
+        help="also measure one posting an image, analytic assignment, and search without a guide",
     )
     evaluate_command.add_argument(
         "--words",

@@ -317,7 +317,7 @@ def test_a_decoder_of_texts_has_a_say_in_the_score_of_a_guided_search() -> None:
         assert 9 <= result.candidates <= READING_TEXTS.least
         for slot, score in zip(result.slots.tolist(), result.scores.tolist(), strict=True):
             cosine = float(index.embeddings[slot].astype(np.float32) @ query)
-            belief = leaf_score(text, leaf_of[slot])
+            belief = READING_TEXTS.belief * leaf_score(text, leaf_of[slot])
             assert score == pytest.approx(7.0 * cosine + 5.0 * belief, abs=1e-2)
 
 

@@ -15,6 +15,7 @@ from workers.trainer.run_codebook import fit_run_codebook
 ENCODER = small_base().encoder
 
 TELLING = replace(small_profile(), caption_directions=True)
+MUTE = replace(small_profile(), caption_directions=False)
 
 
 def told(count: int) -> tuple[list[tuple[str, ...]], FloatArray]:
@@ -35,7 +36,7 @@ def has_directions(profile: Profile, count: int, uncaptioned: int = 0) -> bool:
 def test_a_codebook_follows_captions_where_the_profile_wants_that() -> None:
     enough = LEAST_IMAGES_A_DIMENSION * ENCODER.width
     assert has_directions(TELLING, enough)
-    assert not has_directions(small_profile(), enough)
+    assert not has_directions(MUTE, enough)
 
 
 def test_too_few_captioned_images_leave_embeddings_as_they_are() -> None:
