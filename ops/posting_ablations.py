@@ -112,8 +112,7 @@ def _recall_unguided(
     engine.guidance = None
     try:
         return {
-            name: _recall_of(engine, queries, searcher.settings)
-            for name, queries in splits.items()
+            name: _recall_of(engine, queries, searcher.settings) for name, queries in splits.items()
         }
     finally:
         engine.guidance = kept
