@@ -9,6 +9,8 @@ import pytest
 
 from ops.api_maintenance import drift_report, recall_report
 from ops.bench.stub import StubAssigner, shadow_generation
+from schemas.access_settings import AccessSettings
+from schemas.api_keys import ApiKey, ApiScope, digest_of
 from tests.api_client import png
 from tests.browser import Browser
 from tests.conftest import skip_or_fail
@@ -16,6 +18,7 @@ from tests.line import Line, open_line
 from tests.recorded import HOSTILE
 from tests.services.servers import ToolMissingError
 from tests.serving import http_serving
+from tests.stubs import services_at
 from workers.api.maintenance import Maintenance
 from workers.generations import switching
 from workers.repository.connection import Connection, connect
@@ -227,6 +230,28 @@ def test_a_rollback_is_done_when_it_is_confirmed(
     assert live_number(conn) == 1
     keep_screenshot(browser, "page-generations", tmp_path)
     require_silence(browser, site)
+
+
+def test_where_keys_are_needed_the_page_asks_for_one_and_pictures_open_by_signed_links(
+    browser: Browser, site: Site, database: str, tmp_path: Path
+) -> None:
+    secret = "sigma_key-of-this-test-and-long"
+    key = ApiKey("reader", ApiScope.READ, digest_of(secret.encode()))
+    keyed = services_at(database, tmp_path, access=AccessSettings((key,)))
+    with http_serving(keyed) as url:
+        open_view(browser, Site(url, site.line), "search?q=picture")
+        browser.until("document.querySelector('dialog.key')")
+        browser.tab_to("#key-field")
+        browser.write(secret)
+        browser.press("Enter")
+        browser.until("document.querySelector('.tile img')?.naturalWidth")
+        assert "signature=" in browser.evaluate("document.querySelector('.tile img').src")
+        # The key is in the tab alone, and in no address.
+        assert not any(secret in address for address in browser.requests)
+        assert browser.evaluate("localStorage.length") == 0
+        refused = "Failed to load resource: the server responded with a status of 401"
+        assert [one for one in browser.complaints if refused not in one] == []
+        browser.evaluate("sessionStorage.clear()")
 
 
 CONTRAST = """
