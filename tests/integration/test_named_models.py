@@ -30,7 +30,6 @@ from schemas.records import ManifestEntry
 from tests import vl_checkpoints
 from tests.integration.small_training import LENIENT, fill, tiny_services
 from tests.unit.model.conftest import TEXTS
-from tests.unit.model.network.test_hub import COMMIT, hub_cache
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.query.loading import live_generation, open_searcher
@@ -186,10 +185,7 @@ def _assert_recorded(result: TrainResult, services: Services, sources: dict[str,
     file = sources["profile"]
     expected = profile_document(
         replace(
-            read_profile(str(file)),
-            model=str(sources["model"]),
-            encoder=str(sources["encoder"]),
-            teacher=str(sources["teacher"]),
+            read_profile(str(file)), model=str(sources["model"]), teacher=str(sources["teacher"])
         )
     )
     assert result.record.profile_numbers == expected
@@ -203,34 +199,6 @@ def _assert_recorded(result: TrainResult, services: Services, sources: dict[str,
     processor = json.loads((folder / "processor" / "preprocessor_config.json").read_text())
     assert processor["size"]["longest_edge"] == 19600
     assert loaded.sigma.preprocessor.side_px == 140
-
-
-def test_names_of_the_hub_are_recorded_with_the_commits_that_they_stood_for(
-    tmp_path: Path,
-    database: str,
-    conn: Connection,
-    sources: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    hub = hub_cache(tmp_path, monkeypatch)
-    for name in ("model", "encoder", "teacher"):
-        repository = hub / f"models--owner--{name}"
-        repository.mkdir(parents=True)
-        (repository / "snapshots").mkdir()
-        sources.pop(name).rename(repository / "snapshots" / COMMIT)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text(COMMIT)
-    file = sources["profile"]
-    names = 'model = "owner/model"\nencoder = "owner/encoder"\nteacher = "owner/teacher"\n'
-    file.write_text(names + file.read_text(), encoding="utf-8")
-    services = tiny_services(tmp_path / "home", database)
-    fill(services, conn, SEEN)
-    done = train(services, None, asked(sources, "--from-store", "--stage", "codebook"), quiet)
-    numbers = done.record.profile_numbers
-    assert numbers is not None
-    for name in ("model", "encoder", "teacher"):
-        assert numbers[name] == f"owner/{name}@{COMMIT}"
-    assert done.record.encoder_source == f"owner/encoder@{COMMIT}"
 
 
 def test_the_teacher_gives_the_soft_labels_of_a_training(
@@ -295,8 +263,7 @@ def test_a_training_that_is_resumed_has_the_numbers_that_it_began_with(
     resumed = train(services, None, asked({}, "--resume"), quiet)
     assert (resumed.state, resumed.record.profile) == ("live", "miniature")
     assert begun.profile is not None
-    own = replace(begun.profile, encoder=str(sources["encoder"]))
-    assert resumed.record.profile_numbers == profile_document(own)
+    assert resumed.record.profile_numbers == profile_document(begun.profile)
 
 
 def test_a_retraining_in_full_beside_a_generation_of_a_file_makes_one_of_the_same_kind(

@@ -116,6 +116,7 @@ def _prepare_full(
     encoder = first.encoder
     if isinstance(encoder, KeptEncoder):
         record = replace(record, encoder_source=encoder.source)
+    # Hub names have a revision now.
     numbers = profile_document(first.sigma.profile)
     record = replace(record, encoder_px=opened.side_px, profile_numbers=numbers)
     record = replace(clock.add_to(record, "prepare"), images=len(images))

@@ -193,11 +193,7 @@ def _pretrained_parts(
     if checkpoint is not None:
         sigma = checkpoint.sigma
     else:
-        # With what it was made of: hub names have a revision now.
-        own = replace(run.profile, teacher=teacher)
-        if isinstance(chosen.encoder, KeptEncoder | JinaEncoder):
-            own = replace(own, encoder=chosen.encoder.source)
-        sigma = pretrained_model(own)
+        sigma = pretrained_model(replace(run.profile, teacher=teacher))
     return FirstParts(sigma, chosen.encoder, None, load_teacher, chosen.embeddings)
 
 
