@@ -97,7 +97,7 @@ def test_what_was_deleted_is_not_found_and_captions_of_it_are_not_counted(
     ours = by_name(result)["sigma"]
     first, last = ours.searches
     assert (first.alive, last.alive) == (IMAGES, 0)
-    assert first.candidates == IMAGES
+    assert 0 < first.candidates <= IMAGES
     assert last.candidates == 0
     assert first.caption_recall_10 is not None
     assert last.caption_recall_10 is None
