@@ -19,6 +19,7 @@ _OPTIONAL_OF_GATE = (
     "shadow",
     "candidates",
     "captions",
+    "decoder",
     "checked_at",
 )
 
@@ -105,6 +106,8 @@ class GateVerdict:
     """Images scored for one query on average, of `live` and of `candidate`."""
     captions: Mapping[str, float] | None = None
     """How often own identifiers predict captions better than exchanged ones, of both."""
+    decoder: Mapping[str, float] | None = None
+    """R@10 of the decoder alone, in the paper's mode, of both."""
     checked_at: str | None = None
     """ISO 8601 with offset."""
     other: Mapping[str, object] = field(default_factory=dict)

@@ -13,6 +13,7 @@ import structlog
 from ops.jobs.known_items import (
     KnownItemQuery,
     KnownItemRanks,
+    decoder_ranks,
     sample_known_items,
     search_ranks,
 )
@@ -20,6 +21,7 @@ from ops.jobs.promotion_gate import (
     MIN_LATENCY_QUERIES,
     GateMeasurements,
     compare_cohorts,
+    decoder_recall,
     refusal_reasons,
 )
 from schemas.errors import SigmaError, UsageError, WorkFailedError
@@ -140,8 +142,8 @@ class CandidatePromoter:
         # A picture can be asked for by itself only where both read vectors.
         reads = {live.config.training.reads, candidate.config.training.reads}
         queries = sample_known_items(self.conn, live.id, self.queries, pictures=reads == {VECTORS})
-        live_ranks = self._ask(live, queries)
-        candidate_ranks = self._ask(candidate, queries)
+        live_ranks, live_decoder = self._ask(live, queries)
+        candidate_ranks, candidate_decoder = self._ask(candidate, queries)
         # Latency comes from live traffic: here both load cold, one after the other.
         shadow = shadow_summary(self.conn, candidate.id, live.id)
         is_timed = shadow.queries >= MIN_LATENCY_QUERIES
@@ -152,6 +154,7 @@ class CandidatePromoter:
             live_candidates=live_ranks.mean_candidates,
             candidate_candidates=candidate_ranks.mean_candidates,
             captions=caption_wins(live, candidate),
+            decoder=decoder_recall(live_decoder.ranks, candidate_decoder.ranks),
         )
         reasons = refusal_reasons(measured)
         verdict = GateVerdict(
@@ -168,6 +171,7 @@ class CandidatePromoter:
                 "candidate": measured.candidate_candidates,
             },
             captions=measured.captions,
+            decoder=measured.decoder,
             checked_at=now().isoformat(),
         )
         # Recorded before a switch is tried, so that the measurements survive its failure.
@@ -204,10 +208,13 @@ class CandidatePromoter:
                 promoted = self.switch(candidate.id).generation
         return GateResult(judged, promoted, caught_up)
 
-    def _ask(self, generation: Generation, queries: Sequence[KnownItemQuery]) -> KnownItemRanks:
-        """Load, ask, free: two models at once may not fit into memory."""
+    def _ask(
+        self, generation: Generation, queries: Sequence[KnownItemQuery]
+    ) -> tuple[KnownItemRanks, KnownItemRanks]:
+        """Load, ask as users do and the decoder alone, free: two models may not fit into memory."""
+        texts = [query for query in queries if query.text]
         with closing(self.open_searcher(generation)) as searcher:
-            return search_ranks(searcher, queries)
+            return search_ranks(searcher, queries), decoder_ranks(searcher, texts)
 
     def _missing_after_catch_up(self, candidate: Generation, live: Generation) -> int:
         """Images of the live generation for which the candidate has no place."""

@@ -140,6 +140,25 @@ def exact_ranks(
     return KnownItemRanks(tuple(ranks), candidates / max(1, len(queries)))
 
 
+def decoder_ranks(
+    searcher: "Searcher[QueryEngine]", queries: Sequence[KnownItemQuery]
+) -> KnownItemRanks:
+    """Ask in the paper's mode, in which nothing but the decoder finds an image.
+
+    All queries must have a text.
+    """
+    ranks: list[Rank] = []
+    candidates = 0
+    for batch in _batches(queries):
+        answers = searcher.engine.answer_paper(
+            [query.text for query in batch], DEPTH, searcher.settings
+        )
+        for query, answer in zip(batch, answers, strict=True):
+            ranks.append(rank_of(answer.image_keys, query.image_key))
+            candidates += answer.candidates
+    return KnownItemRanks(tuple(ranks), candidates / max(1, len(queries)))
+
+
 def rank_of(image_keys: IntArray, wanted: int) -> Rank:
     """The place of an image among the (k,) keys of an answer, from 1; None when it is not there."""
     places = np.flatnonzero(image_keys == wanted)

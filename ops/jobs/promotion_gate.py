@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+from model.retrieval.recall import recall_at
 from ops.jobs.known_items import DEPTH, KnownItemQuery, Rank, positions_by_cohort
 from schemas.generation_config import CohortComparison
 
@@ -42,6 +43,13 @@ three standard errors of the difference between two trainings, each measured on 
 MIN_CAPTION_WINS = 0.75
 """That share of the live generation below which it is not judged: chance alone gives a half."""
 
+MIN_DECODER_SHARE = 0.5
+"""Share of what the live generation's decoder finds by itself that a candidate's must find. A guide
+and the codebook's vote find most images for a decoder that has learnt nothing."""
+
+MIN_DECODER_RECALL = 0.2
+"""R@10 of the live generation's decoder below which it is not judged."""
+
 ALL_COHORTS = "all"
 """Name of the comparison over the queries of all cohorts."""
 
@@ -63,6 +71,9 @@ class GateMeasurements:
     captions: Mapping[str, float] | None = None
     """Share of held-out images whose caption is likelier behind the own identifier than behind
     another's, of `live` and of `candidate`; None where one of them was not measured."""
+    decoder: Mapping[str, float] | None = None
+    """R@10 in the paper's mode of `live` and of `candidate`; None when too few queries are texts.
+    """
 
 
 def refusal_reasons(measured: GateMeasurements) -> list[str]:
@@ -87,6 +98,13 @@ def refusal_reasons(measured: GateMeasurements) -> list[str]:
             f"a query scores {measured.candidate_candidates:.0f} images where it scored "
             f"{measured.live_candidates:.0f}, {MAX_CANDIDATES_RATIO:g} times as many are allowed"
         )
+    if measured.decoder is not None:
+        live_found, found = measured.decoder["live"], measured.decoder["candidate"]
+        if live_found >= MIN_DECODER_RECALL and found < MIN_DECODER_SHARE * live_found:
+            reasons.append(
+                f"the decoder alone finds {found:.0%} where it found {live_found:.0%}, half of that"
+                " is asked for: it has not learnt its identifiers"
+            )
     if measured.captions is not None:
         live_wins = measured.captions["live"]
         candidate_wins = measured.captions["candidate"]
@@ -98,6 +116,14 @@ def refusal_reasons(measured: GateMeasurements) -> list[str]:
                 f"{100 * MAX_CAPTION_LOSS:.0f} points is allowed"
             )
     return reasons
+
+
+def decoder_recall(live: Sequence[Rank], candidate: Sequence[Rank]) -> dict[str, float] | None:
+    """`GateMeasurements.decoder` of the same queries; None where they are too few."""
+    if len(live) < MIN_COHORT_QUERIES:
+        return None
+    named = {"live": live, "candidate": candidate}
+    return {name: recall_at(ranks)[f"R@{DEPTH}"] for name, ranks in named.items()}
 
 
 def compare_cohorts(

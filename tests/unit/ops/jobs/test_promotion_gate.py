@@ -9,6 +9,7 @@ from ops.jobs.promotion_gate import (
     MIN_COHORT_QUERIES,
     GateMeasurements,
     compare_cohorts,
+    decoder_recall,
     judged_cohorts,
     refusal_reasons,
 )
@@ -32,6 +33,7 @@ def refused(
     latency_ratio: float | None = None,
     candidate_candidates: float = 30.0,
     captions: dict[str, float] | None = None,
+    decoder: dict[str, float] | None = None,
 ) -> list[str]:
     return refusal_reasons(
         GateMeasurements(
@@ -41,6 +43,7 @@ def refused(
             30.0,
             candidate_candidates,
             captions,
+            decoder,
         )
     )
 
@@ -48,6 +51,20 @@ def refused(
 def test_an_equal_candidate_passes_and_a_better_one_too() -> None:
     assert refused(queries(100), ranks(100, 10), ranks(100, 10)) == []
     assert refused(queries(100), ranks(100, 10), ranks(100, 0)) == []
+
+
+def test_a_candidate_whose_decoder_has_learnt_nothing_is_refused_though_images_are_found() -> None:
+    asked = queries(100), ranks(100, 10), ranks(100, 10)
+    assert refused(*asked, decoder={"live": 0.8, "candidate": 0.4}) == []
+    (reason,) = refused(*asked, decoder={"live": 0.8, "candidate": 0.39})
+    assert "the decoder alone finds 39% where it found 80%" in reason
+    # A live one that finds hardly anything by itself is no measure.
+    assert refused(*asked, decoder={"live": 0.19, "candidate": 0.0}) == []
+
+
+def test_few_queries_say_nothing_of_the_decoder() -> None:
+    assert decoder_recall(ranks(19, 0), ranks(19, 0)) is None
+    assert decoder_recall(ranks(20, 0), ranks(20, 5)) == {"live": 1.0, "candidate": 0.75}
 
 
 def test_a_candidate_whose_identifiers_no_longer_stand_for_their_captions_is_refused() -> None:
