@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import version
 
 import structlog
 
@@ -35,6 +36,7 @@ from workers.runtime.logs import configure, tolerant_streams
 
 log = structlog.get_logger()
 
+DISTRIBUTION = "sigma-stream"
 DESCRIPTION = "A streaming incremental index for generative text-to-image retrieval."
 
 # Command groups in the order of the help text.
@@ -83,6 +85,7 @@ def _abandon_output() -> None:
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands and their options."""
     root = argparse.ArgumentParser(prog="sigma", description=DESCRIPTION)
+    root.add_argument("--version", action="version", version=f"%(prog)s {version(DISTRIBUTION)}")
     commands = root.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
     )

@@ -1,5 +1,6 @@
 """Options may stand anywhere among the arguments of a command."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,11 @@ def test_what_is_missing_or_unknown_is_still_refused(capsys: pytest.CaptureFixtu
     assert "the following arguments are required: TEXT" in capsys.readouterr().err
     parsed = parser().parse_args(["dead-letters", "show", "--limit", "3", "0:7"])
     assert (parsed.action, parsed.place, parsed.limit) == ("show", "0:7", 3)
+
+
+def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(["--version"])
+    assert ended.value.code == 0
+    project = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out.strip() == f"sigma {project['version']}"
