@@ -73,8 +73,9 @@ def test_two_processes_that_share_the_weights_have_the_losses_of_one(
         np.testing.assert_allclose(first[name], value, atol=TOLERANCE, err_msg=name)
 
 
-# Four trainings of two processes each, most of which is imports.
+# Four trainings of two processes each. Adapters are killed in every stage by test_true_shape.py.
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("lora_rank", [0], indirect=True, ids=["all weights"])
 def test_a_killed_one_goes_on_from_its_sharded_checkpoint_with_the_same_losses(
     straight: Path, lora_rank: int, tmp_path: Path
 ) -> None:
