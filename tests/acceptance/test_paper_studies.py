@@ -67,8 +67,8 @@ def test_each_part_is_left_out_once(tmp_path: Path) -> None:
     }
     whole, unranked = rows["SIGMA"], rows["without leaf ranking"]
     assert unranked["unseen R@10"] == whole["five unseen R@10"]
-    # Three postings lead to more images than one.
-    assert rows["without alternates"]["candidates"] < whole["candidates"]
+    # A query ranks as many postings as before, each of another image.
+    assert rows["without alternates"]["candidates"] > whole["candidates"]
     # Recall can be equal after so short a training; what was trained is not.
     profiles = [vary(study_profile()) for vary in VARIANTS.values()]
     assert len(set(map(repr, profiles))) == len(VARIANTS) == 5
