@@ -244,11 +244,6 @@ class S3Settings:
         return cls(**values)
 
 
-# Beyond it a tiny model's identifiers of new images lead to fewer of them
-# (docs/experiments/guided.md).
-DEFAULT_VOTE = 8.0
-
-
 @dataclass(frozen=True, slots=True)
 class RetrievalSettings:
     """How images are posted and queries answered; the same values for queries, gates and probes."""
@@ -270,9 +265,9 @@ class RetrievalSettings:
     codebook_vote: float = setting(
         "SIGMA_CODEBOOK_VOTE",
         number(0, 1000),
-        "How much likelier, in nats a code, another code must be for the model to give a new image "
-        "that one and not the codebook's. 0: the model alone decides, as in the paper.",
-        default=DEFAULT_VOTE,
+        "How many nats likelier the model must find another identifier for a new image to get that "
+        "one and not the codebook's. 0: the model alone decides, as in the paper.",
+        default=8.0,
     )
     fusion_weight: float = setting(
         "SIGMA_FUSION_WEIGHT",

@@ -16,7 +16,6 @@ from model.identifiers.codebook import Codebook
 from model.network.resize import Pixels
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray, Posting
-from schemas.settings import DEFAULT_VOTE
 
 # Beams of an assignment: enough for the alternates, with further leaves to spill into.
 MIN_BEAMS = 8
@@ -37,9 +36,9 @@ class CodebookVote:
 class BeamSearchAssigner:
     """Assigns id1..id4 to images by a beam search in which any leaf is allowed.
 
-    The codebook has a vote: at each code a beam on the way to the leaf that it computes from the
-    encoder's vector is preferred to others that the model finds `vote` nats likelier, and to none
-    beyond. A small model alone gives a new picture the codebook's leaf once in five times, which is
+    The codebook has a vote: at each level the beam on the way to the leaf that it computes from the
+    encoder's vector is preferred to those that the model finds less than `vote` nats likelier. A
+    small model alone gives a new picture the codebook's leaf once in five times, which is
     what queries have learnt to lead to (docs/experiments/guided.md).
     """
 
@@ -48,7 +47,7 @@ class BeamSearchAssigner:
         decoder: Decoder,
         postings: int,
         codebook: Codebook | None = None,
-        vote: float = DEFAULT_VOTE,
+        vote: float = 0.0,
     ) -> None:
         """`postings`: the primary and the alternates that an image is posted under.
 

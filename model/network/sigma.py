@@ -37,8 +37,7 @@ from model.network.tokenizer import (
 from model.network.vector_reading import VectorProjector, VectorReading
 from schemas.errors import UsageError
 
-# Spread of new token embeddings around the mean of the known ones, as a share of theirs. Hardly any
-# is worse (docs/experiments/new-rows.md).
+# Spread of new embeddings around the mean, as a share of the known ones' (experiments/new-rows.md).
 NEW_TOKEN_SPREAD = 0.5
 
 NO_QUERY_HEAD = (

@@ -18,7 +18,7 @@ from workers.repository.stored_images import images_by_key
 
 if TYPE_CHECKING:
     # Its import loads PyTorch, which the processes that only look at jobs do without.
-    from workers.query.engine import QueryEngine
+    from workers.query.engine import QueryEngine, RankedImages
     from workers.query.searcher import Searcher
 
     OpenSearcher = Callable[[Generation], Searcher[QueryEngine]]
@@ -112,32 +112,22 @@ def search_ranks(
     searcher: "Searcher[QueryEngine]", queries: Sequence[KnownItemQuery]
 ) -> KnownItemRanks:
     """Ask by the search of the query worker, with its beams and fusion weight."""
-    ranks: list[Rank] = []
-    candidates = 0
-    for batch in _batches(queries):
-        texts = [query.text for query in batch]
-        vectors = searcher.engine.query_vectors(texts, [query.image_key for query in batch])
-        answers = searcher.engine.answer_vectors(texts, vectors, DEPTH, searcher.settings)
-        for query, answer in zip(batch, answers, strict=True):
-            ranks.append(rank_of(answer.image_keys, query.image_key))
-            candidates += answer.candidates
-    return KnownItemRanks(tuple(ranks), candidates / max(1, len(queries)))
+    engine, settings = searcher.engine, searcher.settings
+
+    def answer(texts: list[str], keys: list[int]) -> "list[RankedImages]":
+        return engine.answer_vectors(texts, engine.query_vectors(texts, keys), DEPTH, settings)
+
+    return _ranks(queries, answer)
 
 
 def exact_ranks(
     searcher: "Searcher[QueryEngine]", queries: Sequence[KnownItemQuery]
 ) -> KnownItemRanks:
     """Ask by exact dense search with the same encoder: what the model's leaves cost in recall."""
-    ranks: list[Rank] = []
-    candidates = 0
-    for batch in _batches(queries):
-        texts = [query.text for query in batch]
-        vectors = searcher.engine.query_vectors(texts, [query.image_key for query in batch])
-        answers = searcher.engine.answer_exact(vectors, DEPTH)
-        for query, answer in zip(batch, answers, strict=True):
-            ranks.append(rank_of(answer.image_keys, query.image_key))
-            candidates += answer.candidates
-    return KnownItemRanks(tuple(ranks), candidates / max(1, len(queries)))
+    engine = searcher.engine
+    return _ranks(
+        queries, lambda texts, keys: engine.answer_exact(engine.query_vectors(texts, keys), DEPTH)
+    )
 
 
 def decoder_ranks(
@@ -147,15 +137,23 @@ def decoder_ranks(
 
     All queries must have a text.
     """
+    engine, settings = searcher.engine, searcher.settings
+    return _ranks(queries, lambda texts, _: engine.answer_paper(texts, DEPTH, settings))
+
+
+def _ranks(
+    queries: Sequence[KnownItemQuery],
+    answer: "Callable[[list[str], list[int]], list[RankedImages]]",
+) -> KnownItemRanks:
+    """Ask in batches; `answer` takes their texts and the keys of their images."""
     ranks: list[Rank] = []
     candidates = 0
     for batch in _batches(queries):
-        answers = searcher.engine.answer_paper(
-            [query.text for query in batch], DEPTH, searcher.settings
-        )
-        for query, answer in zip(batch, answers, strict=True):
-            ranks.append(rank_of(answer.image_keys, query.image_key))
-            candidates += answer.candidates
+        texts = [query.text for query in batch]
+        answers = answer(texts, [query.image_key for query in batch])
+        for query, found in zip(batch, answers, strict=True):
+            ranks.append(rank_of(found.image_keys, query.image_key))
+            candidates += found.candidates
     return KnownItemRanks(tuple(ranks), candidates / max(1, len(queries)))
 
 

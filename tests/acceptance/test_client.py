@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from sigma_stream_client import AsyncClient, Client, NotFoundError, Patience, RefusedError
+from sigma_stream_client import AsyncClient, Client, NotFoundError, RefusedError, RetryPolicy
 
 from ops.bench.fleet import ROLES, Fleet, open_fleet
 from tests.acceptance.test_docs import blocks, run_python
@@ -27,7 +27,7 @@ IMAGES = 25
 
 KILLS = 3
 
-PATIENCE = Patience(total_s=240)
+PATIENCE = RetryPolicy(total_s=240)
 """A worker takes seconds to start, far more while other tests run."""
 
 MOST_WHEEL_BYTES = 1_000_000
@@ -43,7 +43,7 @@ class Calls:
 
     def run(self, url: str, stop: threading.Event) -> None:
         try:
-            with Client(url, patience=PATIENCE) as client:
+            with Client(url, retry=PATIENCE) as client:
                 while not stop.is_set():
                     self.make(client, self.done)
                     self.done += 1
@@ -79,7 +79,7 @@ def service() -> Iterator[Service]:
             fleet.start(role)
         started = Service(fleet, port)
         started.start()
-        with Client(started.url, patience=PATIENCE) as client:
+        with Client(started.url, retry=PATIENCE) as client:
             for number in range(IMAGES):
                 metadata = {"n": number, "tags": ["even" if number % 2 == 0 else "odd"]}
                 client.put(f"folder/{number}", png(number), metadata=metadata, wait_s=0)
@@ -137,7 +137,7 @@ def test_under_kill_and_restart_no_call_fails_for_good(service: Service) -> None
 def test_what_was_put_is_found_filtered_and_read(service: Service, tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(png(3))
-    with Client(service.url, patience=PATIENCE) as client:
+    with Client(service.url, retry=PATIENCE) as client:
         even = {"field": "tags", "any": ["even"]}
         answer = client.search("something", k=100, filter=even)
         assert {result.metadata["n"] for result in answer.results} == set(range(0, IMAGES, 2))
@@ -163,7 +163,7 @@ def test_what_was_put_is_found_filtered_and_read(service: Service, tmp_path: Pat
 def test_the_examples_run_as_they_are_printed(service: Service, tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     file.write_bytes(png(77))
-    with Client(service.url, patience=PATIENCE) as client:
+    with Client(service.url, retry=PATIENCE) as client:
         taken = {"tags": ["beach"], "taken": "2026-06-01T12:00:00Z", "price": 5}
         client.put("example", png(78), metadata=taken, wait_s=200)
     search, filters, tasks = blocks("python-client.md", "python")
@@ -181,7 +181,7 @@ def test_the_examples_run_as_they_are_printed(service: Service, tmp_path: Path) 
 
 def test_tasks_share_an_asynchronous_client(service: Service) -> None:
     async def ask() -> None:
-        async with AsyncClient(service.url, patience=PATIENCE) as client:
+        async with AsyncClient(service.url, retry=PATIENCE) as client:
             written = await client.put("async", png(5), wait_s=200)
             assert written.searchable
             answers = await asyncio.gather(*[client.search(f"text {n}", k=3) for n in range(20)])

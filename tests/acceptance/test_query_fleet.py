@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 
-from sigma_stream_client import Client, Patience
+from sigma_stream_client import Client, RetryPolicy
 
 from tests.acceptance.conftest import Home
 from tests.acceptance.test_supervisor import wait_until, workers_of
@@ -14,14 +14,14 @@ THREADS = 4
 BEFORE, BETWEEN, KILLS = 10, 20, 2
 """Answers of every thread before the first kill and after each, and kills."""
 
-PATIENCE = Patience(total_s=30)
+PATIENCE = RetryPolicy(total_s=30)
 """Far less than a model takes to load while other tests run: the other worker has to answer."""
 
 
 def asked(url: str, stop: threading.Event, answers: list[int], errors: list[BaseException]) -> None:
     """Search until told to stop; `answers` counts."""
     try:
-        with Client(url, patience=PATIENCE) as client:
+        with Client(url, retry=PATIENCE) as client:
             while not stop.is_set():
                 assert len(client.search("two red circles", k=5).results) == 5
                 answers[0] += 1

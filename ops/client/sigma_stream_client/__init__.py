@@ -14,7 +14,7 @@ from sigma_stream_client.errors import (
     UnavailableError,
 )
 from sigma_stream_client.records import Answer, DeadLetter, Result, StoredImage, WrittenImage
-from sigma_stream_client.retries import Patience
+from sigma_stream_client.retries import RetryPolicy
 
 __all__ = [
     "AccessError",
@@ -25,9 +25,9 @@ __all__ = [
     "DeadLetter",
     "GoneError",
     "NotFoundError",
-    "Patience",
     "RefusedError",
     "Result",
+    "RetryPolicy",
     "StoredImage",
     "UnavailableError",
     "WrittenImage",

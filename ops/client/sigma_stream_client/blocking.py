@@ -11,7 +11,7 @@ from sigma_stream_client import operations
 from sigma_stream_client.exchange import Pause, exchange, request_of
 from sigma_stream_client.operations import Call, Filter, Metadata, Operation, Picture, Reply
 from sigma_stream_client.records import Answer, DeadLetter, Result, StoredImage, WrittenImage
-from sigma_stream_client.retries import Patience
+from sigma_stream_client.retries import RetryPolicy
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ WAIT_S = 60.0
 class Client:
     """Asks one installation. Threads may share one.
 
-    A call is tried again while the service restarts, is full or away, for as long as `patience`
+    A call is tried again while the service restarts, is full or away, for as long as `retry`
     says; what can never be answered is an error at once (`sigma_stream_client.errors`).
     """
 
@@ -37,12 +37,12 @@ class Client:
         url: str,
         key: str | None = None,
         *,
-        patience: Patience | None = None,
+        retry: RetryPolicy | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         """`url`: such as http://127.0.0.1:8631; `key`: where the service needs one."""
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        self._patience = patience or Patience()
+        self._retry = retry or RetryPolicy()
         # Without redirections and proxies of the environment: both would see the key.
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
 
@@ -187,7 +187,7 @@ class Client:
             return result
 
     def _reply(self, call: Call) -> Reply:
-        tries = exchange(call, self._patience)
+        tries = exchange(call, self._retry)
         try:
             step = next(tries)
             while True:

@@ -11,7 +11,7 @@ import httpx
 
 from sigma_stream_client.errors import UnavailableError, error_of
 from sigma_stream_client.operations import Call, Reply
-from sigma_stream_client.retries import RETRIED, Patience, seconds
+from sigma_stream_client.retries import RETRIED, RetryPolicy, seconds
 
 _REFUSED_FROM = 400
 
@@ -29,9 +29,9 @@ Outcome = httpx.Response | httpx.TransportError | None
 Exchange = Generator[Call | Pause, Outcome, Reply]
 
 
-def exchange(call: Call, patience: Patience) -> Exchange:
+def exchange(call: Call, retry: RetryPolicy) -> Exchange:
     """Try a call until it is answered, refused, or patience ends with `UnavailableError`."""
-    deadline = time.monotonic() + patience.total_s
+    deadline = time.monotonic() + retry.total_s
     tries = 0
     while True:
         tries += 1
@@ -42,7 +42,7 @@ def exchange(call: Call, patience: Patience) -> Exchange:
         retry_after_s = None
         if isinstance(outcome, httpx.Response):
             retry_after_s = seconds(outcome.headers.get("retry-after"))
-        pause_s = patience.pause(tries, retry_after_s)
+        pause_s = retry.pause(tries, retry_after_s)
         if time.monotonic() + pause_s > deadline:
             raise _given_up(outcome, tries)
         yield Pause(pause_s)

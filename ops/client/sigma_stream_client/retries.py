@@ -8,7 +8,7 @@ RETRIED = frozenset({429, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long a call may take with all its tries.
 
     Pauses double from `first_s` to `longest_s`, each drawn between half of it and all of it, so

@@ -6,8 +6,8 @@ from sigma_stream_client import (
     AccessError,
     GoneError,
     NotFoundError,
-    Patience,
     RefusedError,
+    RetryPolicy,
     UnavailableError,
 )
 from sigma_stream_client.exchange import Outcome, Pause, exchange
@@ -15,16 +15,16 @@ from sigma_stream_client.operations import Call, Reply
 
 CALL = Call("GET", "/v1/images")
 
-QUICK = Patience(total_s=1000)
+QUICK = RetryPolicy(total_s=1000)
 
 
 def refusal(status: int, **headers: str) -> httpx.Response:
     return httpx.Response(status, json={"error": "one sentence"}, headers=headers)
 
 
-def played(outcomes: list[Outcome], patience: Patience = QUICK) -> tuple[Reply, list[float]]:
+def played(outcomes: list[Outcome], retry: RetryPolicy = QUICK) -> tuple[Reply, list[float]]:
     """The reply of a call whose tries end so, and the pauses between them."""
-    tries = exchange(CALL, patience)
+    tries = exchange(CALL, retry)
     pauses = []
     step = next(tries)
     waiting = list(outcomes)
@@ -73,17 +73,17 @@ def test_an_answer_of_somebody_else_is_an_error_too() -> None:
         played([httpx.Response(418, text="<html>")])
 
 
-def test_patience_ends_with_the_last_reason() -> None:
+def test_the_policy_ends_with_the_last_reason() -> None:
     with pytest.raises(UnavailableError, match=r"one sentence \(1 tries\)"):
-        played([refusal(503)], Patience(total_s=0))
+        played([refusal(503)], RetryPolicy(total_s=0))
     with pytest.raises(UnavailableError, match="does not answer"):
-        played([httpx.ConnectError("refused")], Patience(total_s=0))
+        played([httpx.ConnectError("refused")], RetryPolicy(total_s=0))
 
 
 def test_pauses_grow_are_drawn_and_have_a_longest() -> None:
-    patience = Patience(first_s=0.1, longest_s=2.0)
+    retry = RetryPolicy(first_s=0.1, longest_s=2.0)
     for tries, length in ((1, 0.1), (2, 0.2), (3, 0.4), (6, 2.0), (10_000, 2.0)):
-        drawn = {patience.pause(tries, None) for _ in range(50)}
+        drawn = {retry.pause(tries, None) for _ in range(50)}
         assert len(drawn) > 10
         assert all(length / 2 <= pause <= length for pause in drawn)
 
