@@ -166,7 +166,7 @@ def _load(options: Namespace) -> Report:
 
 
 def _gpu(options: Namespace) -> Report:
-    from ops.bench.gpu import as_text, gpu_bench
+    from ops.bench.gpu.command import as_text, gpu_bench
 
     document = gpu_bench(options.seed)
     return document, as_text(document)

@@ -1,0 +1,1 @@
+"""What a large backbone does on a GPU: queries, assignment and training, beside the plan."""
