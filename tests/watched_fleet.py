@@ -34,7 +34,7 @@ from workers.runtime.metrics import (
     QueryMetrics,
 )
 
-DEPLOY = Path(__file__).resolve().parents[1] / "ops" / "deploy"
+DEPLOY = Path(__file__).resolve().parents[1] / "ops" / "deploy" / "files"
 
 RULE_FILE = DEPLOY / "alerts.yml"
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from ops.cli.main import main
+from ops.cli.start import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,6 +15,7 @@ import structlog
 
 from ops.cli import (
     backups,
+    deploy,
     generations,
     images,
     jobs,
@@ -52,6 +53,7 @@ GROUPS = (
     jobs,
     report,
     backups,
+    deploy,
     material,
     measure,
 )

@@ -219,7 +219,7 @@ def encoder_of(training: TrainingRecord, folder: Path) -> str | None:
 
 def trainer_command(processes: int, arguments: Sequence[str]) -> list[str]:
     """The command line of a trainer, under torch's launcher when there are several processes."""
-    python = ["nice", "-n", str(_NICE), sys.executable, "-m"]
+    python = ["nice", "-n", str(_NICE), sys.executable, "-P", "-m"]
     if processes > 1:
         launcher = "torch.distributed.run"
         python += [launcher, "--standalone", "--nproc-per-node", str(processes), "-m"]

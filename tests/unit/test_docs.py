@@ -71,7 +71,7 @@ def test_the_page_of_dependencies_has_those_of_the_project_and_no_others() -> No
 
 
 def test_every_alert_has_a_section_in_the_operations_page_and_every_section_an_alert() -> None:
-    rules = (ROOT / "ops" / "deploy" / "alerts.yml").read_text(encoding="utf-8")
+    rules = (ROOT / "ops" / "deploy" / "files" / "alerts.yml").read_text(encoding="utf-8")
     alerts = set(re.findall(r"- alert: (\w+)", rules))
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     sections = set(re.findall(r"^## ([A-Z]\w+)$", page, re.MULTILINE))

@@ -8,21 +8,33 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
 from ops.cli.main import parser
-from schemas.settings import Settings, documented_settings
-from workers.query.key_ring import KeyRing
+from ops.deploy.export import DISTRIBUTIONS, ExportRequest, export
+from schemas.settings import documented_settings
 from workers.runtime import metrics
 
 ROOT = Path(__file__).resolve().parents[3]
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+FILES = ROOT / "ops/deploy/files"
+COMPOSE: dict[str, Any] = yaml.safe_load((FILES / "compose.yaml").read_text(encoding="utf-8"))
 BOARD: dict[str, Any] = json.loads(
-    (ROOT / "ops/deploy/grafana/dashboards/sigma.json").read_text(encoding="utf-8")
+    (FILES / "grafana/dashboards/sigma.json").read_text(encoding="utf-8")
 )
-RULES: dict[str, Any] = yaml.safe_load((ROOT / "ops/deploy/alerts.yml").read_text(encoding="utf-8"))
+RULES: dict[str, Any] = yaml.safe_load((FILES / "alerts.yml").read_text(encoding="utf-8"))
 OURS = ("init", "intake", "index", "scheduler", "query")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files as `sigma deploy export` writes them, with empty files in place of wheels."""
+    folder = tmp_path_factory.mktemp("export")
+    for name in DISTRIBUTIONS:
+        (folder / f"{name.replace('-', '_')}-0.1.0-py3-none-any.whl").touch()
+    export(ExportRequest(folder / "there", folder))
+    return folder / "there"
 
 
 def test_every_command_of_ours_is_one_that_the_command_line_knows() -> None:
@@ -37,7 +49,7 @@ def test_every_setting_is_one_that_is_read() -> None:
 
 
 def test_no_secret_has_a_default_and_no_port_is_open_beyond_loopback() -> None:
-    text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+    text = (FILES / "compose.yaml").read_text(encoding="utf-8")
     for name in (
         "POSTGRES_PASSWORD",
         "S3_ACCESS_KEY",
@@ -53,7 +65,7 @@ def test_no_secret_has_a_default_and_no_port_is_open_beyond_loopback() -> None:
 
 
 def test_the_file_for_gpus_gives_one_to_each_process_that_runs_a_model_and_to_no_other() -> None:
-    text = (ROOT / "compose.gpu.yaml").read_text(encoding="utf-8")
+    text = (FILES / "compose.gpu.yaml").read_text(encoding="utf-8")
     services = yaml.safe_load(text)["services"]
     assert services.keys() == {"index", "query", "scheduler"} <= COMPOSE["services"].keys()
     for service in services.values():
@@ -68,17 +80,24 @@ def test_every_service_has_limits_and_all_that_stay_have_a_health_check() -> Non
             assert service["deploy"]["resources"]["limits"]["memory"], name
 
 
-def test_what_is_mounted_and_copied_is_there() -> None:
+def test_what_is_mounted_and_copied_is_exported(exported: Path) -> None:
     for service in COMPOSE["services"].values():
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
-            assert source in COMPOSE["volumes"] or (ROOT / source).exists(), volume
-    for line in re.findall(
+            assert source in COMPOSE["volumes"] or (exported / source).exists(), volume
+    copies = re.findall(
         r"^COPY (?!--from)(.+) \S+$",
-        (ROOT / "Dockerfile").read_text(encoding="utf-8"),
+        (exported / "Dockerfile").read_text(encoding="utf-8"),
         re.MULTILINE,
-    ):
-        assert all((ROOT / name).exists() for name in line.split()), line
+    )
+    names = [name for line in copies for name in line.split()]
+    allowed = (exported / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert names
+    assert all((exported / name).exists() for name in names)
+    # Everything else stays out of the image, secrets most of all.
+    assert sorted(line for line in allowed if line[0] != "#") == sorted(
+        ["*", *(f"!{name}" for name in names)]
+    )
 
 
 def test_dashboards_and_alerts_ask_for_metrics_that_exist() -> None:
@@ -113,7 +132,7 @@ def test_every_rule_says_how_urgent_it_is_and_names_commands_that_exist() -> Non
 def test_a_label_named_job_survives_the_scrape() -> None:
     # Prometheus calls the target that it scrapes `job` too, and renames ours unless labels are
     # honoured.
-    text = (ROOT / "ops/deploy/prometheus.yml").read_text(encoding="utf-8")
+    text = (FILES / "prometheus.yml").read_text(encoding="utf-8")
     scrapes = yaml.safe_load(text)["scrape_configs"]
     assert any("(job" in expression or "{job" in expression for expression in expressions())
     assert all(scrape["honor_labels"] is True for scrape in scrapes)
@@ -123,7 +142,7 @@ def test_a_label_named_job_survives_the_scrape() -> None:
 
 
 def test_prometheus_asks_every_worker_on_the_port_that_needs_no_key() -> None:
-    text = (ROOT / "ops/deploy/prometheus.yml").read_text(encoding="utf-8")
+    text = (FILES / "prometheus.yml").read_text(encoding="utf-8")
     scrapes = yaml.safe_load(text)["scrape_configs"]
     ports = {}
     for target in [target for scrape in scrapes for target in scrape["dns_sd_configs"]]:
@@ -139,14 +158,6 @@ def test_the_query_service_listens_to_everybody_and_so_has_keys() -> None:
     environment = COMPOSE["services"]["query"]["environment"]
     assert environment["SIGMA_HTTP_HOST"] == "0.0.0.0"
     assert environment["SIGMA_API_KEYS"].startswith("${SIGMA_API_KEYS:?")
-
-
-def test_the_key_of_the_development_example_is_let_in() -> None:
-    text = (ROOT / "compose.env.development.example").read_text(encoding="utf-8")
-    (entries,) = re.findall(r"^SIGMA_API_KEYS=(.+)$", text, re.MULTILINE)
-    settings = Settings.from_environment({"SIGMA_API_KEYS": entries})
-    (key,) = re.findall(r'hash of the key "(.+)"', text)
-    assert KeyRing.open(settings.access).find(key.encode()) is not None
 
 
 def rules() -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""How does it get to other machines? The files of containers and Kubernetes, and their export."""
