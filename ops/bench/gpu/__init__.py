@@ -1,1 +1,1 @@
-"""What a large backbone does on a GPU: queries, assignment and training, beside the plan."""
+"""What does a large backbone do on a GPU? Queries, assignment and training, beside the plan."""
