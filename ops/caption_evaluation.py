@@ -13,8 +13,8 @@ from model.training.comprehension import compare_identifiers, exchanged_rows
 from ops.evaluation_queries import GalleryImage
 from ops.scenes.caption_words import ALL_KINDS, KINDS, right_kinds, scene_of
 from schemas.records import ByteArray, FloatArray, IntArray, JsonObject, ManifestEntry
+from workers.query.model_engine import ModelEngine
 from workers.query.searcher import Searcher
-from workers.query.trie_engine import ModelEngine
 from workers.repository.connection import Connection
 from workers.repository.generations import learnt_captions
 from workers.repository.postings import identifiers_of

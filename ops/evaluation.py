@@ -26,8 +26,8 @@ from schemas.errors import UsageError
 from schemas.records import FloatArray, IntArray, JsonObject, ManifestEntry
 from schemas.settings import RetrievalSettings
 from workers.query.engine import RankedImages
+from workers.query.model_engine import ModelEngine
 from workers.query.searcher import Searcher
-from workers.query.trie_engine import ModelEngine
 from workers.repository.connection import Connection, fetch_rows
 from workers.runtime.pictures import StoredPictures
 

@@ -13,8 +13,8 @@ from ops.evaluation_queries import DEPTH, EvaluationQueries
 from ops.jobs.known_items import Rank, rank_of
 from schemas.records import BoolArray, IntArray, JsonObject
 from schemas.settings import RetrievalSettings
+from workers.query.model_engine import ModelEngine
 from workers.query.searcher import Searcher
-from workers.query.trie_engine import ModelEngine
 from workers.repository.follower import PostingRows
 
 

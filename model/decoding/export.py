@@ -11,16 +11,18 @@ import tempfile
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Qwen2Config
 
 from model.network.sigma import SigmaModel
 from schemas.errors import WorkFailedError
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Config
 
 # The file name that `transformers` and vLLM look for.
 WEIGHTS = "model.safetensors"
@@ -80,7 +82,9 @@ def export_text_decoder(sigma: SigmaModel, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
-def _plain_config(sigma: SigmaModel, *, tied: bool, dtype: torch.dtype) -> Qwen2Config:
+def _plain_config(sigma: SigmaModel, *, tied: bool, dtype: torch.dtype) -> "Qwen2Config":
+    from transformers import Qwen2Config
+
     text: Any = sigma.backbone.config.text_config
     rope = dict(text.rope_parameters)
     for name in _MULTIMODAL_ROPE_FIELDS:

@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    PreTrainedTokenizerBase,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
 
 from model.network.hub import load_weights
 from model.network.profiles import TinySize
 from model.network.tokenizer import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, token_id
 from schemas.errors import RefuseToStartError
+
+if TYPE_CHECKING:
+    from transformers import (
+        PreTrainedTokenizerBase,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+    )
 
 # Patches on each side of a block that becomes one visual token, as in Qwen2.5-VL.
 MERGE = 2
@@ -26,7 +28,7 @@ FRAMES = 2
 MAX_POSITIONS = 1024
 
 
-def tiny_config(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_VLConfig:
+def tiny_config(size: TinySize, tokenizer: "PreTrainedTokenizerBase") -> "Qwen2_5_VLConfig":
     """A small configuration of the real class.
 
     The head width is hidden / heads, because the implementation ignores `head_dim`, and the
@@ -38,6 +40,8 @@ def tiny_config(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> Qwen2_5_V
             f"hidden width must be a multiple of the {size.heads} heads, got {size.hidden}; "
             "change the profile"
         )
+    from transformers import Qwen2_5_VLConfig
+
     half = size.hidden // size.heads // 2
     spatial = half * 3 // 8  # Qwen2.5-VL's own split: 16, 24 and 24 of 64
     return Qwen2_5_VLConfig(
@@ -93,7 +97,7 @@ class BackboneInfo:
     pad: int
 
 
-def backbone_info(backbone: Qwen2_5_VLForConditionalGeneration) -> BackboneInfo:
+def backbone_info(backbone: "Qwen2_5_VLForConditionalGeneration") -> BackboneInfo:
     """Read the numbers from a backbone's configuration."""
     config: Any = backbone.config
     return BackboneInfo(
@@ -104,18 +108,22 @@ def backbone_info(backbone: Qwen2_5_VLForConditionalGeneration) -> BackboneInfo:
 
 
 def fresh_backbone(
-    size: TinySize, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> Qwen2_5_VLForConditionalGeneration:
+    size: TinySize, tokenizer: "PreTrainedTokenizerBase", seed: int
+) -> "Qwen2_5_VLForConditionalGeneration":
     """Random weights of the `tiny` profile; the same seed gives the same weights."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
     torch.manual_seed(seed)
     return Qwen2_5_VLForConditionalGeneration(tiny_config(size, tokenizer))
 
 
-def pretrained_backbone(folder: Path, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
+def pretrained_backbone(folder: Path, dtype: torch.dtype) -> "Qwen2_5_VLForConditionalGeneration":
     """Pretrained Qwen2.5-VL from a folder.
 
     `RefuseToStartError` for a folder that does not hold all of one.
     """
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
     backbone: Qwen2_5_VLForConditionalGeneration = load_weights(
         Qwen2_5_VLForConditionalGeneration, folder, dtype=dtype
     )

@@ -11,23 +11,21 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.utils import logging as transformers_logging
 
 from model.identifiers.codebook import Codebook
 from model.network.encoder import Encoder, SmallEncoder, TwoTower
 from model.network.encoders.kept import KeptEncoder, keep_encoder, read_kept
 from model.network.encoders.reader import open_encoder
 from model.network.file_digests import check_digests, write_digests
-from model.network.hub import open_snapshot
+from model.network.hub import open_snapshot, quietly
 from model.network.inputs import ImagePreprocessor
 from model.network.jina import JinaEncoder
-from model.network.parts import default_device
-from model.network.precision import number_format, require_attention
+from model.network.language_half import AnsweringBackbone, can_answer
+from model.network.precision import default_device, number_format, require_attention
 from model.network.profile_document import profile_document, recorded_profile
 from model.network.profiles import Profile, TinySize
 from model.network.query_head import QueryHeadEncoder, QuerySpace
@@ -74,9 +72,6 @@ _WRITTEN = ".written"
 _MODEL_KEYS = ("format", "shape", "codebook", "encoder", "size", "vectors", "query_space")
 
 M = TypeVar("M", bound=nn.Module)
-
-# Loading would print a progress bar of its own to the terminal, between ours.
-transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +238,9 @@ def load_checkpoint(
     """Read a checkpoint.
 
     The weights are float32, to be trained; with `answering` the backbone's are in the profile's
-    number format, which takes half of the memory on a GPU. With `for_queries` no encoder is loaded
-    where the model has a query head, and images cannot be embedded then.
+    number format, which takes half of the memory on a GPU. With `for_queries` the backbone's vision
+    tower is loaded when it is needed, and no encoder where the model has a query head: images
+    cannot be embedded then.
 
     `RefuseToStartError` when files are missing, damaged or of another format, or when its codebook
     is another than its own or than the version `codebook`.
@@ -252,13 +248,13 @@ def load_checkpoint(
     description = _read_description(folder)
     book = _checked_codebook(folder, description, codebook)
     check_digests(folder)
-    sigma = _load_sigma(folder, description, answering)
+    sigma = _load_sigma(folder, description, answering, for_queries)
     head = sigma.query_head
     encoder: Encoder
     if for_queries and head is not None:
         encoder = QueryHeadEncoder(sigma, head)
     else:
-        encoder = _load_encoder(folder, description, book.width)
+        encoder = _load_encoder(folder, description, book.width, for_queries)
     if encoder.width != book.width:
         raise RefuseToStartError(
             f"the encoder of checkpoint {folder} must be {book.width} wide as its codebook is, "
@@ -290,12 +286,14 @@ def _checked_codebook(folder: Path, description: _Description, wanted: str | Non
     return book
 
 
-def _load_sigma(folder: Path, description: _Description, answering: bool) -> SigmaModel:
+def _load_sigma(
+    folder: Path, description: _Description, answering: bool, for_queries: bool = False
+) -> SigmaModel:
     own_profile = description.profile
-    tokenizer = load_tokenizer(folder / _TOKENIZER)
+    tokenizer = load_tokenizer(folder / _TOKENIZER, answering=for_queries)
     dtype = number_format(own_profile.compute, default_device()) if answering else torch.float32
-    backbone = _load_backbone(folder / _BACKBONE, dtype)
-    backbone.set_attn_implementation(require_attention(own_profile.compute))
+    attention = require_attention(own_profile.compute)
+    backbone = _load_backbone(folder / _BACKBONE, dtype, attention, for_queries)
     sigma = SigmaModel(backbone, tokenizer, _preprocessor_of(folder, own_profile), own_profile)
     load_module(sigma.head, folder / _HEAD)
     if description.vectors is not None:
@@ -327,9 +325,17 @@ def _read_description(folder: Path) -> _Description:
         ) from error
 
 
-def _load_backbone(folder: Path, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
+def _load_backbone(folder: Path, dtype: torch.dtype, attention: str, for_queries: bool) -> Any:
+    """The class of `transformers`, or what queries need of it, where that can be computed here."""
     try:
-        return Qwen2_5_VLForConditionalGeneration.from_pretrained(str(folder), dtype=dtype)
+        if for_queries and can_answer(folder, attention):
+            return AnsweringBackbone.read(folder, dtype)
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        with quietly():
+            backbone = Qwen2_5_VLForConditionalGeneration.from_pretrained(str(folder), dtype=dtype)
+        backbone.set_attn_implementation(attention)
+        return backbone
     except Exception as error:  # damaged weights raise safetensors' and json's own types
         raise RefuseToStartError(
             f"backbone {folder} cannot be read ({error}); restore it or train again"
@@ -345,7 +351,9 @@ def _preprocessor_of(folder: Path, profile: Profile) -> ImagePreprocessor:
     return ImagePreprocessor.pretrained(own, profile.min_pixels, profile.max_pixels)
 
 
-def _load_encoder(folder: Path, description: _Description, width: int) -> Encoder:
+def _load_encoder(
+    folder: Path, description: _Description, width: int, for_queries: bool
+) -> Encoder:
     """The encoder; `width` is that of the codebook, which an encoder may be cut to."""
     profile = description.profile
     if description.kept_source is not None:
@@ -358,7 +366,7 @@ def _load_encoder(folder: Path, description: _Description, width: int) -> Encode
         raise RefuseToStartError(
             f"checkpoint {folder} has a small encoder but no size; restore the folder or retrain"
         )
-    tokenizer = load_tokenizer(folder / _ENCODER_TOKENIZER)
+    tokenizer = load_tokenizer(folder / _ENCODER_TOKENIZER, answering=for_queries)
     towers = TwoTower(len(tokenizer), description.towers_width)
     load_module(towers, folder / _TOWERS)
     side_px = profile.tiny.image_px

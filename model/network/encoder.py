@@ -9,17 +9,19 @@ Letters in shapes: N images, B texts, T tokens of a text, C channels, D width of
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from model.network.inputs import pad_rows
 from model.network.resize import Pixels, resize
 from schemas.records import FloatArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Width of both towers and of the teacher's head.
 CHANNELS = 128
@@ -172,7 +174,7 @@ def pixel_batch(images: Pixels, side_px: int) -> Tensor:
 
 
 def token_batch(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], limit: int
 ) -> tuple[Tensor, Tensor]:
     """(B, T) int64 tokens and bool mask, padded on the right and cut at `limit` tokens.
 
@@ -191,7 +193,7 @@ class SmallEncoder:
     def __init__(
         self,
         towers: TwoTower,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         side_px: int,
         limit: int,
         batch: int = 64,

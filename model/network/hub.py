@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, brief
 from schemas.records import JsonObject
@@ -33,9 +31,6 @@ _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?
 
 # Names that an error message lists; the first ones are enough to recognise the mistake.
 _NAMED = 3
-
-# Loading would print a progress bar of its own to the terminal, between ours.
-transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +85,7 @@ def load_weights(
     library would draw random ones instead.
     """
     require_kind(folder, model_class)
-    with loading(folder), _quietly():
+    with loading(folder), quietly():
         # Misfits are told below, by name; the library's own sentence is of its settings.
         model, report = model_class.from_pretrained(
             str(folder),
@@ -131,8 +126,12 @@ def require_kind(folder: Path, model_class: Any) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the library's tables of weights that have no place: what matters is checked here."""
+    from transformers.utils import logging as transformers_logging
+
+    # It would print to the terminal, between ours.
+    transformers_logging.disable_progress_bar()
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -173,6 +172,11 @@ def loading(source: str | Path) -> Iterator[None]:
 
 def _download(name: str, revision: str | None, descriptions: Sequence[str]) -> Path:
     """A snapshot of a model of the hub, from the cache where it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    # It would print to the terminal, between ours.
+    disable_progress_bars()
     wanted = [*descriptions, WEIGHTS[0]]
     with loading(f"{name}@{revision}" if revision else name):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))

@@ -8,12 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 
 from model.network.backbone import FRAMES, MERGE, backbone_info
 from model.network.hub import loading
@@ -21,6 +20,9 @@ from model.network.profiles import TinySize
 from model.network.resize import Pixels, narrowed, resize
 from schemas.errors import RefuseToStartError
 from schemas.records import ByteArray
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
 # Beside the weights, written by `save_pretrained`.
 _PROCESSOR = "preprocessor_config.json"
@@ -83,6 +85,8 @@ class ImagePreprocessor:
                 f"{folder} must hold {_PROCESSOR}, which says how pictures are read, got none; give"
                 " the complete folder"
             )
+        from transformers import AutoImageProcessor
+
         with loading(folder):
             processor: Any = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
             size = dict(processor.size)
@@ -198,7 +202,7 @@ class EmbeddedRows:
 
 
 def encode_images(
-    backbone: Qwen2_5_VLForConditionalGeneration, patches: ImagePatches
+    backbone: "Qwen2_5_VLForConditionalGeneration", patches: ImagePatches
 ) -> VisualTokens:
     """Run the vision tower on a batch of images."""
     # The grid stays with the host too, which counts positions by it.
@@ -209,7 +213,7 @@ def encode_images(
 
 
 def embed_rows(
-    backbone: Qwen2_5_VLForConditionalGeneration,
+    backbone: "Qwen2_5_VLForConditionalGeneration",
     rows: Sequence[Sequence[int]],
     visual: VisualTokens | None,
     *,

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModel
 
 from model.network.hub import loading, open_snapshot
 from model.network.resize import Pixels
@@ -94,6 +93,8 @@ class JinaTeacher:
 
 
 def _load_model(folder: Path) -> Any:
+    from transformers import AutoModel
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with loading(folder):

@@ -13,6 +13,7 @@ from model.network.encoder import Encoder
 from model.network.hub import open_snapshot, require_kind
 from model.network.inputs import ImagePreprocessor
 from model.network.jina import JinaTeacher
+from model.network.precision import default_device
 from model.network.profiles import Profile
 from model.network.reranker import RerankerTeacher, require_reranker
 from model.network.sigma import SigmaModel, extend_vocabulary
@@ -28,11 +29,6 @@ class ModelParts:
     sigma: SigmaModel
     encoder: Encoder
     teacher: Teacher
-
-
-def default_device() -> torch.device:
-    """A GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def parts_from_base(base: Base, profile: Profile) -> ModelParts:

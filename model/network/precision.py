@@ -5,10 +5,14 @@ only answers holds its backbone in bfloat16; its heads, which are small, stay fl
 """
 
 import torch
-from transformers.utils.import_utils import is_flash_attn_2_available
 
 from model.network.compute import Compute
 from schemas.errors import RefuseToStartError
+
+
+def default_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def number_format(compute: Compute, device: torch.device) -> torch.dtype:
@@ -38,9 +42,15 @@ def full_precision(device: torch.device) -> torch.autocast:
 
 def require_attention(compute: Compute) -> str:
     """The name of the attention; `RefuseToStartError` when it is not installed."""
-    if compute.attention == "flash_attention_2" and not is_flash_attn_2_available():
+    if compute.attention == "flash_attention_2" and not _has_flash_attention():
         raise RefuseToStartError(
             "attention flash_attention_2 needs the package flash-attn and a GPU, and one of them is"
             " missing here; set compute.attention to sdpa, or install flash-attn"
         )
     return compute.attention
+
+
+def _has_flash_attention() -> bool:
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    return bool(is_flash_attn_2_available())

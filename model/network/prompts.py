@@ -6,8 +6,7 @@ Image → identifier, identifier → caption, caption → identifier, and image 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from model.network.tokenizer import (
     CAPTION,
@@ -19,6 +18,9 @@ from model.network.tokenizer import (
     token_id,
 )
 from schemas.identifiers import LEVELS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Behind an image (section 3.2.1).
 MEMORIZE = "Generate the identifier for this image."
@@ -63,7 +65,7 @@ class PromptBuilder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         levels: Sequence[Sequence[int]],
         limit: int,
         joint: Sequence[Sequence[Sequence[int]]] = (),

@@ -7,12 +7,11 @@ Letters in shapes: B token rows padded to T tokens, N images, H hidden width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from model.network.backbone import backbone_info
 from model.network.inputs import (
@@ -36,6 +35,9 @@ from model.network.tokenizer import (
 )
 from model.network.vector_reading import VectorProjector, VectorReading
 from schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 # Spread of new embeddings around the mean, as a share of the known ones' (experiments/new-rows.md).
 NEW_TOKEN_SPREAD = 0.5
@@ -88,8 +90,8 @@ class SigmaModel(nn.Module):
 
     def __init__(
         self,
-        backbone: Qwen2_5_VLForConditionalGeneration,
-        tokenizer: PreTrainedTokenizerBase,
+        backbone: "Qwen2_5_VLForConditionalGeneration",
+        tokenizer: "PreTrainedTokenizerBase",
         preprocessor: ImagePreprocessor,
         profile: Profile,
     ) -> None:
@@ -354,8 +356,8 @@ def continuation_mask(tokens: Tensor, mask: Tensor, examples: Sequence[TrainingE
 
 
 def extend_vocabulary(
-    backbone: Qwen2_5_VLForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
+    backbone: "Qwen2_5_VLForConditionalGeneration",
+    tokenizer: "PreTrainedTokenizerBase",
     profile: Profile,
 ) -> None:
     """Add the profile's identifier tokens to tokenizer and embeddings, in place.
@@ -370,7 +372,7 @@ def extend_vocabulary(
 
 
 def extend_tables(
-    backbone: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, known: int
+    backbone: "Qwen2_5_VLForConditionalGeneration", tokenizer: "PreTrainedTokenizerBase", known: int
 ) -> None:
     """Give the tokens from `known` on rows of the embedding tables."""
     embedding: Any = backbone.get_input_embeddings()

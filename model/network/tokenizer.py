@@ -3,13 +3,17 @@
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from model.network.answering_tokenizer import AnsweringTokenizer
 from model.network.hub import loading
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import LEVELS, IdentifierShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # The special tokens of Qwen2.5-VL that this project uses; the small tokenizer has the same names.
 PAD = "<|endoftext|>"
@@ -32,11 +36,13 @@ IDENTIFIER = "<|identifier|>"
 CAPTION = "<|caption|>"
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE of at most `vocabulary` tokens.
 
     All 256 bytes are among them, so any text of any language can be encoded.
     """
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -50,8 +56,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
 
 
-def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """Read a tokenizer from a folder.
+def load_tokenizer(source: Path, *, answering: bool = False) -> "PreTrainedTokenizerBase":
+    """Read a tokenizer from a folder; with `answering`, without `transformers` where that can be.
 
     `RefuseToStartError` when it lacks tokens that prompts need.
     """
@@ -62,12 +68,22 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
             "the complete folder"
         )
     with loading(source):
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
+        tokenizer = _read(source, answering)
     require_tokens(tokenizer, source)
     return tokenizer
 
 
-def require_tokens(tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
+def _read(source: Path, answering: bool) -> "PreTrainedTokenizerBase":
+    own = AnsweringTokenizer.read(source) if answering else None
+    if own is not None:
+        # It has what is used of the interface.
+        return own  # type: ignore[return-value]
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(source), local_files_only=True)
+
+
+def require_tokens(tokenizer: "PreTrainedTokenizerBase", source: Path) -> None:
     """`RefuseToStartError` for a tokenizer that lacks special tokens of Qwen2.5-VL."""
     unknown = (None, tokenizer.unk_token_id)
     missing = [token for token in SPECIAL if tokenizer.convert_tokens_to_ids(token) in unknown]
@@ -78,7 +94,7 @@ def require_tokens(tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
         )
 
 
-def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+def token_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
     """The id of one token."""
     ids = tokenizer.convert_tokens_to_ids(token)
     return int(ids[0] if isinstance(ids, list) else ids)
@@ -93,7 +109,7 @@ def identifier_tokens(shape: IdentifierShape) -> list[list[str]]:
 
 
 def add_identifier_tokens(
-    tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape
+    tokenizer: "PreTrainedTokenizerBase", shape: IdentifierShape
 ) -> list[list[int]]:
     """Add the identifier tokens of a shape, in place; tokens that exist stay as they are.
 
@@ -121,14 +137,14 @@ def joint_tokens(shape: IdentifierShape) -> list[list[list[str]]]:
     return names
 
 
-def add_joint_tokens(tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape) -> None:
+def add_joint_tokens(tokenizer: "PreTrainedTokenizerBase", shape: IdentifierShape) -> None:
     """Add the joint tokens of a shape, in place; tokens that exist stay as they are."""
     names = chain.from_iterable(chain.from_iterable(joint_tokens(shape)))
     tokenizer.add_tokens(list(names), special_tokens=True)
 
 
 def joint_token_ids(
-    tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape
+    tokenizer: "PreTrainedTokenizerBase", shape: IdentifierShape
 ) -> list[list[list[int]]]:
     """Ids of the joint tokens, as `joint_tokens` orders them; empty for a tokenizer without any."""
     known = tokenizer.get_vocab()
@@ -141,7 +157,9 @@ def joint_token_ids(
     return ids
 
 
-def level_token_ids(tokenizer: PreTrainedTokenizerBase, shape: IdentifierShape) -> list[list[int]]:
+def level_token_ids(
+    tokenizer: "PreTrainedTokenizerBase", shape: IdentifierShape
+) -> list[list[int]]:
     """Ids of the identifier tokens: five lists in code order.
 
     `RefuseToStartError` when the tokenizer was made for another shape.

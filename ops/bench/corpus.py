@@ -33,8 +33,8 @@ from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.generations.switching import promote
 from workers.query.loading import live_generation, open_searcher
+from workers.query.model_engine import ModelEngine
 from workers.query.searcher import Searcher
-from workers.query.trie_engine import ModelEngine
 from workers.repository.connection import Connection
 from workers.runtime.services import Services
 from workers.trainer.request import TrainRequest

@@ -16,7 +16,7 @@ from schemas.filters import Filter, parse_filter
 from schemas.metadata import Metadata
 from schemas.records import FloatArray
 from schemas.settings import RetrievalSettings
-from workers.query.trie_engine import ModelEngine
+from workers.query.model_engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 # Images of the index.

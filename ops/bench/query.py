@@ -17,7 +17,7 @@ from ops.bench.query_texts import query_texts
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
 from schemas.settings import RetrievalSettings
-from workers.query.trie_engine import ModelEngine
+from workers.query.model_engine import ModelEngine
 from workers.repository.follower import EmbeddingRows
 
 # Images of the index.

@@ -19,7 +19,7 @@ from ops.bench.runbook_images import RunbookImages
 from ops.study.study_index import posting_rows
 from schemas.records import BoolArray, FloatArray, IntArray, Posting
 from schemas.settings import RetrievalSettings
-from workers.query.trie_engine import ModelEngine
+from workers.query.model_engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 # Queries decoded together, as many as the query worker takes at once.

@@ -18,7 +18,7 @@ from ops.jobs.known_items import DEPTH, Rank, rank_of
 from ops.study.study_corpus import StudyCorpus
 from schemas.records import ByteArray, FloatArray, IntArray, Posting
 from schemas.settings import RetrievalSettings
-from workers.query.trie_engine import ModelEngine
+from workers.query.model_engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 # Images that the model assigns together.

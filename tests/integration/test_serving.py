@@ -26,10 +26,10 @@ from workers.generations.switching import promote, rollback
 from workers.query.engine import QueryEngine
 from workers.query.gallery import Gallery
 from workers.query.loading import follow
+from workers.query.model_engine import ModelEngine
 from workers.query.pending import PendingQuery
 from workers.query.searcher import AnsweredQuery, Searcher
 from workers.query.shadowing import BACKLOG
-from workers.query.trie_engine import ModelEngine
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation

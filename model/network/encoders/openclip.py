@@ -20,9 +20,6 @@ from schemas.errors import RefuseToStartError
 # What its own tokenizer takes for control tokens, wherever a text spells them.
 _CONTROL_WORDS = ("<start_of_text>", "<end_of_text>", "<|startoftext|>", "<|endoftext|>")
 
-# Describes the towers and the preprocessing.
-CONFIG = "open_clip_config.json"
-
 
 class OpenClipTowers:
     """A model of `open_clip` with the transform and the tokenizer that its configuration names."""

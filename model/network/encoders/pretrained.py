@@ -24,6 +24,9 @@ from schemas.records import FloatArray
 # Images or texts that pass a tower at once: bounds memory on a CPU, and is enough for one there.
 BATCH = 32
 
+# Describes the packaged encoder (`model.network.encoders.conse`) in a folder that keeps it.
+PACKAGED_ABOUT = "encoder.json"
+
 T = TypeVar("T")
 
 

@@ -1,40 +1,38 @@
 """The reader of pretrained encoders: from a hub name or a folder to the encoder in it.
 
-A folder's `config.json` says by `model_type` which family its model is of.
+A folder's `config.json` says by `model_type` which family its model is of. A family is imported
+when one of its models is read: some libraries take seconds of processor time to import.
 """
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from model.network.encoders.clip import ClipTowers
-from model.network.encoders.conse import ABOUT as CONSE_ABOUT
-from model.network.encoders.conse import NAME as CONSE
-from model.network.encoders.conse import open_packages, read_conse
-from model.network.encoders.jina_clip import JinaClipTowers
-from model.network.encoders.jina_v4 import JinaV4Towers
-from model.network.encoders.openclip import CONFIG as OPEN_CLIP_CONFIG
-from model.network.encoders.openclip import OpenClipTowers
 from model.network.encoders.pretrained import (
+    PACKAGED_ABOUT,
     CuttableTowers,
     EncoderFiles,
     PretrainedEncoder,
     Towers,
 )
-from model.network.encoders.siglip import SiglipTowers
 from model.network.hub import DESCRIPTIONS, WEIGHTS, open_snapshot, read_config
 from schemas.errors import RefuseToStartError
+from schemas.settings import PACKAGED_ENCODER
 
-# By `model_type` of config.json.
-FAMILIES: dict[str, Callable[[Path], Towers]] = {
-    "clip": ClipTowers.load,
-    "siglip": SiglipTowers.load,
-    "siglip2": SiglipTowers.load_flexible,
-    "jina_clip": JinaClipTowers.load,
-    "qwen2_5_vl": JinaV4Towers.load,
+# By `model_type` of config.json: a module beside this one, a class in it, and what reads a folder.
+FAMILIES = {
+    "clip": ("clip", "ClipTowers", "load"),
+    "siglip": ("siglip", "SiglipTowers", "load"),
+    "siglip2": ("siglip", "SiglipTowers", "load_flexible"),
+    "jina_clip": ("jina_clip", "JinaClipTowers", "load"),
+    "qwen2_5_vl": ("jina_v4", "JinaV4Towers", "load"),
 }
 
 # Family of a folder without a config.json that says one.
 OPEN_CLIP = "open_clip"
+
+# Describes the towers of a model of OpenCLIP and its preprocessing.
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
 def open_encoder(source: str, width: int | None = None) -> PretrainedEncoder:
@@ -46,24 +44,37 @@ def open_encoder(source: str, width: int | None = None) -> PretrainedEncoder:
     `UsageError` for what is neither, `RetryLaterError` when the hub is out of reach and
     `RefuseToStartError` when the folder holds no such model.
     """
-    if source == CONSE:
+    if source == PACKAGED_ENCODER:
+        from model.network.encoders.conse import open_packages
+
         return open_packages()
-    snapshot = open_snapshot(source, f"encoder, where it is not {CONSE},")
+    snapshot = open_snapshot(source, f"encoder, where it is not {PACKAGED_ENCODER},")
     return read_encoder(snapshot.folder, snapshot.source, width)
 
 
 def read_encoder(folder: Path, source: str, width: int | None = None) -> PretrainedEncoder:
     """Read an encoder from a folder; `source` is what its checkpoints say that it came from."""
-    if (folder / CONSE_ABOUT).is_file():
+    if (folder / PACKAGED_ABOUT).is_file():
+        from model.network.encoders.conse import read_conse
+
         return read_conse(folder, source)
     family = family_of(folder)
-    if family == OPEN_CLIP:
-        towers: Towers = OpenClipTowers.load(folder)
-    else:
-        towers = FAMILIES[family](folder)
+    towers = _towers_of(family)(folder)
     if isinstance(towers, CuttableTowers) and width is not None:
         towers.cut(width)
     return PretrainedEncoder(towers, EncoderFiles(source, folder, model_files(folder, family)))
+
+
+def _towers_of(family: str) -> Callable[[Path], Towers]:
+    """What reads a model of a family from a folder."""
+    if family == OPEN_CLIP:
+        from model.network.encoders.openclip import OpenClipTowers
+
+        return OpenClipTowers.load
+    module, name, reader = FAMILIES[family]
+    towers = getattr(importlib.import_module(f"model.network.encoders.{module}"), name)
+    read: Callable[[Path], Towers] = getattr(towers, reader)
+    return read
 
 
 def family_of(folder: Path) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import structlog
 import torch
 
-from model.network.parts import default_device
+from model.network.precision import default_device
 from ops.bench.gpu.assignment import assignment_figures
 from ops.bench.gpu.ceilings import Ceilings, ceilings, least_query_ms
 from ops.bench.gpu.peer import peer_p50_ms

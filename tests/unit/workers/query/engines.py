@@ -92,6 +92,9 @@ class KeysEngine:
     ) -> list[RankedImages]:
         return self.answer([""] * len(pictures), count, settings)
 
+    def prepare_pictures(self) -> None:
+        pass
+
     def explain(self, codes: Sequence[int]) -> str | None:
         return f"codes {list(codes)}"
 
