@@ -22,6 +22,7 @@ from ops.evaluation_queries import (
 )
 from ops.jobs.known_items import Rank, rank_of
 from ops.posting_ablations import PostingAblations, ablate_postings
+from ops.relevance_evaluation import RelevanceEvaluation, evaluate_relevance
 from schemas.errors import UsageError
 from schemas.records import FloatArray, IntArray, JsonObject, ManifestEntry
 from schemas.settings import RetrievalSettings
@@ -125,6 +126,8 @@ class Evaluation:
     ablations: PostingAblations | None = None
     captions: CaptionEvaluation | None = None
     """None where no image of the manifest has a caption."""
+    relevance: RelevanceEvaluation | None = None
+    """None where the generation has no calibration."""
 
     def to_json(self) -> JsonObject:
         """The document of `sigma evaluate`."""
@@ -143,6 +146,8 @@ class Evaluation:
             document["ablations"] = self.ablations.to_json()
         if self.captions is not None:
             document["captions"] = self.captions.to_json()
+        if self.relevance is not None:
+            document["relevance"] = self.relevance.to_json()
         return document
 
     @classmethod
@@ -150,6 +155,7 @@ class Evaluation:
         """Read what `to_json` wrote, except the ablations."""
         splits = document["splits"].items()
         captions = document.get("captions")
+        relevance = document.get("relevance")
         return cls(
             generation=document["generation"],
             gallery=document["gallery"],
@@ -157,6 +163,7 @@ class Evaluation:
             invalid_identifiers=document["invalid_identifiers"],
             splits={name: SplitRecall.from_json(split) for name, split in splits},
             captions=None if captions is None else CaptionEvaluation.from_json(captions),
+            relevance=None if relevance is None else RelevanceEvaluation.from_json(relevance),
         )
 
     def to_text(self) -> str:
@@ -170,6 +177,8 @@ class Evaluation:
         )
         if self.captions is not None:
             lines += self.captions.to_text()
+        if self.relevance is not None:
+            lines += self.relevance.to_text()
         return "\n".join(lines)
 
 
@@ -225,6 +234,7 @@ def evaluate(
         recalls,
         ablations,
         captions,
+        evaluate_relevance(searcher, entries, splits, seed),
     )
 
 

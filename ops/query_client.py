@@ -29,6 +29,7 @@ class CommandLineQuery:
     generation: int | None
     mode: Literal["fused", "paper"]
     filter: JsonObject | None = None
+    min_relevance: float | None = None
 
 
 def ask(settings: Settings, query: CommandLineQuery) -> JsonObject:
@@ -55,6 +56,9 @@ def ask_worker(url: str, query: CommandLineQuery, headers: Mapping[str, str]) ->
         "mode": query.mode,
         "filter": query.filter,
     }
+    if query.min_relevance is not None:
+        # Else left out: workers of earlier versions refuse what they do not know.
+        request["min_relevance"] = query.min_relevance
     status, document = _posted(url, request, headers)
     if query.generation is not None and status == 400:
         return None
@@ -104,7 +108,9 @@ def _ask_here(settings: Settings, query: CommandLineQuery) -> JsonObject:
         migrate(conn)
         searcher = open_searcher(services, live_generation(conn, query.generation))
         started = time.monotonic()
-        result = searcher.search([query.text], query.k, query.mode, only=wanted)[0]
+        result = searcher.search(
+            [query.text], query.k, query.mode, only=wanted, least=query.min_relevance
+        )[0]
         took_ms = (time.monotonic() - started) * 1000
         searcher.close()
     return result.to_dict(took_ms)

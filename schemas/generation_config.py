@@ -35,6 +35,7 @@ _TRAINING_KEYS_IN_ROW = (
     "stages",
     "evaluations",
     "recluster",
+    "relevance",
     "base_recall",
     "seconds",
     "cpu_seconds",

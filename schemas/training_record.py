@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from schemas.records import JsonObject
+from schemas.relevance import RelevanceCalibration
 
 # full: base weights and a new codebook. refresh: the live generation's weights, trained on new
 # images and some known ones. recluster: the live generation's weights unchanged, a new codebook,
@@ -105,6 +106,8 @@ class TrainingRecord:
     """Recall of the base on the training images before it was adapted to them."""
     evaluations: Mapping[str, StageEvaluation] = field(default_factory=dict)
     recluster: ReclusterRecord | None = None
+    relevance: RelevanceCalibration | None = None
+    """What its cosines say; None of versions that had none, and without captions."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time of each step."""
     cpu_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -150,6 +153,8 @@ class TrainingRecord:
             document["evaluations"] = evaluations
         if self.recluster is not None:
             document["recluster"] = self.recluster.to_json()
+        if self.relevance is not None:
+            document["relevance"] = self.relevance.to_json()
         if self.seconds:
             document["seconds"] = dict(self.seconds)
         if self.cpu_seconds:
@@ -172,6 +177,7 @@ class TrainingRecord:
             evaluations={
                 name: StageEvaluation.from_json(found) for name, found in evaluations.items()
             },
+            relevance=RelevanceCalibration.from_json(rest.pop("relevance", None)),
             recluster=None if recluster is None else ReclusterRecord.from_json(recluster),
             seconds=rest.pop("seconds", None) or {},
             cpu_seconds=rest.pop("cpu_seconds", None) or {},

@@ -62,6 +62,7 @@ def _act(services: Services, conn: Connection, options: Namespace) -> None:
 
 def _document(generation: Generation) -> dict[str, object]:
     gate = generation.config.gate
+    relevance = generation.config.training.relevance
     return {
         "id": generation.id,
         "state": generation.state,
@@ -69,6 +70,7 @@ def _document(generation: Generation) -> dict[str, object]:
         "codebook": generation.codebook_version,
         "created_at": generation.created_at.isoformat(),
         "gate": None if gate is None else gate.to_json(),
+        "relevance": None if relevance is None else relevance.to_json(),
     }
 
 

@@ -40,6 +40,12 @@ def add_commands(add: AddCommand) -> None:
         metavar="JSON",
         help='only images whose metadata match, such as {"field": "year", "gte": 2020}',
     )
+    query_command.add_argument(
+        "--min-relevance",
+        type=float,
+        metavar="R",
+        help="only images of at least this relevance, from 0 to 1",
+    )
     evaluate_command = add(
         "evaluate", evaluate, "recall per image beside exact dense and two-tower search"
     )
@@ -79,18 +85,32 @@ def query(options: Namespace, settings: Settings) -> int:
     from ops.query_client import CommandLineQuery, ask
 
     asked = CommandLineQuery(
-        options.text, options.k, options.generation, options.mode, _filter(options.filter)
+        options.text,
+        options.k,
+        options.generation,
+        options.mode,
+        _filter(options.filter),
+        _relevance(options.min_relevance),
     )
     document = ask(settings, asked)
     lines = []
     for result in document["results"]:
         caption = result["captions"][0] if result["captions"] else ""
+        # A worker of an earlier version tells none.
+        relevance = result.get("relevance")
+        share = " " * 5 if relevance is None else f"{relevance:5.2f}"
         lines.append(
-            f"{result['rank']:>3}  {result['score']:8.3f}  {terminal_line(result['image_id'])}"
-            f"  {terminal_line(caption)}"
+            f"{result['rank']:>3}  {result['score']:8.3f}  {share}"
+            f"  {terminal_line(result['image_id'])}  {terminal_line(caption)}"
         )
     emit(document, options.json, "\n".join(lines) or "nothing found")
     return 0
+
+
+def _relevance(least: float | None) -> float | None:
+    if least is not None and not 0 <= least <= 1:
+        raise UsageError(f"--min-relevance must be between 0 and 1, got {least}; change it")
+    return least
 
 
 def _filter(text: str | None) -> JsonObject | None:

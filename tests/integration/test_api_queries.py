@@ -1,14 +1,18 @@
 """Queries by pictures, several at once, and answers of many pages, over real sockets."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sigma_stream_client import Client
 
 from ops.bench.stub import StubAssigner, shadow_generation
 from ops.query_client import CommandLineQuery, ask_worker
+from schemas.relevance import RelevanceCalibration
+from schemas.training_record import TrainingRecord
 from tests.api_client import good, opened, path_of, png, refused
 from tests.serving import http_serving
 from tests.stubs import accepted, leave_in
@@ -128,13 +132,82 @@ def test_a_batch_that_is_none_is_refused_as_a_whole(client: httpx.Client, body: 
         ({"cursor": "AAAA"}, 400),
         ({"cursor": "A" * 60_000}, 400),
         ({"cursor": "not a cursor"}, 422),
-        ({"query": "red", "min_relevance": 0.5}, 422),
+        ({"query": "red", "min_relevance": 1.5}, 422),
+        ({"query": "red", "min_relevance": "high"}, 422),
+        ({"query": "red", "min_relevance": 0.5}, 400),
+        ({"query": "red", "min_relevance": 0.5, "mode": "paper"}, 400),
+        ({"image_id": "folder/image 3.png", "min_relevance": 0.5}, 400),
     ],
 )
 def test_a_query_that_makes_no_sense_is_refused(
     client: httpx.Client, body: Any, status: int
 ) -> None:
     refused(client.post("/v1/query", json=body), status)
+
+
+def test_without_a_calibration_relevance_is_null_and_none_can_be_asked_for(
+    client: httpx.Client,
+) -> None:
+    answer = good(client.post("/v1/query", json={"query": "red", "k": 3}))
+    assert [result["relevance"] for result in answer["results"]] == [None] * 3
+    sentence = refused(client.post("/v1/query", json={"query": "red", "min_relevance": 0}), 400)
+    assert "generation 1 has no calibrated relevance" in sentence
+
+
+def test_relevance_is_the_calibrated_cosine_on_every_page_and_leaves_out_what_is_below_it(
+    database: str, tmp_path: Path
+) -> None:
+    services = opened(database, tmp_path, 300)
+    steep = RelevanceCalibration(8.0, -1.0, 100, 150, 0.95, 0.97)
+    with connect(database) as conn:
+        live = generations.live(conn)
+        assert live is not None
+        generations.update(conn, live.id, training=TrainingRecord(relevance=steep))
+    with http_serving(services) as url, httpx.Client(base_url=url, timeout=30) as client:
+        asked = {"query": "red", "k": 250, "explain": True}
+        pages = list(all_pages(client, asked))
+        assert len(pages) == 3
+        found = [result for page in pages for result in page["results"]]
+        for result in found:
+            expected = 1 / (1 + math.exp(1.0 - 8.0 * result["cosine"]))
+            assert result["relevance"] == pytest.approx(expected, abs=1e-3)
+        bound = sorted(result["relevance"] for result in found)[125]
+        kept = [result["image_id"] for result in found if result["relevance"] >= bound]
+        narrowed = list(all_pages(client, asked | {"min_relevance": bound - 1e-4}))
+        shown = [result["image_id"] for page in narrowed for result in page["results"]]
+        # Images beyond the first 250 may be as relevant: a score is not the cosine alone.
+        assert len(narrowed) > 1
+        assert set(kept) <= set(shown)
+        assert all(
+            result["relevance"] >= bound - 1e-3 for page in narrowed for result in page["results"]
+        )
+        assert (
+            good(client.post("/v1/query", json={"query": "red", "min_relevance": 1}))["results"]
+            == []
+        )
+        # Neither pictures nor the paper's mode have one, on their further pages neither.
+        for other in (
+            {"image_id": "folder/image 3.png", "k": 250},
+            {"query": "red", "mode": "paper"},
+        ):
+            for page in all_pages(client, other):
+                assert {result["relevance"] for result in page["results"]} == {None}
+        for other in ({"image_id": "folder/image 3.png"}, {"query": "red", "mode": "paper"}):
+            refused(client.post("/v1/query", json=other | {"min_relevance": 0.1}), 400)
+        cursor = pages[0]["cursor"]
+        sentence = refused(
+            client.post("/v1/query", json={"cursor": cursor, "min_relevance": 0.1}), 400
+        )
+        assert "beside a cursor" in sentence
+        typed = CommandLineQuery("red", 300, None, "fused", min_relevance=bound - 1e-4)
+        told = ask_worker(url, typed, {})
+        assert told is not None
+        assert set(kept) <= {result["image_id"] for result in told["results"]}
+        with Client(url) as own:
+            answer = own.search("red", k=100, min_relevance=bound - 1e-4)
+            assert {result.image_id for result in answer.results} <= set(shown)
+            assert answer.results[0].relevance is not None
+            assert not own.search("red", min_relevance=1).results
 
 
 def all_pages(client: httpx.Client, body: Any) -> Iterator[Any]:

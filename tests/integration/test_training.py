@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from model.identifiers.codebook import Codebook, pack_all
+from model.network.checkpoint import load_record
 from model.progress import Bar, quiet
 from model.training.stage_gates import Gates
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
@@ -87,6 +88,11 @@ def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(
     old = fill(services, conn, SEEN)
     first = train(services, None, request(services), quiet)
     assert (first.state, first.images, first.figures()["mode"]) == ("live", SEEN, "full")
+    # It is with the checkpoint and in the row, which query workers read.
+    relevance = load_record(services.checkpoints / f"g{first.generation}").relevance
+    assert relevance is not None
+    assert relevance.pairs == SEEN
+    assert generations.get(conn, first.generation).config.training.relevance == relevance
     new = arrive(services, conn, first.generation, LATER)
     silent = fill(services, conn, 2, SEEN + LATER, captions=())
     catch_up(services, conn, first.generation)
@@ -103,6 +109,8 @@ def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(
     }
     assert counted_right(conn, second.generation)
     config = generations.get(conn, second.generation).config.to_json()
+    # Of so few images it is calibrated no better: its parent's, whose encoder it has.
+    assert config["relevance"] == relevance.to_json()
     assert (config["mode"], config["parent"], config["images"]) == (
         "refresh",
         first.generation,
@@ -193,6 +201,7 @@ def test_a_recluster_moves_only_what_the_new_codebook_moves_and_keeps_the_weight
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
     config = generations.get(conn, done.generation).config.to_json()
+    assert config["relevance"]["pairs"] == SEEN
     assert (config["mode"], config["parent"], config["stages"]) == (
         "recluster",
         first,

@@ -37,7 +37,7 @@ from workers.query.refusals import (
     read_body,
     too_often,
 )
-from workers.query.searcher import AnsweredQuery, Mode
+from workers.query.searcher import NO_COSINES, AnsweredQuery, Mode
 from workers.query.server import QueryServer
 from workers.repository.connection import Connection
 from workers.repository.stored_images import images_by_id
@@ -77,6 +77,12 @@ class QueryResult(BaseModel):
     link: str = Field(description="opens the picture in a browser, for an hour at least")
     identifier: list[int]
     score: float = Field(description="of this generation only")
+    relevance: float | None = Field(
+        ge=0,
+        le=1,
+        description="how well the image fits the text, comparable between queries; null for"
+        " pictures, the mode paper and a generation without a calibration",
+    )
     captions: list[str]
     metadata: dict[str, str | int | float | bool | list[str]]
     cosine: float | None = Field(description="with the query's vector; null unless explained")
@@ -163,6 +169,7 @@ class QueryOptions:
     mode: Mode
     explain: bool
     wanted: Filter | None = None
+    least: float | None = None
 
 
 class QueryDesk:
@@ -176,8 +183,15 @@ class QueryDesk:
         if wanted.cursor is not None:
             return await self._next_page(wanted, request)
         options = QueryOptions(
-            wanted.k, wanted.generation, wanted.mode, wanted.explain, wanted.wanted
+            wanted.k,
+            wanted.generation,
+            wanted.mode,
+            wanted.explain,
+            wanted.wanted,
+            wanted.min_relevance,
         )
+        if wanted.min_relevance is not None:
+            require_comparable(wanted)
         if wanted.image_id is None:
             text = checked_query(wanted.query or "", wanted.k)
             return await self.answer_subject(QuerySubject(text), options, request)
@@ -199,6 +213,7 @@ class QueryDesk:
             subject.picture,
             depth=options.k,
             wanted=options.wanted,
+            least=options.least,
         )
         server = self._context.server
         if subject.picture is not None:
@@ -218,7 +233,12 @@ class QueryDesk:
         cursor = None
         if answer.rest is not None and len(answer.rest.image_keys):
             cursor = QueryCursor(
-                answer.generation, len(answer.hits) + 1, answer.candidates, explained, answer.rest
+                answer.generation,
+                len(answer.hits) + 1,
+                answer.candidates,
+                explained,
+                bool(answer.query),
+                answer.rest,
             )
         document["cursor"] = cursor and seal(self._context.signer, cursor)
         leaves = []
@@ -272,6 +292,16 @@ class QueryDesk:
 
         key, uri = await self._context.calls.read(found)
         return QueryPicture(key, await self._context.calls.run(lambda: pixels(uri)))
+
+
+def require_comparable(wanted: QueryRequest) -> None:
+    """`UsageError` where a least relevance is asked of what has none."""
+    if wanted.mode == "paper":
+        raise UsageError(NO_COSINES)
+    if wanted.image_id is not None:
+        raise UsageError(
+            "min_relevance is of texts alone, got image_id; leave min_relevance out for a picture"
+        )
 
 
 async def _answer_of(pending: PendingQuery, request: Request, server: QueryServer) -> AnsweredQuery:

@@ -22,11 +22,11 @@ from workers.query.searcher import RankedRest
 LIFETIME_S = 900
 
 # With the version of the layout below.
-_PURPOSE = "cursor 1"
+_PURPOSE = "cursor 2"
 
-# Generation, end of its time, rank of the next image, candidates, images, whether cosines are shown
-# and whether they are there.
-_HEAD = struct.Struct("<IIHIH??")
+# Generation, end of its time, rank of the next image, candidates, images, and whether cosines are
+# shown, a text was asked, cosines are there.
+_HEAD = struct.Struct("<IIHIH???")
 
 _KEYS = np.dtype("<i8")
 _FLOATS = np.dtype("<f4")
@@ -40,6 +40,8 @@ class QueryCursor:
     next_rank: int
     candidates: int
     explained: bool
+    is_text: bool
+    """Whether a text was asked; relevances of pictures are not calibrated."""
     rest: RankedRest
 
     def after(self, shown: int, passed: int) -> "QueryCursor | None":
@@ -60,6 +62,7 @@ def seal(signer: Signer, cursor: QueryCursor) -> str:
         cursor.candidates,
         len(rest.image_keys),
         cursor.explained,
+        cursor.is_text,
         rest.cosines is not None,
     )
     cosines = b"" if rest.cosines is None else rest.cosines.astype(_FLOATS).tobytes()
@@ -74,9 +77,8 @@ def unseal(signer: Signer, text: str) -> QueryCursor:
         raise UsageError(
             "the cursor must be one that an answer of this service gave, got another; ask anew"
         )
-    generation, until, next_rank, candidates, count, explained, compared = _HEAD.unpack_from(
-        payload
-    )
+    head = _HEAD.unpack_from(payload)
+    generation, until, next_rank, candidates, count, explained, is_text, compared = head
     if until <= time.time():
         raise expired("the cursor's time is over")
     keys_end = _HEAD.size + count * _KEYS.itemsize
@@ -85,7 +87,7 @@ def unseal(signer: Signer, text: str) -> QueryCursor:
     scores = np.frombuffer(payload, _FLOATS, count, keys_end)
     cosines = np.frombuffer(payload, _FLOATS, count, scores_end) if compared else None
     rest = RankedRest(keys, scores, cosines)
-    return QueryCursor(generation, next_rank, candidates, explained, rest)
+    return QueryCursor(generation, next_rank, candidates, explained, is_text, rest)
 
 
 def expired(why: str) -> RequestRefusedError:

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from stream.images.store import ImageStore
 from workers.api.query_cursors import QueryCursor
 from workers.query.descriptions import shown_image
-from workers.query.searcher import AnsweredQuery, FoundImage, found_images, hits_of
+from workers.query.searcher import (
+    AnsweredQuery,
+    FoundImage,
+    found_images,
+    found_relevances,
+    hits_of,
+)
 from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.postings import identifiers_of
@@ -50,5 +56,6 @@ def next_page(
         cursor.candidates,
         tuple(image.stored.captions for image in found),
         tuple(image.cosine for image in found),
+        found_relevances(found, generation.config.training.relevance if cursor.is_text else None),
     )
     return QueryPage(answer, cursor.after(len(found), passed))

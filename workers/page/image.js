@@ -105,6 +105,7 @@ function why(image, stored, about) {
   const live = stored.generations.find((place) => place.state === "live");
   const reached = (live?.leaves ?? []).filter((codes) => leaves.has(codes.join(".")));
   const rows = [["Score", image.score.toFixed(3)]];
+  if (typeof image.relevance === "number") rows.push(["Relevance", meter(image.relevance)]);
   if (typeof image.cosine === "number") rows.push(["Similarity", meter(image.cosine)]);
   const shown = reached.map((codes) =>
     h(

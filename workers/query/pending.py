@@ -1,6 +1,6 @@
 """Pending queries: queries that wait for their answer, and how they are grouped for decoding."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +27,8 @@ class PendingQuery:
     """Images to rank, where that is more than are described."""
     wanted: Filter | None = None
     """What the images must be, by their metadata."""
+    least: float | None = None
+    """The least relevance of an image."""
     answer: "Future[AnsweredQuery]" = field(default_factory=Future)
 
     def claim(self) -> bool:
@@ -54,12 +56,16 @@ class PendingQuery:
 
 @dataclass(frozen=True, slots=True)
 class QueryGroup:
-    """Queries of one kind that one generation answers together, in one mode, with one filter."""
+    """Queries of one kind that one generation answers together, in one mode.
+
+    All have the same filter and the same least relevance.
+    """
 
     generation: int
     mode: Mode
     queries: list[PendingQuery]
     wanted: Filter | None = None
+    least: float | None = None
 
     @property
     def pictures(self) -> list[QueryPicture]:
@@ -89,13 +95,14 @@ class GroupedQueries:
 def group_queries(
     queries: Iterable[PendingQuery], live: int | None, loaded: Collection[int]
 ) -> GroupedQueries:
-    """Group queries by generation, mode, filter and kind, in the order of each group's first one.
+    """Group queries by all that a search takes of them, in the order of each group's first one.
 
-    A query for more images than are described at once is a group of its own: it takes longer.
+    That is generation, mode, filter, least relevance, and whether they are texts or pictures. A
+    query for more images than are described at once is a group of its own: it takes longer.
 
     Every query belongs to one group, so its answer comes from one generation from start to end.
     """
-    groups: dict[tuple[int, Mode, Filter | None, bool, int | None], QueryGroup] = {}
+    groups: dict[Hashable, QueryGroup] = {}
     unserved: list[PendingQuery] = []
     for query in queries:
         generation = live if query.generation is None else query.generation
@@ -103,8 +110,9 @@ def group_queries(
             unserved.append(query)
             continue
         alone = id(query) if query.depth > query.count else None
-        key = (generation, query.mode, query.wanted, query.picture is not None, alone)
+        is_picture = query.picture is not None
+        key = (generation, query.mode, query.wanted, query.least, is_picture, alone)
         if key not in groups:
-            groups[key] = QueryGroup(generation, query.mode, [], query.wanted)
+            groups[key] = QueryGroup(generation, query.mode, [], query.wanted, query.least)
         groups[key].queries.append(query)
     return GroupedQueries(list(groups.values()), unserved)

@@ -104,6 +104,14 @@ class QueryRequest(BaseModel):
         Field(description="only images whose metadata match"),
         part(FILTER, or_null=True),
     ] = None
+    min_relevance: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="only images of at least this relevance; of texts alone",
+        ),
+    ] = None
     explain: Annotated[
         bool, Field(description="with the leaves that were reached and each result's cosine")
     ] = False
@@ -134,6 +142,7 @@ QUERY_FORM: Final = BodyForm(
         "generation": "the number of a generation, or null for the live one",
         "mode": '"fused" or "paper"',
         "filter": "an object, or null for all images",
+        "min_relevance": "a number from 0 to 1, or null for all images",
         "explain": "true or false",
     },
     '{"query": "two small red circles on navy"}',

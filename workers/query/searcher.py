@@ -4,8 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
+import numpy as np
+
+from model.retrieval.relevance import at_least, relevances_of
+from schemas.errors import UsageError
 from schemas.filters import Filter
-from schemas.records import FloatArray, Hit, IntArray, JsonObject
+from schemas.records import BoolArray, FloatArray, Hit, IntArray, JsonObject
+from schemas.relevance import RelevanceCalibration
 from schemas.settings import RetrievalSettings
 from stream.images.store import ImageStore
 from workers.query.descriptions import Descriptions
@@ -28,6 +33,16 @@ SHOWN_LEAVES = 100
 
 # Decimals of a score: what float32 can tell apart.
 _SCORE_DIGITS = 6
+
+# Decimals of a relevance: a calibration on hundreds of texts knows no more.
+_RELEVANCE_DIGITS = 4
+
+_UNCALIBRATED = (
+    "generation {} has no calibrated relevance, so min_relevance cannot be met; leave it out, or"
+    " train a generation by this version on images with captions"
+)
+
+NO_COSINES = "the mode paper compares no image with the text, so min_relevance must be left out"
 
 T = TypeVar("T", bound="TrieEngine")
 E_co = TypeVar("E_co", bound=QueryEngine, covariant=True)
@@ -79,6 +94,8 @@ class AnsweredQuery:
     candidates: int
     captions: tuple[tuple[str, ...], ...] = ()
     cosines: tuple[float | None, ...] = ()
+    relevances: tuple[float | None, ...] = ()
+    """Of each hit, None where they are not calibrated."""
     leaves: tuple[ReachedLeaf, ...] = ()
     """The leaves that were decoded, best first."""
     rest: RankedRest | None = None
@@ -91,12 +108,14 @@ class AnsweredQuery:
             hits=self.hits[:count],
             captions=self.captions[:count],
             cosines=self.cosines[:count],
+            relevances=self.relevances[:count],
         )
 
     def to_dict(self, took_ms: float) -> JsonObject:
         """Return the JSON shape of the command line and of `POST /v1/query`."""
         results = []
-        for hit, captions in zip(self.hits, self.captions, strict=True):
+        relevances = self.relevances or (None,) * len(self.hits)
+        for hit, captions, relevance in zip(self.hits, self.captions, relevances, strict=True):
             results.append(
                 {
                     "rank": hit.rank,
@@ -105,6 +124,7 @@ class AnsweredQuery:
                     "link": hit.link,
                     "identifier": list(hit.identifier),
                     "score": hit.score,
+                    "relevance": relevance,
                     "captions": list(captions),
                     "metadata": dict(hit.metadata),
                 }
@@ -161,15 +181,22 @@ class Searcher(Generic[E_co]):
         mode: Mode = "fused",
         depth: int = 0,
         only: Filter | None = None,
+        least: float | None = None,
     ) -> list[AnsweredQuery]:
         """Answer texts that passed `checked_query`, with images that a filter allows.
 
-        `depth` images are ranked where that is more than the `count` that are described.
+        `depth` images are ranked where that is more than the `count` that are described. `least`
+        leaves out images of a lower relevance; `UsageError` where it is not calibrated.
         """
+        calibration = self.generation.config.training.relevance
+        if least is not None and calibration is None:
+            raise UsageError(_UNCALIBRATED.format(self.generation.id))
         wanted = max(count, depth) + _SPARE
         answer = self.engine.answer_paper if mode == "paper" else self.engine.answer
         ranked = answer(texts, wanted, self.settings, only)
-        return self._describe(texts, ranked, count, depth)
+        if least is not None and calibration is not None:
+            ranked = [relevant(images, calibration, least) for images in ranked]
+        return self._describe(texts, ranked, count, depth, calibration)
 
     def search_pictures(
         self,
@@ -184,7 +211,8 @@ class Searcher(Generic[E_co]):
         found = self.engine.answer_pictures(pictures, wanted, self.settings, only)
         for picture, images in zip(pictures, found, strict=True):
             ranked.append(without(images, picture.image_key))
-        return self._describe([""] * len(pictures), ranked, count, depth)
+        # Calibrated are texts: two pictures are alike in another way.
+        return self._describe([""] * len(pictures), ranked, count, depth, None)
 
     def refresh(self) -> None:
         """Take over what changed in the database."""
@@ -210,7 +238,12 @@ class Searcher(Generic[E_co]):
         self.descriptions.close()
 
     def _describe(
-        self, texts: Sequence[str], ranked: Sequence[RankedImages], count: int, depth: int
+        self,
+        texts: Sequence[str],
+        ranked: Sequence[RankedImages],
+        count: int,
+        depth: int,
+        calibration: RelevanceCalibration | None,
     ) -> list[AnsweredQuery]:
         # Two queries for all answers of a batch, instead of two for each.
         keys: set[int] = set()
@@ -234,6 +267,7 @@ class Searcher(Generic[E_co]):
                     images.candidates,
                     tuple(image.stored.captions for image in found),
                     tuple(image.cosine for image in found),
+                    found_relevances(found, calibration),
                     self._reached(images),
                     rest,
                 )
@@ -263,11 +297,32 @@ class FoundImage:
 
 def without(ranked: RankedImages, image_key: int | None) -> RankedImages:
     """The ranked images less one of them, if it is among them."""
-    kept = ranked.image_keys != (-1 if image_key is None else image_key)
+    return _only(ranked, ranked.image_keys != (-1 if image_key is None else image_key))
+
+
+def relevant(ranked: RankedImages, calibration: RelevanceCalibration, least: float) -> RankedImages:
+    """The ranked images of at least that relevance; `UsageError` where none has a cosine."""
+    if ranked.cosines is None:
+        raise UsageError(NO_COSINES)
+    return _only(ranked, at_least(calibration, ranked.cosines, least))
+
+
+def _only(ranked: RankedImages, kept: BoolArray) -> RankedImages:
     cosines = None if ranked.cosines is None else ranked.cosines[kept]
     return replace(
         ranked, image_keys=ranked.image_keys[kept], scores=ranked.scores[kept], cosines=cosines
     )
+
+
+def found_relevances(
+    found: Sequence[FoundImage], calibration: RelevanceCalibration | None
+) -> tuple[float | None, ...]:
+    """The relevance of each image; None without a calibration, or without cosines."""
+    cosines = [image.cosine for image in found if image.cosine is not None]
+    if calibration is None or len(cosines) < len(found):
+        return (None,) * len(found)
+    shares = relevances_of(calibration, np.array(cosines, np.float32)).tolist()
+    return tuple(round(share, _RELEVANCE_DIGITS) for share in shares)
 
 
 def found_images(

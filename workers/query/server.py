@@ -289,7 +289,9 @@ class QueryServer:
             if pictures:
                 answers = searcher.search_pictures(pictures, group.count, group.depth, group.wanted)
             else:
-                answers = searcher.search(texts, group.count, group.mode, group.depth, group.wanted)
+                answers = searcher.search(
+                    texts, group.count, group.mode, group.depth, group.wanted, group.least
+                )
         except UsageError as error:
             # Of one query as a rule: a picture that this generation cannot read.
             self._fail_or_split(searcher, group, error)
@@ -306,7 +308,8 @@ class QueryServer:
         for query, answer in zip(group.queries, answers, strict=True):
             self._metrics.candidates.observe(answer.candidates)
             # Whatever is asked, the best of the images are some: a damaged model shows here.
-            if not answer.hits and searcher.engine.images and group.wanted is None:
+            narrowed = group.wanted is not None or group.least is not None
+            if not answer.hits and searcher.engine.images and not narrowed:
                 self._metrics.empty.inc()
             query.resolve(answer.first(query.count))
             if compared:

@@ -43,7 +43,15 @@ from workers.trainer.vector_learning import vectors_to_read
 log = structlog.get_logger()
 
 # Keys of the training record among the figures of `sigma train`; null where not recorded.
-_REPORTED = ("mode", "parent", "evaluations", "recluster", "seconds", "cpu_seconds")
+_REPORTED = (
+    "mode",
+    "parent",
+    "evaluations",
+    "relevance",
+    "recluster",
+    "seconds",
+    "cpu_seconds",
+)
 
 
 @dataclass(frozen=True, slots=True)

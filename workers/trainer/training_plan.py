@@ -13,8 +13,10 @@ from model.network.encoder import Encoder
 from model.network.encoders.teacher import EncoderTeacher
 from model.network.parking import parked
 from model.network.profiles import Stage, StageName
+from model.network.query_head import QueryHeadEncoder
 from model.network.teacher import Teacher
 from model.progress import Progress
+from model.training.relevance import calibrate
 from model.training.stage_gates import Gates, StageProbe, evaluate_stage, gate_failures
 from model.training.training_set import MismatchedPair
 from model.training.vector_set import VectorSet
@@ -260,6 +262,21 @@ def _with_stage_time(
     return replace(record, cpu_seconds={**record.cpu_seconds, stage: cpu})
 
 
+def _with_relevance(plan: TrainingPlan, record: TrainingRecord) -> TrainingRecord:
+    """The record with what the cosines of its queries say; its parent's without enough texts."""
+    clock = StepClock.start()
+    sigma = plan.checkpoint.sigma
+    encoder = plan.checkpoint.encoder
+    if sigma.query_head is not None:
+        # As a query worker asks.
+        encoder = QueryHeadEncoder(sigma, sigma.query_head)
+    images = plan.images
+    calibration = calibrate(
+        encoder, images.queries, images.captions, plan.probe.embeddings, plan.seed
+    )
+    return clock.add_to(replace(record, relevance=calibration or record.relevance), "relevance")
+
+
 def _evaluate(
     plan: TrainingPlan, record: TrainingRecord, stage: StageName, loss: float
 ) -> StagesResult:
@@ -276,6 +293,8 @@ def _evaluate(
     rounded = {name: round(value, _DIGITS) for name, value in figures.items()}
     record = record.with_evaluation(stage, StageEvaluation(rounded, round(loss, _DIGITS)))
     if not failures:
+        if stage == "align":
+            record = _with_relevance(plan, record)
         # Saved only when it passes, so that a resumed run trains a failed stage again.
         record = record.with_stage(stage)
         plan.before_save()

@@ -177,6 +177,8 @@ def first_record(
         encoder_source=request.encoder if parent is None else parent.config.training.encoder_source,
         captioner=request.captioner or (parent.config.training.captioner if parent else None),
         reads=None if parent is None else parent.config.training.reads,
+        # Encoder and queries of a re-clustering are the same; a refresh calibrates anew.
+        relevance=None if parent is None else parent.config.training.relevance,
         encoder_px=None if parent is None else parent.config.training.encoder_px,
         corpus="store" if entries is None else "manifest",
         reclustered=request.mode == "recluster" or request.recluster,

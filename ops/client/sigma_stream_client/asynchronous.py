@@ -54,12 +54,18 @@ class AsyncClient:
         k: int = 10,
         *,
         filter: Filter | None = None,
+        min_relevance: float | None = None,
         generation: int | None = None,
         mode: Literal["fused", "paper"] = "fused",
         explain: bool = False,
     ) -> Answer:
-        """The best images for a text; beyond the first 100 by `pages` or `results`."""
-        operation = operations.query({"query": text}, k, filter, generation, explain, mode)
+        """The best images for a text; beyond the first 100 by `pages` or `results`.
+
+        `min_relevance`, from 0 to 1, leaves out images that fit it less.
+        """
+        operation = operations.query(
+            {"query": text}, k, filter, generation, explain, mode, min_relevance
+        )
         return await self._run(operation)
 
     async def similar(
@@ -96,10 +102,15 @@ class AsyncClient:
             yield answer
 
     async def results(
-        self, text: str, k: int = 1000, *, filter: Filter | None = None
+        self,
+        text: str,
+        k: int = 1000,
+        *,
+        filter: Filter | None = None,
+        min_relevance: float | None = None,
     ) -> AsyncIterator[Result]:
         """Up to `k` images for a text, at most 2,000, a page at a time."""
-        first = await self.search(text, k, filter=filter)
+        first = await self.search(text, k, filter=filter, min_relevance=min_relevance)
         async for page in self.pages(first):
             for result in page.results:
                 yield result

@@ -52,12 +52,18 @@ class Client:
         k: int = 10,
         *,
         filter: Filter | None = None,
+        min_relevance: float | None = None,
         generation: int | None = None,
         mode: Literal["fused", "paper"] = "fused",
         explain: bool = False,
     ) -> Answer:
-        """The best images for a text; beyond the first 100 by `pages` or `results`."""
-        operation = operations.query({"query": text}, k, filter, generation, explain, mode)
+        """The best images for a text; beyond the first 100 by `pages` or `results`.
+
+        `min_relevance`, from 0 to 1, leaves out images that fit it less.
+        """
+        operation = operations.query(
+            {"query": text}, k, filter, generation, explain, mode, min_relevance
+        )
         return self._run(operation)
 
     def similar(
@@ -94,10 +100,15 @@ class Client:
             yield answer
 
     def results(
-        self, text: str, k: int = 1000, *, filter: Filter | None = None
+        self,
+        text: str,
+        k: int = 1000,
+        *,
+        filter: Filter | None = None,
+        min_relevance: float | None = None,
     ) -> Iterator[Result]:
         """Up to `k` images for a text, at most 2,000, a page at a time."""
-        first = self.search(text, k, filter=filter)
+        first = self.search(text, k, filter=filter, min_relevance=min_relevance)
         for page in self.pages(first):
             yield from page.results
 

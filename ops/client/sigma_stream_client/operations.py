@@ -65,11 +65,14 @@ def query(
     generation: int | None,
     explain: bool,
     mode: str = "fused",
+    min_relevance: float | None = None,
 ) -> Operation[Answer]:
     """The best images for a text (`query`) or a stored image (`image_id`)."""
     body = {**subject, "k": k, "explain": explain, "mode": mode}
     if filter is not None:
         body["filter"] = filter
+    if min_relevance is not None:
+        body["min_relevance"] = min_relevance
     if generation is not None:
         body["generation"] = generation
     reply = yield Call("POST", "/v1/query", body=body)

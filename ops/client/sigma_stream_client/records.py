@@ -17,6 +17,8 @@ class Result:
     image_id: str
     score: float
     """Higher is better; comparable within an answer only."""
+    relevance: float | None
+    """From 0 to 1, comparable between texts; None where the service has none."""
     identifier: tuple[int, ...]
     link: str
     """Opens the picture in a browser, for an hour at least."""
@@ -33,6 +35,7 @@ class Result:
             document["rank"],
             document["image_id"],
             document["score"],
+            document.get("relevance"),
             tuple(document["identifier"]),
             document["link"],
             document["uri"],

@@ -9,6 +9,7 @@ from ops.evaluation import Evaluation, SplitRecall
 from ops.evaluation_queries import EvaluationQueries, GalleryImage, queries_by_split
 from ops.jobs.known_items import rank_of
 from ops.posting_ablations import AblatedRecall, PostingAblations
+from ops.relevance_evaluation import KnownRelevance, RelevanceEvaluation
 from schemas.records import ManifestEntry
 from schemas.settings import RetrievalSettings
 
@@ -93,6 +94,18 @@ def test_captions_are_told_with_own_and_exchanged_identifiers() -> None:
     assert "CIDEr-D 1.25, of exchanged ones 0.50; the own one is likelier in 93%" in lines[0]
     assert lines[1].endswith("nearest training caption 90%, of those 75%")
     assert lines[2].endswith("nearest training caption 0%")
+
+
+def test_relevance_is_told_by_kind_and_split() -> None:
+    below = {"shuffled": 0.9, "noise": 1.0, "all": 0.95}
+    relevance = RelevanceEvaluation(below, {"unseen": KnownRelevance(80, 0.925, 0.975)})
+    evaluation = Evaluation(3, 240, RetrievalSettings(), 0, {"unseen": SPLIT}, relevance=relevance)
+    document = json.loads(json.dumps(evaluation.to_json()))
+    assert document["relevance"]["known"]["unseen"]["own_above"] == 0.925
+    assert Evaluation.from_json(document) == evaluation
+    lines = evaluation.to_text().splitlines()[-2:]
+    assert lines[0] == "relevance of nonsense below 0.5: 95.0% (shuffled 90.0%, noise 100.0%)"
+    assert lines[1].endswith("unseen, at least 0.5: own image 92.5%, best of the answer 97.5%")
 
 
 def test_words_are_compared_where_the_encoders_nearest_caption_is_right() -> None:

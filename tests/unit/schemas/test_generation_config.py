@@ -1,5 +1,6 @@
 """Generation configurations and training records: the same keys on disk, older ones read."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from schemas.generation_config import (
     GenerationConfig,
     config_changes,
 )
+from schemas.relevance import RelevanceCalibration
 from schemas.training_record import ReclusterRecord, StageEvaluation, TrainingRecord
 
 RECORD: dict[str, Any] = {
@@ -85,6 +87,33 @@ def test_a_record_grows_by_copies_and_time_adds_up() -> None:
     assert (once.stages, once.seconds) == (("codebook",), {"prepare": 1.0})
     assert (twice.seconds, twice.cpu_seconds) == ({"prepare": 3.0}, {"prepare": 0.75})
     assert twice.evaluations == {"align": StageEvaluation({})}
+
+
+CALIBRATION = RelevanceCalibration(20.5, -10.25, 100, 150, 0.95, 0.97)
+
+
+def test_a_calibration_is_in_the_record_and_in_the_row() -> None:
+    record = TrainingRecord(mode="full", relevance=CALIBRATION)
+    assert TrainingRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+    assert config_changes(training=record)["relevance"] == CALIBRATION.to_json()
+    assert "relevance" not in TrainingRecord(mode="full").to_json()
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        None,
+        "0.5",
+        [1, 2],
+        {},
+        CALIBRATION.to_json() | {"slope": "steep"},
+        CALIBRATION.to_json() | {"slope": -1.0},
+        CALIBRATION.to_json() | {"slope": float("inf")},
+        CALIBRATION.to_json() | {"offset": float("nan")},
+    ],
+)
+def test_a_calibration_that_makes_no_sense_is_none(stored: object) -> None:
+    assert TrainingRecord.from_json({"mode": "full", "relevance": stored}).relevance is None
 
 
 @pytest.mark.parametrize(

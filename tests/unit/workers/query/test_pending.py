@@ -44,6 +44,15 @@ def test_generations_and_modes_are_not_mixed_and_keep_the_order_of_arrival() -> 
     ]
 
 
+def test_queries_of_another_least_relevance_are_a_group_of_their_own() -> None:
+    strict = [PendingQuery(text, 10, "fused", None, least=0.5) for text in "bc"]
+    groups = group_queries([query("a"), *strict, query("d")], 1, {1}).groups
+    assert [(group.least, texts(group.queries)) for group in groups] == [
+        (None, ["a", "d"]),
+        (0.5, ["b", "c"]),
+    ]
+
+
 def test_a_generation_that_is_not_loaded_is_named_and_delays_no_other_query() -> None:
     grouped = group_queries([query("a", 7), query("b")], 2, {2})
     assert texts(grouped.unserved) == ["a"]
