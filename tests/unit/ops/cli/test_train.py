@@ -144,6 +144,7 @@ def test_the_document_of_a_training_has_its_keys_even_where_nothing_is_recorded(
             "mode": "full",
             "parent": None,
             "evaluations": None,
+            "relevance": None,
             "recluster": None,
             "seconds": None,
             "cpu_seconds": None,
