@@ -18,8 +18,8 @@ from ops.evaluation_queries import DEPTH, EvaluationQueries
 from schemas.records import FloatArray, JsonObject, ManifestEntry
 from schemas.relevance import BORDER, RelevanceCalibration
 from workers.query.engine import RankedImages
+from workers.query.model_engine import ModelEngine
 from workers.query.searcher import Searcher
-from workers.query.trie_engine import ModelEngine
 
 # Texts of nonsense of each kind.
 NONSENSE = 200

@@ -7,6 +7,7 @@ import pytest
 
 from model.network.base import SHIPPED, Base
 from model.retrieval.relevance import relevances_of
+from model.training.class_names import class_names
 from model.training.nonsense import nonsense
 from model.training.relevance import (
     LEAST_PAIRS,
@@ -39,6 +40,16 @@ def test_nonsense_is_of_three_kinds_and_repeats_itself() -> None:
     assert unknown.isdisjoint(word.lower() for word in known)
     assert all(len(word) >= 4 for word in unknown)
     assert all(2 <= len(text.split()) <= 6 for own in texts.values() for text in own)
+
+
+def test_no_caption_has_an_unknown_word() -> None:
+    # Captions that know the names of all things but some.
+    told = [name.upper() for name in class_names()[:950]]
+    unknown = set(chain.from_iterable(text.split() for text in nonsense(told, 50, 0)["unknown"]))
+    rest = set(" ".join(class_names()[950:]).lower().replace("-", " ").split())
+    assert len(unknown) > 5
+    assert unknown <= rest
+    assert "unknown" not in nonsense(class_names(), 5, 0)
 
 
 def test_captions_without_a_word_give_no_nonsense() -> None:
