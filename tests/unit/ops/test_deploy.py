@@ -8,13 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
 from ops.cli.main import parser
 from ops.deploy.export import DISTRIBUTIONS, ExportRequest, export
+from schemas.events import ACCEPTED, ARRIVED
 from schemas.settings import documented_settings
+from stream.log.topics import TOPICS
 from workers.runtime import metrics
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,6 +38,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name.replace('-', '_')}-0.1.0-py3-none-any.whl").touch()
     export(ExportRequest(folder / "there", folder))
     return folder / "there"
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_files_fit_the_schema_of_compose(name: str) -> None:
+    schema = json.loads((Path(__file__).parent / "compose-spec.json").read_text(encoding="utf-8"))
+    file = yaml.safe_load((FILES / name).read_text(encoding="utf-8"))
+    jsonschema.Draft7Validator(schema).validate(file)
 
 
 def test_every_command_of_ours_is_one_that_the_command_line_knows() -> None:
@@ -100,18 +110,40 @@ def test_what_is_mounted_and_copied_is_exported(exported: Path) -> None:
     )
 
 
-def test_dashboards_and_alerts_ask_for_metrics_that_exist() -> None:
-    exported = set()
+@pytest.fixture(scope="module")
+def families() -> dict[str, set[str]]:
+    """The samples of every metric of the workers, by the metric's name."""
+    found = {}
     for name, metrics_class in vars(metrics).items():
         if name.endswith("Metrics"):
             registry: CollectorRegistry = metrics_class().registry
             for family in registry.collect():
-                exported |= sample_names(family)
+                found[family.name] = sample_names(family)
+    return found
+
+
+def test_dashboards_and_alerts_ask_for_metrics_that_exist(families: dict[str, set[str]]) -> None:
     used = set()
     for expression in expressions():
         used |= set(re.findall(r"sigma_[a-z0-9_]+", expression))
     assert len(used) > 20
-    assert used <= exported
+    assert used <= set().union(*families.values())
+
+
+@pytest.mark.parametrize("page", ["deployment.md", "operations.md", "scale.md", "http.md"])
+def test_every_metric_that_the_docs_name_exists(page: str, families: dict[str, set[str]]) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`(sigma_[a-z0-9_]+)", text)) - {"sigma_stream_client"}
+    assert named <= families.keys() | set().union(*families.values())
+    if page == "deployment.md":
+        assert len(named) >= 10
+
+
+def test_the_guide_names_the_number_of_partitions() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (number,) = re.findall(r"the topics have (\d+) unless", text)
+    shared = {topic.partitions for topic in TOPICS if topic.name in (ARRIVED, ACCEPTED)}
+    assert shared == {int(number)}
 
 
 def test_panels_have_numbers_and_places_of_their_own() -> None:
