@@ -33,7 +33,16 @@ BENCHMARKS = (
 CORPORA_OUT = Path("docs/experiments")
 
 # Experiments of the paper.
-PAPER_STUDIES = ("main", "ablation", "rivals", "coldstart", "latency", "throughput")
+PAPER_STUDIES = (
+    "main",
+    "ablation",
+    "rivals",
+    "coldstart",
+    "latency",
+    "throughput",
+    "explain",
+    "cases",
+)
 
 # Their pages, in a checkout of this repository.
 PAPER_OUT = Path("docs/experiments/paper")

@@ -7,18 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from model.identifiers.codebook import CodebookConfig, fit_codebook, pack_all
+from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook, pack_all
 from model.identifiers.instance_suffixes import assign_suffixes
 from model.network.base import Base
 from model.network.checkpoint import Checkpoint
 from model.network.parts import ModelParts, parts_from_base
 from model.network.profiles import Profile, Stage
+from model.network.profiles import profile as profile_named
+from model.progress import quiet
 from model.training.replay import refresh_rows
 from model.training.stages import run_stage
 from model.training.training_set import TrainingSet
 from ops.study.study_corpus import StudyCorpus
 from schemas.identifiers import IdentifierShape
 from schemas.records import BoolArray, IntArray
+from workers.trainer.run_codebook import fit_run_codebook
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,12 +43,30 @@ def train_fully(
     return train_parts(parts_from_base(Base.load(base), profile), corpus, numbers, seed)
 
 
-def train_parts(
-    parts: ModelParts, corpus: StudyCorpus, numbers: IntArray, seed: int
+def train_as_product(
+    base: Path, corpus: StudyCorpus, numbers: IntArray, seed: int
 ) -> StudyGeneration:
-    """The same from given parts, whose weights are changed in place."""
+    """A full training by the profile `tiny` as it is, its codebook in caption directions."""
+    parts = parts_from_base(Base.load(base), profile_named("tiny"))
+    captions = [corpus.stream.captions[number] for number in numbers.tolist()]
+    codebook = fit_run_codebook(
+        parts.sigma.profile, seed, captions, corpus.encoder, corpus.embeddings[numbers], quiet
+    )
+    return train_parts(parts, corpus, numbers, seed, codebook)
+
+
+def train_parts(
+    parts: ModelParts,
+    corpus: StudyCorpus,
+    numbers: IntArray,
+    seed: int,
+    codebook: Codebook | None = None,
+) -> StudyGeneration:
+    """The same from given parts, whose weights are changed in place; None fits a codebook."""
     profile = parts.sigma.profile
-    codebook = fit_codebook(corpus.embeddings[numbers], CodebookConfig(profile.shape, seed=seed))
+    if codebook is None:
+        config = CodebookConfig(profile.shape, seed=seed)
+        codebook = fit_codebook(corpus.embeddings[numbers], config)
     codes = codebook.encode(corpus.embeddings[numbers])
     checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
     identifiers = identifiers_of(codes, profile.shape)

@@ -16,11 +16,14 @@ from model.decoding.decoder import Decoder
 from model.decoding.sequence_search import FoundSequence, generate, search_sequences
 from model.identifiers.codebook import pack_all
 from model.identifiers.instance_suffixes import keep_suffixes
+from model.network.base import SHIPPED
+from model.network.checkpoint import load_checkpoint, save_checkpoint
 from model.retrieval.recall import recall_at
 from model.retrieval.sequence_trie import SequenceTrie
 from ops.jobs.known_items import Rank, rank_of
-from ops.study.learning import StudyGeneration, identifiers_of
+from ops.study.learning import StudyGeneration, identifiers_of, train_as_product
 from ops.study.paper_sizes import PaperSizes
+from ops.study.shared_models import make_once
 from ops.study.study_corpus import StudyCorpus
 from ops.study.study_index import StudyIndex
 from schemas.records import IntArray
@@ -107,6 +110,22 @@ def sequence_figures(
     figures["passes"] = float(np.mean(passes))
     figures["candidates"] = float(np.mean(candidates))
     return figures
+
+
+def product_generation(
+    corpus: StudyCorpus, sizes: PaperSizes, seed: int, models: Path
+) -> StudyGeneration:
+    """A generation as the product trains it, made once for all experiments that ask for it."""
+    numbers = corpus.stream.arrivals(0)
+
+    def save(folder: Path) -> None:
+        trained = train_as_product(SHIPPED, corpus, numbers, seed)
+        save_checkpoint(trained.checkpoint, folder)
+
+    checkpoint = load_checkpoint(make_once(models / f"product-{sizes.trained}-{seed}", save))
+    return StudyGeneration(
+        checkpoint, numbers, checkpoint.codebook.encode(corpus.embeddings[numbers])
+    )
 
 
 @contextmanager

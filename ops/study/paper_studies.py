@@ -5,8 +5,10 @@ from pathlib import Path
 
 from model.progress import Progress
 from ops.study.ablation import ablation
+from ops.study.cases import cases
 from ops.study.coldstart import coldstart
-from ops.study.paper_sizes import REDUCED, PaperSizes
+from ops.study.explanations import explanations
+from ops.study.paper_sizes import REDUCED, WORDED, PaperSizes
 from ops.study.retrieval_table import retrieval_table
 from ops.study.rivals import rivals
 from ops.study.speed import REDUCED_SPEED, SpeedSizes, latency, throughput
@@ -18,11 +20,16 @@ def paper_study(
 ) -> StudyTable:
     """Run the experiment of that name. `models` keeps what can be made again."""
     sizes = REDUCED if reduced else replace(PaperSizes(), seeds=tuple(range(seeds)))
+    worded = REDUCED if reduced else replace(WORDED, seeds=sizes.seeds)
     match name:
         case "ablation":
             return ablation(sizes, models, progress)
+        case "cases":
+            return cases(worded, models, progress)
         case "coldstart":
             return coldstart(sizes, progress)
+        case "explain":
+            return explanations(worded, models, progress)
         case "latency":
             return latency(_speed(seeds, reduced), progress)
         case "main":

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.progress import Bar
@@ -55,6 +55,12 @@ class StudyTable:
     """What is not as in the paper."""
     published: Sequence[str] = ()
     """Lines of Markdown with figures that were published elsewhere."""
+    examples: Sequence[JsonObject] = ()
+    """Single images of the first seed, for the document."""
+    told: Sequence[str] = ()
+    """The same as lines of Markdown."""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """PNG files that the lines show, by name."""
 
     def to_json(self) -> JsonObject:
         """The document of the study."""
@@ -66,7 +72,7 @@ class StudyTable:
             "rows": rows,
             "notes": dict(self.notes),
             "deviations": list(self.deviations),
-        }
+        } | ({"examples": list(self.examples)} if self.examples else {})
 
     def to_markdown(self) -> str:
         """The page of the study."""
@@ -83,15 +89,19 @@ class StudyTable:
         if self.deviations:
             lines += ["", "Not as in the paper:", ""]
             lines += [f"- {deviation}" for deviation in self.deviations]
+        if self.told:
+            lines += ["", *self.told]
         if self.published:
             lines += ["", *self.published]
         return "\n".join([*lines, ""])
 
     def write(self, folder: Path) -> None:
-        """Write `NAME.md` and `NAME.json` to a folder."""
+        """Write `NAME.md`, `NAME.json` and the pictures to a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         document = json.dumps(self.to_json(), indent=1)
         (folder / f"{self.name}.json").write_text(document + "\n", encoding="utf-8")
+        for name, content in self.pictures.items():
+            (folder / name).write_bytes(content)
         (folder / f"{self.name}.md").write_text(self.to_markdown(), encoding="utf-8")
 
 

@@ -5,11 +5,16 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from model.identifiers.rivals.schemes import SCHEMES
 from model.progress import quiet
+from ops.demo.contact_sheet import AnsweredRow, draw_sheet
 from ops.study.ablation import VARIANTS
+from ops.study.cases import Case, good_and_bad
+from ops.study.explanations import exchanged
 from ops.study.paper_sizes import REDUCED
 from ops.study.paper_studies import paper_study
 from ops.study.speed import REDUCED_SPEED
@@ -91,6 +96,80 @@ def test_the_test_gallery_alone_is_asked_with_five_captions_an_image(tmp_path: P
     page = table.to_markdown()
     assert "| SIGMA | 77.4 | 92.5 | 97.2 | 49.3 | 72.6 | 79.5 |" in page
     assert "| GRACE-numeric |" in page
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where explanations and cases have one training together."""
+    return tmp_path_factory.mktemp("home")
+
+
+def test_identifiers_are_explained_level_by_level_with_examples(
+    tmp_path: Path, models: Path
+) -> None:
+    table = run("explain", models)
+    table.write(tmp_path)
+    rows = figures_of(table)
+    levels = ["id1", "id1 id2", "id1 id2 id3", "id1 id2 id3 id4"]
+    assert list(rows) == ["no code", *levels]
+    prefixes = [rows[name]["prefixes"] for name in levels]
+    assert prefixes == sorted(prefixes)
+    assert prefixes[0] > 1
+    cosines = [row["cosine"] for row in rows.values()]
+    # The longer a prefix, the more alike is what lies below it.
+    assert cosines == sorted(cosines)
+    assert all(0 <= rows[name]["own"] <= 10 for name in levels)
+    document = json.loads((tmp_path / "explain.json").read_text(encoding="utf-8"))
+    first = document["examples"][0]
+    assert [len(level["codes"]) for level in first["said"]] == [1, 2, 3, 4]
+    assert len(first["written"]) == 3
+    page = (tmp_path / "explain.md").read_text(encoding="utf-8")
+    assert f"- written: {first['written'][0]}" in page
+    assert str(first["said"][3]["codes"]) + ":" in page
+
+
+def test_another_image_is_one_with_another_prefix() -> None:
+    prefixes = [(1,), (1,), (2,), (1,)]
+    assert exchanged(prefixes, [3, 1, 0, 2]) == [2, 2, 3, 2]
+    assert exchanged([(1,), (1,)], [0, 1]) == [0, 1]
+
+
+def test_cases_have_pictures_and_their_places_are_those_of_the_document(
+    tmp_path: Path, models: Path
+) -> None:
+    table = run("cases", models)
+    assert len(list((models / "models").glob("product-*"))) == 1
+    table.write(tmp_path)
+    rows = figures_of(table)
+    assert rows["SIGMA"]["unseen R@10"] >= 0.8
+    document = json.loads((tmp_path / "cases.json").read_text(encoding="utf-8"))
+    page = (tmp_path / "cases.md").read_text(encoding="utf-8")
+    for case in document["examples"]:
+        found = case["found"]
+        if case["rank"] is not None and case["rank"] <= len(found):
+            assert found[case["rank"] - 1] == case["image"]
+        else:
+            assert case["image"] not in found
+        assert f"- {case['query']}: " in page
+    good = [case for case in document["examples"] if case["rank"] == 1]
+    assert good
+    with Image.open(tmp_path / "cases-good.png") as sheet:
+        # A row for each case.
+        assert sheet.height == draw_sheet([AnsweredRow("", [], [""])] * len(good)).height
+        assert len(sheet.getcolors(256) or []) > 10
+    assert (tmp_path / "cases-good.png").stat().st_size < 300_000
+
+
+def test_bad_cases_are_those_farthest_back_and_first_those_that_exact_search_finds() -> None:
+    nothing = np.zeros(0, np.int64)
+    codes = np.zeros((0, 4), np.int64)
+    ranks = [(1, 1), (3, 1), (None, None), (None, 2), (2, 1), (1, 4)]
+    found = [
+        Case(number, "", nothing, codes, rank, dense) for number, (rank, dense) in enumerate(ranks)
+    ]
+    good, bad = good_and_bad(found)
+    assert [case.number for case in good] == [0, 5]
+    assert [case.number for case in bad] == [3, 2, 1, 4]
 
 
 @pytest.mark.parametrize("name", ["latency", "throughput"])

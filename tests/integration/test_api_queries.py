@@ -203,6 +203,7 @@ def test_relevance_is_the_calibrated_cosine_on_every_page_and_leaves_out_what_is
         told = ask_worker(url, typed, {})
         assert told is not None
         assert set(kept) <= {result["image_id"] for result in told["results"]}
+        assert all(result["relevance"] >= bound - 1e-3 for result in told["results"])
         with Client(url) as own:
             answer = own.search("red", k=100, min_relevance=bound - 1e-4)
             assert {result.image_id for result in answer.results} <= set(shown)
