@@ -1,12 +1,11 @@
 """The torch decoder: the language half of Qwen2.5-VL, run step by step for all beams at once.
 
-A prompt of T tokens is read once; its W beams attend to that single copy and to their own few
-tokens. The output layer is evaluated on the tokens of one identifier level only.
+A prompt of T tokens is read once; its W beams attend to that single copy and to the few tokens
+that they descend from. The output layer is evaluated on the tokens of one identifier level only.
 tests/unit/model/decoding/test_decoder.py compares it with the full model.
 
-Letters in shapes: B prompts, T prompt tokens, W beams of a prompt, t tokens that a beam has
-generated, H hidden width, G key-value heads, q query heads of each of them, d head width, K codes
-of a level.
+Letters in shapes: B prompts, T prompt tokens, W beams of a prompt, R tokens of a prompt and all its
+beams, H hidden width, G key-value heads, d head width, K codes of a level.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from model.decoding.beam import BeamPlan, Beams, search_planned
 from model.decoding.graphs import SearchGraphs, capture_cuda
-from model.decoding.layers import DecoderLayer, Rotation, rms_norm
+from model.decoding.layers import DecoderLayer, Rotation, rms_norm, signed, step_mask
 from model.network.inputs import EmbeddedRows, ImagePatches, VisualTokens, sent
 from model.network.sigma import SigmaModel
 from model.network.vector_reading import VectorProjector
@@ -38,13 +37,12 @@ class Prompts:
 class PromptCache:
     """B prompts that the model has read, padded on the right to T tokens.
 
-    `keys` and `values` of each layer (B, G, T, d). `mask` (B, T) bool, False on padding.
+    `seen`: keys and values of each layer (B, 2·G, T, d). `mask` (B, T) bool, False on padding.
     `next_position` (B,) int64: the position of the first generated token. `state` (B, H): the
     hidden state of the last prompt token.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    seen: tuple[Tensor, ...]
     mask: Tensor
     next_position: Tensor
     state: Tensor
@@ -52,27 +50,21 @@ class PromptCache:
 
 @dataclass(frozen=True, slots=True)
 class BeamCache:
-    """What W beams of B prompts have generated so far.
+    """What the beams of B prompts have generated so far, those that were given up too.
 
-    `keys` and `values` of each layer (B, W, G, t, d).
+    `seen`: keys and values of each layer, of the prompt and of every generated token,
+    (B, 2·G, R, d). `sees` (B, W, R) bool: which of them each beam descends from. `length`: the
+    tokens that a beam has generated.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-
-    @property
-    def length(self) -> int:
-        """t, the tokens that each beam has generated."""
-        return int(self.keys[0].shape[3])
+    seen: tuple[Tensor, ...]
+    sees: Tensor
+    length: int
 
     def select(self, parents: Tensor) -> "BeamCache":
         """The caches of the chosen parents, (B, W') int64."""
-        index = parents[:, :, None, None, None]
-
-        def gather(part: Tensor) -> Tensor:
-            return part.gather(1, index.expand(-1, -1, *part.shape[2:]))
-
-        return BeamCache(tuple(map(gather, self.keys)), tuple(map(gather, self.values)))
+        index = parents.unsqueeze(-1).expand(-1, -1, self.sees.shape[2])
+        return replace(self, sees=self.sees.gather(1, index))
 
 
 class Decoder:
@@ -175,20 +167,18 @@ class Decoder:
         if not self.layers[0].qkv.current:
             raise AssertionError("the model was moved after its decoder was made; make it anew")
         rows = prompt.rows.first(prompt.count)
-        hidden = rows.embeddings
-        rotation = self._rotation(hidden, rows.positions)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
+        rotation = self._rotation(rows.embeddings, rows.positions)
+        # Layers overwrite what they read.
+        hidden = rows.embeddings.clone()
+        seen: list[Tensor] = []
         for layer in self.layers:
             # Without a mask: what pads a prompt comes behind it, where none of its tokens looks.
-            hidden, own_keys, own_values = layer.read(hidden, rotation)
-            keys.append(own_keys)
-            values.append(own_values)
+            hidden, own = layer.read(hidden, rotation)
+            seen.append(own)
         last = rows.mask.sum(1) - 1
         places = torch.arange(len(last), device=last.device)
         return PromptCache(
-            keys=tuple(keys),
-            values=tuple(values),
+            seen=tuple(seen),
             mask=rows.mask,
             next_position=rows.positions[0, places, last] + 1,
             state=rms_norm(hidden[places, last], self.language_model.norm),
@@ -202,26 +192,27 @@ class Decoder:
 
         `tokens` (B, W) int64. Returns hidden states (B, W, H) and the extended cache.
         """
+        batch, beams = tokens.shape
+        if cache is None:
+            before = prompt.mask.unsqueeze(1).expand(-1, beams, -1)
+            cache = BeamCache(prompt.seen, before, 0)
         hidden = self.language_model.embed_tokens(tokens)
-        generated = 0 if cache is None else cache.length
-        positions = (prompt.next_position + generated).view(1, -1, 1)
+        positions = (prompt.next_position + cache.length).view(1, -1, 1)
         # Qwen2.5-VL has three position axes (time, row, column); in text all three are equal.
-        rotation = self._rotation(hidden, positions.expand(3, -1, tokens.shape[1]))
-        padding = ~prompt.mask
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            past = None if cache is None else (cache.keys[index], cache.values[index])
-            own_prompt = (prompt.keys[index], prompt.values[index])
-            hidden, own_keys, own_values = layer.step(hidden, rotation, own_prompt, padding, past)
-            keys.append(own_keys)
-            values.append(own_values)
+        rotation = self._rotation(hidden, positions.expand(3, -1, beams))
+        itself = torch.eye(beams, dtype=torch.bool, device=tokens.device)
+        sees = torch.cat([cache.sees, itself.expand(batch, -1, -1)], 2)
+        first = self.layers[0]
+        mask = step_mask(sees, first.heads // first.groups, hidden.dtype)
+        seen: list[Tensor] = []
+        for layer, before in zip(self.layers, cache.seen, strict=True):
+            hidden, own = layer.step(hidden, rotation, before, mask)
+            seen.append(own)
         states = rms_norm(hidden, self.language_model.norm)
-        return states, BeamCache(tuple(keys), tuple(values))
+        return states, BeamCache(tuple(seen), sees, cache.length + 1)
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> Rotation:
-        cosine, sine = self.language_model.rotary_emb(hidden, positions)
-        return cosine.unsqueeze(1), sine.unsqueeze(1)
+        return signed(*self.language_model.rotary_emb(hidden, positions))
 
     def _search(self, rows: EmbeddedRows, plan: BeamPlan, queries: Tensor | None) -> Beams:
         state = self.begin(Prompts(rows, len(rows.mask)))

@@ -1,11 +1,13 @@
-"""Decoder layers: those of the language half, with the products of one input joined into one.
+"""Decoder layers: those of the language half, in as few operations as they can be.
 
-Query, key and value are one product, gate and up another: on a GPU and on a CPU alike a small batch
-waits for each operation more than for its arithmetic. The joined weights take the place of the
+On a GPU and on a CPU alike a small batch waits for each operation more than for its arithmetic.
+Query, key and value are one product, gate and up another; sums are made by the products in place;
+and what all beams have generated stays where it is, for a mask says which of it a beam descends
+from (tree attention, as in SpecInfer, Miao et al. 2024). The joined weights take the place of the
 model's own, whose parameters become views of them, so none is stored twice.
 
-Letters in shapes: B prompts, T tokens of a prompt, W beams, t tokens that a beam has generated, n
-tokens at hand, H hidden width, G key-value heads, q query heads of each of them, d head width.
+Letters in shapes: B prompts, W beams of each, n tokens at hand, R tokens seen, H hidden width, G
+key-value heads, q query heads of each of them, d head width.
 """
 
 from collections.abc import Sequence
@@ -15,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Cosine and sine of positions, (B, 1, n, d) each.
+# Cosine of positions, and sine with the sign of the half that it is multiplied with; (B, 1, n, d).
 Rotation = tuple[Tensor, Tensor]
 
-# Keys and values of the same tokens.
-Keys = tuple[Tensor, Tensor]
+# Masks start every row at a multiple of so many numbers, or a GPU would copy them in each layer.
+_ALIGNED = 16
 
 
 class JoinedLinear:
@@ -57,63 +59,65 @@ class DecoderLayer:
         self.width = int(attention.head_dim)
         self.scaling = float(attention.scaling)
         self.heads = int(attention.q_proj.out_features) // self.width
+        if attention.o_proj.bias is not None or layer.mlp.down_proj.bias is not None:
+            raise AssertionError("the products that end a layer have no bias in this family")
         self._layer = layer
 
-    def read(self, hidden: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, hidden: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """(B, T, H) states of a prompt's tokens → the same behind this layer, keys and values.
 
-        Each token sees those before it; keys and values (B, G, T, d).
+        Each token sees those before it; keys and values (B, 2·G, T, d). The states are overwritten.
         """
-        query, key, value = self._heads(hidden, rotation)
+        query, seen = self._heads(hidden, rotation)
         mixed = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.scaling, enable_gqa=True
+            query,
+            seen[:, : self.groups],
+            seen[:, self.groups :],
+            is_causal=True,
+            scale=self.scaling,
+            enable_gqa=True,
         )
-        attended = mixed.transpose(1, 2).reshape(*hidden.shape[:2], -1)
-        return self._moved(hidden, attended), key, value
+        return self._moved(hidden, mixed.transpose(1, 2)), seen
 
     def step(
-        self, hidden: Tensor, rotation: Rotation, prompt: Keys, padding: Tensor, past: Keys | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One new token of each of W beams, (B, W, H), behind the shared prompt and its own tokens.
+        self, hidden: Tensor, rotation: Rotation, seen: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One new token of each of W beams, (B, W, H), behind the R that came before.
 
-        `prompt` are keys and values (B, G, T, d), `past` (B, W, G, t, d); `padding` (B, T) bool.
-        Returns the states, and keys and values with the new token, (B, W, G, t + 1, d).
+        `seen` (B, 2·G, R, d) are keys and values of the prompt and of all that beams generated;
+        `mask` is `step_mask` of which of them, and of the new ones, each beam sees. Returns the
+        states, which are overwritten, and keys and values with the new tokens, R + W of them.
         """
         batch, beams, _ = hidden.shape
-        query, key, value = self._heads(hidden, rotation)
-        query = query.reshape(batch, self.groups, -1, beams, self.width) * self.scaling
-        own_keys = key.transpose(1, 2).unsqueeze(3)  # (B, W, G, 1, d)
-        own_values = value.transpose(1, 2).unsqueeze(3)
-        if past is not None:
-            own_keys = torch.cat([past[0], own_keys], 3)
-            own_values = torch.cat([past[1], own_values], 3)
-        prompt_scores = torch.einsum("bgqwd,bgtd->bgqwt", query, prompt[0])
-        prompt_scores = prompt_scores.masked_fill(padding[:, None, None, None, :], float("-inf"))
-        own_scores = torch.einsum("bgqwd,bwgsd->bgqws", query, own_keys)
-        # One softmax over prompt and own tokens, in float32 as the model's own attention does.
-        scores = torch.cat([prompt_scores, own_scores], -1)
-        weights = torch.softmax(scores.float(), -1).to(hidden.dtype)
-        length = padding.shape[1]
-        mixed = torch.einsum("bgqwt,bgtd->bwgqd", weights[..., :length], prompt[1])
-        mixed = mixed + torch.einsum("bgqws,bwgsd->bwgqd", weights[..., length:], own_values)
-        attended = mixed.reshape(batch, beams, -1)
-        return self._moved(hidden, attended), own_keys, own_values
+        query, own = self._heads(hidden, rotation)
+        seen = torch.cat([seen, own], 2)
+        # The heads of a group ask as more beams would: they share keys and values.
+        query = query.reshape(batch, self.groups, -1, self.width)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            seen[:, : self.groups],
+            seen[:, self.groups :],
+            attn_mask=mask,
+            scale=self.scaling,
+        )
+        mixed = mixed.view(batch, self.heads, beams, self.width)
+        return self._moved(hidden, mixed.transpose(1, 2)), seen
 
-    def _heads(self, hidden: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Query (B, G·q, n, d), key and value (B, G, n, d) of (B, n, H) states."""
+    def _heads(self, hidden: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Query (B, G·q, n, d), keys and values (B, 2·G, n, d) of (B, n, H) states."""
         batch, count, _ = hidden.shape
         joined = self.qkv(rms_norm(hidden, self._layer.input_layernorm))
         heads = joined.view(batch, count, -1, self.width).transpose(1, 2)
-        turned = _rotate(heads[:, : -self.groups], *rotation)
-        return turned[:, : self.heads], turned[:, self.heads :], heads[:, -self.groups :]
+        _rotate(heads[:, : -self.groups], *rotation)
+        return heads[:, : self.heads], heads[:, self.heads :]
 
     def _moved(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """States (B, n, H) behind the layer, given what its attention found, (B, n, G·q·d)."""
+        """States (B, n, H) behind the layer, given what its attention found, (B, n, G·q, d)."""
         layer = self._layer
-        hidden = hidden + layer.self_attn.o_proj(attended)
+        _add_product(hidden, attended.flatten(2), layer.self_attn.o_proj)
         gate, up = self.gate_up(rms_norm(hidden, layer.post_attention_layernorm)).chunk(2, -1)
-        moved: Tensor = layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
-        return hidden + moved
+        _add_product(hidden, layer.mlp.act_fn(gate) * up, layer.mlp.down_proj)
+        return hidden
 
 
 def rms_norm(hidden: Tensor, norm: Any) -> Tensor:
@@ -121,10 +125,31 @@ def rms_norm(hidden: Tensor, norm: Any) -> Tensor:
     return F.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
-def _rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary embedding of (B, heads, n, d) by (B, 1, n, d)."""
-    first, second = heads.chunk(2, -1)
-    return heads * cosine + torch.cat([-second, first], -1) * sine
+def signed(cosine: Tensor, sine: Tensor) -> Rotation:
+    """(B, n, d) of the model's own rotary embedding, as layers take them."""
+    half = sine.shape[-1] // 2
+    sine = torch.cat([-sine[..., :half], sine[..., half:]], -1)
+    return cosine.unsqueeze(1), sine.unsqueeze(1)
+
+
+def step_mask(sees: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """(B, W, R) bool of what beams see, for all their `heads` of a group: (B, 1, q·W, R)."""
+    batch, beams, count = sees.shape
+    width = -(-count // _ALIGNED) * _ALIGNED
+    mask = torch.full((batch, heads, beams, width), float("-inf"), dtype=dtype, device=sees.device)
+    mask[..., :count].masked_fill_(sees.unsqueeze(1), 0.0)
+    return mask.view(batch, 1, -1, width)[..., :count]
+
+
+def _rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> None:
+    """Rotary embedding of (B, heads, n, d) by (B, 1, n, d), in place."""
+    turned = heads.roll(heads.shape[-1] // 2, -1)
+    heads.mul_(cosine).addcmul_(turned, sine)
+
+
+def _add_product(hidden: Tensor, inputs: Tensor, linear: Any) -> None:
+    """Add the outputs of a linear layer without a bias, (B, n, H), in place."""
+    hidden.view(-1, hidden.shape[-1]).addmm_(inputs.flatten(0, 1), linear.weight.T)
 
 
 def _joined(parts: Sequence[torch.nn.Parameter]) -> Tensor:

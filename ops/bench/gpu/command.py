@@ -42,7 +42,7 @@ class Size:
 ON_GPU = Size(
     images=100_000,
     searches=200,
-    batches=(4, 16, 64),
+    batches=(4, 16),
     training_steps=8,
     assigned=(1, 16, 64),
     repeats=200,
