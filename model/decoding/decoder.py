@@ -63,8 +63,24 @@ class BeamCache:
 
     def select(self, parents: Tensor) -> "BeamCache":
         """The caches of the chosen parents, (B, W') int64."""
-        index = parents.unsqueeze(-1).expand(-1, -1, self.sees.shape[2])
-        return replace(self, sees=self.sees.gather(1, index))
+        return replace(self, sees=_of_beams(self.sees, parents))
+
+
+@dataclass(frozen=True, slots=True)
+class AheadCache:
+    """Every code of id1 behind B prompts: `states` (B, K, H) of it, and a cache of K beams."""
+
+    states: Tensor
+    cache: BeamCache
+
+    def select(self, codes: Tensor) -> tuple[Tensor, BeamCache]:
+        """States and caches of the chosen codes, (B, W) int64."""
+        return _of_beams(self.states, codes), self.cache.select(codes)
+
+
+# Tokens of a batch that a GPU reads in the time that it takes to read the weights, and some more:
+# so many are worth the pass that they save.
+AHEAD_TOKENS = 384
 
 
 class Decoder:
@@ -73,14 +89,23 @@ class Decoder:
     It joins weights of the model, which is not to be moved to another device or format afterwards.
     """
 
-    def __init__(self, sigma: SigmaModel, graphs: SearchGraphs | None = None) -> None:
-        """`graphs` replays searches; without, those of a GPU are captured in CUDA graphs."""
+    def __init__(
+        self, sigma: SigmaModel, graphs: SearchGraphs | None = None, ahead: int | None = None
+    ) -> None:
+        """`graphs` replays searches; without, those of a GPU are captured in CUDA graphs.
+
+        Prompts that have, with every code of id1 behind each, at most `ahead` tokens are read
+        together with these codes, one pass less; `AHEAD_TOKENS` on a GPU. On a CPU it is 0, for
+        there each token takes its time.
+        """
         self.sigma = sigma.eval()
         self.language_model: Any = sigma.backbone.model.language_model
         self.layers = [DecoderLayer(layer) for layer in self.language_model.layers]
         if graphs is None and sigma.device.type == "cuda":
             graphs = SearchGraphs(capture_cuda())
         self.graphs = graphs
+        by_device = AHEAD_TOKENS if sigma.device.type == "cuda" else 0
+        self._ahead = by_device if ahead is None else ahead
         self._level_tokens: list[Tensor] = []
         for token_ids in sigma.levels:
             self._level_tokens.append(torch.tensor(token_ids, device=sigma.device))
@@ -130,6 +155,9 @@ class Decoder:
 
     def begin(self, prompt: Prompts) -> "TorchDecodingState":
         """Start decoding behind prompts."""
+        batch, length = prompt.rows.mask[: prompt.count].shape
+        if batch * (length + self.sigma.profile.shape.codes[0]) <= self._ahead:
+            return TorchDecodingState(self, *self.read_ahead(prompt))
         return TorchDecodingState(self, self.read(prompt))
 
     @torch.inference_mode()
@@ -164,9 +192,7 @@ class Decoder:
     @torch.inference_mode()
     def read(self, prompt: Prompts) -> PromptCache:
         """Read prompts, the real ones."""
-        if not self.layers[0].qkv.current:
-            raise AssertionError("the model was moved after its decoder was made; make it anew")
-        rows = prompt.rows.first(prompt.count)
+        rows = self._rows(prompt)
         rotation = self._rotation(rows.embeddings, rows.positions)
         # Layers overwrite what they read.
         hidden = rows.embeddings.clone()
@@ -175,14 +201,44 @@ class Decoder:
             # Without a mask: what pads a prompt comes behind it, where none of its tokens looks.
             hidden, own = layer.read(hidden, rotation)
             seen.append(own)
-        last = rows.mask.sum(1) - 1
-        places = torch.arange(len(last), device=last.device)
         return PromptCache(
             seen=tuple(seen),
             mask=rows.mask,
-            next_position=rows.positions[0, places, last] + 1,
-            state=rms_norm(hidden[places, last], self.language_model.norm),
+            next_position=rows.next_positions(),
+            state=rms_norm(rows.of_last(hidden), self.language_model.norm),
         )
+
+    @torch.inference_mode()
+    def read_ahead(self, prompt: Prompts) -> "tuple[PromptCache, AheadCache]":
+        """Read prompts, the real ones, and behind each of them every code of id1, in one pass."""
+        rows = self._rows(prompt)
+        batch, length = rows.mask.shape
+        tokens = self._level_tokens[0]
+        codes = len(tokens)
+        own = self.language_model.embed_tokens(tokens).expand(batch, -1, -1)
+        hidden = torch.cat([rows.embeddings, own], 1)
+        next_position = rows.next_positions()
+        behind = next_position.view(1, -1, 1).expand(3, -1, codes)
+        rotation = self._rotation(hidden, torch.cat([rows.positions, behind], 2))
+        everything = torch.ones(length, length + codes, dtype=torch.bool, device=self.device)
+        itself = torch.eye(codes, dtype=torch.bool, device=self.device).expand(batch, -1, -1)
+        before = rows.mask.unsqueeze(1).expand(-1, codes, -1)
+        sees_codes = torch.cat([before, itself], 2)
+        sees = torch.cat([everything.tril().expand(batch, -1, -1), sees_codes], 1)
+        mask = self._mask(sees, hidden.dtype)
+        seen: list[Tensor] = []
+        for layer in self.layers:
+            hidden, keys_and_values = layer.step(hidden, rotation, None, mask)
+            seen.append(keys_and_values)
+        norm = self.language_model.norm
+        read = PromptCache(
+            seen=tuple(part[:, :, :length] for part in seen),
+            mask=rows.mask,
+            next_position=next_position,
+            state=rms_norm(rows.of_last(hidden), norm),
+        )
+        cache = BeamCache(tuple(seen), sees_codes, 1)
+        return read, AheadCache(rms_norm(hidden[:, length:], norm), cache)
 
     @torch.inference_mode()
     def step(
@@ -202,14 +258,23 @@ class Decoder:
         rotation = self._rotation(hidden, positions.expand(3, -1, beams))
         itself = torch.eye(beams, dtype=torch.bool, device=tokens.device)
         sees = torch.cat([cache.sees, itself.expand(batch, -1, -1)], 2)
-        first = self.layers[0]
-        mask = step_mask(sees, first.heads // first.groups, hidden.dtype)
+        mask = self._mask(sees, hidden.dtype)
         seen: list[Tensor] = []
         for layer, before in zip(self.layers, cache.seen, strict=True):
             hidden, own = layer.step(hidden, rotation, before, mask)
             seen.append(own)
         states = rms_norm(hidden, self.language_model.norm)
         return states, BeamCache(tuple(seen), sees, cache.length + 1)
+
+    def _rows(self, prompt: Prompts) -> EmbeddedRows:
+        """The real ones of prompts that are to be read."""
+        if not self.layers[0].qkv.current:
+            raise AssertionError("the model was moved after its decoder was made; make it anew")
+        return prompt.rows.first(prompt.count)
+
+    def _mask(self, sees: Tensor, dtype: torch.dtype) -> Tensor:
+        layer = self.layers[0]
+        return step_mask(sees, layer.heads // layer.groups, dtype)
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> Rotation:
         return signed(*self.language_model.rotary_emb(hidden, positions))
@@ -238,12 +303,15 @@ class Decoder:
 class TorchDecodingState:
     """A `model.decoding.beam.DecodingState` that keeps the keys and values of its beams."""
 
-    def __init__(self, decoder: Decoder, prompt: PromptCache) -> None:
+    def __init__(
+        self, decoder: Decoder, prompt: PromptCache, ahead: AheadCache | None = None
+    ) -> None:
         self.batch: int = prompt.state.shape[0]
         self.device: torch.device = prompt.state.device
         self._decoder = decoder
         self._prompt = prompt
         self._shape: IdentifierShape = decoder.sigma.profile.shape
+        self._ahead = ahead
         self._cache: BeamCache | None = None
 
     @property
@@ -277,9 +345,17 @@ class TorchDecodingState:
         return states
 
     def _step(self, past: BeamCache | None, level: int, codes: Tensor) -> Tensor:
+        if level == 0 and self._ahead is not None:
+            states, self._cache = self._ahead.select(codes)
+            return states
         tokens = self._decoder.tokens(level, codes)
         states, self._cache = self._decoder.step(self._prompt, past, tokens)
         return states
+
+
+def _of_beams(rows: Tensor, chosen: Tensor) -> Tensor:
+    """(B, W, n) rows of the chosen beams, (B, W') int64."""
+    return rows.gather(1, chosen.unsqueeze(-1).expand(-1, -1, rows.shape[2]))
 
 
 def _filled_up(rows: Tensor, batch: int) -> Tensor:

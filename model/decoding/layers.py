@@ -80,17 +80,18 @@ class DecoderLayer:
         return self._moved(hidden, mixed.transpose(1, 2)), seen
 
     def step(
-        self, hidden: Tensor, rotation: Rotation, seen: Tensor, mask: Tensor
+        self, hidden: Tensor, rotation: Rotation, seen: Tensor | None, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One new token of each of W beams, (B, W, H), behind the R that came before.
+        """New tokens, one of each of W beams, (B, W, H), behind the R that came before.
 
-        `seen` (B, 2·G, R, d) are keys and values of the prompt and of all that beams generated;
-        `mask` is `step_mask` of which of them, and of the new ones, each beam sees. Returns the
-        states, which are overwritten, and keys and values with the new tokens, R + W of them.
+        `seen` (B, 2·G, R, d) are keys and values of the prompt and of all that beams generated,
+        None without any; `mask` is `step_mask` of which of them, and of the new ones, each new
+        token sees. Returns the states, which are overwritten, and keys and values with the new
+        tokens, R + W of them.
         """
         batch, beams, _ = hidden.shape
         query, own = self._heads(hidden, rotation)
-        seen = torch.cat([seen, own], 2)
+        seen = own if seen is None else torch.cat([seen, own], 2)
         # The heads of a group ask as more beams would: they share keys and values.
         query = query.reshape(batch, self.groups, -1, self.width)
         mixed = F.scaled_dot_product_attention(

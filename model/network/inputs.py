@@ -200,6 +200,19 @@ class EmbeddedRows:
             self.positions[:, :count],
         )
 
+    def of_last(self, states: Tensor) -> Tensor:
+        """(B, H) of the last token of each row, of (B, T or more, H) states."""
+        last = self._last()
+        return states[torch.arange(len(last), device=last.device), last]
+
+    def next_positions(self) -> Tensor:
+        """(B,) int64: the position behind each row's last token."""
+        last = self._last()
+        return self.positions[0, torch.arange(len(last), device=last.device), last] + 1
+
+    def _last(self) -> Tensor:
+        return self.mask.sum(1) - 1
+
 
 def encode_images(
     backbone: "Qwen2_5_VLForConditionalGeneration", patches: ImagePatches

@@ -1,5 +1,7 @@
 """Searches as a GPU runs them: no wait before the last copy, and recorded once for each bucket."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from model.network.parts import ModelParts, parts_from_base
 from model.network.vector_reading import VectorReading
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.trie import Trie
+from schemas.identifiers import LEVELS
 from schemas.records import FloatArray
 from tests.stand_in_device import DEVICE, StandIn, StandInMode, move_to_stand_in
 from tests.unit.model.conftest import TEXTS, WIDTH, small_base, small_profile
@@ -114,6 +117,61 @@ def test_a_recorded_search_finds_what_the_search_finds_in_any_batch_and_width(
         assert [each.score for each in ours] == expected
 
 
+@pytest.mark.parametrize("case", range(4))
+def test_codes_that_are_read_with_their_prompts_change_nothing(
+    parts: ModelParts, case: int
+) -> None:
+    rng = np.random.default_rng(case)
+    plain = Decoder(parts.sigma)
+    ahead = Decoder(parts.sigma, SearchGraphs(record) if case % 2 else None, ahead=10**6)
+    shape = parts.sigma.profile.shape
+    leaves = rng.integers(0, shape.leaves, int(rng.integers(1, 80)))
+    trie = trie_of(plain, leaves)
+    width = int(rng.integers(1, 21))
+    texts = [TEXTS[number] for number in rng.integers(0, len(TEXTS), int(rng.integers(1, 5)))]
+    steps: list[int] = []
+    step = ahead.step
+
+    def counted(*inputs: object) -> object:
+        steps.append(1)
+        return step(*inputs)  # type: ignore[arg-type]
+
+    ahead.step = counted  # type: ignore[method-assign, assignment]
+    found = []
+    for decoder in (plain, ahead):
+        prompt = decoder.read_texts(texts)
+        found.append(beams_of(search_leaves(decoder, prompt, shape, width, trie.branches)))
+    assert_same(found[1], found[0])
+    assert len(steps) <= LEVELS - 2
+    five = []
+    for decoder in (plain, ahead):
+        five.append(search_identifiers(decoder, decoder.read_texts(texts), trie, width))
+    for ours, theirs in zip(*five, strict=True):
+        assert [(each.leaf, each.slot) for each in ours] == [(e.leaf, e.slot) for e in theirs]
+        expected = pytest.approx([each.score for each in theirs], abs=TOLERANCE)
+        assert [each.score for each in ours] == expected
+
+
+def test_prompts_with_too_many_tokens_are_read_alone(
+    parts: ModelParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = parts.sigma.profile.shape.codes[0]
+    reads: list[str] = []
+    for name in ("read", "read_ahead"):
+        whole = getattr(Decoder, name)
+
+        def noted(self: Decoder, prompt: Prompts, name: str = name, whole: Any = whole) -> object:
+            reads.append(name)
+            return whole(self, prompt)
+
+        monkeypatch.setattr(Decoder, name, noted)
+    prompt = Decoder(parts.sigma).read_texts(TEXTS[:2])
+    tokens = 2 * (prompt.rows.mask.shape[1] + codes)
+    for ahead in (None, tokens - 1, tokens):
+        Decoder(parts.sigma, ahead=ahead).begin(prompt)
+    assert reads == ["read", "read", "read_ahead"]
+
+
 def test_a_recording_sees_images_that_come_and_go(parts: ModelParts) -> None:
     plain, recorded = Decoder(parts.sigma), Decoder(parts.sigma, SearchGraphs(record))
     shape = parts.sigma.profile.shape
@@ -209,8 +267,11 @@ def test_what_would_wait_for_a_gpu_is_noted(what: str) -> None:
             there + host
 
 
+@pytest.mark.parametrize("ahead", [0, 10**6])
 @pytest.mark.parametrize("guided", [False, True])
-def test_nothing_in_a_query_waits_for_the_device_but_the_last_copy(guided: bool) -> None:
+def test_nothing_in_a_query_waits_for_the_device_but_the_last_copy(
+    guided: bool, ahead: int
+) -> None:
     profile = small_profile()
     sigma = parts_from_base(small_base(), profile).sigma
     if guided:
@@ -218,7 +279,7 @@ def test_nothing_in_a_query_waits_for_the_device_but_the_last_copy(guided: bool)
         projector = sigma.add_projector(VectorReading(WIDTH, noise=0.5))
         projector.place(unit_vectors(9, 1), unit_vectors(9, 2))
     shape = profile.shape
-    decoder = Decoder(sigma)
+    decoder = Decoder(sigma, ahead=ahead)
     leaves = np.random.default_rng(5).integers(0, shape.leaves, 30)
     vectors = unit_vectors(2, seed=8)
 
