@@ -273,8 +273,7 @@ class Decoder:
         return prompt.rows.first(prompt.count)
 
     def _mask(self, sees: Tensor, dtype: torch.dtype) -> Tensor:
-        layer = self.layers[0]
-        return step_mask(sees, layer.heads // layer.groups, dtype)
+        return step_mask(sees, self.layers[0].rows, dtype)
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> Rotation:
         return signed(*self.language_model.rotary_emb(hidden, positions))

@@ -59,6 +59,9 @@ class DecoderLayer:
         self.width = int(attention.head_dim)
         self.scaling = float(attention.scaling)
         self.heads = int(attention.q_proj.out_features) // self.width
+        self._knows_groups = _knows_groups(self.qkv.weight.device)
+        self.rows = 1 if self._knows_groups else self.heads // self.groups
+        """Rows of `step_mask` for each beam."""
         if attention.o_proj.bias is not None or layer.mlp.down_proj.bias is not None:
             raise AssertionError("the products that end a layer have no bias in this family")
         self._layer = layer
@@ -92,14 +95,16 @@ class DecoderLayer:
         batch, beams, _ = hidden.shape
         query, own = self._heads(hidden, rotation)
         seen = own if seen is None else torch.cat([seen, own], 2)
-        # The heads of a group ask as more beams would: they share keys and values.
-        query = query.reshape(batch, self.groups, -1, self.width)
+        if not self._knows_groups:
+            # The heads of a group ask as more beams would: they share keys and values.
+            query = query.reshape(batch, self.groups, -1, self.width)
         mixed = F.scaled_dot_product_attention(
             query,
             seen[:, : self.groups],
             seen[:, self.groups :],
             attn_mask=mask,
             scale=self.scaling,
+            enable_gqa=self._knows_groups,
         )
         mixed = mixed.view(batch, self.heads, beams, self.width)
         return self._moved(hidden, mixed.transpose(1, 2)), seen
@@ -133,13 +138,21 @@ def signed(cosine: Tensor, sine: Tensor) -> Rotation:
     return cosine.unsqueeze(1), sine.unsqueeze(1)
 
 
-def step_mask(sees: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """(B, W, R) bool of what beams see, for all their `heads` of a group: (B, 1, q·W, R)."""
+def step_mask(sees: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """(B, W, R) bool of what beams see → (B, 1, rows·W, R), rows as `DecoderLayer.rows` says."""
     batch, beams, count = sees.shape
     width = -(-count // _ALIGNED) * _ALIGNED
-    mask = torch.full((batch, heads, beams, width), float("-inf"), dtype=dtype, device=sees.device)
+    mask = torch.full((batch, rows, beams, width), float("-inf"), dtype=dtype, device=sees.device)
     mask[..., :count].masked_fill_(sees.unsqueeze(1), 0.0)
     return mask.view(batch, 1, -1, width)[..., :count]
+
+
+def _knows_groups(device: torch.device) -> bool:
+    """Whether a device has one operation for heads that share keys behind any mask.
+
+    cuDNN has it for Hopper and later; elsewhere each head would get keys and values of its own.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> None:

@@ -38,10 +38,13 @@ def ceilings(device: torch.device) -> Ceilings:
 
 
 def least_query_ms(sigma: SigmaModel, found: Ceilings) -> float:
-    """Milliseconds in which a card reads the layers' weights once for the prompt and each step."""
+    """Milliseconds in which a card reads the layers' weights three times.
+
+    Once for the prompt and the codes of id1, and for those of id2 and of id3.
+    """
     language: Any = sigma.backbone.model.language_model
     layers = sum(weight.numel() * weight.element_size() for weight in language.layers.parameters())
-    return layers * LEVELS / (found.copy_tb_s * 1e12) * 1e3
+    return layers * (LEVELS - 1) / (found.copy_tb_s * 1e12) * 1e3
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

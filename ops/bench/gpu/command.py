@@ -34,6 +34,8 @@ class Size:
     searches: int
     batches: Sequence[int]
     training_steps: int
+    micro_batches: Sequence[int]
+    """Sequences of a step; the first is what the profile says."""
     assigned: Sequence[int]
     """Pictures of a batch."""
     repeats: int
@@ -43,12 +45,19 @@ ON_GPU = Size(
     images=100_000,
     searches=200,
     batches=(4, 16),
-    training_steps=8,
+    training_steps=6,
+    micro_batches=(8, 32),
     assigned=(1, 16, 64),
     repeats=200,
 )
 IN_MINIATURE = Size(
-    images=5000, searches=20, batches=(4,), training_steps=2, assigned=(4,), repeats=10
+    images=5000,
+    searches=20,
+    batches=(4,),
+    training_steps=2,
+    micro_batches=(8,),
+    assigned=(4,),
+    repeats=10,
 )
 
 _BEAMS = (10, 20)
@@ -81,7 +90,10 @@ def gpu_bench(
         log.info("ceilings", **document["ceilings"])
     for name in profiles:
         bench = _ModelBench(name, chosen, how_much, seed, found)
-        document["models"][name] = bench.answering() | bench.training(first=name == profiles[0])
+        document["models"][name] = bench.answering()
+        # Of the first model alone: training larger ones takes several cards.
+        if name == profiles[0]:
+            document["models"][name] |= bench.training()
     return document
 
 
@@ -109,46 +121,45 @@ class _ModelBench:
         if self._ceilings is not None:
             figures["least_query_ms"] = least_query_ms(sigma, self._ceilings)
         bench = QueryBench(sigma, size.images, seed)
-        rows = []
-        # On a GPU with graphs and without; a CPU has none.
-        for graphs in (True, False) if self._on_gpu else (False,):
-            for guided in (False, True):
-                for beams in _BEAMS:
-                    rows.append(
-                        bench.measure(beams, 1, size.searches, graphs=graphs, guided=guided)
-                    )
-                    log.info("one query", model=self._name, **asdict(rows[-1]))
-        for batch in size.batches:
-            searches = max(3, size.searches // batch)
-            rows.append(bench.measure(_DEFAULT_BEAMS, batch, searches, graphs=self._on_gpu))
-            log.info("queries together", model=self._name, **asdict(rows[-1]))
-        figures["queries"] = [asdict(row) for row in rows]
+        figures["queries"] = self._queries(bench)
         figures["mask_ms"] = bench.mask_ms(_DEFAULT_BEAMS, size.repeats)
         if self._on_gpu:
             figures["agreement"] = asdict(bench.agreement(_DEFAULT_BEAMS, size.searches // 4))
-            log.info("graphs and none", **figures["agreement"], mask_ms=figures["mask_ms"])
         figures["peer_p50_ms"] = peer_p50_ms(sigma, _DEFAULT_BEAMS, size.repeats // 20 + 1, seed)
-        log.info("transformers", p50_ms=figures["peer_p50_ms"])
         figures["assignment"] = []
         for batch in size.assigned:
-            own = assignment_figures(sigma, batch, max(2, size.repeats // 10 // batch), seed)
-            figures["assignment"].append(asdict(own))
-            log.info("assignment", model=self._name, **asdict(own))
+            batches = max(2, size.repeats // 4 // batch)
+            figures["assignment"].append(asdict(assignment_figures(sigma, batch, batches, seed)))
+        log.info("answering", model=self._name, **{**figures, "queries": "above"})
         return figures
 
-    def training(self, *, first: bool) -> JsonObject:
-        """Figures of training, of the first model alone: larger ones need several cards."""
-        if not first:
-            return {}
+    def _queries(self, bench: QueryBench) -> list[JsonObject]:
+        """One at a time, with graphs and without where there are any; then several at once."""
+        searches = self._size.searches
+        asked = []
+        for graphs in (True, False) if self._on_gpu else (False,):
+            some = searches if graphs or not self._on_gpu else searches // 5
+            for guided in (False, True):
+                asked += [(beams, 1, some, graphs, guided) for beams in _BEAMS]
+        for batch in self._size.batches:
+            asked.append((_DEFAULT_BEAMS, batch, max(3, searches // batch), self._on_gpu, False))
+        rows = []
+        for beams, batch, count, graphs, guided in asked:
+            found = asdict(bench.measure(beams, batch, count, graphs=graphs, guided=guided))
+            log.info("queries", model=self._name, **found)
+            rows.append(found)
+        return rows
+
+    def training(self) -> JsonObject:
+        """Figures of training on one card."""
         _forget(self._device)
-        sigma = random_model(
-            self._name, self._device, self._seed, at_size=self._on_gpu, trained=True
-        )
-        figures = [
-            asdict(own) for own in training_figures(sigma, self._size.training_steps, self._seed)
-        ]
-        for own in figures:
-            log.info("training", model=self._name, **own)
+        seed, steps = self._seed, self._size.training_steps
+        sigma = random_model(self._name, self._device, seed, at_size=self._on_gpu, trained=True)
+        figures = []
+        for rows in self._size.micro_batches:
+            for found in training_figures(sigma, rows, steps, seed):
+                log.info("training", model=self._name, **asdict(found))
+                figures.append(asdict(found))
         return {"training": figures}
 
 

@@ -40,9 +40,8 @@ class TrainingFigures:
     """Of the first and of the last step, on the same batch."""
 
 
-def training_figures(sigma: SigmaModel, steps: int, seed: int) -> list[TrainingFigures]:
-    """Both kinds of steps; the weights are others afterwards."""
-    rows = sigma.profile.compute.micro_batch
+def training_figures(sigma: SigmaModel, rows: int, steps: int, seed: int) -> list[TrainingFigures]:
+    """Both kinds of steps, of so many sequences; the weights are others afterwards."""
     with as_trainee(sigma, seed):
         sigma.train()
         return [

@@ -5,7 +5,15 @@ import torch
 
 from ops.bench.gpu.command import Size, as_text, gpu_bench
 
-SMALL = Size(images=500, searches=2, batches=(2,), training_steps=1, assigned=(2,), repeats=2)
+SMALL = Size(
+    images=500,
+    searches=2,
+    batches=(2,),
+    training_steps=1,
+    micro_batches=(8,),
+    assigned=(2,),
+    repeats=2,
+)
 
 
 def test_the_miniature_runs_and_says_that_no_gpu_figure_exists() -> None:
