@@ -221,7 +221,12 @@ def encode_images(
     # The grid stays with the host too, which counts positions by it.
     grid = patches.grid
     patches = patches.to(backbone.device)
-    visual = backbone.model.visual(patches.patches, grid_thw=patches.grid)
+    # Imported with the first picture, as the tower is.
+    from model.network.vision_attention import batch_chunks
+
+    tower: Any = backbone.model.visual
+    batch_chunks(tower)
+    visual = tower(patches.patches, grid_thw=patches.grid)
     return VisualTokens(states=visual.pooler_output, grid=grid)
 
 

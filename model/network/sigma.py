@@ -34,7 +34,6 @@ from model.network.tokenizer import (
     level_token_ids,
 )
 from model.network.vector_reading import VectorProjector, VectorReading
-from model.network.vision_attention import batch_chunks
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,7 +98,6 @@ class SigmaModel(nn.Module):
         """`tokenizer` must have the identifier tokens of the profile's shape."""
         super().__init__()
         info = backbone_info(backbone)
-        batch_chunks(backbone.model.visual)
         self.backbone = backbone
         self.head = SoftLabelHead(info.hidden)
         self.tokenizer = tokenizer

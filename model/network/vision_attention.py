@@ -23,7 +23,7 @@ _KEPT = "_sigma_chunks"
 
 
 def batch_chunks(tower: Any) -> None:
-    """Let the blocks of a vision tower run equally long chunks together, in place.
+    """Let the blocks of a vision tower run equally long chunks together, in place and for good.
 
     Weights and their names stay as they are; attention other than sdpa stays the family's own.
     """
@@ -40,12 +40,13 @@ class BatchedVisionAttention(Qwen2_5_VLVisionAttention):
         hidden_states: Tensor,
         cu_seqlens: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        **others: Any,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """(P, D) states → (P, D). `cu_seqlens` (chunks + 1,): where each begins, and the end."""
         if self.config._attn_implementation != "sdpa" or position_embeddings is None:
             own: Tensor = super().forward(
-                hidden_states, cu_seqlens, position_embeddings=position_embeddings, **others
+                hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs
             )
             return own
         joined = self.qkv(hidden_states).view(len(hidden_states), 3, self.num_heads, -1)
@@ -54,13 +55,22 @@ class BatchedVisionAttention(Qwen2_5_VLVisionAttention):
         chunks = _chunks(cu_seqlens)
         parts: list[Tensor] = []
         for length, rows in chunks.groups:
-            own_rows = [part if rows is None else part[rows] for part in (query, key, value)]
-            batched = [part.view(-1, length, *part.shape[1:]).transpose(1, 2) for part in own_rows]
-            mixed = F.scaled_dot_product_attention(*batched, scale=self.scaling)
+            mixed = F.scaled_dot_product_attention(
+                _batched(query, length, rows),
+                _batched(key, length, rows),
+                _batched(value, length, rows),
+                scale=self.scaling,
+            )
             parts.append(mixed.transpose(1, 2).reshape(-1, self.dim))
         attended = parts[0] if chunks.order is None else torch.cat(parts)[chunks.order]
         projected: Tensor = self.proj(attended)
         return projected
+
+
+def _batched(part: Tensor, length: int, rows: Tensor | None) -> Tensor:
+    """(P, heads, d) → (c, heads, L, d) of the chunks of one length."""
+    own = part if rows is None else part[rows]
+    return own.view(-1, length, *own.shape[1:]).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from model.network.hub import load_weights
 from model.network.inputs import ImagePreprocessor, VisualTokens, embed_rows, encode_images
 from model.network.resize import Pixels
 from model.network.tokenizer import IMAGE, load_tokenizer, token_id
-from model.network.vision_attention import batch_chunks
 
 # Weights that generate, which these checkpoints may lack.
 _UNUSED = ("lm_head.weight",)
@@ -49,7 +48,6 @@ class VlReader:
         preprocessor: ImagePreprocessor,
     ) -> None:
         info = backbone_info(backbone)
-        batch_chunks(backbone.model.visual)
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.preprocessor = preprocessor
