@@ -24,7 +24,7 @@ _STORE_IMAGES = """
 INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions,
                    arrived_at, published_at)
 SELECT 'bench-' || n, 1, 'file:///pictures/bench-' || n || '.jpg',
-       'store:///' || md5(n::text) || '.png', sha256(n::text::bytea)::text, 640, 480,
+       'store:///' || md5(n::text) || '.png', encode(sha256(n::text::bytea), 'hex'), 640, 480,
        jsonb_build_array('a photograph of number ' || n || ' on a table',
                          'a table with the number ' || n || ' and a lamp'),
        now(), now()

@@ -59,4 +59,6 @@ SELECT value FROM outbox WHERE topic = %(topic)s ORDER BY id;
 
 -- name: images_with_pictures
 -- Images whose picture is one of these.
-SELECT image_id, version FROM image WHERE normalized_uri = ANY(%(pictures)s) AND state <> 'deleted';
+SELECT image_id, version FROM image
+WHERE hashtextextended(normalized_uri, 0) = ANY(ARRAY(SELECT hashtextextended(u, 0) FROM unnest(%(pictures)s::text[]) AS u))
+  AND normalized_uri <> '' AND normalized_uri = ANY(%(pictures)s) AND state <> 'deleted';

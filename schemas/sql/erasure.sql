@@ -23,7 +23,9 @@ SELECT id, image_id, version, pictures, caption_hashes FROM erasure WHERE id > %
 
 -- name: used_pictures
 -- Which of these pictures belong to an image that is there.
-SELECT normalized_uri FROM image WHERE normalized_uri = ANY(%(pictures)s) AND state <> 'deleted';
+SELECT normalized_uri FROM image
+WHERE hashtextextended(normalized_uri, 0) = ANY(ARRAY(SELECT hashtextextended(u, 0) FROM unnest(%(pictures)s::text[]) AS u))
+  AND normalized_uri <> '' AND normalized_uri = ANY(%(pictures)s) AND state <> 'deleted';
 
 -- name: used_originals
 -- The same of uploaded arrivals.

@@ -44,6 +44,15 @@ class InitialLoad:
         require_finite("the embeddings of a generation", self.embeddings)
         require_finite("the confidences of a generation", self.confidences)
         require_finite("the weights of a generation's postings", self.weights)
+        # No index of the database looks: see migration 18.
+        order = np.lexsort((self.leaves, self.posted_keys))
+        leaves, keys = self.leaves[order], self.posted_keys[order]
+        twice = np.flatnonzero((leaves[1:] == leaves[:-1]) & (keys[1:] == keys[:-1]))
+        if len(twice):
+            raise ValueError(
+                f"the leaves of an image must differ, got {leaves[twice[0]]} twice for image "
+                f"{keys[twice[0]]}"
+            )
 
 
 def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: bool = False) -> int:
