@@ -21,9 +21,9 @@ from schemas.records import BoolArray, FloatArray, HalfArray, IntArray, NamedArr
 Int32Array = npt.NDArray[np.int32]
 Leaf16Array = npt.NDArray[np.uint16]
 
-# Shards at most: a shard's number fits two bytes, and at ten million images with three postings
-# each, one holds 3,700, which are merged in 0.04 ms.
-_MOST_SHARDS = 1 << 13
+# Shards at most: a shard's number fits 13 bits (`model.retrieval.slot_table`), and at ten million
+# images with three postings each, one holds 3,700, which are merged in 0.04 ms.
+_MOST_SHARDS = (1 << 13) - 1
 
 # Postings of a tail: more make a merge rarer, and reading a leaf longer.
 _TAIL = 32

@@ -12,11 +12,11 @@ one call costs grows with the postings that it is given.
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from model.retrieval.branches import Branches
-from model.retrieval.shards import SLOT_LIMIT, Found, Reached, Shards, runs
+from model.retrieval.shards import SLOT_LIMIT, Found, Reached, Shards
+from model.retrieval.slot_table import SlotTable
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
 from schemas.records import BoolArray, FloatArray, IntArray, NamedArrays
@@ -24,14 +24,8 @@ from schemas.records import BoolArray, FloatArray, IntArray, NamedArrays
 # In place of a suffix: the posting is an alternate.
 ALTERNATE = -1
 
-# Suffixes that a shape may have: an image keeps its suffix in two bytes.
+# Suffixes that a shape may have: each takes a token of the model.
 SUFFIX_LIMIT = np.iinfo(np.int16).max
-
-# In place of a shard: the image has no further posting.
-_NO_SHARD = np.iinfo(np.uint16).max
-
-# Slots that room is made for at a time: 512 KiB, which are cleared in 0.1 ms.
-_SLOT_STEP = 1 << 16
 
 
 class Trie:
@@ -53,10 +47,7 @@ class Trie:
         self.primaries = Branches(shape, place)
         self.images = 0
         self._shards = Shards(shape.leaves)
-        self._shards_of: npt.NDArray[np.uint16] = np.empty((0, 1), np.uint16)
-        """(N, m) shards of each slot's postings, `_NO_SHARD` behind them."""
-        self._suffixes: npt.NDArray[np.int16] = np.empty(0, np.int16)
-        """(N,) suffix of each slot that has a primary."""
+        self._slots = SlotTable(shape.suffixes)
 
     @property
     def rows(self) -> int:
@@ -66,7 +57,7 @@ class Trie:
     @property
     def nbytes(self) -> int:
         """Bytes of postings and slots; branches, which do not grow with images, are not counted."""
-        return self._shards.nbytes + self._shards_of.nbytes + self._suffixes.nbytes
+        return self._shards.nbytes + self._slots.nbytes
 
     @property
     def postings(self) -> int:
@@ -78,8 +69,7 @@ class Trie:
         return {
             "load": self.branches.load,
             "primary_load": self.primaries.load,
-            "shards_of": self._shards_of,
-            "suffixes": self._suffixes,
+            **self._slots.to_arrays(),
             **self._shards.to_arrays(),
         }
 
@@ -88,9 +78,7 @@ class Trie:
         self._shards.restore(arrays)
         self.branches.restore(arrays["load"])
         self.primaries.restore(arrays["primary_load"])
-        # Copies: they grow in place.
-        self._shards_of = arrays["shards_of"].copy()
-        self._suffixes = arrays["suffixes"].copy()
+        self._slots.restore(arrays)
         self.images = images
 
     def insert(
@@ -110,8 +98,8 @@ class Trie:
         # All suffixes beyond the shape are alike here: no mode decodes them, and they have no end.
         suffixes = np.minimum(suffixes, self.shape.suffixes)
         primary = suffixes != ALTERNATE
-        self._suffixes[slots[primary]] = suffixes[primary]
-        self._remember_shards(slots, self._shards.shard_of(leaves))
+        self._slots.set_suffixes(slots[primary], suffixes[primary])
+        self._slots.add_shards(slots, self._shards.shard_of(leaves))
         self._shards.insert(leaves, slots, weights, primary)
         self.branches.add(leaves, 1)
         self.primaries.add(leaves[primary & (suffixes < self.shape.suffixes)], 1)
@@ -121,30 +109,29 @@ class Trie:
         """Remove images with all their postings; unknown and removed slots are ignored."""
         leaves: list[int] = []
         decodable: list[int] = []
-        for slot in self._posted_among(slots):
-            found = self._shards.delete(slot, self._shards_with(slot))
-            self._shards_of[slot] = _NO_SHARD
+        gone = self._posted_among(slots)
+        suffixes = self._slots.suffixes(np.array(gone, np.int64)).tolist()
+        for slot, suffix in zip(gone, suffixes, strict=True):
+            found = self._shards.delete(slot, self._slots.shards(slot))
+            self._slots.forget(slot)
             leaves += found.leaves
             own = _primary_leaves(found)
             self.images -= len(own)
-            if self._suffixes[slot] < self.shape.suffixes:
+            if suffix < self.shape.suffixes:
                 decodable += own
         self.branches.add(np.array(leaves, np.int64), -1)
         self.primaries.add(np.array(decodable, np.int64), -1)
 
     def has(self, slots: IntArray) -> BoolArray:
         """Which of (N,) slots have a posting."""
-        posted = np.zeros(len(slots), np.bool_)
-        known = slots < len(self._shards_of)
-        posted[known] = self._shards_of[slots[known], 0] != _NO_SHARD
-        return posted
+        return self._slots.posted(slots)
 
     def posted(self, slots: Iterable[int]) -> tuple[IntArray, IntArray]:
         """Leaf and slot (P,) of each posting of some images; deleted ones have none."""
         leaves: list[int] = []
         owners: list[int] = []
         for slot in self._posted_among(slots):
-            found = self._shards.find(slot, self._shards_with(slot))
+            found = self._shards.find(slot, self._slots.shards(slot))
             leaves += found.leaves
             owners += [slot] * len(found.leaves)
         return np.array(leaves, np.int64), np.array(owners, np.int64)
@@ -159,12 +146,12 @@ class Trie:
 
     def searchable_slots(self) -> IntArray:
         """Slots of all images that have a posting, (N,) int64 ascending."""
-        return np.flatnonzero(self._shards_of[:, 0] != _NO_SHARD)
+        return self._slots.every_posted()
 
     def suffixes(self, leaf: int) -> dict[int, int]:
         """Suffix → slot of the images whose primary is in the leaf, less those beyond the shape."""
         slots = self._shards.primaries(leaf)
-        slot_of = dict(zip(self._suffixes[slots].tolist(), slots.tolist(), strict=True))
+        slot_of = dict(zip(self._slots.suffixes(slots).tolist(), slots.tolist(), strict=True))
         slot_of.pop(self.shape.suffixes, None)
         return slot_of
 
@@ -173,39 +160,14 @@ class Trie:
         each = np.array(list(dict.fromkeys(slots)), np.int64)
         return each[self.has(each)].tolist() if len(each) else []
 
-    def _shards_with(self, slot: int) -> set[int]:
-        return set(self._shards_of[slot].tolist()) - {_NO_SHARD}
-
-    def _remember_shards(self, slots: IntArray, shards: IntArray) -> None:
-        """Note the (P,) shards that hold postings of slots; a slot may repeat."""
-        order = np.argsort(slots, kind="stable")
-        slots = slots[order]
-        begins, counts = runs(slots)
-        before = (self._shards_of[slots[begins]] != _NO_SHARD).sum(axis=1)
-        columns = np.arange(len(slots)) + np.repeat(before - begins, counts)
-        missing = int(columns.max()) + 1 - self._shards_of.shape[1]
-        if missing > 0:
-            # Happens at the first images only: all have about as many postings.
-            more = np.full((len(self._shards_of), missing), _NO_SHARD, np.uint16)
-            self._shards_of = np.concatenate([self._shards_of, more], axis=1)
-        self._shards_of[slots, columns] = shards[order]
-
     def _grow(self, size: int) -> None:
         """Make room for slots below `size`."""
-        begin, width = self._shards_of.shape
-        if size <= begin:
-            return
         if size > SLOT_LIMIT:
             raise RefuseToStartError(
                 f"the number of images must be at most {SLOT_LIMIT:,}, got {size:,}; spread them"
                 " over several indexes"
             )
-        end = -(-size // _SLOT_STEP) * _SLOT_STEP
-        # In place: memory of this size is moved by remapping it, not by copying. No view of these
-        # arrays leaves this class, so the check for others that may hold one is not needed.
-        self._shards_of.resize((end, width), refcheck=False)
-        self._shards_of[begin:] = _NO_SHARD
-        self._suffixes.resize(end, refcheck=False)
+        self._slots.grow(size)
 
 
 def _primary_leaves(found: Found) -> list[int]:

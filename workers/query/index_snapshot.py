@@ -21,7 +21,7 @@ from workers.repository.connection import Connection
 from workers.repository.follower import CaughtUp, FollowedTo, TrieFollower
 
 # Version of what the arrays mean; another one is not read.
-_FORMAT = 1
+_FORMAT = 2
 
 # Images below which a snapshot is not worth a file: they are read in half a second.
 LEAST_IMAGES = 10_000

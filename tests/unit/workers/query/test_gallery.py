@@ -112,6 +112,19 @@ def test_keys_out_of_order_cost_no_more_than_six_bytes() -> None:
         assert gallery.slots(keys).tolist() == list(range(1, 60_001))
 
 
+def test_keys_in_order_cost_nothing_and_gaps_a_bit() -> None:
+    keys = np.arange(100_000)
+    slots = SlotMap()
+    slots.add(keys, keys)
+    assert slots.nbytes <= 4 * 7
+    gone = keys[::10]
+    slots.remove(gone)
+    others = np.setdiff1d(keys, gone)
+    # Slots do not follow each other any more: four bytes each.
+    assert slots.nbytes - 4 * len(others) <= len(keys) / 8 + 2048
+    assert slots.get(keys).tolist() == [-1 if key % 10 == 0 else key for key in keys.tolist()]
+
+
 def test_the_newest_images_are_those_that_came_last() -> None:
     with open_gallery() as gallery:
         gallery.add(array_of([7, 3]), embeddings_of([7, 3]))
