@@ -44,6 +44,19 @@ class CodebookConfig:
     seed: int = 0
     iterations: int = 30
     """Of each Semi-NMF."""
+    centred: bool = True
+    """Whether id2 and id3 are components of the residuals to id1's centroid; False: of the rows of
+    its cluster as they are, the paper's V_local."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form, which is hashed; `centred` is in it only where it is False.
+
+        Codebooks of versions that had no choice keep their hash.
+        """
+        document = asdict(self)
+        if self.centred:
+            del document["centred"]
+        return document
 
     @property
     def codewords(self) -> int:
@@ -86,7 +99,7 @@ class Codebook:
     @property
     def version(self) -> str:
         """Content hash: the same fit on the same data has the same version."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
         for array in self._arrays().values():
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
@@ -134,7 +147,7 @@ class Codebook:
         """Write `codebook.npz` and `codebook.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / "codebook.npz", **self._arrays())
-        about = {"version": self.version, "config": asdict(self.config)}
+        about = {"version": self.version, "config": self.config.to_json()}
         (folder / "codebook.json").write_text(json.dumps(about, indent=2))
 
     @classmethod
@@ -180,10 +193,11 @@ class Codebook:
         codes = np.zeros((len(rows), 4), dtype=np.int64)
         codes[:, 0] = nearest(rows, self.centroids)
         residual = rows - self.centroids[codes[:, 0]]
+        local = residual if self.config.centred else rows
         # The directions of id2 and id3 are each cluster's own, so rows go cluster by cluster.
         for cluster in np.unique(codes[:, 0]):
             members = np.flatnonzero(codes[:, 0] == cluster)
-            codes[members, 1], rest = dominant(residual[members], self.second[cluster])
+            codes[members, 1], rest = dominant(local[members], self.second[cluster])
             codes[members, 2], _ = dominant(rest, self.third[cluster])
         codes[:, 3] = self.quantise(residual)
         return codes
@@ -250,8 +264,8 @@ def fit_codebook(
     """Fit all four levels on (N, D) embeddings, in other directions (D, D) where they are given.
 
     Calls `tick(1)` after each id1 cluster and at the end of the quantiser. Both Semi-NMF levels
-    work on the residual to the id1 centroid: the centroid is common to the cluster and would be
-    every row's dominant component otherwise.
+    work on the residual to the id1 centroid: the centroid is common to the cluster and may be
+    every row's dominant component otherwise (`CodebookConfig.centred`).
     """
     rows = mapped(checked(embeddings), directions)
     if not len(rows):
@@ -267,25 +281,26 @@ def fit_codebook(
     centroids = _fit_centroids(rows, config.shape.codes[0], config.seed)
     cluster_of = nearest(rows, centroids)
     residual = rows - centroids[cluster_of]
-    second, third = _fit_directions(residual, cluster_of, config, tick)
+    local = residual if config.centred else rows
+    second, third = _fit_directions(local, cluster_of, config, tick)
     codewords = _fit_codewords(residual, config)
     tick(1)
     return Codebook(config, centroids, second, third, codewords, directions)
 
 
 def _fit_directions(
-    residual: FloatArray,
+    local: FloatArray,
     cluster_of: IntArray,
     config: CodebookConfig,
     tick: Callable[[int], None],
 ) -> tuple[FloatArray, FloatArray]:
     """Both Semi-NMF levels of each id1 cluster, (K1, K2, D) and (K1, K3, D)."""
     k1, k2, k3, _ = config.shape.codes
-    width = residual.shape[1]
+    width = local.shape[1]
     second = np.zeros((k1, k2, width), np.float32)
     third = np.zeros((k1, k3, width), np.float32)
     for cluster in range(k1):
-        inside = residual[cluster_of == cluster]
+        inside = local[cluster_of == cluster]
         # Each cluster and level has a seed of its own, whatever the others hold.
         if len(inside):
             seed = config.seed + cluster

@@ -196,11 +196,12 @@ def _keep_block(
     distance = squared_distances(rows, codebook.centroids)
     codes[:, 0] = sticky_labels(distance, old[:, 0], config.distance)
     residual = rows - codebook.centroids[codes[:, 0]]
+    local = residual if codebook.config.centred else rows
     stayed = codes[:, 0] == old[:, 0]
     for cluster in np.unique(codes[:, 0]):
         members = np.flatnonzero(codes[:, 0] == cluster)
         codes[members, 1], rest = _keep_component(
-            residual[members],
+            local[members],
             codebook.second[cluster],
             old[members, 1],
             stayed[members],
@@ -251,7 +252,9 @@ def _refit_directions(
     third = old.third.copy()
     for cluster in np.unique(first.labels):
         members = np.flatnonzero(first.labels == cluster)
-        inside = rows[members] - first.centres[cluster]
+        inside = rows[members]
+        if old.config.centred:
+            inside = inside - first.centres[cluster]
         stayed = codes[members, 0] == cluster
         seed = config.seed + int(cluster)
         second[cluster] = _refit_basis(

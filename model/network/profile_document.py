@@ -47,6 +47,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "suffixes": _COUNT,
     "embedding_width": (1, 1 << 16),
     "max_text_tokens": (8, 1 << 15),
+    "subspaces": (1, 64),
     "min_pixels": (1, 1 << 26),
     "max_pixels": (1, 1 << 26),
 }

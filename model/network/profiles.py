@@ -149,6 +149,11 @@ class Profile:
     caption_directions: bool = False
     """Whether the codebook is fitted to what captions tell of embeddings, where they are enough
     (`model.identifiers.caption_directions`), and not to all that varies."""
+    centred_components: bool = True
+    """Whether id2 and id3 are Semi-NMF components of residuals to id1's centroid; False: of the
+    vectors of its cluster, the paper's V_local (docs/experiments/local-features.md)."""
+    subspaces: int = 1
+    """M of id4's product quantisation: its codes are N**M, its vectors are M parts of a width."""
     query_head: bool = False
     """Whether the model learns to give queries' vectors itself: query workers load no encoder then
     (`model.network.query_head`)."""

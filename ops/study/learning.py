@@ -65,7 +65,9 @@ def train_parts(
     """The same from given parts, whose weights are changed in place; None fits a codebook."""
     profile = parts.sigma.profile
     if codebook is None:
-        config = CodebookConfig(profile.shape, seed=seed)
+        config = CodebookConfig(
+            profile.shape, profile.subspaces, seed, centred=profile.centred_components
+        )
         codebook = fit_codebook(corpus.embeddings[numbers], config)
     codes = codebook.encode(corpus.embeddings[numbers])
     checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)

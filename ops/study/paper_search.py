@@ -172,6 +172,22 @@ def five_token_figures(
     return sequence_figures(decoder, trie, index.corpus, asked, beams, reranked=False)
 
 
+def four_code_figures(
+    index: StudyIndex, generation: StudyGeneration, asked: Asked, beams: int
+) -> Measured:
+    """Recall of the four codes without a suffix, as rivals' codes are searched.
+
+    All images of a leaf share a token row; those of one leaf come in the order of their numbers.
+    """
+    trie = SequenceTrie()
+    levels = index.checkpoint.sigma.levels
+    for image in sorted(asked.gallery.tolist()):
+        codes = index.codes[image].tolist()
+        trie.add([levels[level][code] for level, code in enumerate(codes)], image)
+    decoder = index.engine.decoder
+    return sequence_figures(decoder, trie, index.corpus, asked, beams, reranked=False)
+
+
 def _five_token_trie(index: StudyIndex, generation: StudyGeneration, asked: Asked) -> SequenceTrie:
     """Identifiers of trained images as they learnt them, of later ones by the model."""
     shape = index.engine.shape

@@ -47,6 +47,10 @@ def test_every_rival_is_trained_and_asked_and_later_images_are_found_by_those_th
     assert rows["GRACE atomic"]["unseen R@10"] == 0.0
     assert rows["GRACE atomic"]["passes"] == 1.0
     assert rows["SIGMA, five tokens (the paper)"]["passes"] == 5.0
+    # Without a suffix a leaf names all its images at once.
+    four = rows["SIGMA, four codes"]
+    assert four["passes"] == 4.0
+    assert four["candidates"] > rows["SIGMA, five tokens (the paper)"]["candidates"]
     assert all(0.0 <= row["invalid"] <= 1.0 for row in rows.values() if "invalid" in row)
     # The product scores most of so small a gallery, so it finds what the encoder finds.
     assert rows["SIGMA, as the product searches"]["unseen R@10"] >= 0.8

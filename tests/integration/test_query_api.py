@@ -191,7 +191,7 @@ def test_there_are_at_least_thirty_kinds_of_bad_requests() -> None:
         (b'{"query": "red", "k": "ten"}', 'k must be a whole number from 1 to 2,000, got "ten"'),
         (
             b'{"query": "red", "top_k": 1}',
-            'image_id, cursor, k, generation, mode, filter, explain, got "top_k"',
+            'cursor, k, generation, mode, filter, min_relevance, explain, got "top_k"',
         ),
         (b'{"k": 3}', "one of the fields query, image_id and cursor, got 0"),
         (b'{"query": "red", "k": NaN}', "no NaN"),
@@ -336,7 +336,8 @@ def test_the_description_of_the_api_names_the_fields(url: str) -> None:
     paths = httpx.get(f"{url}/openapi.json").json()["paths"]
     body = paths["/v1/query"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     subjects = {"query", "image_id", "cursor"}
-    assert set(body["properties"]) == subjects | {"k", "generation", "mode", "filter", "explain"}
+    options = {"k", "generation", "mode", "filter", "min_relevance", "explain"}
+    assert set(body["properties"]) == subjects | options
 
 
 def address(url: str) -> tuple[str, int]:

@@ -42,7 +42,9 @@ def fit_run_codebook(
         directions = caption_directions(embeddings[rows], told, seed)
     # `fit_codebook` ticks once for each id1 cluster and once for the quantiser.
     with progress("codebook", profile.shape.codes[0] + 1) as bar:
-        config = CodebookConfig(profile.shape, seed=seed)
+        config = CodebookConfig(
+            profile.shape, profile.subspaces, seed, centred=profile.centred_components
+        )
         return fit_codebook(embeddings, config, bar.update, directions)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 
+from model.identifiers.codebook import CodebookConfig
 from model.network.checkpoint import ABOUT, load_record, recover_checkpoint
 from model.network.profile_document import profile_document, recorded_profile
 from model.network.profiles import Profile, profile
@@ -113,6 +114,9 @@ def _new_run(
     chosen = choose_profile(request.profile, parent)
     if request.expect is not None:
         chosen = replace(chosen, shape=chosen.shape.grown_for(request.expect))
+    if parent is None:
+        # `UsageError` where id4's codes do not fit its subspaces, before any image is read.
+        _ = CodebookConfig(chosen.shape, chosen.subspaces).codewords
     if parent is not None and mode == "refresh" and not request.recluster:
         _require_new_images(conn, parent)
     record = first_record(request, parent, chosen, entries)

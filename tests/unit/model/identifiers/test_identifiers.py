@@ -1,5 +1,6 @@
 """The construction of identifiers: Semi-NMF, codebook, suffixes, quality."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,35 @@ def test_product_quantisation_packs_its_subspaces_into_one_code() -> None:
                 IdentifierShape(codes=(4, 3, 3, 5), suffixes=9), subspaces=2
             ),
         )
+
+
+def test_components_of_the_vectors_themselves_are_another_codebook_that_survives_saving(
+    codebook: Codebook, tmp_path: Path
+) -> None:
+    rows = blobs(400)
+    book = fit_codebook(rows, CodebookConfig(SHAPE, centred=False))
+    assert book.version != codebook.version
+    codes, centred = book.encode(rows), codebook.encode(rows)
+    # id1 and id4 are of centres and residuals in both.
+    np.testing.assert_array_equal(codes[:, [0, 3]], centred[:, [0, 3]])
+    assert (codes[:, 1] != centred[:, 1]).any()
+    for cluster in np.unique(codes[:, 0]):
+        members = np.flatnonzero(codes[:, 0] == cluster)
+        weights = nonnegative_coefficients(rows[members], book.second[cluster])
+        np.testing.assert_array_equal(codes[members, 1], weights.argmax(1))
+    book.save(tmp_path)
+    loaded = Codebook.load(tmp_path)
+    assert (loaded.version, loaded.config.centred) == (book.version, False)
+    np.testing.assert_array_equal(loaded.encode(rows), codes)
+
+
+def test_a_codebook_of_a_version_without_a_choice_keeps_its_hash(
+    codebook: Codebook, tmp_path: Path
+) -> None:
+    codebook.save(tmp_path)
+    stored = json.loads((tmp_path / "codebook.json").read_text(encoding="utf-8"))
+    assert stored["config"].keys() == {"shape", "subspaces", "seed", "iterations"}
+    assert Codebook.load(tmp_path).config.centred
 
 
 def test_a_codebook_survives_saving_and_a_damaged_one_is_refused(

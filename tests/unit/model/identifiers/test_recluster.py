@@ -204,6 +204,17 @@ def test_product_quantised_codewords_are_matched_subspace_by_subspace() -> None:
     assert (kept[:, 3] == old.encode(rows)[:, 3]).mean() >= 0.85
 
 
+def test_components_of_the_vectors_themselves_are_kept_like_those_of_residuals() -> None:
+    early, later = mixture(400, 0), same(400, 1)
+    old = fit_codebook(early, CodebookConfig(SHAPE, centred=False))
+    rows = np.concatenate([early, later])
+    new, config = recluster_within_budget(old, rows)
+    kept = keep_codes(old.encode(rows), rows, new, config)
+    assert not new.config.centred
+    # Nothing has changed, so hardly a component does.
+    assert (kept[:, 1:3] == old.encode(rows)[:, 1:3]).mean() >= 0.85
+
+
 def test_bad_rows_codes_and_numbers_are_named(old: Codebook) -> None:
     rows, nan = mixture(5, 1), mixture(5, 1)
     nan[2, 0] = np.nan

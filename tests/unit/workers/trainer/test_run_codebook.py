@@ -1,18 +1,28 @@
 """The codebook of a training: fitted to what captions tell where the profile wants that."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from model.identifiers.caption_directions import LEAST_IMAGES_A_DIMENSION
-from model.network.profiles import Profile
+from model.identifiers.codebook import CodebookConfig
+from model.network.profiles import Profile, profile
 from model.progress import quiet
 from ops.scenes.corpus import CorpusConfig, samples
+from schemas.errors import UsageError
+from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray
 from tests.unit.model.conftest import small_base, small_profile
+from workers.trainer.request import TrainRequest
 from workers.trainer.run_codebook import fit_run_codebook
+from workers.trainer.training_run import begin_run
 
 ENCODER = small_base().encoder
+
+SHAPE = IdentifierShape((3, 2, 2, 9), 16)
 
 TELLING = replace(small_profile(), caption_directions=True)
 MUTE = replace(small_profile(), caption_directions=False)
@@ -53,3 +63,29 @@ def test_mean_vectors_of_captions_belong_to_their_images() -> None:
     other = fit_run_codebook(TELLING, 0, moved, ENCODER, embeddings, quiet)
     assert book.directions is not None
     assert other.directions is None or not np.allclose(other.directions, book.directions)
+
+
+def test_components_and_subspaces_are_those_of_the_profile() -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    chosen = replace(
+        profile("tiny"),
+        shape=SHAPE,
+        caption_directions=False,
+        centred_components=False,
+        subspaces=2,
+    )
+    encoder: Any = None  # of captions alone, which are not asked for
+    book = fit_run_codebook(chosen, 3, [()] * len(rows), encoder, rows, quiet)
+    assert book.config == CodebookConfig(SHAPE, subspaces=2, seed=3, centred=False)
+    assert book.codewords.shape == (2, 3, 4)
+
+
+def test_codes_that_do_not_fit_the_subspaces_are_refused_before_an_image_is_read(
+    tmp_path: Path,
+) -> None:
+    odd = replace(profile("tiny"), subspaces=2)
+    assert odd.shape.codes[3] == 4
+    conn: Any = None  # nothing is asked of a database
+    wrong = replace(odd, shape=replace(odd.shape, codes=(32, 8, 8, 5)))
+    with pytest.raises(UsageError, match="2-th power"):
+        begin_run(conn, tmp_path, None, TrainRequest(wrong))
