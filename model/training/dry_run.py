@@ -12,7 +12,7 @@ from model.network.compute import Compute
 from model.network.profiles import Profile, Stage
 from model.network.published import backbone_config, known_parameters
 from model.network.query_head import query_head_parameters
-from model.training.hardware import USABLE, UTILISATION, Gpu
+from model.training.hardware import LAUNCH_S, USABLE, UTILISATION, Gpu
 from model.training.memory import (
     Load,
     Memory,
@@ -36,9 +36,10 @@ _IDENTIFIER = 5
 # Pixels where a profile sets no bound: the store keeps no more unless it is asked to.
 _DEFAULT_PIXELS = 448 * 336
 
-# Tokens of a query, and steps behind the first one, when an identifier is decoded.
+# Tokens of a query, and passes when an identifier is decoded: the prompt with the codes of id1,
+# those of id2, those of id3.
 _QUERY_TOKENS = 16
-_STEPS = 3
+_PASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +180,13 @@ def _stage(
     predicted = (images + queries) * _IDENTIFIER + described * (corpus.mean_tokens + 1)
     products = _products(shape, profile.compute, tokens, images * _patches(profile), predicted)
     rate = gpus * gpu.teraflops * 1e12 * UTILISATION
+    launches = steps * _parts(profile, stage, gpus) * shape.text.layers * LAUNCH_S
     return StagePlan(
         name=stage.name,
         sequences=sequences,
         steps=steps,
         tokens=round(share * tokens),
-        hours=share * products / rate / 3600,
+        hours=(share * products / rate + launches) / 3600,
         memory=_memory(profile, shape, corpus, stage, gpus),
     )
 
@@ -227,7 +229,7 @@ def _memory(profile: Profile, shape: ModelShape, corpus: Corpus, stage: Stage, g
     """Of the largest micro-batch of a stage: all images, or the longest captions."""
     own = -(-stage.batch // gpus)
     rows = min(own, profile.compute.micro_batch or own)
-    parts = -(-own // rows)
+    parts = _parts(profile, stage, gpus)
     images, described, queries = _sequences(profile, corpus, stage)
     loads: list[Load] = []
     if images:
@@ -245,6 +247,12 @@ def _memory(profile: Profile, shape: ModelShape, corpus: Corpus, stage: Stage, g
     return max(found, key=lambda memory: memory.total)
 
 
+def _parts(profile: Profile, stage: Stage, gpus: int) -> int:
+    """Micro-batches of a step in each process."""
+    own = -(-stage.batch // gpus)
+    return -(-own // min(own, profile.compute.micro_batch or own))
+
+
 def _bytes_of(source: str | None) -> int:
     """Bytes of an encoder or a teacher in bfloat16; 0 for one of unknown size."""
     return round(2 * known_parameters(source))
@@ -254,10 +262,9 @@ def _serving(profile: Profile, shape: ModelShape, gpu: Gpu, beams: int = 20) -> 
     decoder = shape.text.layers * shape.text.layer + shape.text.around
     # A query head takes the place of its text tower.
     encoder = 0 if profile.query_head else _bytes_of(profile.encoder)
-    passes = 1 + _STEPS
     # The encoder reads the same text.
-    operations = 2 * decoder * (_QUERY_TOKENS + _STEPS * beams) + encoder * _QUERY_TOKENS
-    read = 2 * decoder * passes + encoder
+    operations = 2 * decoder * (_QUERY_TOKENS + _PASSES * beams) + encoder * _QUERY_TOKENS
+    read = 2 * decoder * _PASSES + encoder
     return ServingPlan(
         weights=2 * shape.parameters,
         encoder=encoder,

@@ -34,9 +34,14 @@ GPUS = {
 # allocator cannot use. An assumption.
 USABLE = 0.92
 
-# Share of the published rate that training reaches. An assumption: well-tuned trainings of such
-# models report .3 to .5.
+# Share of the published rate that products of a training reach: .35 on an H200
+# (docs/experiments/gpu.md).
 UTILISATION = 0.35
+
+# Seconds in which a host starts the operations of one layer of the decoder for a micro-batch:
+# forwards, once more where layers are computed again, and backwards. Measured there too; what a GPU
+# does with a small micro-batch takes less.
+LAUNCH_S = 0.0072
 
 
 def gpu(name: str) -> Gpu:

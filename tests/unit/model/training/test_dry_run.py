@@ -176,6 +176,29 @@ def test_more_gpus_take_less_time_and_less_memory_of_each() -> None:
     assert memory == sorted(memory, reverse=True)
 
 
+def test_small_micro_batches_take_longer_for_a_host_starts_each() -> None:
+    hours = []
+    for rows in (2, 8, 32):
+        paper = profile("qwen-3b")
+        changed = replace(paper, compute=replace(paper.compute, micro_batch=rows))
+        hours.append(dry_run(changed, COCO, gpu("h200"), 1, refresh=False).hours)
+    assert hours[0] > 1.5 * hours[1] > 1.5 * hours[2]
+
+
+def test_hours_of_steps_are_those_that_an_h200_took() -> None:
+    """1.08 s for a step of 32 pictures, 0.49 s for one of 8 (docs/experiments/gpu.md)."""
+    for rows, seconds in ((8, 0.49), (32, 1.08)):
+        paper = profile("qwen-3b")
+        stage = replace(paper.stage("memorize"), epochs=1, batch=rows)
+        changed = replace(
+            paper,
+            stages=(stage,),
+            compute=replace(paper.compute, micro_batch=rows),
+        )
+        plan = dry_run(changed, Corpus(100 * rows, 0), gpu("h200"), 1, refresh=False)
+        assert plan.stages[0].hours * 36 == pytest.approx(seconds, rel=0.1)
+
+
 def test_names_that_there_are_not_are_refused() -> None:
     with pytest.raises(UsageError, match=", ".join(GPUS)):
         gpu("h900")
