@@ -193,33 +193,37 @@ def store_upload(services: Services, data: bytes, content_type: str) -> str:
     return services.s3.put_original(data, _SUFFIXES.get(media_type, ".bin"))
 
 
-def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
-    """The address that publishes images."""
-    router = APIRouter(tags=["images"])
-    uploads = Uploads(context.services.settings.max_image_bytes)
-    services = context.services
+class ArrivalDesk:
+    """Publishes the images that clients put."""
 
-    async def upload(
-        request: Request, image_id: str, captions: list[str], version: int | None
+    def __init__(self, context: ApiContext, waits: ArrivalWaits) -> None:
+        self._context = context
+        self._waits = waits
+        self._uploads = Uploads(context.services.settings.max_image_bytes)
+
+    async def uploaded(
+        self, request: Request, image_id: str, captions: list[str], version: int | None
     ) -> WantedArrival:
+        """Store the bytes of the body, once they are known to be a picture."""
         content_type = request.headers.get("content-type", "")
         told = json_of(request, "metadata", '{"year": 2026}')
         metadata = checked_metadata({} if told is None else told)
-        async with uploads.place():
-            data = await uploads.read(request)
+        async with self._uploads.place():
+            data = await self._uploads.read(request)
 
             def stored() -> str:
                 # Told at once what intake would say, and in the same guarded way.
-                context.decoder.decode(data, LONGEST_SIDE)
-                return store_upload(services, data, content_type)
+                self._context.decoder.decode(data, LONGEST_SIDE)
+                return store_upload(self._context.services, data, content_type)
 
-            uri = await context.calls.run(stored)
+            uri = await self._context.calls.run(stored)
         checksum = hashlib.sha256(data).hexdigest()
         return WantedArrival(
             image_id, uri, tuple(captions), version=version, checksum=checksum, metadata=metadata
         )
 
-    async def announced(request: Request, image_id: str) -> WantedArrival:
+    async def announced(self, request: Request, image_id: str) -> WantedArrival:
+        """Read what the body says of an image that lies at an address."""
         content_type = request.headers.get("content-type")
         require_body_type(content_type)
         body = await read_body(request, _MAX_BODY_BYTES)
@@ -233,6 +237,23 @@ def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
             told.version,
             metadata=checked_metadata(told.metadata),
         )
+
+    async def publish(self, request: Request, wanted: WantedArrival, *, wait: bool) -> Response:
+        """Publish it, and wait until it can be found if that is asked for."""
+        services = self._context.services
+        token = await self._context.calls.write(
+            lambda conn: publish_arrival(conn, services.open_log, wanted)
+        )
+        waiting = arrival_document(wanted.image_id, token.version, "waiting", token)
+        if not wait or await self._waits.wait(request, wanted.image_id, token) is not None:
+            return JSONResponse(waiting, status_code=ACCEPTED)
+        return JSONResponse(waiting | {"state": "searchable"}, status_code=_OK)
+
+
+def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
+    """The address that publishes images."""
+    router = APIRouter(tags=["images"])
+    desk = ArrivalDesk(context, waits)
 
     @router.put(
         IMAGE_PATH,
@@ -263,19 +284,11 @@ def arrival_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
         ] = None,
     ) -> Response:
         if is_picture(request.headers.get("content-type")):
-            wanted = await upload(request, image_id, caption or [], version)
+            wanted = await desk.uploaded(request, image_id, caption or [], version)
         else:
             refuse_parameters(request)
-            wanted = await announced(request, image_id)
-        token = await context.calls.write(
-            lambda conn: publish_arrival(conn, services.open_log, wanted)
-        )
-        waiting = arrival_document(image_id, token.version, "waiting", token)
-        if wait is None:
-            return JSONResponse(waiting, status_code=ACCEPTED)
-        if await waits.wait(request, image_id, token) is not None:
-            return JSONResponse(waiting, status_code=ACCEPTED)
-        return JSONResponse(waiting | {"state": "searchable"}, status_code=_OK)
+            wanted = await desk.announced(request, image_id)
+        return await desk.publish(request, wanted, wait=wait is not None)
 
     return router
 

@@ -18,6 +18,7 @@ from workers.api.answers import KEYED, NOT_FOUND, links_to, only, refusals
 from workers.api.context import ApiContext
 from workers.api.json_body import BodyForm, RequestRefusedError
 from workers.api.parts import FILTER, json_of, json_parameter
+from workers.api.query_answers import BatchResponse, QueryResponse
 from workers.api.query_cursors import QueryCursor, expired, seal, unseal
 from workers.api.query_pages import next_page
 from workers.api.uploads import PICTURE_TYPES, Uploads, decoded, is_picture
@@ -64,77 +65,6 @@ _FILTER_EXAMPLE: Final = '{"field": "year", "gte": 2020}'
 _LINKS: Final = links_to(
     "getImage", "getPicture", "deleteImage", image_id="$response.body#/results/0/image_id"
 )
-
-
-class QueryResult(BaseModel):
-    """One image."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    rank: int = Field(ge=1)
-    image_id: str
-    uri: str = Field(description="where the image came from")
-    link: str = Field(description="opens the picture in a browser, for an hour at least")
-    identifier: list[int]
-    score: float = Field(description="of this generation only")
-    relevance: float | None = Field(
-        ge=0,
-        le=1,
-        description="how well the image fits the text, comparable between queries; null for"
-        " pictures, the mode paper and a generation without a calibration",
-    )
-    captions: list[str]
-    metadata: dict[str, str | int | float | bool | list[str]]
-    cosine: float | None = Field(description="with the query's vector; null unless explained")
-
-
-class ReachedLeafAnswer(BaseModel):
-    """A leaf that the query was decoded to."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    codes: list[int]
-    log_probability: float = Field(le=0)
-
-
-class QueryExplanation(BaseModel):
-    """Why these images: they are in these leaves."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    leaves: list[ReachedLeafAnswer] = Field(description="best first")
-
-
-class QueryResponse(BaseModel):
-    """Images, best first."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    query: str | None = Field(description="the text; null for a picture and a further page")
-    generation: int
-    took_ms: float = Field(ge=0)
-    candidates: int = Field(ge=0, description="images that were scored")
-    results: list[QueryResult]
-    cursor: str | None = Field(description="brings the next page; null on the last one")
-    explanation: QueryExplanation | None = Field(description="null unless asked for")
-
-
-class BatchItem(BaseModel):
-    """What came of one query of a batch: an answer, or why there is none."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    status: int = Field(description="as the query alone would have had")
-    answer: QueryResponse | None
-    error: str | None
-
-
-class BatchResponse(BaseModel):
-    """What came of each query, in their order."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    answers: list[BatchItem]
 
 
 class BatchRequest(BaseModel):
@@ -352,6 +282,12 @@ def query_router(context: ApiContext) -> APIRouter:
     """The addresses of queries."""
     router = APIRouter(tags=["queries"])
     desk = QueryDesk(context)
+    _add_query(router, context, desk)
+    _add_batch(router, desk)
+    return router
+
+
+def _add_query(router: APIRouter, context: ApiContext, desk: QueryDesk) -> None:
     uploads = Uploads(context.services.settings.max_image_bytes)
 
     # The body is read by hand, strictly and within limits; the description says what it is.
@@ -390,6 +326,8 @@ def query_router(context: ApiContext) -> APIRouter:
         options = QueryOptions(k or DEFAULT_RESULTS, generation, "fused", explain, wanted)
         return await desk.answer_subject(subject, options, request)
 
+
+def _add_batch(router: APIRouter, desk: QueryDesk) -> None:
     @router.post(
         BATCH_PATH,
         operation_id="queryBatch",
@@ -421,5 +359,3 @@ def query_router(context: ApiContext) -> APIRouter:
             return {"status": _GOOD, "answer": answer, "error": None}
 
         return {"answers": await asyncio.gather(*[item(query) for query in wanted])}
-
-    return router
