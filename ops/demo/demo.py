@@ -9,11 +9,12 @@ from pathlib import Path
 from model.network.base import ABOUT, SHIPPED
 from model.network.profiles import profile
 from ops.cli.progress_bar import bar
-from ops.demo.live_stream import ask, stream, wait_until_ready
+from ops.demo.live_stream import stream, wait_until_ready
 from ops.embedded.control import down, up
 from ops.embedded.database import open_services
 from ops.evaluation import evaluate
 from ops.phase_clock import PhaseClock
+from ops.query_client import CommandLineQuery, ask_worker
 from ops.scenes.corpus import CorpusConfig, fingerprints, generate
 from ops.status import read_status
 from schemas.errors import UsageError, WorkFailedError
@@ -99,16 +100,19 @@ def _run(
     with clock.phase("start", "start intake, index and query worker"):
         address = up(services.settings).url
         wait_until_ready(address)
-        headers = services.settings.access.key_headers()
+        key = services.settings.access.api_key
     announcement = f"stream {len(unseen):,} unseen images one by one while queries are served"
     with clock.phase("stream", announcement):
         log = services.open_log()
         with services.connect("demo stream") as conn:
-            streamed = stream(conn, log, address, headers, unseen, _held_out(seen), bar)
+            streamed = stream(conn, log, address, key, unseen, _held_out(seen), bar)
         log.close()
     with clock.phase("evaluate", "evaluate: every held-out caption is a query"):
         figures, state = _evaluate(services, config, [*seen, *unseen])
-    examples = ask(address, headers, _held_out(unseen[:EXAMPLE_QUERIES]), EXAMPLE_RESULTS)
+    examples = [
+        ask_worker(address, CommandLineQuery(text, EXAMPLE_RESULTS, None, "fused"), key)
+        for text in _held_out(unseen[:EXAMPLE_QUERIES])
+    ]
     down(services.settings)
     return {
         "training": trained.figures(),

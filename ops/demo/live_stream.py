@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-import httpx
+from sigma_stream_client import Client, ClientError, RetryPolicy
 
 from model.progress import Progress
 from ops.ingestion import IngestOutcome, PublishedImages, publish, wait
@@ -60,13 +61,13 @@ def stream(
     conn: Connection,
     log: EventLog,
     address: str,
-    headers: Mapping[str, str],
+    key: str | None,
     unseen: Sequence[ManifestEntry],
     queries: Sequence[str],
     progress: Progress,
 ) -> LiveStreamResult:
     """Publish images one by one while a client asks; return when the last one is searchable."""
-    client = QueryingClient(address, headers, queries)
+    client = QueryingClient(address, key, queries)
     client.start()
     with progress("stream", len(unseen)) as bar:
         published = _publish_slowly(conn, log, unseen)
@@ -93,10 +94,10 @@ def _publish_slowly(
 class QueryingClient:
     """A client that asks one query after the other, in a thread, until it is stopped."""
 
-    def __init__(self, address: str, headers: Mapping[str, str], queries: Sequence[str]) -> None:
-        """`headers` carry the key, where keys are configured."""
+    def __init__(self, address: str, key: str | None, queries: Sequence[str]) -> None:
+        """`key`: where keys are configured."""
         self._address = address
-        self._headers = headers
+        self._key = key
         self._queries = queries
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="demo client", daemon=True)
@@ -126,46 +127,33 @@ class QueryingClient:
         return round(sorted(self._took_ms)[len(self._took_ms) // 2], 1)
 
     def _run(self) -> None:
-        with httpx.Client(timeout=HTTP_TIMEOUT_S, headers=self._headers, trust_env=False) as client:
+        # Each query once: the demo tells how many had no answer.
+        with Client(
+            self._address, self._key, retry=RetryPolicy(total_s=0), timeout_s=HTTP_TIMEOUT_S
+        ) as client:
             number = 0
             while not self._stopping.wait(QUERY_PAUSE_S):
                 query = self._queries[number % len(self._queries)]
                 started = time.monotonic()
-                response = client.post(f"{self._address}/v1/query", json={"query": query})
-                self._took_ms.append((time.monotonic() - started) * 1000)
-                if response.status_code != 200:
+                try:
+                    client.search(query)
+                except ClientError:
                     self.failed += 1
+                self._took_ms.append((time.monotonic() - started) * 1000)
                 number += 1
 
 
 def wait_until_ready(address: str) -> None:
     """Wait until the query worker is ready; `WorkFailedError` when it takes too long."""
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{address}/readyz", timeout=5).status_code == 200:
+    with (
+        suppress(ClientError),
+        Client(address, retry=RetryPolicy(total_s=READY_TIMEOUT_S)) as client,
+    ):
+        while time.monotonic() < deadline:
+            if client.problem() is None:
                 return
-        except httpx.HTTPError:
-            # Not listening yet.
-            pass
-        time.sleep(READY_POLL_S)
+            time.sleep(READY_POLL_S)
     raise WorkFailedError(
         f"the query worker at {address} is not ready after {READY_TIMEOUT_S:g} seconds; see its log"
     )
-
-
-def ask(
-    address: str, headers: Mapping[str, str], queries: Sequence[str], k: int
-) -> list[JsonObject]:
-    """Return the answers to a few queries."""
-    answers = []
-    for query in queries:
-        response = httpx.post(
-            f"{address}/v1/query",
-            json={"query": query, "k": k},
-            headers=headers,
-            timeout=HTTP_TIMEOUT_S,
-            trust_env=False,
-        )
-        answers.append(response.json())
-    return answers

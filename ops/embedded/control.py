@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+from sigma_stream_client import Client, ClientError, RetryPolicy
 
 from ops.embedded.database import EmbeddedDatabase
 from ops.embedded.file_lock import holder, is_held
@@ -186,17 +186,13 @@ def _wait_until_ready(
 
 def readiness(supervisor: SupervisorRecord, access: AccessSettings) -> Readiness:
     """Ask the query worker whether it answers queries, and why not; the latter may need a key."""
+    once = RetryPolicy(total_s=0)
     try:
-        # Not by the proxy of the environment: it is on this machine.
-        response = httpx.get(
-            f"{supervisor.url}/readyz",
-            headers=access.key_headers(),
-            timeout=READINESS_TIMEOUT_S,
-            trust_env=False,
-        )
-        problem = "" if response.status_code == 200 else str(response.json()["problem"])
-        return Readiness(is_answering=True, problem=problem)
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        with Client(
+            supervisor.url, access.api_key, retry=once, timeout_s=READINESS_TIMEOUT_S
+        ) as client:
+            return Readiness(is_answering=True, problem=client.problem() or "")
+    except ClientError as error:
         problem = f"the query worker at {supervisor.url} does not answer ({error}); see its log"
         return Readiness(is_answering=False, problem=problem)
 

@@ -34,3 +34,8 @@ JOIN image i USING (image_key) ORDER BY c.child, p.leaf, p.suffix;
 -- The images whose identifier is in a leaf, from a suffix on.
 SELECT p.suffix, i.image_id FROM posting p JOIN image i USING (image_key)
 WHERE p.generation = %(generation)s AND p.leaf = %(leaf)s AND p.suffix > %(after)s ORDER BY p.suffix LIMIT %(amount)s;
+
+-- name: image_ids_before
+-- The newest images, in descending key: a key is given when an image is accepted first, and kept by later versions.
+SELECT image_id FROM image WHERE state <> 'deleted' AND (%(before)s::bigint IS NULL OR image_key < %(before)s)
+ORDER BY image_key DESC LIMIT %(amount)s;

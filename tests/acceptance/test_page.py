@@ -32,7 +32,15 @@ MOST_BYTES = 300_000
 CUT = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 """Whatever the page might ask of the rest of the world fails, and is a complaint."""
 
-VIEWS = ("search", "tree", "dead-letters", "generations", "reports/recall", "reports/drift")
+VIEWS = (
+    "search",
+    "tree",
+    "arrivals",
+    "dead-letters",
+    "generations",
+    "reports/recall",
+    "reports/drift",
+)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +215,45 @@ def test_a_dead_letter_is_sent_again(browser: Browser, site: Site, tmp_path: Pat
     assert said == "1 event sent again."
     line.run()
     assert "lost" in line.searchable()
+    require_silence(browser, site)
+
+
+def test_arrivals_appear_by_themselves_and_leave_the_focus_where_it_is(
+    browser: Browser, site: Site, conn: Connection, tmp_path: Path
+) -> None:
+    line = site.line
+    open_view(browser, site, "arrivals")
+    browser.until("document.querySelectorAll('.tile img').length === 24")
+    first = "document.querySelector('.tile').getAttribute('aria-label')"
+    browser.tab_to(".tile")
+    assert browser.evaluate(f"document.activeElement.getAttribute('aria-label') === {first}")
+    browser.press("ArrowRight")
+    chosen = browser.evaluate("document.activeElement.getAttribute('aria-label')")
+    line.arrive("fresh", captions=["just now"])
+    line.run()
+    browser.until(f"{first} === 'just now'")
+    assert browser.evaluate("document.getElementById('status').textContent") == "1 new image"
+    assert browser.evaluate("document.activeElement.getAttribute('aria-label')") == chosen
+    # As while no generation is live.
+    state = "UPDATE image SET state = %s WHERE image_id = 'fresh'"
+    conn.execute(state, ["accepted"])
+    mark = "document.querySelector('.tile .mark')?.textContent"
+    assert browser.until(mark) == "not searchable yet"
+    keep_screenshot(browser, "page-arrivals-live", tmp_path)
+    conn.execute(state, ["indexed"])
+    browser.until(f"!{mark}")
+    # Tab leads into the pictures once, whatever came.
+    assert browser.evaluate("document.querySelectorAll('.tile[tabindex=\"0\"]').length") == 1
+    browser.tab_to("main button[aria-pressed]")
+    browser.press("Enter")
+    browser.until("document.activeElement.getAttribute('aria-pressed') === 'true'")
+    browser.requests.clear()
+    browser.press("Enter")
+    # Going on looks at once.
+    browser.until("document.activeElement.getAttribute('aria-pressed') === 'false'")
+    line.arrive("later", captions=["a bit later"])
+    line.run()
+    browser.until(f"{first} === 'a bit later'")
     require_silence(browser, site)
 
 

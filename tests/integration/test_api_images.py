@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from sigma_stream_client import Client
 
 from ops.bench.stub import StubAssigner
 from ops.jobs.erasing import erase
@@ -19,9 +20,11 @@ from schemas.events import ARRIVED, DELETED, ImageArrived, ImageDeleted
 from stream.log.event_log import record_of
 from tests.api_client import good, opened, path_of, png, refused
 from tests.serving import http_serving
+from tests.stubs import accepted, leave_in
 from workers.api import arrival_waits
 from workers.index import IndexWorker
 from workers.intake import run as run_intake
+from workers.repository import generations
 from workers.repository.connection import connect
 from workers.runtime.metrics import IndexMetrics, IntakeMetrics
 from workers.runtime.services import Services
@@ -191,6 +194,39 @@ def test_an_upload_is_erased_with_its_image(database: str, tmp_path: Path) -> No
     with connect(database) as conn, closing(services.open_log()) as log:
         erase(conn, services.store, log, embedded_log=True, grace=timedelta(0))
     assert not uploads[0].exists()
+
+
+def test_images_are_listed_newest_first_each_once_while_others_arrive(
+    database: str, tmp_path: Path
+) -> None:
+    services = opened(database, tmp_path, 45)
+    with connect(database) as conn:
+        # Those that are accepted together have no order but that of their keys.
+        rows = conn.execute("SELECT image_id FROM image ORDER BY image_key DESC").fetchall()
+    everything = [image_id for (image_id,) in rows]
+    assert len(everything) == 45
+    with http_serving(services) as url, httpx.Client(base_url=url, timeout=30) as client:
+        newest = {"order": "newest", "limit": "20"}
+        page = good(client.get("/v1/images", params=newest))
+        found = [image["image_id"] for image in page["images"]]
+        assert found == everything[:20]
+        # One that arrives does not move the pages of those before.
+        with connect(database) as conn:
+            live = generations.live(conn)
+            assert live is not None
+            leave_in(conn, live.id, accepted(services.store, ["fresh"]))
+        while page["cursor"]:
+            page = good(client.get("/v1/images", params=newest | {"cursor": page["cursor"]}))
+            found += [image["image_id"] for image in page["images"]]
+        assert found == everything
+        with Client(url) as own:
+            listed = [image.image_id for image in own.images(newest=True)]
+        assert listed == ["fresh", *everything]
+        by_id = good(client.get("/v1/images", params={"limit": "1"}))["cursor"]
+        first = good(client.get("/v1/images", params=newest))["cursor"]
+        for order, cursor in (("newest", by_id), ("id", first), ("newest", "AAAA")):
+            response = client.get("/v1/images", params={"order": order, "cursor": cursor})
+            assert "in this order" in refused(response, 400)
 
 
 def test_images_are_listed_in_the_order_of_their_ids_each_once(client: httpx.Client) -> None:

@@ -11,6 +11,7 @@ from sigma_stream_client import Client
 
 from ops.bench.stub import StubAssigner, shadow_generation
 from ops.query_client import CommandLineQuery, ask_worker
+from schemas.errors import RetryLaterError, UsageError
 from schemas.relevance import RelevanceCalibration
 from schemas.training_record import TrainingRecord
 from tests.api_client import good, opened, path_of, png, refused
@@ -200,7 +201,7 @@ def test_relevance_is_the_calibrated_cosine_on_every_page_and_leaves_out_what_is
         )
         assert "beside a cursor" in sentence
         typed = CommandLineQuery("red", 300, None, "fused", min_relevance=bound - 1e-4)
-        told = ask_worker(url, typed, {})
+        told = ask_worker(url, typed, None)
         assert told is not None
         assert set(kept) <= {result["image_id"] for result in told["results"]}
         assert all(result["relevance"] >= bound - 1e-3 for result in told["results"])
@@ -276,11 +277,18 @@ def turmoil(
 def test_the_command_line_gets_all_that_it_asks_for(database: str, tmp_path: Path) -> None:
     with http_serving(opened(database, tmp_path, IMAGES)) as url:
         for k in (3, 250):
-            answer = ask_worker(url, CommandLineQuery("red", k, None, "fused"), {})
+            answer = ask_worker(url, CommandLineQuery("red", k, None, "fused"), None)
             assert answer is not None
             assert [result["rank"] for result in answer["results"]] == list(range(1, k + 1))
             assert len({result["image_id"] for result in answer["results"]}) == k
             assert "cursor" not in answer
+            assert answer["query"] == "red"
+        assert ask_worker(url, CommandLineQuery("red", 3, 99, "fused"), None) is None
+        with pytest.raises(UsageError, match=r"2,000"):
+            ask_worker(url, CommandLineQuery("red", 5000, None, "fused"), None)
+    # Nobody listens there any more.
+    with pytest.raises(RetryLaterError, match=r"does not answer .*; see its log, or restart"):
+        ask_worker(url, CommandLineQuery("red", 3, None, "fused"), None)
 
 
 def test_scores_fall_from_page_to_page_as_those_of_one_answer(client: httpx.Client) -> None:

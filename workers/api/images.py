@@ -1,5 +1,7 @@
 """Images: what is stored of each, published, waited for and deleted."""
 
+import re
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -23,13 +25,26 @@ from workers.repository import generations
 from workers.repository.announced_deletions import delete_announced
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
-from workers.repository.image_records import ImageRecord, image_page, image_records, places_of
+from workers.repository.image_records import (
+    ImageRecord,
+    image_page,
+    image_records,
+    newest_images,
+    places_of,
+)
 from workers.repository.postings import StoredPosting
 
 # Images of one page.
 _MOST_IMAGES = 100
 
 ACCEPTED = 202
+
+# Begins cursors of the order newest: no id has a zero byte.
+_NEWEST = "\0"
+
+_OTHER_CURSOR = (
+    "the cursor must be one that a page of images in this order gave, got another; begin without"
+)
 
 UNKNOWN_IMAGE = "there is no image of this id, or it was deleted; list them at /v1/images"
 
@@ -107,13 +122,19 @@ class DeletionAnswer(BaseModel):
 def image_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
     """The addresses of images, less that which publishes them."""
     router = APIRouter(tags=["images"])
+    _add_list(router, context)
+    _add_reading(router, context, waits)
+    _add_deletion(router, context)
+    return router
 
+
+def _add_list(router: APIRouter, context: ApiContext) -> None:
     @router.get(
         IMAGES_PATH,
         operation_id="listImages",
         response_model=ImagePage,
-        summary="List images in the order of their ids",
-        dependencies=[KEYED, only("limit", "cursor")],
+        summary="List images, in the order of their ids or newest first",
+        dependencies=[KEYED, only("limit", "cursor", "order")],
         responses=refusals(),
     )
     async def listed(
@@ -122,17 +143,24 @@ def image_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
         cursor: Annotated[
             str | None, Query(min_length=1, max_length=4096, pattern="^[A-Za-z0-9_-]+$")
         ] = None,
+        order: Annotated[
+            Literal["id", "newest"],
+            Query(description="newest: by when they were accepted first, the last one first"),
+        ] = "id",
     ) -> JsonObject:
-        after = None if cursor is None else _opened(cursor)
         # One more than is shown tells whether there are more.
-        found = await context.calls.read(lambda conn: image_page(conn, after, limit + 1))
+        read = _newest(cursor, limit + 1) if order == "newest" else _by_id(cursor, limit + 1)
+        found = await context.calls.read(read)
         shown = found[:limit]
         more = len(found) > limit
+        end = _NEWEST + str(shown[-1].image_key) if order == "newest" and more else ""
         return {
             "images": [_summary(image, context, request) for image in shown],
-            "cursor": encoded(shown[-1].image_id.encode()) if more else None,
+            "cursor": encoded((end or shown[-1].image_id).encode()) if more else None,
         }
 
+
+def _add_reading(router: APIRouter, context: ApiContext, waits: ArrivalWaits) -> None:
     @router.get(
         IMAGE_PATH,
         operation_id="getImage",
@@ -169,6 +197,8 @@ def image_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
             document["explanation"] = await explanation_of(context, None, codes)
         return document
 
+
+def _add_deletion(router: APIRouter, context: ApiContext) -> None:
     @router.delete(
         IMAGE_PATH,
         operation_id="deleteImage",
@@ -184,20 +214,30 @@ def image_router(context: ApiContext, waits: ArrivalWaits) -> APIRouter:
         )
         return {"image_id": image_id, "deleted": bool(done.deleted)}
 
-    return router
+
+def _by_id(cursor: str | None, amount: int) -> Callable[[Connection], list[ImageRecord]]:
+    after = None if cursor is None else _opened(cursor)
+    if after is not None and "\0" in after:
+        raise UsageError(_OTHER_CURSOR)
+    return lambda conn: image_page(conn, after, amount)
+
+
+def _newest(cursor: str | None, amount: int) -> Callable[[Connection], list[ImageRecord]]:
+    before = None
+    if cursor is not None:
+        # A key is a bigint.
+        key = re.fullmatch(f"{_NEWEST}([0-9]{{1,18}})", _opened(cursor))
+        if key is None:
+            raise UsageError(_OTHER_CURSOR)
+        before = int(key[1])
+    return lambda conn: newest_images(conn, before, amount)
 
 
 def _opened(cursor: str) -> str:
-    data = decoded(cursor)
     try:
-        after = (data or b"\0").decode("utf-8")
+        return (decoded(cursor) or b"\0").decode("utf-8")
     except UnicodeDecodeError:
-        after = "\0"
-    if "\0" in after:
-        raise UsageError(
-            "the cursor must be one that a page of images gave, got another; begin without"
-        )
-    return after
+        return "\0"
 
 
 def _read(

@@ -1,6 +1,7 @@
 // The page: one view at a time, named by the part of the address behind #.
 
 import { key } from "./api.js";
+import { arrivals } from "./arrivals.js";
 import { announce, h, problem } from "./dom.js";
 import { deadLetters } from "./dead-letters.js";
 import { generations } from "./generations.js";
@@ -9,7 +10,7 @@ import { reports } from "./reports.js";
 import { search } from "./search.js";
 import { tree } from "./tree.js";
 
-const VIEWS = { search, tree, "dead-letters": deadLetters, generations, reports };
+const VIEWS = { search, tree, arrivals, "dead-letters": deadLetters, generations, reports };
 
 const main = document.getElementById("main");
 const keyButton = document.getElementById("key");

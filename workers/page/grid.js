@@ -35,7 +35,7 @@ function tile(image, about) {
   );
 }
 
-/** A list of pictures, to which `add` adds more. */
+/** A list of pictures: `add` adds more at its end, `arrive` at its beginning, which moves no focus. */
 export function grid(label) {
   const list = h("ol", { class: "grid", "aria-label": label, onkeydown: (event) => move(list, event) });
   const add = (images, about = null) => {
@@ -43,7 +43,18 @@ export function grid(label) {
     const first = list.querySelector("button");
     if (first && !list.querySelector('[tabindex="0"]')) first.tabIndex = 0;
   };
-  return { list, add };
+  const arrive = (image) => {
+    const made = tile(image, null);
+    list.prepend(made);
+    const entry = list.querySelector('[tabindex="0"]');
+    if (!list.contains(document.activeElement)) {
+      // Nobody is among them: Tab leads to the first one.
+      if (entry) entry.tabIndex = -1;
+      made.querySelector("button").tabIndex = 0;
+    }
+    return made;
+  };
+  return { list, add, arrive };
 }
 
 const STEPS = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: "down", ArrowUp: "up", Home: "first", End: "last" };

@@ -53,6 +53,12 @@ def image_page(conn: Connection, after: str | None, amount: int) -> list[ImageRe
     return image_records(conn, fetch_column(conn, "image_ids_after", after=after, amount=amount))
 
 
+def newest_images(conn: Connection, before: int | None, amount: int) -> list[ImageRecord]:
+    """Return the images accepted last, newest first, at most `amount`; those older than a key."""
+    ids = fetch_column(conn, "image_ids_before", before=before, amount=amount)
+    return sorted(image_records(conn, ids), key=lambda image: -image.image_key)
+
+
 def places_of(conn: Connection, image_key: int) -> dict[int, list[StoredPosting]]:
     """Return an image's postings by generation, the primary of each first."""
     places: dict[int, list[StoredPosting]] = {}

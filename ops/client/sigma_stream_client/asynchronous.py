@@ -160,11 +160,11 @@ class AsyncClient:
         """Delete an image; whether there was one. Answers that come later do not contain it."""
         return await self._run(operations.delete(image_id))
 
-    async def images(self) -> AsyncIterator[StoredImage]:
-        """All images in the order of their ids, a page at a time."""
+    async def images(self, *, newest: bool = False) -> AsyncIterator[StoredImage]:
+        """All images in the order of their ids, or the newest first, a page at a time."""
         cursor = None
         while True:
-            page = await self._run(operations.images(cursor, _PAGE))
+            page = await self._run(operations.images(cursor, _PAGE, newest))
             for image in page.images:
                 yield image
             cursor = page.cursor
@@ -178,6 +178,10 @@ class AsyncClient:
     async def replay_dead_letters(self) -> int:
         """Publish again what is still refused; how many events that were."""
         return await self._run(operations.replay())
+
+    async def problem(self) -> str | None:
+        """Why queries cannot be answered now; None when they can."""
+        return await self._run(operations.problem())
 
     async def close(self) -> None:
         """Close the connections."""

@@ -155,11 +155,11 @@ class Client:
         """Delete an image; whether there was one. Answers that come later do not contain it."""
         return self._run(operations.delete(image_id))
 
-    def images(self) -> Iterator[StoredImage]:
-        """All images in the order of their ids, a page at a time."""
+    def images(self, *, newest: bool = False) -> Iterator[StoredImage]:
+        """All images in the order of their ids, or the newest first, a page at a time."""
         cursor = None
         while True:
-            page = self._run(operations.images(cursor, _PAGE))
+            page = self._run(operations.images(cursor, _PAGE, newest))
             yield from page.images
             cursor = page.cursor
             if cursor is None:
@@ -172,6 +172,10 @@ class Client:
     def replay_dead_letters(self) -> int:
         """Publish again what is still refused; how many events that were."""
         return self._run(operations.replay())
+
+    def problem(self) -> str | None:
+        """Why queries cannot be answered now; None when they can."""
+        return self._run(operations.problem())
 
     def close(self) -> None:
         """Close the connections."""

@@ -37,8 +37,11 @@ def exchange(call: Call, retry: RetryPolicy) -> Exchange:
         tries += 1
         outcome = yield call
         assert outcome is not None
-        if isinstance(outcome, httpx.Response) and outcome.status_code not in RETRIED:
-            return _reply(outcome)
+        if isinstance(outcome, httpx.Response):
+            if outcome.status_code in call.replies:
+                return _read(outcome)
+            if outcome.status_code not in RETRIED:
+                return _reply(outcome)
         retry_after_s = None
         if isinstance(outcome, httpx.Response):
             retry_after_s = seconds(outcome.headers.get("retry-after"))
@@ -62,7 +65,16 @@ def request_of(call: Call, http: httpx.Client | httpx.AsyncClient) -> httpx.Requ
 def _reply(response: httpx.Response) -> Reply:
     if response.status_code >= _REFUSED_FROM:
         raise error_of(response.status_code, _sentence(response))
-    return Reply(response.status_code, response.json())
+    return _read(response)
+
+
+def _read(response: httpx.Response) -> Reply:
+    try:
+        return Reply(response.status_code, response.json())
+    except ValueError as error:
+        raise UnavailableError(
+            "the answer is not of this service, it must be JSON", response.status_code
+        ) from error
 
 
 def _sentence(response: httpx.Response) -> str:

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 _ACCEPTED = 202
 
+_NOT_READY = 503
+
 # Content types by the first bytes of a file; the service looks at the bytes whatever is said.
 _TYPES = ((b"\xff\xd8", "image/jpeg"), (b"\x89PNG", "image/png"), (b"RIFF", "image/webp"))
 _OTHER_TYPE = "application/octet-stream"
@@ -45,6 +47,8 @@ class Call:
     body: Any = None
     """JSON; or, with a content type, bytes."""
     content_type: str | None = None
+    replies: frozenset[int] = frozenset()
+    """Statuses that are answers to it, although they are refusals elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +172,12 @@ def delete(image_id: str) -> Operation[bool]:
     return bool(reply.document["deleted"])
 
 
-def images(cursor: str | None, limit: int) -> Operation[ImagePage]:
-    """A page of images in the order of their ids."""
+def images(cursor: str | None, limit: int, newest: bool) -> Operation[ImagePage]:
+    """A page of images in the order of their ids, or the newest first."""
     parameters = [("limit", str(limit))]
+    if newest:
+        # Else left out: services of earlier versions refuse what they do not know.
+        parameters.append(("order", "newest"))
     if cursor is not None:
         parameters.append(("cursor", cursor))
     reply = yield Call("GET", "/v1/images", parameters)
@@ -187,6 +194,16 @@ def replay() -> Operation[int]:
     """Publish again what is still refused; how many events that were."""
     reply = yield Call("POST", "/v1/dead-letters/replay")
     return int(reply.document["replayed"])
+
+
+def problem() -> Operation[str | None]:
+    """Why queries cannot be answered now."""
+    reply = yield Call("GET", "/readyz", replies=frozenset({_NOT_READY}))
+    if reply.status != _NOT_READY:
+        return None
+    # A proxy that finds no worker has an error instead.
+    found = reply.document.get("problem") or reply.document.get("error")
+    return str(found or "it does not say why")
 
 
 def image_path(image_id: str) -> str:

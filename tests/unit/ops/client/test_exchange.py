@@ -9,6 +9,7 @@ from sigma_stream_client import (
     RefusedError,
     RetryPolicy,
     UnavailableError,
+    operations,
 )
 from sigma_stream_client.exchange import Outcome, Pause, exchange
 from sigma_stream_client.operations import Call, Reply
@@ -22,9 +23,11 @@ def refusal(status: int, **headers: str) -> httpx.Response:
     return httpx.Response(status, json={"error": "one sentence"}, headers=headers)
 
 
-def played(outcomes: list[Outcome], retry: RetryPolicy = QUICK) -> tuple[Reply, list[float]]:
+def played(
+    outcomes: list[Outcome], retry: RetryPolicy = QUICK, call: Call = CALL
+) -> tuple[Reply, list[float]]:
     """The reply of a call whose tries end so, and the pauses between them."""
-    tries = exchange(CALL, retry)
+    tries = exchange(call, retry)
     pauses = []
     step = next(tries)
     waiting = list(outcomes)
@@ -94,3 +97,35 @@ def test_a_pause_is_at_least_what_the_service_asks_for() -> None:
     later = refusal(503, **{"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"})
     _, pauses = played([later, httpx.Response(200, json={})])
     assert pauses[0] <= 0.1
+
+
+def test_a_refusal_that_a_call_expects_is_its_answer_at_once() -> None:
+    asks = Call("GET", "/readyz", replies=frozenset({503}))
+    reply, pauses = played([httpx.Response(503, json={"problem": "starting"})], call=asks)
+    assert (reply.status, reply.document, pauses) == (503, {"problem": "starting"}, [])
+    reply, pauses = played([refusal(502), httpx.Response(200, json={})], call=asks)
+    assert (reply.status, len(pauses)) == (200, 1)
+
+
+def test_an_answer_of_another_service_is_no_answer() -> None:
+    with pytest.raises(UnavailableError, match="not of this service"):
+        played([httpx.Response(200, text="<html>")])
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "problem"),
+    [
+        (200, {"ready": True}, None),
+        (503, {"ready": False, "problem": "no generation is live"}, "no generation is live"),
+        (503, {"error": "no query worker answers"}, "no query worker answers"),
+        (503, {}, "it does not say why"),
+    ],
+)
+def test_a_problem_is_what_the_worker_or_its_proxy_says(
+    status: int, document: dict[str, str], problem: str | None
+) -> None:
+    operation = operations.problem()
+    assert next(operation).path == "/readyz"
+    with pytest.raises(StopIteration) as ended:
+        operation.send(Reply(status, document))
+    assert ended.value.value == problem
