@@ -32,18 +32,24 @@ UPDATE leaf SET next_suffix = u.next_suffix, live = u.live
 FROM unnest(%(leaves)s::bigint[], %(next_suffixes)s::int[], %(lives)s::int[]) AS u (leaf, next_suffix, live)
 WHERE leaf.generation = %(generation)s AND leaf.leaf = u.leaf;
 
+-- name: lock_known_leaves
+-- Locks those of these leaves that have a row, in ascending order, as all writers do.
+SELECT leaf FROM leaf WHERE generation = %(generation)s AND leaf = ANY(%(leaves)s::bigint[]) ORDER BY leaf FOR UPDATE;
+
+-- name: copy_leaves
+-- Rows of leaves that have none, binary. Only for who owns the generation: nobody else adds any meanwhile.
+COPY leaf (generation, leaf, next_suffix, live) FROM STDIN (FORMAT BINARY);
+
 -- name: fill_leaves
--- Counts the primaries of a load in their leaves, ascending; returns how many leaves were empty.
+-- Counts the primaries of a load in leaves that are locked; returns how many of those were empty.
 WITH loaded AS (
     SELECT * FROM unnest(%(leaves)s::bigint[], %(next_suffixes)s::int[], %(lives)s::int[]) AS u (leaf, next_suffix, live)
 ), written AS (
-    INSERT INTO leaf (generation, leaf, next_suffix, live)
-    SELECT %(generation)s, leaf, next_suffix, live FROM loaded ORDER BY leaf
-    ON CONFLICT (generation, leaf) DO UPDATE SET
-        next_suffix = greatest(leaf.next_suffix, excluded.next_suffix), live = leaf.live + excluded.live
-    RETURNING leaf, live
+    UPDATE leaf SET next_suffix = greatest(leaf.next_suffix, loaded.next_suffix), live = leaf.live + loaded.live
+    FROM loaded WHERE leaf.generation = %(generation)s AND leaf.leaf = loaded.leaf
+    RETURNING leaf.live, loaded.live AS added
 )
-SELECT count(*) FROM written JOIN loaded USING (leaf) WHERE written.live = loaded.live;
+SELECT count(*) FROM written WHERE live = added;
 
 -- name: shape_suffixes
 -- Suffixes that a generation's shape has.

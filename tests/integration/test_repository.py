@@ -405,7 +405,7 @@ def test_a_postings_hash_is_the_databases(conn: Connection, image_id: str) -> No
     for leaf in (0, 7, 1 << 40):
         for is_primary in (True, False):
             row = conn.execute("SELECT posting_hash(%s, %s, %s)", (image_id, leaf, is_primary))
-            own = counters.posting_hash(image_id, leaf, is_primary=is_primary)
+            own = counters.sum_of_hashes([image_id], [leaf], is_primary=is_primary)
             assert row.fetchone() == (own,)
 
 

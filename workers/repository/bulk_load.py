@@ -11,11 +11,12 @@ from workers.repository.binary_copy import Column, as_bytes, write_rows
 from workers.repository.connection import (
     Connection,
     execute,
+    fetch_column,
     fetch_row,
     fetch_rows,
     transaction,
 )
-from workers.repository.counters import count_up, posting_hash, totals
+from workers.repository.counters import count_up, sum_of_hashes, totals
 from workers.repository.postings import present_images
 
 
@@ -153,25 +154,33 @@ def _record_suffixes(
     # One above the highest suffix that the load has in each leaf.
     suffix_ends = np.zeros(len(loaded_leaves), dtype=np.int64)
     np.maximum.at(suffix_ends, position, suffixes + 1)
+    known_leaves = fetch_column(
+        conn, "lock_known_leaves", generation=generation, leaves=loaded_leaves.tolist()
+    )
+    known = np.isin(loaded_leaves, np.array(known_leaves, np.int64))
     row = fetch_row(
         conn,
         "fill_leaves",
         generation=generation,
-        leaves=loaded_leaves.tolist(),
-        next_suffixes=suffix_ends.tolist(),
-        lives=primaries.tolist(),
+        leaves=loaded_leaves[known].tolist(),
+        next_suffixes=suffix_ends[known].tolist(),
+        lives=primaries[known].tolist(),
     )
-    return int(row[0]) if row else 0
+    columns: dict[str, tuple[str, Column]] = {
+        "generation": (">i4", np.full(int((~known).sum()), generation)),
+        "leaf": (">i8", loaded_leaves[~known]),
+        "next_suffix": (">i4", suffix_ends[~known]),
+        "live": (">i4", primaries[~known]),
+    }
+    write_rows(conn, "copy_leaves", columns)
+    return int((~known).sum()) + (int(row[0]) if row else 0)
 
 
 def _checksum(load: InitialLoad, chosen: BoolArray, image_ids: Mapping[int, str]) -> int:
     """The sum of the hashes of the chosen (P,) postings, all primary or none of them."""
-    total = 0
     is_primary = bool((load.suffixes[chosen] >= 0).any())
-    keys = load.posted_keys[chosen].tolist()
-    for key, leaf in zip(keys, load.leaves[chosen].tolist(), strict=True):
-        total += posting_hash(image_ids[key], leaf, is_primary=is_primary)
-    return total
+    owners = map(image_ids.__getitem__, load.posted_keys[chosen].tolist())
+    return sum_of_hashes(owners, load.leaves[chosen].tolist(), is_primary=is_primary)
 
 
 def _beyond(conn: Connection, generation: int, suffixes: IntArray) -> int:

@@ -4,8 +4,10 @@ Reading them never scans a table. `recount` scans, for tests and checks.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from workers.repository.connection import Connection, fetch_row, fetch_rows
 
@@ -91,10 +93,20 @@ def recount(conn: Connection, generation: int) -> Totals:
     )
 
 
-def posting_hash(image_id: str, leaf: int, *, is_primary: bool) -> int:
-    """What a posting adds to the checksum: the same as the database's function of this name."""
-    named = f"{leaf}{'!' if is_primary else '?'}{image_id}".encode()
-    return int.from_bytes(hashlib.sha256(named).digest()[:8], signed=True)
+def sum_of_hashes(image_ids: Iterable[str], leaves: Iterable[int], *, is_primary: bool) -> int:
+    """What P postings add to the checksum, all of them primary or none.
+
+    The same as the database's function `posting_hash` gives for each.
+    """
+    mark = "!" if is_primary else "?"
+    sha256 = hashlib.sha256
+    named = zip(leaves, image_ids, strict=True)
+    digests = b"".join([sha256(f"{leaf}{mark}{owner}".encode()).digest() for leaf, owner in named])
+    # The first 8 of each 32 bytes, in halves: their sum does not fit into 64 bits.
+    halves = np.frombuffer(digests, ">i4").reshape(-1, 8)[:, :2]
+    high = int(halves[:, 0].sum(dtype=np.int64))
+    low = int(halves[:, 1].view(">u4").sum(dtype=np.int64))
+    return (high << 32) + low
 
 
 def _counters(conn: Connection, generation: int) -> dict[str, int]:
