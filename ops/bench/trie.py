@@ -15,6 +15,8 @@ import torch
 from model.retrieval.trie import ALTERNATE, Trie
 from ops.bench.comparison import Comparison
 from ops.bench.frozen_trie import FrozenTrie
+from ops.bench.marisa_peer import MarisaTrie, has_marisa
+from ops.bench.trie_churn import Churn, compare_churn
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
 from workers.query.slot_map import SlotMap
@@ -51,6 +53,9 @@ _REBUILDS = 3
 # 16 queries of 20 beams each, the largest batch of a query worker.
 _BEAMS = 320
 
+# Images up to which marisa-trie is compared with: it takes a Python object for each posting.
+_MOST_MARISA_IMAGES = 1_000_000
+
 # Milliseconds of a second.
 _MS = 1e3
 
@@ -72,8 +77,12 @@ class SkewedPostings:
 
     def insert(self, live: Trie, first: int, count: int) -> Callable[[], None]:
         """Prepare the insert of `count` images from slot `first` on."""
-        slots = np.repeat(np.arange(first, first + count), POSTINGS)
-        ranks = np.tile(np.arange(POSTINGS), count)
+        return self.insert_into(live, np.arange(first, first + count))
+
+    def insert_into(self, live: Trie, images: IntArray) -> Callable[[], None]:
+        """Prepare the insert of images in (n,) slots."""
+        slots = np.repeat(images, POSTINGS)
+        ranks = np.tile(np.arange(POSTINGS), len(images))
         weights = (-1.5 * ranks * self._rng.random(len(ranks))).astype(np.float32)
         suffixes = np.where(ranks == 0, slots % SHAPE.suffixes, ALTERNATE)
         return partial(live.insert, self.leaves(len(ranks)), slots, weights, suffixes)
@@ -96,7 +105,47 @@ def trie(seed: int, sizes: Sequence[int] = SIZES) -> list[Comparison]:
         comparisons.append(_compare_memory(live, frozen, size))
         comparisons += _compare_changes(live, postings, size, float(rebuild_ms))
         comparisons += _compare_children(live, frozen, leaves, size)
+        if size <= _MOST_MARISA_IMAGES and has_marisa():
+            comparisons += _compare_marisa(live, leaves, slots, size)
+        comparisons += compare_churn(_new_churn(seed, size), size)
     return comparisons
+
+
+def _new_churn(seed: int, size: int) -> Churn:
+    postings, live = SkewedPostings(seed), Trie(SHAPE)
+    for first in range(0, size, _CHUNK_IMAGES):
+        postings.insert(live, first, min(_CHUNK_IMAGES, size - first))()
+    return Churn(live, size, lambda trie, slots: postings.insert_into(trie, slots)(), seed)
+
+
+def _compare_marisa(live: Trie, leaves: IntArray, slots: IntArray, size: int) -> list[Comparison]:
+    """The same beside marisa-trie: memory, a change, and the codes that may follow."""
+    began = time.thread_time()
+    peer = MarisaTrie(SHAPE, leaves, slots)
+    rebuild_ms = (time.thread_time() - began) * _MS
+    prefixes = leaves[:_BEAMS] // (SHAPE.leaves // SHAPE.prefixes(2))
+    tensor = torch.from_numpy(prefixes)
+    ours = _milliseconds([lambda: live.branches.children(2, tensor) > 0] * _SOME)
+    theirs = _milliseconds([partial(peer.children, 2, prefixes)] * _REBUILDS)
+    change = _milliseconds([SkewedPostings(size).insert(live, size, _SLICE_IMAGES)])
+    own_bytes = live.nbytes / live.images
+    name = "marisa-trie"
+    return [
+        Comparison(
+            f"bytes an image, {size:,}, marisa", own_bytes, peer.nbytes / size, name, "B", size
+        ),
+        Comparison(
+            f"insert {_SLICE_IMAGES} images, {size:,}, marisa", change[0], rebuild_ms, name, "ms", 1
+        ),
+        Comparison(
+            f"children of {_BEAMS} beams, {size:,}, p50",
+            float(np.median(ours)),
+            float(np.median(theirs)),
+            name,
+            "ms",
+            _REBUILDS,
+        ),
+    ]
 
 
 def _compare_memory(live: Trie, frozen: FrozenTrie, size: int) -> Comparison:
@@ -160,7 +209,7 @@ def _compare_children(
     peer = _milliseconds([partial(frozen.children, 2, rows)] * _SOME)
     return [
         Comparison(
-            f"children of {_BEAMS} beams, {size:,}, p50",
+            f"children of {_BEAMS} beams, {size:,}, p50, marisa",
             float(np.median(ours)),
             float(np.median(peer)),
             "frozen trie",
