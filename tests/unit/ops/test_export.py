@@ -94,6 +94,9 @@ def test_every_package_of_the_image_has_the_version_of_the_constraints_and_hashe
     pins = dict(
         line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
     )
+    guide = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
+    for name, version in re.findall(r"(torch|torchvision)==([\d.]+)", guide):
+        assert pins[name] == version
     named = set()
     for block in blocks:
         name, version = re.match(r"([\w-]+)==([\w.+]+)", block).groups()  # type: ignore[union-attr]
