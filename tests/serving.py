@@ -22,8 +22,8 @@ from workers.query.server import QueryServer
 from workers.query.updates import LoadSearcher
 from workers.repository import generations
 from workers.repository.connection import Connection
-from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import bind
+from workers.runtime.query_metrics import QueryMetrics
 from workers.runtime.services import Services
 
 PATIENCE_S = 60.0

@@ -31,8 +31,8 @@ from workers.runtime.metrics import (
     IntakeMetrics,
     JobPlan,
     MonitoringSnapshot,
-    QueryMetrics,
 )
+from workers.runtime.query_metrics import QueryMetrics
 
 DEPLOY = Path(__file__).resolve().parents[1] / "ops" / "deploy" / "files"
 

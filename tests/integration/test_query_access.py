@@ -40,9 +40,9 @@ from workers.api.context import ApiContext
 from workers.query import http
 from workers.query.key_ring import KeyRing
 from workers.repository.connection import connect
-from workers.runtime.metrics import QueryMetrics
 from workers.runtime.metrics_server import exposed
 from workers.runtime.process import bind
+from workers.runtime.query_metrics import QueryMetrics
 from workers.runtime.services import Services
 
 QUERY = b'{"query": "red"}'

@@ -35,7 +35,7 @@ from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.repository.postings import identifiers_of
 from workers.repository.shadow_queries import prune_shadow_queries, shadow_summary
-from workers.runtime.metrics import EAGER_REASONS
+from workers.runtime.query_metrics import EAGER_REASONS
 from workers.runtime.services import Services
 
 

@@ -9,7 +9,7 @@ from workers.api.maintenance import Maintenance
 from workers.api.picture_links import PictureLinks
 from workers.api.signatures import Signer
 from workers.query.server import QueryServer
-from workers.runtime.metrics import QueryMetrics
+from workers.runtime.query_metrics import QueryMetrics
 from workers.runtime.services import Services
 
 

@@ -23,7 +23,7 @@ from workers.query.key_rates import KeyRates
 from workers.query.key_ring import KeyRing
 from workers.query.refusals import TOO_MANY_REQUESTS
 from workers.runtime.host_check import HostCheck, host_headers, host_name
-from workers.runtime.metrics import QueryMetrics
+from workers.runtime.query_metrics import QueryMetrics
 from workers.runtime.refusal import RawHeaders, Refusal
 
 BAD_REQUEST = 400
@@ -75,7 +75,7 @@ class AccessVerdict:
 
     refusal: Refusal | None
     cause: str = ""
-    """Why it is refused: with the status one of `workers.runtime.metrics.RESPONSES`."""
+    """Why it is refused: with the status one of `workers.runtime.query_metrics.RESPONSES`."""
     key: ApiKey | None = None
     """The key that was sent, if it is known."""
 

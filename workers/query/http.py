@@ -26,9 +26,9 @@ from workers.query.server import QueryServer
 from workers.query.updates import LoadSearcher
 from workers.runtime.connection_guard import ConnectionGuard, GuardedConfig, connection_limit
 from workers.runtime.host_check import HostCheck, listening_address, require_keys
-from workers.runtime.metrics import QueryMetrics
 from workers.runtime.metrics_server import exposed
 from workers.runtime.process import bind
+from workers.runtime.query_metrics import QueryMetrics
 from workers.runtime.services import Services
 from workers.runtime.vital_thread import VitalThread
 

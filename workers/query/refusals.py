@@ -17,7 +17,7 @@ from workers.api.json_body import RequestRefusedError
 from workers.query.query_line import RETRY_AFTER_S, OverloadedError
 from workers.query.server import QueryServer
 from workers.runtime.connection_guard import BODY_S
-from workers.runtime.metrics import QueryMetrics
+from workers.runtime.query_metrics import QueryMetrics
 from workers.runtime.refusal import Refusal
 
 BAD_REQUEST = 400

@@ -20,8 +20,8 @@ from stream.log.event_log import EventLog, Message
 from workers.repository.connection import REPORT_LIMITS, Connection, SessionLimits
 from workers.repository.freshness import record_visibility
 from workers.repository.shadow_queries import ShadowQuery, record_shadow_queries
-from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import TRANSIENT_ERRORS, keep_running
+from workers.runtime.query_metrics import QueryMetrics
 
 # Longest wait for a report, and so for noticing that the worker is to stop.
 _POLL_S = 1.0

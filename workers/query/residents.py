@@ -34,9 +34,9 @@ from workers.repository import generations
 from workers.repository.connection import Connection
 from workers.repository.generations import Generation
 from workers.runtime.load_progress import loading_progress
-from workers.runtime.metrics import QueryMetrics
 from workers.runtime.model_loader import RETRY_S, background_thread
 from workers.runtime.process import TRANSIENT_ERRORS, keep_running, settle_memory
+from workers.runtime.query_metrics import QueryMetrics
 from workers.runtime.services import Services
 from workers.runtime.vital_thread import EndProcess, VitalThread, end_process
 

@@ -24,7 +24,7 @@ from workers.query.updates import (
     GenerationPromoted,
     GenerationUnloaded,
 )
-from workers.runtime.metrics import QueryMetrics
+from workers.runtime.query_metrics import QueryMetrics
 
 # Newest images that are compared at a switch: more than arrive while two followers differ. Of the
 # previous generation twice as many are asked for, as many as its engine remembers.

@@ -28,8 +28,8 @@ from workers.query.searcher import AnsweredQuery, Searcher
 from workers.query.served import ServedGenerations
 from workers.query.shadowing import ShadowQueue
 from workers.query.updates import EngineUpdate, GenerationLoaded, LoadSearcher
-from workers.runtime.metrics import QueryMetrics
 from workers.runtime.process import TRANSIENT_ERRORS
+from workers.runtime.query_metrics import QueryMetrics
 from workers.runtime.services import Services
 from workers.runtime.vital_thread import EndProcess, VitalThread, end_process
 

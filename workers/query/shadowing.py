@@ -12,7 +12,7 @@ from schemas.records import IntArray
 from workers.query.engine import QueryEngine, RankedImages
 from workers.query.searcher import Searcher
 from workers.repository.shadow_queries import ShadowQuery
-from workers.runtime.metrics import QueryMetrics
+from workers.runtime.query_metrics import QueryMetrics
 
 # Images of each answer that are compared.
 DEPTH = 10

@@ -15,7 +15,8 @@ from tests.conftest import skip_or_fail
 from tests.services.servers import ToolMissingError
 from tests.watched_fleet import DEPLOY, RULE_FILE, WatchedFleet, promtool, rules
 from workers.repository.monitoring import JobTotal
-from workers.runtime.metrics import IndexMetrics, IntakeMetrics, QueryMetrics
+from workers.runtime.metrics import IndexMetrics, IntakeMetrics
+from workers.runtime.query_metrics import QueryMetrics
 
 Scenario = Callable[[WatchedFleet], None]
 

@@ -21,7 +21,7 @@ from workers.query.reporter import (
 )
 from workers.repository.connection import Connection
 from workers.repository.shadow_queries import ShadowQuery
-from workers.runtime.metrics import QueryMetrics
+from workers.runtime.query_metrics import QueryMetrics
 
 
 def served(key: str) -> Message:

@@ -16,7 +16,7 @@ from workers.query.updates import (
     GenerationPromoted,
     GenerationUnloaded,
 )
-from workers.runtime.metrics import QueryMetrics
+from workers.runtime.query_metrics import QueryMetrics
 
 
 @dataclass

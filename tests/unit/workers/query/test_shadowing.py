@@ -6,7 +6,7 @@ import pytest
 from tests.unit.workers.query.engines import KeysEngine, searcher
 from workers.query.shadowing import BACKLOG, ShadowQueue, overlap, recall_of
 from workers.repository.shadow_queries import ShadowQuery
-from workers.runtime.metrics import QueryMetrics
+from workers.runtime.query_metrics import QueryMetrics
 
 
 def keys(*numbers: int) -> "np.typing.NDArray[np.int64]":

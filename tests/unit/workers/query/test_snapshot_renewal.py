@@ -12,7 +12,7 @@ from tests.unit.workers.query.engines import KeysEngine, generation, searcher
 from workers.query.index_snapshot import IndexSnapshot
 from workers.query.residents import FollowerContext, GenerationFollower
 from workers.query.searcher import SnapshotRenewal
-from workers.runtime.metrics import QueryMetrics
+from workers.runtime.query_metrics import QueryMetrics
 
 
 def unused(*_: object) -> Any:
