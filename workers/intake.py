@@ -15,8 +15,6 @@ import structlog
 
 from schemas.errors import RejectInputError
 from schemas.events import (
-    ARRIVED,
-    DELETED,
     ImageAccepted,
     ImageArrived,
     ImageDeleted,
@@ -26,9 +24,12 @@ from schemas.events import (
 from stream.images.decode_pool import DecodePool
 from stream.images.store import ImageStore
 from stream.log.dead_letters import dead_letter, rejection_of_event, rejection_of_failure
-from stream.log.event_log import Batch, Event, EventLog, Message, Partition, message, record_of
-from stream.log.offsets import committed, contiguous_batch, lag, store_offsets
+from stream.log.event_log import Batch, Event, EventLog, Message, message, record_of
+from stream.log.offsets import lag, store_offsets
 from stream.validation import STAGE, accept
+from workers.faust_handler import GROUP as GROUP
+from workers.faust_handler import MOST_EVENTS, FaustHandler
+from workers.faust_handler import TOPICS as TOPICS
 from workers.repository.connection import MEMBER_LIMITS, Connection, transaction
 from workers.repository.deletions import DeletedVersions, DeletionRequest, deleted_versions
 from workers.repository.generations import largest_encoder
@@ -40,29 +41,14 @@ from workers.runtime.membership import work_as_member
 from workers.runtime.metrics import IntakeMetrics
 from workers.runtime.pictures import picture_px
 from workers.runtime.poison import handle_split, pass_over
-from workers.runtime.process import TRANSIENT_ERRORS, announce_ready, keep_running
+from workers.runtime.process import announce_ready, keep_running
 from workers.runtime.services import Services
-
-# The consumer group.
-GROUP = "intake"
-
-# What it reads.
-TOPICS = (ARRIVED, DELETED)
-
-# Most events of one transaction: more would make deletions wait behind slow sources.
-_BATCH = 32
 
 # Longest wait for events, and so for noticing that the worker is to stop.
 _POLL_S = 1.0
 
 # Decoding processes, and threads that wait for them and for sources.
 _PROCESSES = 2
-
-# Most batches of one partition in a sweep; other partitions and what faust brings wait meanwhile.
-_SWEEP_BATCHES = 20
-
-# Seconds between tries while a service is unavailable and faust waits for the batch.
-_PAUSE_S = 0.5
 
 # Seconds between measurements of the group's lag, which ask the whole log.
 _LAG_EVERY_S = 5.0
@@ -172,110 +158,6 @@ class Intake:
         )
 
 
-class FaustHandler:
-    """Takes events that faust brings: again, with gaps, or never. The offsets in Postgres decide.
-
-    `process` works on a batch and commits its offsets; `connect` opens a database connection. The
-    handler owns `events`, and closes it. For one thread.
-    """
-
-    def __init__(
-        self,
-        process: Callable[[Connection, EventLog, Batch], None],
-        events: EventLog,
-        connect: Callable[[], Connection],
-        stop: threading.Event,
-        set_lag: Callable[[float], None],
-    ) -> None:
-        self._process = process
-        self._log = events
-        self._connect = connect
-        self._stop = stop
-        self._set_lag = set_lag
-        self._conn: Connection | None = None
-        self._offsets_at_last_sweep: Mapping[Partition, int] = {}
-        self._told_open: dict[Partition, int] = {}
-        """Where each partition waited for an open transaction when that was told."""
-
-    def handle(self, events: Sequence[Event]) -> None:
-        """Work until the events are committed, by this member or another.
-
-        While a service is unavailable it waits and retries: faust would not bring them again.
-        """
-        while not self._stop.is_set():
-            try:
-                conn = self._connected()
-                done = committed(self._log, conn, GROUP, TOPICS)
-                batch = contiguous_batch(self._log, done, events)
-                if not batch:
-                    return
-                self._process(conn, self._log, batch)
-            except TRANSIENT_ERRORS as error:
-                log.warning(
-                    "intake paused: dependency unavailable",
-                    worker=GROUP,
-                    events=len(events),
-                    reason=str(error),
-                )
-                self._stop.wait(_PAUSE_S)
-
-    def sweep(self) -> None:
-        """Work on partitions whose offset has not moved since the last sweep although events wait.
-
-        Faust acknowledges events whose handling failed, and then never brings them again.
-        """
-        try:
-            ends = self._log.end_offsets(TOPICS)
-            done = committed(self._log, self._connected(), GROUP, TOPICS)
-            self._set_lag(backlog(ends, done))
-            stuck = stuck_partitions(ends, done, self._offsets_at_last_sweep)
-            self._offsets_at_last_sweep = {place: done.get(place, 0) for place in ends}
-            for place in stuck:
-                self._work_off(place, done.get(place, 0), ends[place])
-        except TRANSIENT_ERRORS as error:
-            log.warning("sweep skipped", worker=GROUP, reason=str(error))
-
-    def _work_off(self, place: Partition, first: int, end: int) -> None:
-        """Work on what a partition holds from `first` on, at most a few batches of it."""
-        for _ in range(_SWEEP_BATCHES):
-            if self._stop.is_set():
-                return
-            span = self._log.read_span(*place, first=first, limit=_BATCH)
-            if span.end <= first:
-                self._tell_open_transaction(place, first, end)
-                return
-            if span.events:
-                self.handle(span.events)
-                first = span.events[-1].offset + 1
-            else:
-                # Aborted transactions and the markers of all of them take offsets, without events.
-                self._process(self._connected(), self._log, Batch((), {place: (first, span.end)}))
-                first = span.end
-
-    def _tell_open_transaction(self, place: Partition, first: int, end: int) -> None:
-        """Tell once that a partition holds events which nobody can read yet."""
-        if first < end and self._told_open.get(place) != first:
-            self._told_open[place] = first
-            log.warning(
-                "events wait for a producer to end its transaction",
-                topic=place[0],
-                partition=place[1],
-                offset=first,
-                offsets=end - first,
-            )
-
-    def close(self) -> None:
-        """Close the log and the connection."""
-        self._log.close()
-        if self._conn is not None:
-            self._conn.close()
-
-    def _connected(self) -> Connection:
-        if self._conn is None or self._conn.closed:
-            self._conn = self._connect()
-        return self._conn
-
-
 def run(services: Services, stop: threading.Event, metrics: IntakeMetrics) -> None:
     """Consume until stopped."""
     with (
@@ -294,28 +176,6 @@ def run(services: Services, stop: threading.Event, metrics: IntakeMetrics) -> No
             _run_polling(services, intake, stop)
         else:
             _run_faust(services, intake, stop)
-
-
-def backlog(ends: Mapping[Partition, int], done: Mapping[Partition, int]) -> int:
-    """Count the events before `ends` that are not committed (`done`), over all partitions."""
-    return sum(max(0, end - done.get(place, 0)) for place, end in ends.items())
-
-
-def stuck_partitions(
-    ends: Mapping[Partition, int],
-    done: Mapping[Partition, int],
-    before: Mapping[Partition, int],
-) -> list[Partition]:
-    """List partitions with events left whose committed offset is what it was `before`.
-
-    A partition that is not in `before` was not seen yet, so it cannot be stuck.
-    """
-    stuck = []
-    for place, end in ends.items():
-        offset = done.get(place, 0)
-        if offset < end and offset == before.get(place):
-            stuck.append(place)
-    return stuck
 
 
 def read_record(event: Event) -> InputRecord:
@@ -405,7 +265,7 @@ def _poll(intake: Intake, events: EventLog, conn: Connection, stop: threading.Ev
         measured_at_s = 0.0
         announce_ready()
         while not stop.is_set():
-            batch = consumer.poll(max_events=_BATCH, timeout_s=_POLL_S)
+            batch = consumer.poll(max_events=MOST_EVENTS, timeout_s=_POLL_S)
             if batch:
                 work_as_member(executor, consumer, partial(intake.process, conn, events, batch))
             if time.monotonic() - measured_at_s > _LAG_EVERY_S:

@@ -13,7 +13,7 @@ from stream.log.event_log import Batch, Event, EventLog, Message, Partition
 from stream.log.faust_app import build_app, run_app
 from stream.log.kafka import KafkaLog
 from stream.log.offsets import contiguous_batch, store_offsets
-from workers.intake import GROUP, FaustHandler
+from workers.faust_handler import GROUP, FaustHandler
 from workers.repository.connection import Connection, transaction
 from workers.runtime.metrics import IntakeMetrics
 from workers.runtime.services import Services

@@ -28,7 +28,8 @@ from tests.batch_damage import (
     lie_about_a_value,
     name_codec_7,
 )
-from workers.intake import GROUP, FaustHandler, JudgedEvent, commit, read_record
+from workers.faust_handler import GROUP, FaustHandler
+from workers.intake import JudgedEvent, commit, read_record
 from workers.repository.connection import Connection, transaction
 from workers.runtime.services import Services
 

@@ -12,7 +12,8 @@ from schemas.events import (
     decode,
 )
 from stream.log.event_log import Event
-from workers.intake import JudgedEvent, Verdict, backlog, outgoing_messages, stuck_partitions
+from workers.faust_handler import backlog, stuck_partitions
+from workers.intake import JudgedEvent, Verdict, outgoing_messages
 from workers.runtime.metrics import IntakeMetrics, verdict_name
 
 FIRST = ("arrived", 0)
