@@ -2,8 +2,9 @@
 
 Keys are handed out by a sequence, so those of a page, 16,384 numbers, are mostly all there. Where
 they follow each other, a page keeps the first one; where there are gaps, a bit for each number, or
-the numbers if they are few. Where slots follow each other, as they do while images arrive in order,
-it keeps the first of them, and otherwise all. A page without keys is dropped.
+the numbers if they are few. Where slots follow each other or the keys, as they do while images
+arrive in order and when some of them go, it keeps the first of them, and otherwise all. A page
+without keys is dropped.
 """
 
 from collections.abc import Iterator
@@ -39,12 +40,16 @@ class _Page(NamedTuple):
     low: LowArray | None
     """(n,) the ascending numbers of few keys with gaps; with neither, keys follow each other."""
     slots: Int32Array
-    """(n,), or (1,) the first of slots that follow each other"""
+    """(n,), or (1,) the first of slots that follow each other or the keys"""
+    by_key: bool
+    """Whether slots follow the keys, gaps and all, and not each other."""
 
     @classmethod
     def of(cls, low: IntArray, slots: Int32Array) -> "_Page":
         """Pack n ascending keys and their slots."""
-        follow = len(slots) > 1 and bool((slots[1:] - slots[:-1] == 1).all())
+        # A page keeps following the keys when some go, and each other when keys were never there.
+        by_key = bool((slots - low == slots[0] - low[0]).all())
+        follow = len(slots) > 1 and (by_key or bool((slots[1:] - slots[:-1] == 1).all()))
         bits, few = None, None
         if int(low[-1]) - int(low[0]) >= len(low):
             if len(low) < _FEW:
@@ -52,7 +57,9 @@ class _Page(NamedTuple):
             else:
                 bits = _bits(low)
         # Copies: a view would keep all of them in memory.
-        return cls(int(low[0]), len(low), bits, few, slots[:1].copy() if follow else slots.copy())
+        return cls(
+            int(low[0]), len(low), bits, few, slots[:1].copy() if follow else slots.copy(), by_key
+        )
 
     @property
     def nbytes(self) -> int:
@@ -76,6 +83,8 @@ class _Page(NamedTuple):
         """The (k,) slots at places."""
         if len(self.slots) == self.size:
             return self.slots[places].astype(np.int64)
+        if self.by_key:
+            return int(self.slots[0]) - self.first + self.every_low()[places]
         return int(self.slots[0]) + places
 
     def every_low(self) -> IntArray:
