@@ -99,6 +99,9 @@ class GenerationIndex:
         # once, so one that has some has them all: read twice, say after a restore, they count once.
         kept = slots >= 0
         kept[kept] = ~self.trie.has(slots[kept])
+        if not kept.any():
+            # A gallery that never had an image has no width either.
+            return
         self.trie.insert(
             postings.leaves[kept], slots[kept], postings.weights[kept], postings.suffixes[kept]
         )

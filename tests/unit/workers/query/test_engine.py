@@ -79,6 +79,36 @@ def test_deleted_images_do_not_guide_beams_any_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("guidance", [None, READING_TEXTS, READING_VECTORS])
+def test_an_index_without_images_answers_nothing_until_one_comes(
+    tmp_path: Path, guidance: Guidance | None
+) -> None:
+    engine = TrieEngine(
+        1,
+        HASH_SHAPE,
+        HashEncoder(),
+        HashDecodingEngine(),
+        Gallery.open(tmp_path),
+        guidance=guidance,
+    )
+    settings = RetrievalSettings()
+    for empty in (changes([], []), changes([], [7])):
+        # As a database without rows gives them.
+        engine.apply(replace(empty, embeddings=empty.embeddings.without(np.zeros(0, np.int64))))
+        assert [each.image_keys.tolist() for each in engine.answer(["a", "b"], 3, settings)] == [
+            [],
+            [],
+        ]
+        vectors = engine.encoder.embed_texts(["a"])
+        for answers in (
+            engine.answer_exact(vectors, 3),
+            engine.answer_paper(["a"], 3, settings),
+            engine.answer_vectors(["a"], vectors, 3, settings),
+        ):
+            assert [each.image_keys.tolist() for each in answers] == [[]]
+    engine.close()
+
+
+@pytest.mark.parametrize("guidance", [None, READING_TEXTS, READING_VECTORS])
 @pytest.mark.parametrize("count", [1, 7, 30])
 def test_as_many_images_are_found_as_are_asked_for_however_few_a_leaf_has(
     tmp_path: Path, guidance: Guidance | None, count: int
