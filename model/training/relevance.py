@@ -21,7 +21,7 @@ from schemas.records import FloatArray, HalfArray, IntArray
 from schemas.relevance import BORDER, RelevanceCalibration
 
 # Pairs that are fitted to and measured on, at most.
-MOST_PAIRS = 2000
+MOST_PAIRS = 1000
 
 # Fewer pairs place a curve nowhere in particular.
 LEAST_PAIRS = 24
