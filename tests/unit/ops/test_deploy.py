@@ -5,6 +5,7 @@ Every command, setting and metric in them exists.
 
 import json
 import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ops.deploy.export import DISTRIBUTIONS, ExportRequest, export
 from schemas.events import ACCEPTED, ARRIVED
 from schemas.settings import documented_settings
 from stream.log.topics import TOPICS
-from workers.runtime import metrics
+from workers.runtime import metrics, query_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ROOT / "ops/deploy/files"
@@ -42,9 +43,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
 def test_compose_files_fit_the_schema_of_compose(name: str) -> None:
-    schema = json.loads((Path(__file__).parent / "compose-spec.json").read_text(encoding="utf-8"))
+    package = resources.files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json"
+    schema = json.loads(package.read_text(encoding="utf-8"))
     file = yaml.safe_load((FILES / name).read_text(encoding="utf-8"))
     jsonschema.Draft7Validator(schema).validate(file)
+
+
+def test_the_stack_is_at_the_root_of_a_checkout_too() -> None:
+    assert (ROOT / "compose.yaml").resolve() == FILES / "compose.yaml"
 
 
 def test_every_command_of_ours_is_one_that_the_command_line_knows() -> None:
@@ -114,7 +120,7 @@ def test_what_is_mounted_and_copied_is_exported(exported: Path) -> None:
 def families() -> dict[str, set[str]]:
     """The samples of every metric of the workers, by the metric's name."""
     found = {}
-    for name, metrics_class in vars(metrics).items():
+    for name, metrics_class in {**vars(metrics), **vars(query_metrics)}.items():
         if name.endswith("Metrics"):
             registry: CollectorRegistry = metrics_class().registry
             for family in registry.collect():
