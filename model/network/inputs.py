@@ -6,7 +6,7 @@ token rows padded to T tokens, H hidden width.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +188,16 @@ class EmbeddedRows:
     mask: Tensor
     embeddings: Tensor
     positions: Tensor
+
+    def without(self, hidden: Sequence[Sequence[int]]) -> "EmbeddedRows":
+        """The rows with zeros at those places of each, where a model is not to see what stands."""
+        places = [(row, place) for row, own in enumerate(hidden) for place in own]
+        if not places:
+            return self
+        rows, columns = zip(*places, strict=True)
+        hides = torch.zeros_like(self.mask)
+        hides[list(rows), list(columns)] = True
+        return replace(self, embeddings=self.embeddings.masked_fill(hides.unsqueeze(-1), 0.0))
 
     def first(self, count: int) -> "EmbeddedRows":
         """The first rows."""

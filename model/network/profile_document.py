@@ -39,6 +39,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "beta2": (0, 0.999_999),
     "without_suffix": _SHARE,
     "shortened": _SHARE,
+    "hidden_words": _SHARE,
     "held_out": (0, 0.5),
     "wins": _SHARE,
     "batch": _COUNT,

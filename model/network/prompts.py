@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from model.network.tokenizer import (
     CAPTION,
     END,
@@ -50,6 +52,9 @@ class TrainingExample:
     """Row of the training set's vectors that stands in the image's place."""
     is_query: bool = False
     """Whether that vector stands for a query: see `model.training.vector_set`."""
+
+    hidden: tuple[int, ...] = ()
+    """Places of the row that the model does not see, though it is to predict what stands there."""
 
     query: int | None = None
     """Row of the encoder's vectors of queries that the query head is to give for the prompt."""
@@ -187,6 +192,22 @@ class PromptBuilder:
         """The same prompt before another identifier."""
         prompt = example.tokens[: example.prompt_length]
         return replace(example, tokens=(*prompt, *self.identifier(codes)))
+
+    def with_hidden_words(
+        self, example: TrainingExample, share: float, seed: Sequence[int]
+    ) -> TrainingExample:
+        """A caption of which the model sees not all words behind its prompt; others as they are.
+
+        The same seed hides the same of the same sequence.
+        """
+        start = example.prompt_length
+        if not share or start >= len(example.tokens):
+            return example
+        if example.tokens[start - 1] != self.caption_mark:
+            return example
+        rng = np.random.default_rng((*seed, *example.tokens))
+        hidden = np.flatnonzero(rng.random(len(example.tokens) - start) < share) + start
+        return replace(example, hidden=tuple(hidden.tolist()))
 
     def judge(self, caption: str, codes: Sequence[int], soft_label: float) -> TrainingExample:
         """A caption beside an identifier, for the soft-label head alone: no token is learnt.

@@ -239,7 +239,7 @@ class SigmaModel(nn.Module):
         `targets` as in `forward`.
         """
         inputs = self.embed([example.tokens for example in examples], visual)
-        hidden = self._hidden_states(inputs)
+        hidden = self._hidden_states(inputs.without([example.hidden for example in examples]))
         predicted = continuation_mask(inputs.tokens, inputs.mask, examples)
         # The state of each token predicts the next one; (predicted tokens, vocabulary).
         logits = self.backbone.lm_head(hidden[:, :-1][predicted])

@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from model.network.answering_tokenizer import AnsweringTokenizer
 from model.network.hub import loading
@@ -36,14 +36,19 @@ IDENTIFIER = "<|identifier|>"
 CAPTION = "<|caption|>"
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "PreTrainedTokenizerFast":
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int, *, uncased: bool = False
+) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE of at most `vocabulary` tokens.
 
-    All 256 bytes are among them, so any text of any language can be encoded.
+    All 256 bytes are among them, so any text of any language can be encoded. With `uncased` a
+    text's capital letters are read as small ones.
     """
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
+    if uncased:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

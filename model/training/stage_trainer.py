@@ -40,7 +40,7 @@ from model.training.sharding import (
     sharding_arguments,
 )
 from model.training.stage_checkpoint import check_stage_digests, write_stage_digests
-from model.training.trainee import drop_word_gradients, word_tables
+from model.training.trainee import drop_word_gradients, keeps_words, word_tables
 from model.training.training_set import ExampleDataset, TrainingSet
 
 # The model's weights in a checkpoint of the Trainer.
@@ -161,7 +161,7 @@ class StageTrainer(Trainer):
                 own = self._loss(model, part, totals)
                 self.accelerator.backward(own)
             loss += own.detach()
-        if self.sigma.profile.compute.lora_rank:
+        if keeps_words(self.sigma):
             drop_word_gradients(self.sigma)
         if self.is_fsdp_enabled:
             drop_idle_gradients(self.sigma, counted)
@@ -170,11 +170,15 @@ class StageTrainer(Trainer):
         return loss
 
     def _drawn(self, batch: StageBatch) -> StageBatch:
-        """The batch with the vectors of this step, for a model that reads vectors."""
-        if self.data.vectors is None:
-            return batch
+        """The batch as this step sees it: captions with hidden words, and the vectors to read."""
         # Every rank, and a run that was resumed, draws what one that was not would.
         seed = (self.args.seed, self.state.global_step)
+        share = self.stage.hidden_words
+        if share:
+            hide = self.sigma.prompts.with_hidden_words
+            batch = replace(batch, examples=[hide(each, share, seed) for each in batch.examples])
+        if self.data.vectors is None:
+            return batch
         examples, vectors = self.data.vectors.draw(
             batch.examples, self.data.identifiers, self.sigma.prompts, seed
         )
@@ -219,9 +223,9 @@ class StageTrainer(Trainer):
         return VisualTokens(states, grid)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Which parameters decay. Beside adapters most words of the tables are not trained."""
+        """Which parameters decay: not the tables, where most of their words are not trained."""
         names: list[str] = super().get_decay_parameter_names(model)
-        if not self.sigma.profile.compute.lora_rank:
+        if not keeps_words(self.sigma):
             return names
         tables = [id(table) for table in word_tables(self.sigma)]
         kept = {name for name, each in model.named_parameters() if id(each) in tables}

@@ -59,8 +59,13 @@ def word_tables(sigma: SigmaModel) -> list[Parameter]:
     return [table] if output is table else [table, output]
 
 
+def keeps_words(sigma: SigmaModel) -> bool:
+    """Whether words stay as they are: beside adapters, and where they are those of an encoder."""
+    return bool(sigma.profile.compute.lora_rank) or sigma.profile.encoder_words
+
+
 def drop_word_gradients(sigma: SigmaModel) -> None:
-    """Beside adapters, train of the word tables this project's own rows only.
+    """Train of the word tables this project's own rows only, where words stay as they are.
 
     The others get a gradient of zero; they must have no weight decay either.
     """

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from model.network.base import SHIPPED
 from model.network.profiles import profile
 from model.progress import quiet
@@ -15,6 +17,8 @@ from workers.repository.connection import Connection
 from workers.trainer.trainer import train
 
 SEEN, LATER = 8, 2
+
+NAMES = ("church", "temple", "horse")
 
 
 def test_it_trains_and_answers_with_weights_of_the_registry(
@@ -40,6 +44,17 @@ def test_it_trains_and_answers_with_weights_of_the_registry(
     assert sigma.projector is not None
     assert sigma.profile.tiny == whole.tiny
     assert sigma.backbone.config.text_config.hidden_size == 256
+    # Its tokens are those of the captions, however they are written, and words that no caption has.
+    assert sigma.prompts.text(TEXTS[0].upper()) == sigma.prompts.text(TEXTS[0])
+    assert len(sigma.prompts.text("cathedral")) == 1
+    # Words begin with those of the encoder, and training leaves them there.
+    assert sigma.profile.encoder_words
+    table = sigma.backbone.lm_head.weight[:, :-1]
+    church, temple, horse = (table[sigma.prompts.text(word)[0]] for word in NAMES)
+    assert torch.cosine_similarity(church, temple, dim=0) > 0.1
+    assert torch.cosine_similarity(church, temple, dim=0) > torch.cosine_similarity(
+        church, horse, dim=0
+    )
     (answer,) = searcher.search([TEXTS[0]], 5)
     searcher.close()
     assert len(answer.hits) == 5

@@ -26,6 +26,7 @@ from model.network.resize import Pixels
 from model.network.sigma import SigmaModel
 from model.network.teacher import CrossHead, Teacher
 from model.network.tokenizer import train_tokenizer
+from model.network.word_rows import WordTable, begin_with_words
 from model.progress import Progress
 from model.training.adapt import (
     SUFFICIENT_RECALL,
@@ -51,8 +52,14 @@ from workers.trainer.training_run import TrainingRun
 # uses the base that is shipped with the program.
 BASE = "base"
 
+# What a fresh base says of its word table (`model.network.word_rows`).
+ENCODER_WORDS = "encoder_words"
+
 # Captioned images that a base is measured on and adapted to: fewer teach it nothing.
 _LEAST_CAPTIONED = 2
+
+# Words of an encoder that get tokens of their own: more would take those of the captions' words.
+_MOST_WORDS = 8_000
 
 # Pictures embedded at a time.
 _BATCH = 64
@@ -166,7 +173,9 @@ def first_parts(
     if run.profile.tiny is None:
         return _pretrained_parts(run, checkpoint, chosen)
     run_base = _base_of(run, images, chosen, progress)
-    parts = parts_from_base(run_base.base, run.profile)
+    # Rows that were drawn at random must learn.
+    begun = replace(run.profile, encoder_words=bool(run_base.base.about.get(ENCODER_WORDS)))
+    parts = parts_from_base(run_base.base, begun)
     if chosen is not None:
         teacher = EncoderTeacher.calibrated(
             chosen.encoder, chosen.embeddings, images.captions, run.request.seed
@@ -238,7 +247,9 @@ def _base_of(
                 f"profile {run.profile.name} has sizes that no base is shipped of, and no encoder; "
                 "name one with --encoder, or a base of these sizes with --base"
             )
-        return RunBase(_as_saved(_fresh_base(run, images), own), recall=None)
+        words = chosen.encoder if run.profile.encoder_words else None
+        table = words if isinstance(words, WordTable) else None
+        return RunBase(_as_saved(_fresh_base(run, images, table), own), recall=None)
     base = Base.load(request.base)
     captioned = images.select(images.captioned)
     # A pretrained encoder is read by its vectors, so there is nothing to learn of it; and without
@@ -259,25 +270,31 @@ def _base_of(
     return RunBase(base, rounded)
 
 
-def _fresh_base(run: TrainingRun, images: TrainingImages) -> Base:
+def _fresh_base(run: TrainingRun, images: TrainingImages, words: WordTable | None) -> Base:
     """A base of random weights, for a size that none is shipped of, with the corpus's own tokens.
 
+    With `words` those of an encoder are among the tokens, and the word table begins with its rows.
     Its towers are never asked: such a profile has a pretrained encoder.
     """
     size = run.profile.tiny
     if size is None:
         raise AssertionError(f"profile {run.profile.name} has pretrained weights and no base")
-    texts = [*class_names(), *chain.from_iterable(images.captions)]
-    tokenizer = train_tokenizer(texts, size.vocabulary)
+    captions = list(chain.from_iterable(images.captions))
+    known = [] if words is None else words.known_words()[:_MOST_WORDS]
+    texts = [*class_names(), *captions, *known]
+    tokenizer = train_tokenizer(texts, size.vocabulary, uncased=run.profile.uncased)
     width = run.profile.embedding_width
+    backbone = fresh_backbone(size, tokenizer, run.request.seed)
+    if words is not None:
+        begin_with_words(backbone, tokenizer, words, captions)
     return Base(
         size=size,
         tokenizer=tokenizer,
         towers=TwoTower(len(tokenizer), width),
         cross=CrossHead(width=width),
-        backbone=fresh_backbone(size, tokenizer, run.request.seed),
+        backbone=backbone,
         limit=run.profile.max_text_tokens,
-        about={"fresh": True, "images": len(images)},
+        about={"fresh": True, "images": len(images), ENCODER_WORDS: words is not None},
     )
 
 

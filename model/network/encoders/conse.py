@@ -41,6 +41,7 @@ from model.network.file_digests import write_digests
 from model.network.resize import Pixels
 from model.network.weights_io import read_tensors
 from schemas.errors import RefuseToStartError
+from schemas.records import FloatArray
 from schemas.settings import PACKAGED_ENCODER
 
 # What `--encoder` calls it.
@@ -191,6 +192,16 @@ class ConseEncoder(PretrainedEncoder):
     def _with(self, refinement: Refinement, scale: float = _SCALE) -> ConseTowers:
         known = self.conse
         return ConseTowers(known.network, known.sentences, refinement, scale, known.named)
+
+    def known_words(self) -> list[str]:
+        """Those of the text tower; see `model.network.word_rows`."""
+        return self.conse.sentences.known_words()
+
+    def word_vectors(self, texts: Sequence[str]) -> FloatArray:
+        """(texts, W) float32 of the text tower's word table."""
+        with self._lock:
+            vectors: FloatArray = self.conse.sentences.word_vectors(texts).cpu().numpy()
+        return vectors
 
     def keep(self, folder: Path) -> None:
         """Write weights and projection into a new folder, with digests."""

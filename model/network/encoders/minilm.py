@@ -18,6 +18,14 @@ from model.network.encoders.pretrained import BATCH, encoder_device, ready
 _LIMIT = 256
 
 
+# What a token begins with that goes on with a word, and the token of what nothing is known of.
+_CONTINUES = "##"
+_UNKNOWN = "[UNK]"
+
+# Shorter words are parts of others more often than words.
+_LEAST_LETTERS = 3
+
+
 class SentenceTower:
     """The BERT with its tokenizer."""
 
@@ -44,6 +52,30 @@ class SentenceTower:
         # A text that spells a control token stays text.
         fast.encode_special_tokens = True
         return cls(ready(model), fast)
+
+    def known_words(self) -> list[str]:
+        """Words of letters alone that are one token, the most frequent ones first."""
+        # The vocabulary was made in that order.
+        pieces = sorted(self.tokenizer.get_vocab().items(), key=lambda piece: piece[1])
+        return [word for word, _ in pieces if len(word) >= _LEAST_LETTERS and word.isalpha()]
+
+    @torch.inference_mode()
+    def word_vectors(self, texts: Sequence[str]) -> Tensor:
+        """(B, D) mean rows of the word table of B texts, without any context."""
+        table = self.model.get_input_embeddings().weight
+        known = self.tokenizer.get_vocab()
+        rows = torch.zeros((len(texts), self.width), device=table.device)
+        for row, text in enumerate(texts):
+            part = known.get(_CONTINUES + text)
+            if part is not None:
+                rows[row] = table[part]
+                continue
+            encoded = self.tokenizer.encode(text.strip(), add_special_tokens=False)
+            kept = zip(encoded.ids, encoded.attention_mask, encoded.tokens, strict=True)
+            tokens = [token for token, is_text, name in kept if is_text and name != _UNKNOWN]
+            if tokens:
+                rows[row] = table[tokens].float().mean(0)
+        return rows
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:

@@ -47,6 +47,19 @@ def test_a_photo_is_found_by_what_is_in_it_without_any_caption(
     assert cosines[1, 1] > cosines[1, 0] + 0.1
 
 
+def test_its_words_are_told_by_their_meaning_before_any_context(encoder: ConseEncoder) -> None:
+    known = encoder.known_words()
+    assert {"church", "kitten"} <= set(known)
+    assert not any(word.startswith("[") or "#" in word for word in known)
+    texts = [" church", " cathedral", " kitten", "ing", " ing", "", "\U0001f9e6"]
+    rows = encoder.word_vectors(texts)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-6)
+    assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.1
+    # What goes on with a word is no word of its own.
+    assert rows[3] @ rows[4] < 0.9
+    assert not rows[5:].any()
+
+
 def test_the_classifier_names_a_photo_as_its_authors_network_does(
     encoder: ConseEncoder, photos: list[ByteArray]
 ) -> None:

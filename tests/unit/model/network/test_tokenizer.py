@@ -1,13 +1,21 @@
 """Text: open vocabulary, and nothing that a user types becomes a control token."""
 
 from itertools import chain
+from pathlib import Path
 
 import pytest
 
 from model.decoding.decoder import Decoder
 from model.decoding.explain import explain
 from model.network.parts import ModelParts
-from model.network.tokenizer import add_identifier_tokens, level_token_ids, train_tokenizer
+from model.network.tokenizer import (
+    IDENTIFIER,
+    add_identifier_tokens,
+    level_token_ids,
+    load_tokenizer,
+    token_id,
+    train_tokenizer,
+)
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
 from tests.unit.model.conftest import TEXTS
@@ -21,6 +29,20 @@ def test_text_of_any_language_survives_the_tokenizer(text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids).strip() == text
     assert tokenizer.unk_token_id not in ids
+
+
+def test_a_tokenizer_without_case_stays_so_when_it_is_read_back(tmp_path: Path) -> None:
+    titles = ["Église Rouge", "Red Church, buildings"] * 4
+    train_tokenizer(titles, 400, uncased=True).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    whole = tokenizer("RED Church, Église", add_special_tokens=False)["input_ids"]
+    assert whole == tokenizer("red church, église", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(whole).strip() == "red church, église"
+    # A word of the titles is one token, however it is written.
+    assert len(tokenizer("Church", add_special_tokens=False)["input_ids"]) == 1
+    assert tokenizer(IDENTIFIER, add_special_tokens=False)["input_ids"] == [
+        token_id(tokenizer, IDENTIFIER)
+    ]
 
 
 def test_a_query_that_spells_a_control_token_stays_text(parts: ModelParts) -> None:

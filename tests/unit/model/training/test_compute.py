@@ -113,6 +113,21 @@ def test_a_frozen_vision_tower_stays_and_the_rest_learns(tmp_path: Path) -> None
     assert all(weight.requires_grad for weight in sigma.parameters())
 
 
+def test_words_of_an_encoder_stay_and_identifiers_and_layers_learn(tmp_path: Path) -> None:
+    parts = parts_from_base(small_base(), replace(small_profile(), encoder_words=True))
+    stage = parts.sigma.profile.stage("comprehend")
+    run_stage(parts.sigma, training_set(parts), stage, tmp_path, seed=3)
+    before, after = begun(), parts.sigma.state_dict()
+    own = own_rows(parts.sigma)
+    table = "backbone.model.language_model.embed_tokens.weight"
+    words = torch.ones(len(after[table]), dtype=torch.bool)
+    words[own] = False
+    assert torch.equal(after[table][words], before[table][words])
+    assert not torch.equal(after[table][own], before[table][own])
+    layer = "backbone.model.language_model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(after[layer], before[layer])
+
+
 def test_adapters_are_merged_into_plain_weights_and_words_stay_as_they_were(
     tmp_path: Path,
 ) -> None:

@@ -120,7 +120,7 @@ def test_a_stage_of_a_single_step_learns(tmp_path: Path) -> None:
 
 def test_a_stage_that_was_killed_resumes_to_the_same_weights(tmp_path: Path) -> None:
     profile = small_profile()
-    stage = profile.stage("align")
+    stage = replace(profile.stage("align"), caption_replay=0.5, hidden_words=0.5)
     straight = parts_from_base(small_base(), profile)
     run_stage(straight.sigma, training_set(straight), stage, tmp_path / "a", seed=3)
 
