@@ -21,6 +21,8 @@ SEEN, LATER = 8, 2
 NAMES = ("church", "temple", "horse")
 
 
+# Encoder, three stages and a stream, on machines that do more than that.
+@pytest.mark.timeout(900)
 def test_it_trains_and_answers_with_weights_of_the_registry(
     tmp_path: Path, database: str, conn: Connection
 ) -> None:
