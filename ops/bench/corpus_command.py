@@ -14,7 +14,6 @@ from ops.bench.corpus_manifests import read_corpus
 from ops.bench.corpus_page import keep_run
 from ops.bench.corpus_result import CorpusBenchResult
 from ops.bench.corpus_sheet import DEFAULT_ROWS, SheetConfig
-from ops.cli.measure import CORPORA_OUT
 from ops.cli.progress_bar import bar
 from ops.embedded.database import open_services
 from schemas.errors import UsageError
@@ -42,7 +41,7 @@ def corpus(options: Namespace, settings: Settings) -> CorpusBenchResult:
             with services.connect("bench corpus") as conn:
                 migrate(conn)
             result = bench_corpus(services, images, config, bar)
-    keep_run(result, options.out or CORPORA_OUT)
+    keep_run(result, options.out)
     return result
 
 

@@ -166,6 +166,7 @@ def _add_corpus(command: ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FOLDER",
+        default=CORPORA_OUT,
         help=f"corpus: where the page of all runs is kept (default {CORPORA_OUT})",
     )
 
