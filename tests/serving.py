@@ -49,7 +49,6 @@ def serving(
     server = QueryServer(
         services,
         "test",
-        threading.Event(),
         metrics,
         load or stub_searcher_loader(services),
         end=died,

@@ -117,7 +117,7 @@ def _serve(
 ) -> None:
     settings = services.settings
     name = f"{socket.gethostname()}-{os.getpid()}"
-    server = QueryServer(services, name, stop, metrics, load)
+    server = QueryServer(services, name, metrics, load)
     ring = KeyRing.open(settings.access)
     context = api_context(services, server, metrics, maintenance, ring)
     app = guarded(application(context), context, listening_address(listener), ring)
@@ -137,8 +137,10 @@ def _serve(
     while not http.started and thread.is_alive() and not stop.wait(_START_POLL_S):
         pass
     problem = _watch(stop, thread, server)
-    # First no further requests; then those that wait are answered or refused.
+    # First no further requests, while those under way are answered; then what still waits is
+    # refused. A request that came at the last moment would else be refused, though others answer.
     http.should_exit = True
+    thread.join(_JOIN_S)
     server.close()
     thread.join(_JOIN_S)
     context.calls.close()

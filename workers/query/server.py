@@ -78,7 +78,6 @@ class QueryServer:
         self,
         services: Services,
         name: str,
-        stop: threading.Event,
         metrics: QueryMetrics,
         load: LoadSearcher,
         end: EndProcess = end_process,
@@ -87,7 +86,7 @@ class QueryServer:
 
         `end` is called when a thread dies without which no query is answered.
         """
-        self._stop = stop
+        stop = self._stop = threading.Event()
         self._metrics = metrics
         self._line = QueryLine(services.settings.query_backlog)
         metrics.waiting.set_function(self._line.__len__)
