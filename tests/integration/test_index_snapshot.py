@@ -1,5 +1,6 @@
 """Index snapshots: what a worker that starts from one holds is what a fresh load holds."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,88 @@ def test_a_snapshot_that_does_not_fit_is_dropped_for_a_full_load_with_one_line(
     # The full load has put a good one in its place.
     assert not warnings(logs)
     assert [entry["caught_up"] for entry in logs if "caught_up" in entry] == [0]
+
+
+@pytest.mark.parametrize("arrived", [0, 40])
+def test_a_snapshot_without_images_is_read_and_followed_from(
+    installation: Installation, arrived: int, tmp_path: Path
+) -> None:
+    # Of a generation that never had one, and of one whose images were all deleted.
+    if arrived:
+        names = installation.add(arrived)
+        installation.index().close()
+        delete_images(installation.conn, names)
+    installation.snapshot = IndexSnapshot(
+        tmp_path, installation.generation, installation.connect, least_images=0
+    )
+    installation.index().close()
+    with capture_logs() as logs:
+        index = check(installation)
+    assert [entry["caught_up"] for entry in logs if "caught_up" in entry] == [0]
+    assert (index.trie.images, index.trie.postings) == (0, 0)
+    index.close()
+    installation.add(45)
+    with capture_logs() as logs:
+        index = check(installation)
+    assert [entry["caught_up"] for entry in logs if "caught_up" in entry] == [45]
+    assert not warnings(logs)
+    # Freed slots are used first.
+    assert (index.trie.images, index.gallery.size) == (45, 45)
+    index.close()
+
+
+def test_a_snapshot_that_ends_anywhere_before_its_end_is_not_read(
+    installation: Installation, tmp_path: Path
+) -> None:
+    installation.add(50)
+    installation.index().close()
+    content = installation.snapshot.path.read_bytes()
+    length = int.from_bytes(content[16:24], "little")
+    header = json.loads(content[56 : 56 + length])
+    # After the mark, the length and the digest of the header, and in the middle of each.
+    places = {1, 8, 16, 20, 24, 40, 56, 56 + length // 2, 56 + length}
+    end = 56 + length
+    for entry in header["arrays"]:
+        begin = end + -end % 64
+        end = begin + entry["bytes"]
+        if entry["bytes"]:
+            places |= {begin, begin + 1, (begin + end) // 2, end - 1}
+    assert end == len(content)
+    cut = tmp_path / "cut"
+    for place in sorted(places):
+        cut.write_bytes(content[:place])
+        with pytest.raises(ValueError, match="delete"):
+            read_arrays(cut)
+    cut.write_bytes(content)
+    assert read_arrays(cut).about["images"] == 50
+
+
+def test_a_snapshot_of_another_version_is_replaced_though_it_is_whole(
+    installation: Installation,
+) -> None:
+    installation.add(50)
+    installation.index().close()
+    path = installation.snapshot.path
+    file = read_arrays(path)
+    # An earlier one that knew nothing of guides, and a later one with something more.
+    earlier = {name: value for name, value in file.about.items() if name != "guided"}
+    arrays = {name: values.copy() for name, values in file.arrays.items()}
+    for about, own, reason in (
+        (earlier, arrays, "its guided must be True, got None"),
+        ({**file.about, "format": 3}, {**arrays, "more": np.arange(3)}, "its format must be 2"),
+        ({}, {}, "its format must be 2, got None"),
+    ):
+        write_arrays(path, about, own)
+        with capture_logs() as logs:
+            check(installation).close()
+        (said,) = warnings(logs)
+        assert reason in said
+    mark = bytearray(path.read_bytes())
+    mark[13:14] = b"2"
+    path.write_bytes(mark)
+    with capture_logs() as logs:
+        check(installation).close()
+    assert "an array file of this version" in warnings(logs)[0]
 
 
 def test_a_small_index_has_no_snapshot_and_those_of_other_generations_go(

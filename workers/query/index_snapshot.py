@@ -153,8 +153,8 @@ def _followed_to(about: JsonObject) -> FollowedTo:
 
 def _require_same(about: JsonObject, kind: JsonObject) -> None:
     for name, wanted in kind.items():
-        if about[name] != wanted:
-            raise ValueError(f"its {name} must be {wanted}, got {about[name]}")
+        if about.get(name) != wanted:
+            raise ValueError(f"its {name} must be {wanted}, got {about.get(name)}")
 
 
 def _require_complete(index: GenerationIndex, caught_up: CaughtUp) -> None:

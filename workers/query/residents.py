@@ -78,9 +78,14 @@ def searcher_loader(services: Services) -> LoadSearcher:
         # Only the live generation decodes with vLLM, which a process can run once.
         engine = services.settings.engine if live else "torch"
         searcher = open_searcher(services, generation, checkpoint=checkpoint, engine=engine)
-        # Weights of `previous` are warm, and in use by the decode thread: leave them alone.
-        if previous is None or searcher.engine.accelerated:
-            searcher.search(["warm up"], 1)
+        with ExitStack() as undo:
+            # Without this, a generation that cannot answer would leave its memory, its file and
+            # two connections behind at each try.
+            undo.callback(searcher.close)
+            # Weights of `previous` are warm, and in use by the decode thread: leave them alone.
+            if previous is None or searcher.engine.accelerated:
+                searcher.search(["warm up"], 1)
+            undo.pop_all()
         return searcher
 
     return load

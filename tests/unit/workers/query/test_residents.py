@@ -1,9 +1,16 @@
 """Resident generations: which are wanted in memory, and what is said when one fails to load."""
 
-from schemas.errors import RefuseToStartError
-from tests.unit.workers.query.engines import generation
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import RefuseToStartError, WorkFailedError
+from tests.stubs import services_at
+from tests.unit.workers.query.engines import KeysEngine, generation, searcher
+from workers.query import residents
 from workers.query.residents import (
     problem_of,
+    searcher_loader,
     shadow_numbers,
     unwanted_numbers,
     wanted_generations,
@@ -55,3 +62,20 @@ def test_our_own_errors_are_shown_as_they_are_and_others_name_the_generation() -
         "the folder is empty"
     )
     assert "generation 5" in problem_of(generation(5), OSError("no such file"))
+
+
+def test_a_generation_that_cannot_answer_its_first_query_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # It is tried again every few seconds, and each try would keep an index in memory.
+    engine = KeysEngine(1)
+    engine.error = WorkFailedError("the generation's model gives NaN")
+    monkeypatch.setattr(residents, "open_searcher", lambda *_, **__: searcher(engine))
+    load = searcher_loader(services_at("", tmp_path))
+    with pytest.raises(WorkFailedError):
+        load(generation(1), None, True)
+    assert engine.closed
+    engine.closed = False
+    # Beside warm weights it is asked nothing.
+    assert load(generation(1), searcher(KeysEngine(1)), True).engine is engine
+    assert not engine.closed
