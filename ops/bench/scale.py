@@ -14,6 +14,7 @@ import psutil
 
 from ops.bench.comparison import Comparison
 from ops.bench.fleet import Fleet, open_fleet
+from ops.bench.scale_worker import UntrainedCheckpoint, measure_worker
 from ops.bench.stored_generation import WIDTH, StoredPostings, parts, store_images
 from ops.bench.trie import POSTINGS, SHAPE
 from schemas.errors import WorkFailedError
@@ -40,7 +41,7 @@ def scale(images: int, seed: int) -> list[Comparison]:
     """Measure one size."""
     with open_fleet(None, stub=False) as fleet, fleet.services.connect("bench") as conn:
         stored = StoredPostings(seed)
-        numbers = [generations.create_generation(conn, SHAPE) for _ in range(2)]
+        numbers = _create_generations(fleet, conn, seed)
         rates = fill(conn, numbers, stored, 0, images)
         comparisons = []
         for name, rate in zip(("of new images", "of indexed images"), rates, strict=True):
@@ -48,7 +49,38 @@ def scale(images: int, seed: int) -> list[Comparison]:
             comparisons.append(
                 Comparison(label, rate, _BULK_GOAL, "goal", "postings/CPU s", images * POSTINGS)
             )
-        return comparisons + _starts(fleet, conn, numbers, stored, images)
+        comparisons += _starts(fleet, conn, numbers, stored, images)
+
+        def change() -> None:
+            _change(conn, numbers, stored, images, turn=1)
+
+        return comparisons + measure_worker(fleet, conn, numbers, images, change)
+
+
+def _create_generations(fleet: Fleet, conn: Connection, seed: int) -> list[int]:
+    """Two empty generations of one model."""
+    checkpoint = UntrainedCheckpoint.write(fleet.services.checkpoints / "untrained", seed)
+    numbers = []
+    for _ in range(2):
+        number = generations.create_generation(
+            conn,
+            SHAPE,
+            codebook_version=checkpoint.codebook,
+            checkpoint_path=checkpoint.folder.name,
+        )
+        numbers.append(number)
+    return numbers
+
+
+def _change(
+    conn: Connection, numbers: Sequence[int], stored: StoredPostings, images: int, turn: int
+) -> int:
+    """Add a share of the images and delete as many that were there; returns how many changed."""
+    changed = max(1, int(images * _CHANGED_SHARE))
+    fill(conn, numbers, stored, images + turn * changed, changed)
+    step = images // changed
+    delete_images(conn, [f"bench-{place}" for place in range(turn, images, step)])
+    return 2 * changed
 
 
 def fill(
@@ -105,14 +137,12 @@ def _starts(
     number = numbers[0]
     snapshot = IndexSnapshot(folder, number, fleet.services.connect, least_images=1)
     _, written = _filled(fleet, folder, number, snapshot.fill)
-    changed = max(1, int(images * _CHANGED_SHARE))
-    fill(conn, numbers, stored, images, changed)
-    delete_images(conn, [f"bench-{place}" for place in range(0, images, images // changed)])
+    changed = _change(conn, numbers, stored, images, turn=0)
     resumed_s, resumed = _filled(fleet, folder, number, snapshot.fill)
     fresh_s, fresh = _filled(fleet, folder, number, _load)
     if resumed != fresh or written == fresh:
         raise WorkFailedError("a snapshot and what came since must equal a fresh load, and do not")
-    name = f"index ready, {2 * changed:,} of {images:,} changed"
+    name = f"index ready, {changed:,} of {images:,} changed"
     return [Comparison(name, resumed_s, fresh_s, "without a snapshot", "CPU s", images)]
 
 
