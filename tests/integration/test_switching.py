@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from ops.bench.stub import StubAssigner, shadow_generation, stub_generation
@@ -23,6 +25,7 @@ from workers.generations.switching import promote, rollback
 from workers.index import GROUP, TOPICS, IndexWorker
 from workers.repository import generations
 from workers.repository.connection import Connection, connect, transaction
+from workers.repository.follower import TrieFollower
 from workers.repository.generations import Generation
 from workers.repository.image_deletion import delete_images
 from workers.repository.stored_images import missing_images
@@ -343,6 +346,68 @@ def test_what_a_rollback_and_a_gate_read_does_not_grow_with_the_number_of_images
         result = rollback(conn, services.store, StubAssigner.of)
         assert (result.generation, result.caught_up) == (live, 3)
         assert held_by(conn, live) >= set(names)
+
+
+# Rows and entries of indexes that scans of all tables have read, whoever asked.
+ALL_READ = """
+SELECT (SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables)
+     + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes)
+"""
+
+
+class Counting:
+    """What is read by whom, in rows of all tables, and in how many statements."""
+
+    def __init__(self, readers: Sequence[Connection], conn: Connection) -> None:
+        self._readers = readers
+        self._conn = conn
+        self.statements = 0
+
+    def rows(self) -> int:
+        for reader in self._readers:
+            # Of what it has read so far, when this statement ends.
+            reader.execute("SELECT pg_stat_force_next_flush()")
+        ((total,),) = self._conn.execute(ALL_READ).fetchall()
+        return int(total)
+
+
+def test_a_switch_and_those_who_follow_it_read_as_much_of_any_number_of_images(
+    services: Services, conn: Connection, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = stub_generation(conn), shadow_generation(conn)
+    stored = 0
+    read: list[int] = []
+    asked: list[int] = []
+    with connect(database) as switcher, connect(database) as one, connect(database) as other:
+        followers = [TrieFollower(one, first), TrieFollower(other, second)]
+        counting = Counting([switcher, one, other], conn)
+        execute = psycopg.Connection.execute
+
+        def counted(own: Connection, *arguments: Any, **options: Any) -> Any:
+            counting.statements += own in (switcher, one, other)
+            return execute(own, *arguments, **options)
+
+        for images in (2_000, 16_000):
+            conn.execute(STORE_OLD, (stored, images - 1, [first, second]))
+            stored = images
+            conn.execute("VACUUM ANALYZE")
+            # Whoever was told that all these are there has to see for himself once.
+            promote(switcher, second, services.store, StubAssigner.of)
+            for follower in followers:
+                follower.changes()
+            before, counting.statements = counting.rows(), 0
+            with monkeypatch.context() as patch:
+                patch.setattr(psycopg.Connection, "execute", counted)
+                for _ in range(2):
+                    rollback(switcher, services.store, StubAssigner.of)
+                    for follower in followers:
+                        follower.live()
+                        assert not follower.changes()
+                promote(switcher, first, services.store, StubAssigner.of)
+            asked.append(counting.statements)
+            read.append(counting.rows() - before)
+    assert asked[0] == asked[1] > 20
+    assert max(read) < 600, read
 
 
 def test_images_that_could_not_be_assigned_are_tried_again_below_the_watermark(
