@@ -6,7 +6,7 @@ the trie (id1..id4); the leaves' members are the candidates, and the fused score
 decodes all five tokens and ranks nothing, and exact dense search, the yardstick.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,8 @@ class SearchIndex:
     """
     guidance: Guidance = READING_TEXTS
     """How the beams are guided."""
+    prefetch: Callable[[IntArray], None] | None = None
+    """Told the (n,) slots whose embeddings are read next."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,9 +143,12 @@ def search_read(
         if budget is not None:
             exists &= within(budget, trie.branches.load[leaves[row]] * exists)
         own_leaves = leaves[row][exists]
+        reached = likeliest(trie.reached(own_leaves), leaf_scores[row][exists], settings.candidates)
+        if index.prefetch is not None:
+            index.prefetch(reached.slots)
         ranked = rank(
             query,
-            likeliest(trie.reached(own_leaves), leaf_scores[row][exists], settings.candidates),
+            reached,
             leaf_scores[row][exists],
             index.embeddings,
             index.encoder.scale,

@@ -85,9 +85,7 @@ def _compare(options: Namespace) -> Sequence[Comparison]:
 
             return ingest(options.events or DEFAULT_INGEST_EVENTS, options.kafka)
         case "query":
-            from ops.bench.query import query
-
-            return query(options.seed)
+            return _query(options)
         case "residents":
             from ops.bench.residents import DEFAULT_ENCODER, residents
 
@@ -106,6 +104,17 @@ def _compare(options: Namespace) -> Sequence[Comparison]:
             return trie(options.seed, (options.images,) if options.images else SIZES)
     # The command line has its own list of names: a new benchmark belongs in both places.
     raise AssertionError(f"sigma bench accepts no benchmark {options.what!r}")
+
+
+def _query(options: Namespace) -> Sequence[Comparison]:
+    """Batches beside exact search; with a size, single queries beside a small gallery."""
+    if options.images is None:
+        from ops.bench.query import query
+
+        return query(options.seed)
+    from ops.bench.query_growth import DEFAULT_WIDTH, query_growth
+
+    return query_growth(options.images, options.width or DEFAULT_WIDTH, options.seed)
 
 
 def _chaos(options: Namespace) -> Report:

@@ -46,11 +46,13 @@ _SWITCHES = 5
 _CODEBOOK_SAMPLE = 2000
 
 # Longest wait for a worker to be ready, or for a generation to answer.
-_TIMEOUT_S = 300.0
+_TIMEOUT_S = 600.0
 _QUERY_TIMEOUT_S = 30.0
 
-# Seconds between two looks: bounds the error of what is measured.
+# Seconds between two looks: bounds the error of what is measured. A worker that starts is asked
+# less often, because its answers take time of the processor too.
 _POLL_S = 0.01
+_START_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +125,15 @@ def measure_worker(
         return rows + _switch(worker, conn, numbers, images)
 
 
-def wait_until(reached: Callable[[], bool], what: str, fleet: Fleet) -> None:
+def wait_until(
+    reached: Callable[[], bool], what: str, fleet: Fleet, poll_s: float = _POLL_S
+) -> None:
     """Wait for something; `WorkFailedError` when a worker ended or it takes too long."""
     deadline_s = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline_s and not fleet.ended():
         if reached():
             return
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
     raise WorkFailedError(
         f"waited {_TIMEOUT_S:g} seconds, or until a worker ended, for {what}; the workers' logs:"
         f" {fleet.log_tails()}"
@@ -148,7 +152,7 @@ def _worker(fleet: Fleet) -> Iterator[Worker]:
     own = fleet.workers[-1]
     process = psutil.Process(own.process.pid)
     with httpx.Client(timeout=_QUERY_TIMEOUT_S) as client:
-        wait_until(lambda: _is_ready(client, url), "the query worker", fleet)
+        wait_until(lambda: _is_ready(client, url), "the query worker", fleet, _START_POLL_S)
     times = process.cpu_times()
     start = WorkerStart(time.monotonic() - began_s, times.user + times.system)
     yield Worker(fleet, url, start)

@@ -88,7 +88,11 @@ def _add_bench(add: AddCommand) -> None:
         type=int,
         metavar="N",
         help="fuzz: how many mutated images (default 2000); stream: of the runbook; trie and scale:"
-        " their size",
+        " their size; query: one query at a time over so many, beside 50,000, while images come"
+        " and go",
+    )
+    bench_command.add_argument(
+        "--width", type=int, metavar="D", help="query --images: numbers of a vector (default 128)"
     )
     bench_command.add_argument(
         "--files", type=Path, metavar="FOLDER", help="fuzz: further image files to mutate"

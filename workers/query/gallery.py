@@ -4,7 +4,9 @@ A row of the file is an image's key and its embedding. The slot of a deleted ima
 a gallery whose images come and go stays as large as it was.
 """
 
+import mmap
 import os
+import resource
 import tempfile
 from array import array
 from collections import OrderedDict
@@ -26,6 +28,9 @@ _MIN_ROWS = 4096
 # Keys that are remembered in the order in which they came.
 MOST_NEWEST = 20_000
 
+# Rows that are read before others, to see whether they come from the disk.
+_PROBED = 32
+
 # Keys of removed images that are remembered: changes that are read twice were read just before.
 _MOST_REMOVED = 16_384
 
@@ -44,6 +49,8 @@ class Gallery:
         self._capacity = 0
         self._table = np.zeros(0, _row(0))
         """(capacity,) the file"""
+        self._mapping: mmap.mmap | None = None
+        """Its mapping, None before the first image."""
         self._free = array("i")
         """Slots below `size` that no image has."""
         self._newest: IntArray = np.zeros(0, dtype=np.int64)
@@ -72,6 +79,35 @@ class Gallery:
     def nbytes(self) -> int:
         """Bytes in memory, without those of the file."""
         return self._slots.nbytes + self._free.itemsize * len(self._free) + self._newest.nbytes
+
+    def prefetch(self, slots: IntArray) -> None:
+        """Ask the disk for the rows of (N,) slots at once, where they are not in memory.
+
+        Otherwise whoever reads them waits for one after the other. Most files are in memory, and
+        asking takes as long as reading them then: so the first few are read, to see.
+        """
+        if self._mapping is None or len(slots) <= _PROBED:
+            return
+        # Without what usually follows a page, which takes the disk longer than the page.
+        self._mapping.madvise(mmap.MADV_RANDOM)
+        before = _disk_reads()
+        self._keys[slots[:_PROBED]].max()
+        cold = _disk_reads() > before
+        self._mapping.madvise(mmap.MADV_NORMAL)
+        if not cold:
+            return
+        begins = slots * self._table.itemsize
+        ends = begins + self._table.itemsize
+        begins -= begins % mmap.PAGESIZE
+        for begin, size in zip(begins.tolist(), (ends - begins).tolist(), strict=True):
+            self._mapping.madvise(mmap.MADV_WILLNEED, begin, size)
+
+    def cool(self) -> None:
+        """Let the operating system forget the file's pages, as if it was not read for long."""
+        if self._mapping is not None:
+            os.fdatasync(self._file.fileno())
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def add(self, keys: IntArray, embeddings: HalfArray) -> IntArray:
         """Store N images, `keys` (N,) and `embeddings` (N, D), and return their slots (N,).
@@ -135,7 +171,7 @@ class Gallery:
     def close(self) -> None:
         """Free the file."""
         # The mapping goes first: a file with a mapping keeps its space.
-        self._table = np.zeros(0, _row(0))
+        self._table, self._mapping = np.zeros(0, _row(0)), None
         self._file.close()
 
     def _store(self, keys: IntArray, embeddings: HalfArray) -> None:
@@ -162,7 +198,8 @@ class Gallery:
         row = _row(width)
         self._file.truncate(self._capacity * row.itemsize)
         # Views of the old mapping stay valid: the file only grows, and they keep the mapping alive.
-        self._table = np.memmap(self._file, dtype=row, mode="r+", shape=(self._capacity,))
+        self._mapping = mmap.mmap(self._file.fileno(), self._capacity * row.itemsize)
+        self._table = np.frombuffer(self._mapping, row)
 
     @property
     def _keys(self) -> IntArray:
@@ -175,6 +212,11 @@ class Gallery:
         """(capacity, D) a view of the file."""
         rows: HalfArray = self._table["embedding"]
         return rows
+
+
+def _disk_reads() -> int:
+    """How often this thread had to wait for a page from a disk."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
 def _row(width: int) -> np.dtype[np.void]:

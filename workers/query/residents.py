@@ -50,7 +50,7 @@ _JOIN_S = 5.0
 _LIVE_RETRY_S = 5.0
 
 # Images that are inserted or deleted between two batches of queries at least: about 2 ms of work.
-_SLICE_IMAGES = 64
+SLICE_IMAGES = 64
 
 _STARTING = "starting"
 
@@ -304,7 +304,7 @@ class GenerationFollower:
             # switch is then among them.
             live = searcher.follower.live()
             changed = searcher.follower.changes()
-            for changes in changed.slices(_SLICE_IMAGES):
+            for changes in changed.slices(SLICE_IMAGES):
                 self._context.send(ChangesApplied(searcher, changes))
             self.renew_snapshot(searcher, changed.images)
             if live and not promoted:

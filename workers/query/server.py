@@ -41,7 +41,7 @@ _ERRANDS = 16
 
 # Seconds of updates before a batch of queries: less than the batch takes. What is left over comes
 # before the next one.
-_UPDATES_S = 0.004
+UPDATES_S = 0.004
 
 # Longest wait for each thread at the end.
 _JOIN_S = 10.0
@@ -248,7 +248,7 @@ class QueryServer:
         while not self._stop.is_set():
             queries = self._next_batch()
             with self._heartbeat.busy():
-                self._served.take_waiting(self._updates, _UPDATES_S)
+                self._served.take_waiting(self._updates, UPDATES_S)
                 self._answer(queries)
                 self._explain_next()
         self._refuse_waiting()

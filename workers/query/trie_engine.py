@@ -237,7 +237,13 @@ class TrieEngine:
     def _index(self, count: int = 0) -> SearchIndex:
         """The index for a search of `count` images."""
         # Made for each search: the view of the embeddings changes when the gallery grows.
-        index = SearchIndex(self.decoding, self.encoder, self.trie, self.gallery.embeddings)
+        index = SearchIndex(
+            self.decoding,
+            self.encoder,
+            self.trie,
+            self.gallery.embeddings,
+            prefetch=self.gallery.prefetch,
+        )
         if self.guidance is None:
             return index
         guidance = replace(self.guidance, least=max(self.guidance.least, count))

@@ -1,14 +1,17 @@
 """The gallery and its slot map against plain dictionaries, while images come and go."""
 
+import mmap
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.records import HalfArray, IntArray
+from workers.query import gallery as gallery_module
 from workers.query.gallery import Gallery
 from workers.query.slot_map import SlotMap
 
@@ -129,3 +132,47 @@ def test_the_newest_images_are_those_that_came_last() -> None:
         gallery.remove(array_of([7]))
         gallery.add(array_of([5, 4]), embeddings_of([5, 4]))
         assert gallery.newest(3).tolist() == [3, 5, 4]
+
+
+class Asked:
+    """In place of a mapping: what the disk is asked for."""
+
+    def __init__(self) -> None:
+        self.bytes: set[int] = set()
+
+    def madvise(self, option: int, begin: int = 0, size: int = 0) -> None:
+        if option != mmap.MADV_WILLNEED:
+            assert not size
+            return
+        assert begin % mmap.PAGESIZE == 0
+        self.bytes |= set(range(begin, begin + size))
+
+
+def test_rows_that_are_not_in_memory_are_asked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = iter([5, 5, 5, 6])
+    monkeypatch.setattr(gallery_module, "_disk_reads", lambda: next(reads))
+    asked = Asked()
+    with open_gallery() as gallery:
+        gallery.prefetch(np.arange(100))
+        keys = list(range(3000))
+        gallery.add(array_of(keys), np.zeros((3000, 300), np.float16))
+        gallery.__dict__["_mapping"] = asked
+        slots = np.arange(0, 3000, 50)
+        # The first of them were in memory.
+        gallery.prefetch(slots)
+        assert not asked.bytes
+        gallery.prefetch(slots)
+        # A row is a key of eight bytes and 300 numbers of two, and pages in between stay away.
+        for slot in slots.tolist():
+            assert set(range(608 * slot, 608 * (slot + 1))) <= asked.bytes
+        assert 608 * 25 not in asked.bytes
+
+
+def test_a_gallery_that_has_forgotten_its_pages_has_the_same_rows() -> None:
+    with open_gallery() as gallery:
+        keys = list(range(5000))
+        gallery.cool()
+        gallery.add(array_of(keys), embeddings_of(keys))
+        gallery.cool()
+        gallery.prefetch(np.arange(4999, 0, -7))
+        np.testing.assert_array_equal(gallery.embeddings, embeddings_of(keys))
