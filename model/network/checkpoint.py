@@ -2,14 +2,15 @@
 
 In its folder: `checkpoint.json`, the codebook, `backbone/`, `tokenizer/`, `head.safetensors`,
 `digests.json`, `processor/` for pretrained weights, `projector.safetensors` where the model reads
-vectors, `query-head.safetensors` where it gives those of queries itself; and the encoder:
+vectors, `query-head.safetensors` where it gives those of queries itself, `querybank.safetensors`
+where nearness to any text counts; and the encoder:
 `encoder.safetensors` with `encoder-tokenizer/` for that of a base, `encoder/` with digests of its
 own for a pretrained one.
 """
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,11 @@ import torch
 from torch import nn
 
 from model.identifiers.codebook import Codebook
+from model.network.checkpoint_description import (
+    ABOUT,
+    CheckpointDescription,
+    read_description,
+)
 from model.network.encoder import Encoder, SmallEncoder, TwoTower
 from model.network.encoders.kept import KeptEncoder, keep_encoder, read_kept
 from model.network.encoders.reader import open_encoder
@@ -26,38 +32,21 @@ from model.network.inputs import ImagePreprocessor
 from model.network.jina import JinaEncoder
 from model.network.language_half import AnsweringBackbone, can_answer
 from model.network.precision import default_device, number_format, require_attention
-from model.network.profile_document import profile_document, recorded_profile
-from model.network.profiles import Profile, TinySize
-from model.network.query_head import QueryHeadEncoder, QuerySpace
+from model.network.profiles import Profile
+from model.network.query_head import QueryHeadEncoder
+from model.network.querybank import Querybank
 from model.network.sigma import SigmaModel
 from model.network.tokenizer import load_tokenizer
-from model.network.vector_reading import VectorReading
 from model.network.weights_io import load_module, save_module
-from schemas.errors import RefuseToStartError, UsageError
-from schemas.identifiers import IdentifierShape
-from schemas.records import JsonObject
+from schemas.errors import RefuseToStartError
 from schemas.training_record import KEPT_ENCODER, TrainingRecord
-
-# Describes the model and its training; put in place last, so a folder with it is whole.
-ABOUT = "checkpoint.json"
-
-# Version of the folder's layout. A checkpoint of another version is refused.
-FORMAT = 1
-
-# Version of a folder with a pretrained encoder in it, which older versions could not read.
-_FORMAT_WITH_ENCODER = 2
-
-# Version of a folder whose model reads the encoder's vectors, likewise.
-_FORMAT_WITH_VECTORS = 3
-
-# Version of a folder whose model has a query head, which older versions would not train or ask.
-_FORMAT_WITH_QUERY_HEAD = 4
 
 _TOKENIZER = "tokenizer"
 _BACKBONE = "backbone"
 _HEAD = "head.safetensors"
 _PROJECTOR = "projector.safetensors"
 _QUERY_HEAD = "query-head.safetensors"
+_QUERYBANK = "querybank.safetensors"
 _PROCESSOR = "processor"
 _TOWERS = "encoder.safetensors"
 _ENCODER_TOKENIZER = "encoder-tokenizer"
@@ -67,9 +56,6 @@ _WRITING = ".writing"
 
 # Folder of a complete save that is not in place yet: `recover_checkpoint` finishes it.
 _WRITTEN = ".written"
-
-# Keys of `checkpoint.json` that describe the model; the others belong to the training record.
-_MODEL_KEYS = ("format", "shape", "codebook", "encoder", "size", "vectors", "query_space")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -83,83 +69,8 @@ class Checkpoint:
     encoder: Encoder
     """A `QueryHeadEncoder` in a checkpoint with a query head that was loaded for queries alone."""
     record: TrainingRecord = TrainingRecord()
-
-
-@dataclass(frozen=True, slots=True)
-class _Description:
-    """What `checkpoint.json` says.
-
-    `codebook` is a version. An encoder of a base has a `towers_width`, one that is kept in the
-    folder a `kept_source`, which tells where it came from, and one that runs code of its own a
-    `jina_source`, a hub name or folder.
-    """
-
-    profile: Profile
-    codebook: str
-    towers_width: int | None
-    jina_source: str | None
-    kept_source: str | None
-    record: TrainingRecord
-    vectors: VectorReading | None = None
-    query_space: QuerySpace | None = None
-
-    @property
-    def format(self) -> int:
-        """The oldest layout that has all that is in the folder."""
-        if self.query_space is not None:
-            return _FORMAT_WITH_QUERY_HEAD
-        if self.vectors is not None:
-            return _FORMAT_WITH_VECTORS
-        return FORMAT if self.kept_source is None else _FORMAT_WITH_ENCODER
-
-    def to_json(self) -> JsonObject:
-        encoder: dict[str, object] = {"kind": "jina", "source": self.jina_source}
-        if self.kept_source is not None:
-            encoder = {"kind": "kept", "source": self.kept_source}
-        elif self.towers_width is not None:
-            encoder = {"kind": "small", "width": self.towers_width}
-        vectors = {} if self.vectors is None else {"vectors": asdict(self.vectors)}
-        space = {} if self.query_space is None else {"query_space": asdict(self.query_space)}
-        return (
-            self.record.to_json()
-            | vectors
-            | space
-            | {
-                "format": self.format,
-                "profile": self.profile.name,
-                "profile_numbers": profile_document(self.profile),
-                "shape": asdict(self.profile.shape),
-                "codebook": self.codebook,
-                "encoder": encoder,
-                "size": None if self.profile.tiny is None else asdict(self.profile.tiny),
-            }
-        )
-
-    @classmethod
-    def from_json(cls, document: JsonObject) -> "_Description":
-        shape = document["shape"]
-        encoder = document["encoder"]
-        source = encoder.get("source")
-        size = document["size"]
-        vectors = document.get("vectors")
-        space = document.get("query_space")
-        record = {name: value for name, value in document.items() if name not in _MODEL_KEYS}
-        # Versions before this one recorded only shape and sizes, which are those of the weights.
-        own_profile = replace(
-            recorded_profile(document["profile"], document.get("profile_numbers")),
-            shape=IdentifierShape(codes=tuple(shape["codes"]), suffixes=int(shape["suffixes"])),
-            tiny=None if size is None else TinySize(**size),
-        )
-        return cls(
-            profile=own_profile,
-            codebook=document["codebook"],
-            towers_width=int(encoder["width"]) if encoder["kind"] == "small" else None,
-            jina_source=source if encoder["kind"] == "jina" else None,
-            kept_source=source if encoder["kind"] == "kept" else None,
-            record=TrainingRecord.from_json(record),
-            vectors=None if vectors is None else VectorReading(**vectors),
-            query_space=None if space is None else QuerySpace(**space),
-        )
+    querybank: Querybank | None = None
+    """None where its texts are too few, or nothing is gained by it."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
@@ -206,10 +117,13 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         save_module(sigma.projector, folder / _PROJECTOR)
     if sigma.query_head is not None:
         save_module(sigma.query_head, folder / _QUERY_HEAD)
+    bank = checkpoint.querybank
+    if bank is not None:
+        bank.save(folder / _QUERYBANK)
     if isinstance(encoder, SmallEncoder):
         save_module(encoder.towers, folder / _TOWERS)
         encoder.tokenizer.save_pretrained(str(folder / _ENCODER_TOKENIZER))
-    description = _Description(
+    description = CheckpointDescription(
         profile=sigma.profile,
         codebook=checkpoint.codebook.version,
         towers_width=encoder.width if isinstance(encoder, SmallEncoder) else None,
@@ -218,6 +132,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         record=checkpoint.record,
         vectors=None if sigma.projector is None else sigma.projector.reading,
         query_space=None if sigma.query_head is None else sigma.query_head.space,
+        querybank=None if bank is None else bank.numbers(),
     )
     text = json.dumps(description.to_json(), indent=2) + "\n"
     (folder / ABOUT).write_text(text, encoding="utf-8")
@@ -229,7 +144,7 @@ def load_record(folder: Path) -> TrainingRecord:
 
     `RefuseToStartError` when `checkpoint.json` is missing, damaged or of another format.
     """
-    return _read_description(folder).record
+    return read_description(folder).record
 
 
 def load_checkpoint(
@@ -245,7 +160,7 @@ def load_checkpoint(
     `RefuseToStartError` when files are missing, damaged or of another format, or when its codebook
     is another than its own or than the version `codebook`.
     """
-    description = _read_description(folder)
+    description = read_description(folder)
     book = _checked_codebook(folder, description, codebook)
     check_digests(folder)
     sigma = _load_sigma(folder, description, answering, for_queries)
@@ -260,7 +175,10 @@ def load_checkpoint(
             f"the encoder of checkpoint {folder} must be {book.width} wide as its codebook is, "
             f"got {encoder.width}; restore the folder or retrain"
         )
-    return Checkpoint(sigma=sigma, codebook=book, encoder=encoder, record=description.record)
+    bank = None
+    if description.querybank is not None:
+        bank = Querybank.load(folder / _QUERYBANK, description.querybank, book.width)
+    return Checkpoint(sigma, book, encoder, description.record, bank)
 
 
 def load_sigma(folder: Path, codebook: str | None = None, *, answering: bool = False) -> SigmaModel:
@@ -268,13 +186,15 @@ def load_sigma(folder: Path, codebook: str | None = None, *, answering: bool = F
 
     The same arguments and errors as `load_checkpoint`.
     """
-    description = _read_description(folder)
+    description = read_description(folder)
     _checked_codebook(folder, description, codebook)
     check_digests(folder)
     return _load_sigma(folder, description, answering)
 
 
-def _checked_codebook(folder: Path, description: _Description, wanted: str | None) -> Codebook:
+def _checked_codebook(
+    folder: Path, description: CheckpointDescription, wanted: str | None
+) -> Codebook:
     book = Codebook.load(folder)
     # Its own, in case a file was exchanged; and the caller's, in case the whole folder was.
     for expected in (description.codebook, wanted):
@@ -287,7 +207,7 @@ def _checked_codebook(folder: Path, description: _Description, wanted: str | Non
 
 
 def _load_sigma(
-    folder: Path, description: _Description, answering: bool, for_queries: bool = False
+    folder: Path, description: CheckpointDescription, answering: bool, for_queries: bool = False
 ) -> SigmaModel:
     own_profile = description.profile
     tokenizer = load_tokenizer(folder / _TOKENIZER, answering=for_queries)
@@ -301,28 +221,6 @@ def _load_sigma(
     if description.query_space is not None:
         load_module(sigma.add_query_head(description.query_space), folder / _QUERY_HEAD)
     return _ready(sigma)
-
-
-def _read_description(folder: Path) -> _Description:
-    try:
-        document = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RefuseToStartError(
-            f"{folder} holds no readable checkpoint ({error}); restore it or train again"
-        ) from error
-    formats = (FORMAT, _FORMAT_WITH_ENCODER, _FORMAT_WITH_VECTORS, _FORMAT_WITH_QUERY_HEAD)
-    if document.get("format") not in formats:
-        raise RefuseToStartError(
-            f"checkpoint {folder} must have a format from {FORMAT} to {formats[-1]}, got "
-            f"{document.get('format')}; train again with this version"
-        )
-    try:
-        return _Description.from_json(document)
-    except UsageError as error:  # of a profile that this version does not have, or cannot
-        raise RefuseToStartError(
-            f"checkpoint {folder} has a profile that this version cannot read ({error}); train "
-            "again with this version"
-        ) from error
 
 
 def _load_backbone(folder: Path, dtype: torch.dtype, attention: str, for_queries: bool) -> Any:
@@ -352,7 +250,7 @@ def _preprocessor_of(folder: Path, profile: Profile) -> ImagePreprocessor:
 
 
 def _load_encoder(
-    folder: Path, description: _Description, width: int, for_queries: bool
+    folder: Path, description: CheckpointDescription, width: int, for_queries: bool
 ) -> Encoder:
     """The encoder; `width` is that of the codebook, which an encoder may be cut to."""
     profile = description.profile

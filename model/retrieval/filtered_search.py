@@ -19,6 +19,10 @@ from schemas.settings import RetrievalSettings
 # takes on a CPU. 8,192 images of width 512.
 EXACT_NUMBERS = 1 << 22
 
+# Images that are ranked of the nearest ones, as a multiple of those asked for, and at least.
+_NEARER = 4
+_LEAST_NEAR = 100
+
 # Times the beams of the settings that are decoded before all allowed images are ranked.
 MOST_WIDER = 16
 
@@ -73,10 +77,29 @@ def search_paper_filtered(
 
 
 def _ranked_all(index: SearchIndex, trie: FilteredTrie, asked: FilteredQuery) -> list[SearchResult]:
-    """All allowed images, ranked by their similarity alone, on the scale of other scores."""
-    scale = np.float32(index.encoder.scale)
-    found = search_exact(trie, index.embeddings, asked.vectors(), asked.count)
-    return [replace(result, scores=result.scores * scale) for result in found]
+    """The best of all allowed images by their similarity, on the scale of other scores.
+
+    Hubness is known of the nearest alone, since to compute it of all would take longer.
+    """
+    near = asked.count
+    if index.hubness is not None:
+        near = max(_LEAST_NEAR, _NEARER * asked.count)
+    found = search_exact(trie, index.embeddings, asked.vectors(), near)
+    return [_rescored(index, result, asked.count) for result in found]
+
+
+def _rescored(index: SearchIndex, result: SearchResult, count: int) -> SearchResult:
+    """The `count` best of the images that are nearest to a query."""
+    if result.cosines is None:
+        raise AssertionError("exact search gives cosines")
+    scores = result.cosines * np.float32(index.encoder.scale)
+    if index.hubness is not None:
+        members = index.embeddings[result.slots].astype(np.float32)
+        scores -= index.hubness.penalties(result.slots, members)
+    best = np.argsort(-scores, kind="stable")[:count]
+    return replace(
+        result, slots=result.slots[best], scores=scores[best], cosines=result.cosines[best]
+    )
 
 
 def _fewest(results: Sequence[SearchResult]) -> int:

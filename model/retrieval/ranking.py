@@ -1,13 +1,14 @@
 """Rank the members of reached leaves.
 
-The score fuses two opinions: how similar image and text are for the encoder, and how likely the
-image's leaves are for the decoder.
+The score fuses two opinions: how similar image and text are for the encoder, more than the image is
+to any text, and how likely the image's leaves are for the decoder.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from model.retrieval.hubness import HubnessBySlot
 from model.retrieval.shards import Reached
 from schemas.records import FloatArray, HalfArray, IntArray
 
@@ -34,8 +35,9 @@ def rank(
     scale: float,
     fusion_weight: float,
     count: int,
+    hubness: HubnessBySlot | None = None,
 ) -> Ranked:
-    """The `count` best members: score = scale · cosine + fusion_weight · belief.
+    """The `count` best members: score = scale · cosine + fusion_weight · belief - hubness penalty.
 
     An image's belief is log Σ exp(leaf log-probability + posting weight) over its reached postings,
     so an image under several likely leaves gains from each. Ties go to the older image, the lower
@@ -50,8 +52,11 @@ def rank(
     slots, image_of_posting = np.unique(reached.slots, return_inverse=True)
     posting_scores = leaf_scores[reached.source] + reached.weights
     belief = log_sum_exp(posting_scores, image_of_posting, len(slots))
-    cosine = embeddings[slots].astype(np.float32) @ query
+    members = embeddings[slots].astype(np.float32)
+    cosine = members @ query
     scores = (scale * cosine + fusion_weight * belief).astype(np.float32)
+    if hubness is not None:
+        scores -= hubness.penalties(slots, members)
     # A stable sort of ascending slots decides ties.
     best = np.argsort(-scores, kind="stable")[:count]
     return Ranked(

@@ -25,6 +25,7 @@ from model.network.encoder import Encoder
 from model.network.query_head import QueryHeadEncoder
 from model.retrieval.filtered_trie import SearchableTrie
 from model.retrieval.guidance import READING_TEXTS, Guidance, within
+from model.retrieval.hubness import HubnessBySlot
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.ranking import rank
 from model.retrieval.shards import Reached
@@ -61,6 +62,8 @@ class SearchIndex:
     """How the beams are guided."""
     prefetch: Callable[[IntArray], None] | None = None
     """Told the (n,) slots whose embeddings are read next."""
+    hubness: HubnessBySlot | None = None
+    """What the images of a text lose in the ranking for being near to any; None for pictures."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,6 +157,7 @@ def search_read(
             index.encoder.scale,
             fusion_weight,
             count,
+            index.hubness,
         )
         results.append(
             SearchResult(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.retrieval.hubness import HubnessBySlot
 from model.retrieval.metadata_columns import MetadataColumns
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.trie import Trie
@@ -29,8 +30,11 @@ class GenerationIndex:
         gallery: Gallery,
         device: torch.device | None = None,
         guided: bool = False,
+        hubness: HubnessBySlot | None = None,
     ) -> None:
         """`width` is that of embeddings. `guided`: whether prefix means are kept.
+
+        `hubness` is told when a slot gets another image.
 
         `device` is where tables of the trie and prefix means are asked for; None is the CPU.
         """
@@ -38,11 +42,14 @@ class GenerationIndex:
         self.width = width
         self.gallery = gallery
         self.guided = guided
+        self.hubness = hubness
         self._device = device
         self.clear()
 
     def clear(self) -> None:
         """Forget all images."""
+        if self.hubness is not None:
+            self.hubness.forget(np.arange(self.gallery.size))
         self.gallery.clear()
         self.trie = Trie(self.shape, self._device)
         self.means = PrefixMeans(self.shape, self.width, self._device) if self.guided else None
@@ -119,6 +126,8 @@ class GenerationIndex:
             vectors = self.gallery.embeddings[posted_slots].astype(np.float32)
             self.means.add(leaves, vectors, sign=-1)
         self.trie.delete(slots.tolist())
+        if self.hubness is not None:
+            self.hubness.forget(slots)
         self.metadata.delete(slots)
         self.gallery.remove(keys)
 

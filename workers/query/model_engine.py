@@ -53,7 +53,16 @@ class ModelEngine(TrieEngine):
         elif head is not None:
             # The vector of a query is known no sooner than its beams.
             guidance = None
-        super().__init__(generation, shape, encoder, decoding, gallery, decoder.device, guidance)
+        super().__init__(
+            generation,
+            shape,
+            encoder,
+            decoding,
+            gallery,
+            decoder.device,
+            guidance,
+            checkpoint.querybank,
+        )
         self.checkpoint = checkpoint
         self.decoder = decoder
 

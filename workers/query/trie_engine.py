@@ -15,6 +15,7 @@ from model.decoding.beam import TextDecodingEngine
 from model.decoding.vllm import VllmDecoder
 from model.network.encoder import Encoder
 from model.network.query_head import QueryHeadEncoder
+from model.network.querybank import Querybank
 from model.retrieval.filtered_search import (
     FilteredQuery,
     search_filtered,
@@ -22,6 +23,7 @@ from model.retrieval.filtered_search import (
 )
 from model.retrieval.filtered_trie import FilteredTrie, FilterTables
 from model.retrieval.guidance import Guidance
+from model.retrieval.hubness import HubnessBySlot
 from model.retrieval.search import (
     SearchIndex,
     SearchResult,
@@ -65,10 +67,12 @@ class TrieEngine:
         gallery: Gallery,
         device: torch.device | None = None,
         guidance: Guidance | None = None,
+        querybank: Querybank | None = None,
     ) -> None:
         """`device` is where the decoding engine keeps its tensors; None is the CPU.
 
         `guidance`: how what is below a prefix has a say in which beams are kept; None for none.
+        `querybank`: what images near to any text lose in the ranking; None for nothing.
         """
         self.generation = generation
         self.shape = shape
@@ -76,7 +80,8 @@ class TrieEngine:
         self.decoding = decoding
         self.guidance = guidance
         guided = guidance is not None
-        self.index = GenerationIndex(shape, encoder.width, gallery, device, guided)
+        hubness = None if querybank is None else HubnessBySlot(querybank, encoder.scale)
+        self.index = GenerationIndex(shape, encoder.width, gallery, device, guided, hubness)
         self._tables = FilterTables(shape, device)
         self._filtered: OrderedDict[Filter, FilteredTrie] = OrderedDict()
         """What the latest filters left of the trie as it is, the last one used at the end."""
@@ -168,7 +173,8 @@ class TrieEngine:
         """See `QueryEngine`. Vectors of stored pictures are known, those of others are computed."""
         vectors = np.stack([self._picture_vector(picture) for picture in pictures])
         decoding, prompt = self._read_pictures(pictures, vectors)
-        own_index = replace(self._index(count), decoding=decoding)
+        # Texts of a bank say nothing of how near pictures are to each other.
+        own_index = replace(self._index(count), decoding=decoding, hubness=None)
 
         def found(index: SearchIndex, wider: RetrievalSettings) -> list[SearchResult]:
             return search_read(index, prompt, vectors, count, wider)
@@ -243,6 +249,7 @@ class TrieEngine:
             self.trie,
             self.gallery.embeddings,
             prefetch=self.gallery.prefetch,
+            hubness=self.index.hubness,
         )
         if self.guidance is None:
             return index

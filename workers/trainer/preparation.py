@@ -158,7 +158,7 @@ def _prepare_from_parent(
         own = before.sigma.profile
         # Shape and sizes are those of the weights; versions before this one recorded no others.
         before.sigma.profile = replace(run.profile, shape=own.shape, tiny=own.tiny)
-        checkpoint = Checkpoint(before.sigma, planned.codebook, before.encoder)
+        checkpoint = replace(before, codebook=planned.codebook)
         copy_base(services.checkpoints / parent.folder / BASE, run.folder / BASE)
     # Images may be deleted at any moment: keep those that both store and parent still have.
     wanted = plan.image_keys[plan.learnt]

@@ -14,8 +14,10 @@ from model.network.encoders.teacher import EncoderTeacher
 from model.network.parking import parked
 from model.network.profiles import Stage, StageName
 from model.network.query_head import QueryHeadEncoder
+from model.network.querybank import Querybank
 from model.network.teacher import Teacher
 from model.progress import Progress
+from model.training.querybank_fit import can_fit, fit_querybank
 from model.training.relevance import calibrate
 from model.training.stage_gates import Gates, StageProbe, evaluate_stage, gate_failures
 from model.training.training_set import MismatchedPair
@@ -265,16 +267,29 @@ def _with_stage_time(
 def _with_relevance(plan: TrainingPlan, record: TrainingRecord) -> TrainingRecord:
     """The record with what the cosines of its queries say; its parent's without enough texts."""
     clock = StepClock.start()
-    sigma = plan.checkpoint.sigma
-    encoder = plan.checkpoint.encoder
-    if sigma.query_head is not None:
-        # As a query worker asks.
-        encoder = QueryHeadEncoder(sigma, sigma.query_head)
     images = plan.images
     calibration = calibrate(
-        encoder, images.queries, images.captions, plan.probe.embeddings, plan.seed
+        _asking_encoder(plan), images.queries, images.captions, plan.probe.embeddings, plan.seed
     )
     return clock.add_to(replace(record, relevance=calibration or record.relevance), "relevance")
+
+
+def _querybank(plan: TrainingPlan) -> Querybank | None:
+    """The bank of its captions, where that is of use; its parent's without enough texts."""
+    images = plan.images
+    if not can_fit(images.queries, images.captions):
+        return plan.checkpoint.querybank
+    return fit_querybank(
+        _asking_encoder(plan), images.queries, images.captions, plan.probe.embeddings, plan.seed
+    )
+
+
+def _asking_encoder(plan: TrainingPlan) -> Encoder:
+    """What embeds texts as a query worker does."""
+    sigma = plan.checkpoint.sigma
+    if sigma.query_head is None:
+        return plan.checkpoint.encoder
+    return QueryHeadEncoder(sigma, sigma.query_head)
 
 
 def _evaluate(
@@ -293,11 +308,15 @@ def _evaluate(
     rounded = {name: round(value, _DIGITS) for name, value in figures.items()}
     record = record.with_evaluation(stage, StageEvaluation(rounded, round(loss, _DIGITS)))
     if not failures:
+        checkpoint = plan.checkpoint
         if stage == "align":
             record = _with_relevance(plan, record)
+            clock = StepClock.start()
+            checkpoint = replace(checkpoint, querybank=_querybank(plan))
+            record = clock.add_to(record, "querybank")
         # Saved only when it passes, so that a resumed run trains a failed stage again.
         record = record.with_stage(stage)
         plan.before_save()
-        save_checkpoint(replace(plan.checkpoint, record=record), plan.folder)
+        save_checkpoint(replace(checkpoint, record=record), plan.folder)
     plan.report(record)
     return StagesResult(record, tuple(f"stage {stage}: {failure}" for failure in failures))

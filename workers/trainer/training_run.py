@@ -8,7 +8,8 @@ from pathlib import Path
 import psycopg
 
 from model.identifiers.codebook import CodebookConfig
-from model.network.checkpoint import ABOUT, load_record, recover_checkpoint
+from model.network.checkpoint import load_record, recover_checkpoint
+from model.network.checkpoint_description import ABOUT
 from model.network.profile_document import profile_document, recorded_profile
 from model.network.profiles import Profile, profile
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError

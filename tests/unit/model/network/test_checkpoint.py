@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from model.identifiers.codebook import Codebook, CodebookConfig, fit_codebook
-from model.network.checkpoint import ABOUT, Checkpoint, load_checkpoint, save_checkpoint
+from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from model.network.checkpoint_description import ABOUT
 from model.network.compute import Compute
 from model.network.parts import ModelParts
 from model.network.profiles import profile
+from model.network.querybank import Querybank
 from schemas.errors import RefuseToStartError
 from schemas.training_record import TrainingRecord
 from tests.unit.model.conftest import TEXTS, WIDTH, pictures
@@ -50,6 +52,22 @@ def test_a_checkpoint_gives_back_the_same_model_codebook_and_encoder(
         after.encoder.embed_images(images), before.encoder.embed_images(images)
     )
     assert after.record.stages == ("codebook",)
+
+
+def test_a_checkpoint_keeps_its_querybank_and_a_later_save_may_drop_it(
+    parts: ModelParts, tmp_path: Path
+) -> None:
+    before = saved(parts, tmp_path)
+    assert load_checkpoint(tmp_path).querybank is None
+    vectors = np.eye(WIDTH, dtype=np.float32)
+    save_checkpoint(replace(before, querybank=Querybank(vectors, 0.5, 0.75)), tmp_path)
+    bank = load_checkpoint(tmp_path).querybank
+    assert bank is not None
+    assert np.array_equal(bank.vectors, vectors)
+    assert bank.numbers() == {"temperature": 0.5, "weight": 0.75}
+    assert load_checkpoint(tmp_path).record == before.record
+    save_checkpoint(before, tmp_path)
+    assert load_checkpoint(tmp_path).querybank is None
 
 
 def test_a_checkpoint_refuses_another_codebook(parts: ModelParts, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from model.decoding.decoder import Decoder, PromptCache, Prompts
 from model.decoding.vllm import VllmDecoder
 from model.identifiers.codebook import pack_all
 from model.network import checkpoint as checkpoints
-from model.network.checkpoint import ABOUT, Checkpoint, load_checkpoint, save_checkpoint
+from model.network.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from model.network.checkpoint_description import ABOUT
 from model.network.parts import ModelParts, parts_from_base
 from model.network.query_head import QueryHead, QueryHeadEncoder, QuerySpace
 from model.network.vector_reading import VectorReading

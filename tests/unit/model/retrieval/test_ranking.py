@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from model.network.querybank import Querybank
+from model.retrieval.hubness import HubnessBySlot
 from model.retrieval.ranking import log_sum_exp, rank
 from model.retrieval.recall import recall_at, wilson
 from model.retrieval.shards import Reached
@@ -31,6 +33,27 @@ def test_the_fused_score_is_its_formula() -> None:
     assert ranked.slots.tolist() == sorted(wanted, key=lambda slot: -wanted[slot])
     assert ranked.scores.tolist() == pytest.approx(sorted(wanted.values(), reverse=True), abs=0.01)
     assert ranked.candidates == 3
+
+
+def test_images_near_to_any_text_lose_in_the_ranking() -> None:
+    embeddings = np.array([[1, 0], [0.8, 0.6]], np.float16)
+    reached = Reached(np.array([0, 1]), np.zeros(2, np.float32), np.zeros(2, np.int64))
+    query, scores = np.array([1, 0], np.float32), np.zeros(1, np.float32)
+    bank = Querybank(np.array([[1, 0]], np.float32), temperature=0.5, weight=0.75)
+    plain = rank(query, reached, scores, embeddings, 10, 1, 2)
+    ranked = rank(query, reached, scores, embeddings, 10, 1, 2, HubnessBySlot(bank, 10))
+    assert plain.slots.tolist() == [0, 1]
+    assert ranked.slots.tolist() == [0, 1]
+    # What the only text of the bank says is three quarters of what the query says.
+    assert ranked.scores.tolist() == pytest.approx([2.5, 2.0], abs=0.01)
+    assert ranked.cosines.tolist() == plain.cosines.tolist()
+    nothing = Reached(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
+    bank = Querybank(np.array([[1, 0]], np.float32), temperature=0.5, weight=2.0)
+    turned = rank(query, reached, scores, embeddings, 10, 1, 2, HubnessBySlot(bank, 10))
+    assert turned.slots.tolist() == [1, 0]
+    assert not len(
+        rank(query, nothing, scores, embeddings, 10, 1, 2, HubnessBySlot(bank, 10)).slots
+    )
 
 
 def test_ties_go_to_the_older_image_and_nothing_reached_gives_nothing() -> None:

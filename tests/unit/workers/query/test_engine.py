@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from model.decoding.beam import TextDecodingEngine
+from model.network.querybank import Querybank
 from model.retrieval.guidance import READING_TEXTS, READING_VECTORS, Guidance
+from schemas.filters import parse_filter
 from schemas.settings import RetrievalSettings
 from tests.unit.model.retrieval.test_search import (
     SHAPE as HASH_SHAPE,
@@ -18,8 +20,10 @@ from tests.unit.model.retrieval.test_search import (
     WIDTH,
     HashDecodingEngine,
     HashEncoder,
+    unit_rows,
 )
 from tests.unit.workers.query.engines import SHAPE, UnitEncoder
+from workers.query.engine import QueryPicture
 from workers.query.gallery import Gallery
 from workers.query.trie_engine import TrieEngine
 from workers.repository.follower import Changes, EmbeddingRows, PostingRows
@@ -42,6 +46,27 @@ def changes(keys: list[int], deleted: list[int]) -> Changes:
             trained=np.zeros(len(keys), np.bool_),
         ),
         deleted=np.array(deleted, np.int64),
+    )
+
+
+def spread_images(count: int, first_key: int = 1) -> Changes:
+    """Images with keys from `first_key` on, each alone under its leaf, with random embeddings."""
+    vectors = np.random.default_rng(first_key).standard_normal((count, WIDTH))
+    keys = np.arange(first_key, first_key + count)
+    return Changes(
+        PostingRows(
+            leaves=np.arange(count),
+            image_keys=keys,
+            weights=np.zeros(count, np.float32),
+            suffixes=np.zeros(count, np.int64),
+        ),
+        EmbeddingRows(
+            image_keys=keys,
+            embeddings=unit_rows(vectors).astype(np.float16),
+            confidences=np.zeros(count, np.float32),
+            trained=np.zeros(count, np.bool_),
+        ),
+        deleted=np.zeros(0, np.int64),
     )
 
 
@@ -121,23 +146,73 @@ def test_as_many_images_are_found_as_are_asked_for_however_few_a_leaf_has(
         Gallery.open(tmp_path),
         guidance=None if guidance is None else replace(guidance, least=1),
     )
-    vectors = np.random.default_rng(0).standard_normal((30, WIDTH))
-    spread = Changes(
-        PostingRows(
-            leaves=np.arange(30),
-            image_keys=np.arange(1, 31),
-            weights=np.zeros(30, np.float32),
-            suffixes=np.zeros(30, np.int64),
-        ),
-        EmbeddingRows(
-            image_keys=np.arange(1, 31),
-            embeddings=vectors.astype(np.float16),
-            confidences=np.zeros(30, np.float32),
-            trained=np.zeros(30, np.bool_),
-        ),
-        deleted=np.zeros(0, np.int64),
-    )
-    engine.apply(spread)
+    engine.apply(spread_images(30))
     (found,) = engine.answer(["a star"], count, RetrievalSettings(beams=1, candidates=1))
     assert len(found.image_keys) == count == len(set(found.image_keys.tolist()))
     engine.close()
+
+
+BANK = Querybank(
+    HashEncoder().embed_texts([f"text {number}" for number in range(20)]), 0.7, weight=5.0
+)
+
+
+def engine_with(bank: Querybank | None, folder: Path) -> TrieEngine:
+    """An engine in which 30 images are posted."""
+    engine = TrieEngine(
+        1, HASH_SHAPE, HashEncoder(), HashDecodingEngine(), Gallery.open(folder), querybank=bank
+    )
+    engine.apply(spread_images(30))
+    return engine
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_images_near_to_any_text_lose_in_answers(tmp_path: Path, filtered: bool) -> None:
+    settings = RetrievalSettings(beams=64)
+    plain, banked = engine_with(None, tmp_path / "plain"), engine_with(BANK, tmp_path / "banked")
+    wanted = parse_filter({"not": {"field": "a", "exists": True}}) if filtered else None
+    (before,) = plain.answer(["a"], 30, settings, wanted)
+    (after,) = banked.answer(["a"], 30, settings, wanted)
+    keys = before.image_keys.tolist()
+    assert sorted(after.image_keys.tolist()) == sorted(keys) == list(range(1, 31))
+    slots = plain.gallery.slots(before.image_keys)
+    members = plain.gallery.embeddings[slots].astype(np.float32)
+    lost = BANK.weight * BANK.hubness(members, HashEncoder.scale)
+    expected = dict(zip(keys, (before.scores - lost).tolist(), strict=True))
+    found = dict(zip(after.image_keys.tolist(), after.scores.tolist(), strict=True))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert after.image_keys.tolist() == sorted(keys, key=lambda key: -expected[key])
+    assert after.image_keys.tolist() != keys
+    # How near images are to a picture, and to a text by exact search, no bank changes.
+    vectors = HashEncoder().embed_texts(["a"])
+    for engine in (plain, banked):
+        (exact,) = engine.answer_exact(vectors, 30)
+        nearest = sorted((members @ vectors[0]).tolist(), reverse=True)
+        assert exact.scores.tolist() == pytest.approx(nearest, abs=1e-6)
+    pictures = [QueryPicture(image_key=3, pixels=None)]
+    (first,) = plain.answer_pictures(pictures, 30, settings, wanted)
+    (second,) = banked.answer_pictures(pictures, 30, settings, wanted)
+    assert first.scores.tolist() == second.scores.tolist()
+    plain.close()
+    banked.close()
+
+
+def test_a_slot_that_is_used_again_loses_what_its_new_image_loses(tmp_path: Path) -> None:
+    settings = RetrievalSettings(beams=64)
+    used, fresh = (engine_with(BANK, tmp_path / name) for name in ("used", "fresh"))
+    used.answer(["a"], 30, settings)
+    for engine in (used, fresh):
+        engine.apply(changes([], list(range(1, 31))))
+        engine.apply(spread_images(30, first_key=31))
+    (again,) = used.answer(["a"], 30, settings)
+    (anew,) = fresh.answer(["a"], 30, settings)
+    assert again.image_keys.tolist() == anew.image_keys.tolist()
+    assert again.scores.tolist() == anew.scores.tolist()
+    used.index.clear()
+    used.apply(spread_images(30))
+    (third,) = used.answer(["a"], 30, settings)
+    cleared = engine_with(BANK, tmp_path / "cleared")
+    (wanted,) = cleared.answer(["a"], 30, settings)
+    assert third.scores.tolist() == wanted.scores.tolist()
+    for engine in (used, fresh, cleared):
+        engine.close()
