@@ -63,19 +63,28 @@ class SplitRecall:
     """95% Wilson interval of our R@10."""
     with_tower: Mapping[str, float] | None = None
     """Of our search with the encoder's vectors of queries, where a query head gives them else."""
+    exact_with_bank: Mapping[str, float] | None = None
+    """Of exact search that ranks by the generation's querybank too, where it has one."""
 
     def to_json(self) -> JsonObject:
         """One value of `splits` in the document of `sigma evaluate`."""
         tower = {} if self.with_tower is None else {"ours_with_tower": dict(self.with_tower)}
-        return tower | {
-            "queries": self.queries,
-            "ours": dict(self.ours),
-            "paper_mode": dict(self.paper_mode),
-            "exact_dense": dict(self.exact_dense),
-            "two_tower": dict(self.two_tower),
-            "mean_candidates": self.mean_candidates,
-            "ours_R@10_95%": list(self.interval),
-        }
+        bank = {}
+        if self.exact_with_bank is not None:
+            bank = {"exact_with_bank": dict(self.exact_with_bank)}
+        return (
+            tower
+            | bank
+            | {
+                "queries": self.queries,
+                "ours": dict(self.ours),
+                "paper_mode": dict(self.paper_mode),
+                "exact_dense": dict(self.exact_dense),
+                "two_tower": dict(self.two_tower),
+                "mean_candidates": self.mean_candidates,
+                "ours_R@10_95%": list(self.interval),
+            }
+        )
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "SplitRecall":
@@ -90,6 +99,7 @@ class SplitRecall:
             mean_candidates=document["mean_candidates"],
             interval=(low, high),
             with_tower=document.get("ours_with_tower"),
+            exact_with_bank=document.get("exact_with_bank"),
         )
 
     def to_text(self, name: str) -> list[str]:
@@ -100,6 +110,8 @@ class SplitRecall:
             "exact dense": self.exact_dense,
             "two-tower": self.two_tower,
         }
+        if self.exact_with_bank is not None:
+            searches["exact, querybank"] = self.exact_with_bank
         if self.with_tower is not None:
             searches["ours, text tower"] = self.with_tower
         lines = [
@@ -252,6 +264,7 @@ def _evaluate_split(
     exact: list[Rank] = []
     two_tower: list[Rank] = []
     with_tower: list[Rank] = []
+    with_bank: list[Rank] = []
     candidates: list[int] = []
     invalid = 0
     for batch in queries.batches():
@@ -261,6 +274,7 @@ def _evaluate_split(
         our_answers = engine.answer(texts, DEPTH, settings)
         paper_answers = engine.answer_paper(texts, DEPTH, settings)
         exact_answers = engine.answer_exact(vectors, DEPTH)
+        banked_answers = engine.answer_all(vectors, DEPTH)
         if has_query_head:
             for answer, image_key in zip(
                 engine.answer_vectors(texts, vectors, DEPTH, settings),
@@ -276,6 +290,7 @@ def _evaluate_split(
             ours.append(rank_of(our_answers[position].image_keys, image_key))
             paper.append(rank_of(paper_answers[position].image_keys, image_key))
             exact.append(rank_of(exact_answers[position].image_keys, image_key))
+            with_bank.append(rank_of(banked_answers[position].image_keys, image_key))
             nearest = _nearest_in_towers(vectors[position], gallery)
             two_tower.append(rank_of(nearest, image_key))
         bar.update(len(batch))
@@ -289,6 +304,7 @@ def _evaluate_split(
         mean_candidates=float(np.mean(candidates)),
         interval=wilson(hits_at_10, len(ours)),
         with_tower=recall_at(with_tower) if has_query_head else None,
+        exact_with_bank=None if engine.checkpoint.querybank is None else recall_at(with_bank),
     )
     return recall, invalid
 

@@ -44,7 +44,7 @@ def search_filtered(
     """The `count` best allowed images of each query; all there are where they are fewer."""
     wanted = min(asked.count, trie.images)
     if not wanted or trie.images * index.encoder.width <= EXACT_NUMBERS:
-        return _ranked_all(index, trie, asked)
+        return rank_all(replace(index, trie=trie), asked.vectors(), asked.count)
     index = replace(index, trie=trie)
     wider = settings
     while wider.beams <= MOST_WIDER * settings.beams:
@@ -53,7 +53,7 @@ def search_filtered(
             return results
         wider = replace(wider, beams=2 * wider.beams, candidates=2 * wider.candidates)
         index = replace(index, guidance=index.guidance.doubled())
-    return _ranked_all(index, trie, asked)
+    return rank_all(index, asked.vectors(), asked.count)
 
 
 def search_paper_filtered(
@@ -76,16 +76,17 @@ def search_paper_filtered(
         wider = replace(wider, beams=2 * wider.beams)
 
 
-def _ranked_all(index: SearchIndex, trie: FilteredTrie, asked: FilteredQuery) -> list[SearchResult]:
-    """The best of all allowed images by their similarity, on the scale of other scores.
+def rank_all(index: SearchIndex, queries: FloatArray, count: int) -> list[SearchResult]:
+    """The `count` best of all images for (B, D) queries, on the scale of other scores.
 
-    Hubness is known of the nearest alone, since to compute it of all would take longer.
+    By similarity and hubness. Hubness is looked at of the nearest alone, since to compute it of all
+    would take longer.
     """
-    near = asked.count
+    near = count
     if index.hubness is not None:
-        near = max(_LEAST_NEAR, _NEARER * asked.count)
-    found = search_exact(trie, index.embeddings, asked.vectors(), near)
-    return [_rescored(index, result, asked.count) for result in found]
+        near = max(_LEAST_NEAR, _NEARER * count)
+    found = search_exact(index.trie, index.embeddings, queries, near)
+    return [_rescored(index, result, count) for result in found]
 
 
 def _rescored(index: SearchIndex, result: SearchResult, count: int) -> SearchResult:

@@ -18,6 +18,7 @@ from model.network.query_head import QueryHeadEncoder
 from model.network.querybank import Querybank
 from model.retrieval.filtered_search import (
     FilteredQuery,
+    rank_all,
     search_filtered,
     search_paper_filtered,
 )
@@ -212,6 +213,10 @@ class TrieEngine:
         """Exact dense search over the embeddings with unit query vectors (B, D): the yardstick."""
         trie = self.trie if wanted is None else self.allowed(wanted)
         return self._ranked(search_exact(trie, self.gallery.embeddings, queries, count))
+
+    def answer_all(self, queries: FloatArray, count: int) -> list[RankedImages]:
+        """The same, but that images near to any text lose what they lose in `answer`."""
+        return self._ranked(rank_all(self._index(count), queries, count))
 
     def allowed(self, wanted: Filter) -> FilteredTrie:
         """The images that a filter allows, until the next change."""
