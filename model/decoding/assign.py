@@ -105,9 +105,9 @@ class BeamSearchAssigner:
             guide = Guide(self._promises, torch.from_numpy(votes).unsqueeze(1), self.vote)
         width = max(MIN_BEAMS, self.postings)
         beams = search_leaves(self.decoder, prompt, sigma.profile.shape, width, None, guide)
-        leaves, scores, _ = beams.on_host()
+        found = beams.on_host()
         # A guide has looked at every leaf below the beams; no more are kept than of the others.
-        return leaves[:, :width], scores[:, :width]
+        return found.leaves[:, :width], found.scores[:, :width]
 
 
 def leaves_from_beams(

@@ -90,13 +90,28 @@ class TextDecodingEngine(Protocol[TextPrompt]):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class HostBeams:
+    """`Beams` where numpy reads them."""
+
+    leaves: IntArray
+    """(B, W)"""
+    scores: FloatArray
+    """(B, W)"""
+    suffix_gains: FloatArray | None = None
+    """(B, W, K)"""
+    promises: FloatArray | None = None
+    """(B, W)"""
+
+
 @dataclass(frozen=True, slots=True)
 class Beams:
     """Best leaves of B prompts, best first.
 
     `leaves` (B, W) int64, `scores` (B, W) float32 log-probabilities. `states` (B, H) of the last
     tokens of the prompts, from an engine that has them. `suffix_gains` (B, W, K) log-probabilities
-    of the suffixes behind each leaf, where five tokens were decoded.
+    of the suffixes behind each leaf, where five tokens were decoded. `promises` (B, W) of the
+    leaves, where a guide gave any; of a prefix where it knows leaves no better.
 
     Beams that do not exist (fewer leaves than W) have the score `NEVER`.
     """
@@ -105,28 +120,39 @@ class Beams:
     scores: Tensor
     states: Tensor | None = None
     suffix_gains: Tensor | None = None
+    promises: Tensor | None = None
 
     def first(self, count: int) -> "Beams":
         """The beams of the first prompts."""
         if count == len(self.leaves):
             return self
-        states, gains = self.states, self.suffix_gains
+        states, gains, promises = self.states, self.suffix_gains, self.promises
         return Beams(
             self.leaves[:count],
             self.scores[:count],
             None if states is None else states[:count],
             None if gains is None else gains[:count],
+            None if promises is None else promises[:count],
         )
 
-    def on_host(self) -> tuple[IntArray, FloatArray, FloatArray]:
-        """(B, W) leaves, (B, W) scores and (B, W, K) suffix gains, K = 0 without; one copy."""
+    def on_host(self) -> HostBeams:
+        """Copy all but the states to the host, at once."""
         # Both kinds of numbers fit into float64 as they are.
         parts = [self.leaves.unsqueeze(-1), self.scores.unsqueeze(-1)]
+        if self.promises is not None:
+            parts.append(self.promises.unsqueeze(-1))
         if self.suffix_gains is not None:
             parts.append(self.suffix_gains)
         packed = torch.cat([part.double() for part in parts], -1).cpu().numpy()
+        leaves = packed[..., 0].astype(np.int64)
         floats = packed[..., 1:].astype(np.float32)
-        return packed[..., 0].astype(np.int64), floats[..., 0], floats[..., 1:]
+        after = 1 if self.promises is None else 2
+        return HostBeams(
+            leaves,
+            floats[..., 0],
+            None if self.suffix_gains is None else floats[..., after:],
+            None if self.promises is None else floats[..., 1],
+        )
 
 
 class Promises(Protocol):
@@ -230,13 +256,16 @@ def search_planned(
     prefixes = torch.zeros((state.batch, 1), dtype=torch.int64, device=state.device)
     scores = torch.zeros((state.batch, 1), device=state.device)
     parents: Tensor | None = None
+    promises: Tensor | None = None
     for level, codes in enumerate(plan.shape.codes):
         alive = scores > NEVER
         forced: Tensor | None = None
         if branches is not None and level > 0 and not plan.five_tokens:
             forced = _forced(branches, level, prefixes, alive)
             if looks and bool(forced.all()):
-                return Beams(_only_leaves(branches, level, prefixes), scores)
+                leaves = _only_leaves(branches, level, prefixes)
+                own = _promise(plan, LEVELS - 1, leaves, queries)
+                return Beams(leaves, scores, promises=promises if own is None else own)
         gains = state.score(level, prefixes, parents, alive)  # (B, W, K)
         if forced is not None:
             gains = gains.masked_fill(forced.view(-1, 1, 1), 0.0)
@@ -245,25 +274,27 @@ def search_planned(
         totals = (scores.unsqueeze(-1) + gains).flatten(1)  # (B, W·K)
         own_codes = torch.arange(codes, device=state.device)
         children = (prefixes.unsqueeze(-1) * codes + own_codes).flatten(1)  # (B, W·K)
-        preferred = _preference(plan, level, children, totals, queries)
+        promise = _promise(plan, level, children, queries)
+        preferred = totals if promise is None else totals + plan.weight * promise
         chosen = preferred.topk(plan.widths[level], dim=1).indices
         scores = totals.gather(1, chosen)
         prefixes = children.gather(1, chosen)
         parents = chosen // codes
+        if promise is not None:
+            promises = promise.gather(1, chosen)
+        elif promises is not None:
+            promises = promises.gather(1, parents)
     if not plan.five_tokens:
-        return Beams(prefixes, scores)
+        return Beams(prefixes, scores, promises=promises)
     gains = state.score(LEVELS, prefixes, parents, scores > NEVER)
     return Beams(prefixes, scores, suffix_gains=gains)
 
 
-def _preference(
-    plan: BeamPlan, level: int, children: Tensor, totals: Tensor, queries: Tensor | None
-) -> Tensor:
-    """(B, W) by which beams are chosen, where `totals` are their log-probabilities."""
+def _promise(plan: BeamPlan, level: int, prefixes: Tensor, queries: Tensor | None) -> Tensor | None:
+    """(B, W) the guide's promise of prefixes of level + 1 codes; None without, or of a level."""
     if plan.promises is None or queries is None:
-        return totals
-    promise = plan.promises.promise(level, children, queries.to(children.device))
-    return totals if promise is None else totals + plan.weight * promise
+        return None
+    return plan.promises.promise(level, prefixes, queries.to(prefixes.device))
 
 
 def _forced(branches: Branches, level: int, prefixes: Tensor, alive: Tensor) -> Tensor:
@@ -301,10 +332,14 @@ def search_identifiers(
     each is normalised over the tokens of its level.
     """
     plan = BeamPlan(trie.shape, beams, trie.primaries, five_tokens=True)
-    leaves, scores, gains = _search(engine, prompt, plan, None).on_host()
+    found = _search(engine, prompt, plan, None).on_host()
+    if found.suffix_gains is None:
+        raise AssertionError("five tokens were decoded without suffixes")
     return [
         _best_suffixes(trie, own.tolist(), own_scores.tolist(), own_gains, beams)
-        for own, own_scores, own_gains in zip(leaves, scores, gains, strict=True)
+        for own, own_scores, own_gains in zip(
+            found.leaves, found.scores, found.suffix_gains, strict=True
+        )
     ]
 
 

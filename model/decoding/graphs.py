@@ -90,7 +90,7 @@ class SearchGraphs:
             self.eager["capture"] += 1
             return search(rows, plan, queries)
         self.replayed += 1
-        return _beams(replay(inputs))
+        return _beams(plan, replay(inputs))
 
     def _replay(self, key: Hashable, program: Program, inputs: Tensors) -> Program | None:
         if key in self._kept:
@@ -124,16 +124,20 @@ def _program(search: Search, plan: BeamPlan) -> Program:
     def run(inputs: Tensors) -> Tensors:
         rows = EmbeddedRows(*inputs[:4])
         found = search(rows, plan, inputs[4] if len(inputs) > 4 else None)
-        parts = (found.leaves, found.scores, found.suffix_gains, found.states)
+        parts = (found.leaves, found.scores, found.suffix_gains, found.promises, found.states)
         return tuple(part for part in parts if part is not None)
 
     return run
 
 
-def _beams(outputs: Tensors) -> Beams:
-    """The other way round: of a decoder, which has states, with the suffixes of five tokens."""
-    leaves, scores, *gains, states = outputs
-    return Beams(leaves, scores, states, gains[0] if gains else None)
+def _beams(plan: BeamPlan, outputs: Tensors) -> Beams:
+    """The other way round: of a decoder, which has states, with suffixes or a guide's promises."""
+    leaves, scores, *more, states = outputs
+    extra = more[0] if more else None
+    # Five tokens have no guide.
+    if plan.five_tokens:
+        return Beams(leaves, scores, states, suffix_gains=extra)
+    return Beams(leaves, scores, states, promises=extra)
 
 
 def _least(bounds: Sequence[int], value: int) -> int:

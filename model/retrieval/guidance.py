@@ -2,7 +2,8 @@
 
 A decoder knows coarse codes well and fine ones badly, of images that came after its training above
 all. Means of what is posted below each prefix (`model.retrieval.prefix_means`) know both exactly,
-so beams are chosen by both, and a bounded number of images behind the best leaves is ranked.
+so beams are chosen by both, and a bounded number of images is ranked: those that both believe in
+most, over all leaves that they are posted under.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model.retrieval.shards import Int32Array
-from schemas.records import BoolArray
+from schemas.records import BoolArray, FloatArray
+
+# Postings that are looked at for each image that is ranked. More change nothing
+# (docs/experiments/querybank.md), and of full leaves each costs time.
+_POSTINGS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +23,20 @@ class Guidance:
     """Numbers of a guided search; see the two kinds below."""
 
     weight: float
-    """Nats of one logit of the encoder: its scale times a cosine."""
+    """Nats of one logit of the encoder, its scale times a cosine, where beams are chosen."""
+    nearness: float
+    """The same where images are chosen that are ranked."""
     wider: int
     """Beams, as a multiple of those of the settings."""
     share: float
-    """Postings that are ranked, as a share of the gallery's images."""
+    """Images that are ranked, as a share of the gallery."""
     least: int
-    """Postings in a small gallery, where a share of it would be a handful."""
+    """The same in a small gallery, where a share of it would be a handful."""
     belief: float
     """How much of the settings' fusion weight the decoder's opinion of leaves has in the score."""
 
     def budget(self, images: int, most: int) -> int:
-        """Postings that one query ranks at most, of so many images."""
+        """Images that one query ranks at most, of so many."""
         return min(most, max(self.least, round(self.share * images)))
 
     def doubled(self) -> "Guidance":
@@ -37,25 +44,22 @@ class Guidance:
         return replace(self, least=2 * self.least)
 
 
-# For models that read queries as texts (docs/experiments/guided.md).
-READING_TEXTS = Guidance(weight=4.0, wider=2, share=0.01, least=100, belief=1 / 3)
+# For models that read queries as texts (docs/experiments/guided.md, querybank.md).
+READING_TEXTS = Guidance(weight=4.0, nearness=1.5, wider=2, share=0.01, least=70, belief=1 / 3)
 
 # For models that read their vectors: they have learnt from few pictures, often from no text, and
 # what they know of a query the encoder says better. Their opinion of leaves takes a tenth of what
 # is found away (docs/experiments/small.md).
-READING_VECTORS = Guidance(weight=16.0, wider=5, share=0.045, least=130, belief=0.0)
+READING_VECTORS = Guidance(weight=16.0, nearness=16.0, wider=5, share=0.045, least=130, belief=0.0)
 
 
-def within(budget: int, loads: Int32Array) -> BoolArray:
-    """Which of (W,) leaves, best first, are opened: the first one, and those with room for all.
+def opened(budget: int, beliefs: FloatArray, loads: Int32Array) -> BoolArray:
+    """Which of W leaves are looked at, so that `budget` images can be chosen: the best ones.
 
-    `loads` (W,) postings of each leaf. A leaf that is too large for what is left of the budget is
-    passed over, and smaller ones behind it are opened.
+    `beliefs` (W,) in nats, -inf of a leaf that does not exist; `loads` (W,) postings of each.
     """
-    opened = np.zeros(len(loads), np.bool_)
-    left = budget
-    for place, load in enumerate(loads.tolist()):
-        if place == 0 or load <= left:
-            opened[place] = True
-            left -= load
-    return opened
+    order = np.argsort(-beliefs, kind="stable")
+    before = np.cumsum(loads[order]) - loads[order]
+    chosen = np.zeros(len(loads), np.bool_)
+    chosen[order[before < _POSTINGS * budget]] = True
+    return chosen & (beliefs > -np.inf)

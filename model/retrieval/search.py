@@ -24,10 +24,10 @@ from model.decoding.beam import (
 from model.network.encoder import Encoder
 from model.network.query_head import QueryHeadEncoder
 from model.retrieval.filtered_trie import SearchableTrie
-from model.retrieval.guidance import READING_TEXTS, Guidance, within
+from model.retrieval.guidance import READING_TEXTS, Guidance, opened
 from model.retrieval.hubness import HubnessBySlot
 from model.retrieval.prefix_means import PrefixMeans
-from model.retrieval.ranking import rank
+from model.retrieval.ranking import beliefs_of, rank
 from model.retrieval.shards import Reached
 from schemas.errors import WorkFailedError
 from schemas.records import FloatArray, HalfArray, IntArray
@@ -132,21 +132,29 @@ def search_read(
     width = settings.beams * (1 if guide is None else guidance.wider)
     beams = search_leaves(index.decoding, prompt, trie.shape, width, trie.branches, guide)
     # From here on the host waits for what a GPU has found.
-    leaves, leaf_scores, _ = beams.on_host()
+    found = beams.on_host()
+    leaves, leaf_scores = found.leaves, found.scores
     if queries is None:
         queries = _own_vectors(index, beams)
         _require_finite(queries)
     _require_scores(leaf_scores, trie)
-    budget = None if guide is None else guidance.budget(trie.images, settings.candidates)
+    most = settings.candidates
+    beliefs = leaf_scores
+    if guide is not None:
+        most = guidance.budget(trie.images, most)
+        if found.promises is not None:
+            nearness = np.float32(guidance.nearness * index.encoder.scale)
+            beliefs = leaf_scores + nearness * found.promises
     fusion_weight = settings.fusion_weight * (1.0 if guide is None else guidance.belief)
     results = []
     for row, query in enumerate(queries):
         # A trie with fewer leaves than beams fills the rest with leaves of score -inf.
         exists = leaf_scores[row] > NEVER
-        if budget is not None:
-            exists &= within(budget, trie.branches.load[leaves[row]] * exists)
+        if guide is not None:
+            own_beliefs = np.where(exists, beliefs[row], -np.inf)
+            exists = opened(most, own_beliefs, trie.branches.load[leaves[row]])
         own_leaves = leaves[row][exists]
-        reached = likeliest(trie.reached(own_leaves), leaf_scores[row][exists], settings.candidates)
+        reached = likeliest(trie.reached(own_leaves), beliefs[row][exists], most)
         if index.prefetch is not None:
             index.prefetch(reached.slots)
         ranked = rank(
@@ -179,19 +187,16 @@ def _own_vectors(index: SearchIndex, beams: Beams) -> FloatArray:
     return index.encoder.of_states(beams.states)
 
 
-def likeliest(reached: Reached, leaf_scores: FloatArray, most: int) -> Reached:
+def likeliest(reached: Reached, leaf_beliefs: FloatArray, most: int) -> Reached:
     """The postings of at most `most` images: no query scores more, however full leaves are.
 
-    Those that the decoder finds likeliest, by an image's best leaf and weight there; of equal ones
-    those of lower slots. `leaf_scores` (L,) log-probabilities of the leaves that `reached.source`
-    counts.
+    Those that are believed in most, by all leaves that they are posted under; of equal ones those
+    of lower slots. `leaf_beliefs` (L,) nats, of the leaves that `reached.source` counts.
     """
     if len(reached.slots) <= most:
         return reached
-    scores = leaf_scores[reached.source] + reached.weights
-    order = np.lexsort((reached.slots, -scores))
-    slots, best_places = np.unique(reached.slots[order], return_index=True)
-    kept = slots[np.argsort(best_places)[:most]]
+    slots, beliefs = beliefs_of(reached, leaf_beliefs)
+    kept = slots[np.argsort(-beliefs, kind="stable")[:most]]
     return reached.only(np.isin(reached.slots, kept))
 
 

@@ -1,11 +1,12 @@
 """Fitting a querybank: how much an image's nearness to any text counts, measured on texts kept out.
 
 The bank is a sample of the captions of training. How sharp and how heavy it is (see
-`model.network.querybank`) is chosen by known-item search: some images are set aside with one text
-each, all their captions stay out of the bank, as those of later images will, and the reciprocal
-ranks of their texts in the gallery decide. Where nothing is gained for certain there is no bank.
+`model.network.querybank`) is chosen by known-item search: images are asked for by one text each,
+and the reciprocal ranks in the gallery decide. Of half of them all captions stay out of the bank,
+as those of later images will; the captions of the others may be in it, and tell against their own
+image. Where nothing is gained for certain there is no bank.
 
-Letters in shapes: N images, P of them set aside, G in the gallery, D width of the encoder.
+Letters in shapes: N images, P of them asked for, G in the gallery, D width of the encoder.
 """
 
 from collections.abc import Sequence
@@ -25,12 +26,13 @@ _MOST_NUMBERS = 1 << 20
 # Fewer captions say nothing of what is near to any.
 LEAST_TEXTS = 64
 
-# Images that are set aside: at most this many, and this share.
+# Images that are asked for, with captions out of the bank: at most this many, and this share of
+# those with a text. As many are asked for whose captions may be in it.
 _MOST_ASIDE = 1000
 _ASIDE_SHARE = 0.25
 _LEAST_ASIDE = 24
 
-# Images that their texts are compared with, at most.
+# Images that texts are compared with, at most.
 _MOST_GALLERY = 16_384
 
 _TEMPERATURES = (0.35, 0.5, 0.7, 1.0)
@@ -64,8 +66,9 @@ def fit_querybank(
     arguments give the same bank.
     """
     rng = np.random.default_rng((seed, 11))
-    asked = rng.permutation(np.flatnonzero([bool(text.strip()) for text in queries]))
-    aside = asked[: min(_MOST_ASIDE, int(len(asked) * _ASIDE_SHARE))]
+    texted = rng.permutation(np.flatnonzero([bool(text.strip()) for text in queries]))
+    half = min(_MOST_ASIDE, int(len(texted) * _ASIDE_SHARE))
+    aside, asked = texted[:half], texted[: 2 * half]
     is_aside = np.zeros(len(embeddings), np.bool_)
     is_aside[aside] = True
     others = rng.permutation(np.flatnonzero(~is_aside))
@@ -73,9 +76,10 @@ def fit_querybank(
     texts = _sample([captions[row] for row in others.tolist()], size, rng)
     if len(texts) < LEAST_TEXTS:
         return None
-    gallery = np.concatenate([aside, others[: _MOST_GALLERY - len(aside)]])
+    rest = others[~np.isin(others, asked)]
+    gallery = np.concatenate([asked, rest[: _MOST_GALLERY - len(asked)]])
     best = _best_numbers(
-        encoder.embed_texts([queries[row] for row in aside.tolist()]),
+        encoder.embed_texts([queries[row] for row in asked.tolist()]),
         embeddings[gallery].astype(np.float32),
         Querybank(encoder.embed_texts(texts), 1.0, 1.0),
         encoder.scale,

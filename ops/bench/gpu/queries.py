@@ -110,8 +110,8 @@ class QueryBench:
             found = []
             for graphs in (self._graphs, None):
                 self._decoder.graphs = graphs
-                leaves, scores, _ = self._search([text], beams, guided=False).on_host()
-                found.append(dict(zip(leaves[0].tolist(), scores[0].tolist(), strict=True)))
+                own = self._search([text], beams, guided=False).on_host()
+                found.append(dict(zip(own.leaves[0].tolist(), own.scores[0].tolist(), strict=True)))
             both = set(found[0]) & set(found[1])
             shared += len(both)
             differences += [abs(found[0][leaf] - found[1][leaf]) for leaf in both]

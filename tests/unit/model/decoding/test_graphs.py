@@ -66,9 +66,9 @@ def guide_of(
 
 def beams_of(found: Beams) -> list[dict[int, float]]:
     """Leaves with their scores, of each prompt."""
-    leaves, scores, _ = found.on_host()
+    host = found.on_host()
     rows = []
-    for own, own_scores in zip(leaves.tolist(), scores.tolist(), strict=True):
+    for own, own_scores in zip(host.leaves.tolist(), host.scores.tolist(), strict=True):
         rows.append({leaf: s for leaf, s in zip(own, own_scores, strict=True) if s > NEVER})
     return rows
 
