@@ -45,7 +45,7 @@ class Guidance:
 
 
 # For models that read queries as texts (docs/experiments/guided.md, querybank.md).
-READING_TEXTS = Guidance(weight=4.0, nearness=1.5, wider=2, share=0.01, least=70, belief=1 / 3)
+READING_TEXTS = Guidance(weight=4.0, nearness=1.5, wider=2, share=0.01, least=70, belief=1 / 15)
 
 # For models that read their vectors: they have learnt from few pictures, often from no text, and
 # what they know of a query the encoder says better. Their opinion of leaves takes a tenth of what

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from model.identifiers.codebook import Codebook, pack_all
-from model.network.checkpoint import load_record
+from model.network.checkpoint import load_checkpoint, load_record
+from model.network.querybank import Querybank
 from model.progress import Bar, quiet
 from model.training.stage_gates import Gates
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
@@ -30,6 +31,7 @@ from tests.integration.small_training import (
     tiny_services,
     train_in,
 )
+from tests.unit.model.conftest import WIDTH
 from workers.generations.catch_up import CatchUp
 from workers.generations.image_assigner import assigner_loader
 from workers.repository import counters, generations
@@ -38,7 +40,7 @@ from workers.repository.image_deletion import delete_images
 from workers.repository.postings import identifiers_of, postings_of
 from workers.repository.training_data import TRAINER, embeddings_of, indexed_images
 from workers.runtime.services import Services
-from workers.trainer import reclustering
+from workers.trainer import reclustering, training_plan
 from workers.trainer.trainer import train
 
 SEEN, LATER = 24, 8
@@ -80,6 +82,28 @@ def counted_right(conn: Connection, generation: int) -> bool:
     return replace(counters.totals(conn, generation), spilled=0) == counters.recount(
         conn, generation
     )
+
+
+@pytest.mark.usefixtures("recluster_of_tests")
+def test_generations_that_cannot_fit_a_querybank_keep_their_parents(
+    services: Services, conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(services, conn, SEEN)
+    bank = Querybank(np.eye(3, WIDTH, dtype=np.float32), 0.5, 0.75)
+    with monkeypatch.context() as patched:
+        patched.setattr(training_plan, "can_fit", lambda *_: True)
+        patched.setattr(training_plan, "fit_querybank", lambda *_: bank)
+        first = train(services, None, request(services), quiet)
+    arrive(services, conn, first.generation, LATER)
+    numbers = [first.generation]
+    for mode in ("refresh", "recluster"):
+        learnt = train(services, None, request(services, mode=mode), quiet)
+        numbers.append(learnt.generation)
+    for number in numbers:
+        kept = load_checkpoint(services.checkpoints / f"g{number}").querybank
+        assert kept is not None
+        assert np.array_equal(kept.vectors, bank.vectors)
+        assert kept.numbers() == bank.numbers()
 
 
 def test_a_refresh_learns_what_is_new_from_the_live_weights_and_moves_nothing(
