@@ -16,8 +16,9 @@ import pytest
 from sigma_stream_client import AsyncClient, Client, NotFoundError, RefusedError, RetryPolicy
 
 from ops.bench.fleet import ROLES, Fleet, open_fleet
-from tests.acceptance.test_docs import blocks, run_python
+from tests.acceptance.test_docs import run_python
 from tests.api_client import png
+from tests.doc_blocks import blocks
 from tests.serving import until
 from workers.runtime.process import bind
 
@@ -166,13 +167,16 @@ def test_the_examples_run_as_they_are_printed(service: Service, tmp_path: Path) 
     with Client(service.url, retry=PATIENCE) as client:
         taken = {"tags": ["beach"], "taken": "2026-06-01T12:00:00Z", "price": 5}
         client.put("example", png(78), metadata=taken, wait_s=200)
-    search, filters, tasks = blocks("python-client.md", "python")
+    search, filters, tasks = blocks("docs/python-client.md", "python")
+    (shortest,) = blocks("ops/client/README.md", "python")
+    shortest = shortest.replace("http://127.0.0.1:8631", service.url)
     environment = {
         "SIGMA_URL": service.url,
         "PICTURE": str(file),
         "PYTHONPATH": os.pathsep.join([str(CLIENT), os.environ.get("PYTHONPATH", "")]),
     }
     assert [line.split()[0] for line in run_python(search, **environment).splitlines()] == [*"123"]
+    assert len(run_python(shortest, **environment).splitlines()) == 3
     found = [line.split()[0] for line in run_python(filters, **environment).splitlines()]
     assert found[:3] == ["1", "1", "1"]
     assert int(found[3]) == IMAGES

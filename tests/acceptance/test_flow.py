@@ -4,12 +4,14 @@ Arrival to answer, deletion, hostile folders, kills, replays.
 """
 
 import os
+import re
 import shutil
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -22,6 +24,7 @@ from schemas.settings import Settings
 from stream.manifest import read_manifest
 from tests.acceptance.conftest import STREAMED, TRAINED, Home, copied, settled
 from tests.acceptance.test_supervisor import workers_of
+from tests.doc_blocks import blocks
 from tests.hostile import write_folder
 from workers.repository import generations
 
@@ -225,10 +228,15 @@ def test_a_second_generation_waits_in_shadow_takes_over_and_rolls_back(home: Hom
         assert first is not None
         assert copy_generation(found.connect, conn, first) == 2
         generations.set_state(conn, 2, "shadow")
-    states = {
-        one["id"]: one["state"] for one in home.ok("generations", "promote", "2")["generations"]
-    }
-    assert states == {1: "retired", 2: "live"}
+    (page,) = blocks("docs/generations.md", "console")
+    commands = re.findall(r"^\$ sigma (.*)$", page, re.MULTILINE)
+    listing, promotion, going_back = [command.split() for command in commands]
+    assert states_of(home.ok(*listing)) == {1: "live", 2: "shadow"}
+    assert states_of(home.ok(*promotion)) == {1: "retired", 2: "live"}
     assert home.ok("query", "a red circle")["generation"] == 2
-    states = {one["id"]: one["state"] for one in home.ok("generations", "rollback")["generations"]}
-    assert states == {1: "live", 2: "retired"}
+    assert states_of(home.ok(*going_back)) == {1: "live", 2: "retired"}
+
+
+def states_of(answer: Any) -> dict[int, str]:
+    """The state of each generation, by its number."""
+    return {one["id"]: one["state"] for one in answer["generations"]}

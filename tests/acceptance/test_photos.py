@@ -1,5 +1,7 @@
 """A folder of pictures becomes searchable by one command, and stays so by the same one."""
 
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from PIL import Image
 
 from ops.scenes.corpus import CorpusConfig, samples
 from tests.acceptance.conftest import Home
+from tests.doc_blocks import blocks
 from tests.encoder_checkpoints import CHECKPOINTS
 
 PICTURES = 20
@@ -101,6 +104,18 @@ def test_a_folder_of_pictures_is_searched_by_one_command_and_again_when_it_has_g
     refused = empty.sigma("photos", album, "--encoder", "efficientnet-minilm")
     assert refused.code == 2
     assert "add --retrain" in refused.err
+
+
+@pytest.mark.timeout(600)
+def test_the_readme_makes_photos_searchable_with_the_weights_of_the_registry(
+    empty: Home, tmp_path: Path
+) -> None:
+    write_album(tmp_path / "Pictures", 0, PICTURES)
+    commands = re.findall(r"^\$ sigma (.*)$", *blocks("README.md", "console"), re.MULTILINE)
+    making, asking = [shlex.split(line.replace("~", str(tmp_path))) for line in commands]
+    done = empty.ok(*making)
+    assert done["searchable"] == PICTURES
+    assert len(empty.ok(*asking)["results"]) == 2
 
 
 def started(home: Home, album: Path, encoder: Path) -> "subprocess.Popen[str]":

@@ -82,7 +82,7 @@ class KafkaServer(Server):
         """Create a broker with its data in a folder, and start it."""
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
-        java = _java("kafka", folder, memory="512m")
+        java = jvm("kafka", folder, memory="512m")
         settings = _write_properties(
             folder / "server.properties", _kafka_settings(port, free_port(), folder / "data")
         )
@@ -129,7 +129,7 @@ class S3Server(Server):
             },
         )
         settings.chmod(0o600)
-        java = _java("s3", folder, memory="256m")
+        java = jvm("s3", folder, memory="256m")
         command = [*java, "org.gaul.s3proxy.Main", "--properties", str(settings)]
         server = cls(folder, port, command, secret_key)
         server.start()
@@ -193,7 +193,7 @@ def cluster_id() -> str:
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
-def _java(name: str, folder: Path, *, memory: str) -> list[str]:
+def jvm(name: str, folder: Path, *, memory: str) -> list[str]:
     """The command of a small JVM that starts fast, with the jars of `NAME.xml`."""
     return [
         "java",

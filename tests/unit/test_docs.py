@@ -10,11 +10,13 @@ import pytest
 
 from ops.cli import reference
 from ops.cli.main import parser
+from tests.doc_blocks import DRAWING, PAGES, ROOT, DocBlock, all_blocks
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PACKAGES = ("model", "ops", "schemas", "stream", "workers")
 CONSOLE = re.compile(r"^\$ sigma (.*)$", re.MULTILINE)
+REASON = re.compile(r"not run as a test, because \w+ \w+")
+BOXES = re.compile(r"[─│┌└►▼]")
+OTHER_BLOCKS = re.compile(r"^(?: +(?:```|~~~)|~~~|<pre|(?<=\n\n) {4}\S)", re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -41,6 +43,29 @@ def test_every_command_in_the_docs_is_one_that_the_command_line_takes(page: Path
             parser().parse_args(words)
         except SystemExit:
             pytest.fail(f"{page.relative_to(ROOT)} shows a command that does not parse: {line}")
+
+
+@pytest.mark.parametrize("block", all_blocks(), ids=lambda block: f"{block.page}:{block.line}")
+def test_every_block_is_run_by_a_test_or_says_why_not(block: DocBlock) -> None:
+    said = REASON.search(block.beside)
+    if block.words == (DRAWING,):
+        assert BOXES.search(block.code), "a drawing has lines and arrows"
+        assert not re.search(r"^\s*\$ ", block.code, re.MULTILINE)
+    elif block.words:
+        assert block.tests == block.words, "only files of tests and `drawing` stand there"
+        assert said is None, "it is run and says that it is not"
+        for test in block.tests:
+            source = (ROOT / test).read_text(encoding="utf-8")
+            # The helper gives a test all blocks of a page and language that are marked with it.
+            wanted = rf'blocks\("{re.escape(block.page)}", "{block.language}"\)'
+            assert re.search(wanted, source), f"{test} does not take the blocks of {block.page}"
+    else:
+        assert said, "name the test behind the block's language, or say beside it why there is none"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_stands_in_blocks_that_are_looked_at(page: Path) -> None:
+    assert OTHER_BLOCKS.findall(page.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -19,6 +19,7 @@ from ops.deploy.export import DISTRIBUTIONS, ExportRequest, export
 from schemas.events import ACCEPTED, ARRIVED
 from schemas.settings import documented_settings
 from stream.log.topics import TOPICS
+from tests.doc_blocks import blocks
 from workers.runtime import metrics, query_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -87,6 +88,24 @@ def test_the_file_for_gpus_gives_one_to_each_process_that_runs_a_model_and_to_no
     for service in services.values():
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
+
+
+PINNED = re.compile(r"[a-z/]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)*@sha256:[0-9a-f]{64}")
+"""A name, an exact version and the digest of its index."""
+
+
+def test_every_image_of_others_has_an_exact_version_and_a_digest_and_ours_its_version() -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    images = {name: service["image"] for name, service in COMPOSE["services"].items()}
+    assert {images.pop(name) for name in OURS} == {f"sigma-stream:{version[1]}"}
+    dockerfile = (FILES / "Dockerfile").read_text(encoding="utf-8")
+    (images["base"],) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", dockerfile, re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)) == {"$PYTHON_IMAGE"}
+    assert len(images) >= 7
+    assert [name for name, image in images.items() if not PINNED.fullmatch(image)] == []
+    kustomization = yaml.safe_load((FILES / "kubernetes/kustomization.yaml").read_text())
+    assert [image["newTag"] for image in kustomization["images"]] == [version[1]]
 
 
 def test_every_service_has_limits_and_all_that_stay_have_a_health_check() -> None:
@@ -177,6 +196,15 @@ def test_a_label_named_job_survives_the_scrape() -> None:
     targets = [target for scrape in scrapes for target in scrape["dns_sd_configs"]]
     names = {name for target in targets for name in target["names"]}
     assert {"intake", "index", "scheduler", "query"} <= names
+
+
+def test_the_scrape_of_the_page_keeps_the_labels_and_sends_a_key() -> None:
+    (document,) = blocks("docs/operations.md", "yaml")
+    (scrape,) = yaml.safe_load(document)["scrape_configs"]
+    assert scrape["honor_labels"] is True
+    assert scrape["authorization"].keys() == {"credentials_file"}
+    ours = yaml.safe_load((FILES / "prometheus.yml").read_text(encoding="utf-8"))
+    assert scrape["job_name"] in {known["job_name"] for known in ours["scrape_configs"]}
 
 
 def test_prometheus_asks_every_worker_on_the_port_that_needs_no_key() -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from ops.cli.main import parser
 from schemas.settings import Settings, documented_settings
+from tests.doc_blocks import blocks
 from workers.api.addresses import HEALTH_PATH, READINESS_PATH
 from workers.runtime.metrics_server import METRICS_PATH
 
@@ -66,6 +67,31 @@ def test_the_kustomization_names_every_manifest_and_renders() -> None:
     assert len(pods) == len(PODS)
     for pod in pods:
         assert pod["containers"][0]["image"].startswith("registry.example.org/sigma-stream:")
+
+
+def test_the_overlay_of_the_readme_names_the_image_by_digest_and_renders(tmp_path: Path) -> None:
+    (document,) = blocks("ops/deploy/files/README.md", "yaml")
+    digest = f"sha256:{'0' * 64}"
+    kustomization = yaml.safe_load(document.replace("sha256:…", digest))
+    (image,) = kustomization["images"]
+    renamed = yaml.safe_load((FOLDER / "kustomization.yaml").read_text(encoding="utf-8"))["images"]
+    assert image["name"] in {entry["newName"] for entry in renamed}
+    for name in (*kustomization["resources"], *kustomization["components"]):
+        assert (FOLDER / "overlay" / name / "kustomization.yaml").is_file() or (
+            FOLDER.parent / name.removeprefix("../") / "kustomization.yaml"
+        ).is_file()
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay/settings.env").write_text("SIGMA_BEAMS=30\n")
+    (tmp_path / "overlay/kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    command = ["kubectl", "kustomize", str(tmp_path / "overlay")]
+    rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for document in yaml.safe_load_all(rendered):
+        if document["kind"] in ("Deployment", "Job"):
+            (container,) = document["spec"]["template"]["spec"]["containers"]
+            assert container["image"] == f"YOUR-REGISTRY/sigma-stream@{digest}"
 
 
 def test_a_gpu_goes_to_each_process_that_runs_a_model() -> None:

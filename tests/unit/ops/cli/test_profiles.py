@@ -1,6 +1,7 @@
 """`sigma profiles`: what is printed is what `sigma train --profile` takes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from model.network.profile_document import read_profile
 from model.network.profiles import PROFILES
 from ops.cli.main import main
+from tests.doc_blocks import blocks
 
 
 def test_a_shown_profile_can_be_fed_back(
@@ -31,6 +33,21 @@ def test_the_list_names_every_profile(capsys: pytest.CaptureFixture[str]) -> Non
     listed = json.loads(capsys.readouterr().out)["profiles"]
     assert [each["name"] for each in listed] == list(PROFILES)
     assert listed[0]["stages"]["align"]["batch"] == 64
+
+
+def test_the_page_about_models_shows_commands_and_a_profile_that_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = re.findall(r"^\$ sigma (.*)$", *blocks("docs/models.md", "console"), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert main(command.split()) == 0
+        assert "qwen-3b" in capsys.readouterr().out
+    (document,) = blocks("docs/models.md", "toml")
+    file = tmp_path / "mine.toml"
+    file.write_text(document, encoding="utf-8")
+    mine = read_profile(str(file))
+    assert (mine.name, mine.model, mine.shape.codes) == ("photos", "/models/qwen", (32, 16, 8, 4))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`sigma train`: options that contradict each other are refused before anything starts."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from ops.cli.main import main, parser
 from ops.cli.train import check, summary, training_request
 from schemas.errors import UsageError
 from schemas.training_record import ReclusterRecord, TrainingRecord
+from tests.doc_blocks import blocks
 from workers.trainer.seeding import RejectedEntry
 from workers.trainer.trainer import TrainResult
 
@@ -150,6 +152,15 @@ def test_the_document_of_a_training_has_its_keys_even_where_nothing_is_recorded(
             "cpu_seconds": None,
         },
     }
+
+
+def test_the_dry_run_of_the_page_about_gpus_prints_the_row_of_its_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    commands = re.findall(r"^\$ sigma (.*)$", *blocks("docs/gpu.md", "console"), re.MULTILINE)
+    (command,) = commands
+    assert main(command.split()) == 0
+    assert "4 x a6000, 113,287 images, 566,747 captions" in capsys.readouterr().out
 
 
 def test_a_dry_run_prints_what_it_computes_and_loads_nothing(
