@@ -107,6 +107,25 @@ def test_a_batch_answers_each_query_or_says_why_not(client: httpx.Client) -> Non
     assert all((answer["error"] is None) == (answer["status"] == 200) for answer in answers)
 
 
+def test_a_body_of_another_kind_is_refused_for_that(client: httpx.Client) -> None:
+    headers = {"content-type": "text/plain"}
+    assert "text/plain" in refused(client.post("/v1/query?k=2", content=b"a", headers=headers), 415)
+    for content_type in ("application/json", "image/png"):
+        packed = {"content-type": content_type, "content-encoding": "gzip"}
+        sentence = refused(client.post("/v1/query", content=b"\x1f\x8b", headers=packed), 415)
+        assert 'content encoding "gzip"' in sentence
+    assert "got a list" in refused(client.post("/v1/query", json={"query": ["red"]}), 422)
+    # No library sends these of itself.
+    for target in ("/v1/images?limit=1%", "/v1/images/100%", "/v1/images?%ff=1"):
+        url = client.base_url.copy_with(raw_path=target.encode())
+        refused(client.send(httpx.Request("GET", url)), 400)
+    upload = {"content-type": "image/png"}
+    wrong = client.put(path_of("a", "?caption=a%00b"), content=png(), headers=upload)
+    assert "the parameter caption" in refused(wrong, 422)
+    large = client.get("/v1/images", headers={"x": "a" * 20_000})
+    assert "at most 16,384 bytes" in refused(large, 400)
+
+
 @pytest.mark.parametrize(
     "body",
     [

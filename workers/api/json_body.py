@@ -90,7 +90,11 @@ class BodyForm(Generic[B]):
             return f"{name} is missing; it must be {self.allowed[name]}"
         value = document[name]
         if len(problem["loc"]) > 1 and isinstance(value, list):
-            place = ".".join(str(part) for part in problem["loc"][1:])
+            # pydantic adds kinds of its own to the place, such as constrained-str.
+            parts = [str(part) for part in problem["loc"][1:] if "-" not in str(part)]
+            place = ".".join(parts)
+            if not place:
+                return f"{name} must be {self.allowed[name]}, got a list"
             return f"{name} must be {self.allowed[name]}, got a list that is wrong at {place}"
         return f"{name} must be {self.allowed[name]}, got {shown(value)}"
 

@@ -21,7 +21,7 @@ from workers.api.parts import FILTER, json_of, json_parameter
 from workers.api.query_answers import BatchResponse, QueryResponse
 from workers.api.query_cursors import QueryCursor, expired, seal, unseal
 from workers.api.query_pages import next_page
-from workers.api.uploads import PICTURE_TYPES, Uploads, decoded, is_picture
+from workers.api.uploads import PICTURE_TYPES, Uploads, decoded, is_picture, require_body_type
 from workers.query.engine import QueryPicture
 from workers.query.pending import PendingQuery
 from workers.query.query_request import (
@@ -313,6 +313,7 @@ def _add_query(router: APIRouter, context: ApiContext, desk: QueryDesk) -> None:
     ) -> JsonObject:
         content_type = request.headers.get("content-type")
         if not is_picture(content_type):
+            require_body_type(content_type)
             body = await read_body(request, MAX_BODY_BYTES)
             if request.query_params:
                 raise UsageError("the parameters of a query in JSON must be in its body; move them")

@@ -22,6 +22,7 @@ from workers.api.addresses import (
 from workers.query.key_rates import KeyRates
 from workers.query.key_ring import KeyRing
 from workers.query.refusals import TOO_MANY_REQUESTS
+from workers.query.request_form import form_refusal
 from workers.runtime.host_check import HostCheck, host_headers, host_name
 from workers.runtime.query_metrics import QueryMetrics
 from workers.runtime.refusal import RawHeaders, Refusal
@@ -155,6 +156,9 @@ class AccessGate:
         # RFC 9112, section 3.2: a target with a scheme and a host overrules the Host header.
         if not head.path.startswith("/"):
             return AccessVerdict(_NO_PATH, "invalid")
+        misread = form_refusal(head.path, head.query, head.headers)
+        if misread is not None:
+            return AccessVerdict(misread, "invalid")
         address = find_address(head.path)
         if address is None:
             return AccessVerdict(_UNKNOWN_PATH, "invalid")

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from schemas.errors import RejectInputError, RetryLaterError, SigmaError, UsageError
 from stream.images.redaction import printable
 from workers.api.addresses import BATCH_PATH, HEALTH_PATH, QUERY_PATH, READINESS_PATH, find_address
-from workers.api.json_body import RequestRefusedError
+from workers.api.json_body import UNSUPPORTED_MEDIA_TYPE, RequestRefusedError
 from workers.query.query_line import RETRY_AFTER_S, OverloadedError
 from workers.query.server import QueryServer
 from workers.runtime.connection_guard import BODY_S
@@ -98,6 +98,13 @@ async def read_body(request: Request, limit: int, seconds: float | None = None) 
     Of a body that is too long no more than `limit` bytes are kept. It may take `BODY_S` by default.
     """
     allowed_s = BODY_S if seconds is None else seconds
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        raise RequestRefusedError(
+            f'the body must be sent as it is, got the content encoding "{printable(coding[:40])}";'
+            " do not compress it",
+            UNSUPPORTED_MEDIA_TYPE,
+        )
     try:
         return await asyncio.wait_for(_read(request, limit), allowed_s)
     except TimeoutError:
@@ -157,7 +164,8 @@ def add_refusals(app: FastAPI) -> None:
 def _parameter_sentence(error: RequestValidationError) -> str:
     """Say what the first problem with a parameter of the address is; values are not quoted."""
     problem = error.errors()[0]
-    name = printable(str(problem["loc"][-1]))
+    # The place where it was, the name, and of a parameter that is there twice its number.
+    name = printable(str(problem["loc"][min(1, len(problem["loc"]) - 1)]))
     return f"the parameter {name} does not fit: {problem['msg']}; /docs says what it must be"
 
 

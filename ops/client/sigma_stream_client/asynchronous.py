@@ -8,7 +8,7 @@ from typing import Literal, Self, TypeVar
 import httpx
 
 from sigma_stream_client import operations
-from sigma_stream_client.exchange import Pause, exchange, request_of
+from sigma_stream_client.exchange import Pause, exchange, key_headers, request_of
 from sigma_stream_client.operations import Call, Filter, Metadata, Operation, Picture, Reply
 from sigma_stream_client.records import Answer, DeadLetter, Result, StoredImage, WrittenImage
 from sigma_stream_client.retries import RetryPolicy
@@ -41,7 +41,7 @@ class AsyncClient:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         """`url`: such as http://127.0.0.1:8631; `key`: where the service needs one."""
-        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        headers = key_headers(key)
         self._retry = retry or RetryPolicy()
         # Without redirections and proxies of the environment: both would see the key.
         self._http = httpx.AsyncClient(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from sigma_stream_client.errors import UnavailableError, error_of
+from sigma_stream_client.errors import RefusedError, UnavailableError, error_of
 from sigma_stream_client.operations import Call, Reply
 from sigma_stream_client.retries import RETRIED, RetryPolicy, seconds
 
@@ -26,6 +26,9 @@ class Pause:
 Outcome = httpx.Response | httpx.TransportError | None
 """Of a request: an answer, or why there is none. Of a pause: nothing."""
 
+# Failures that no further try mends: an address without a scheme, a header with a line break.
+_NEVER_SENT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+
 Exchange = Generator[Call | Pause, Outcome, Reply]
 
 
@@ -37,6 +40,8 @@ def exchange(call: Call, retry: RetryPolicy) -> Exchange:
         tries += 1
         outcome = yield call
         assert outcome is not None
+        if isinstance(outcome, _NEVER_SENT):
+            raise RefusedError(f"the request cannot be sent: {outcome} Correct the address or key")
         if isinstance(outcome, httpx.Response):
             if outcome.status_code in call.replies:
                 return _read(outcome)
@@ -52,7 +57,23 @@ def exchange(call: Call, retry: RetryPolicy) -> Exchange:
 
 
 def request_of(call: Call, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-    """A call as a request of a client of httpx."""
+    """A call as a request of a client of httpx; `RefusedError` for what JSON cannot hold."""
+    try:
+        return _built(call, http)
+    except (TypeError, ValueError) as error:
+        raise RefusedError(f"the request cannot be written: {error}; correct it") from error
+
+
+def key_headers(key: str | None) -> dict[str, str]:
+    """The headers that show a key; `RefusedError` for one that no header can hold."""
+    if key is None:
+        return {}
+    if not key.isascii() or not key.isprintable():
+        raise RefusedError("the key must be as sigma keys new printed it, got other characters")
+    return {"authorization": f"Bearer {key}"}
+
+
+def _built(call: Call, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
     parameters = httpx.QueryParams(list(call.parameters)) if call.parameters else None
     if call.content_type is None:
         return http.build_request(call.method, call.path, params=parameters, json=call.body)

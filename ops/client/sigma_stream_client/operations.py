@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from sigma_stream_client.errors import UnavailableError
+from sigma_stream_client.errors import RefusedError, UnavailableError
 from sigma_stream_client.records import (
     Answer,
     DeadLetter,
@@ -89,7 +89,7 @@ def query_by_picture(
     """The best images for a picture that is not stored."""
     parameters = [("k", str(k)), ("explain", str(explain).lower())]
     if filter is not None:
-        parameters.append(("filter", json.dumps(filter)))
+        parameters.append(("filter", _json("filter", filter)))
     if generation is not None:
         parameters.append(("generation", str(generation)))
     data, content_type = _read(picture)
@@ -112,9 +112,9 @@ def put_picture(
     wait_s: float,
 ) -> Operation[WrittenImage]:
     """Publish an image with its bytes."""
-    parameters = [("caption", caption) for caption in captions]
+    parameters = [("caption", caption) for caption in _several(captions)]
     if metadata:
-        parameters.append(("metadata", json.dumps(metadata)))
+        parameters.append(("metadata", _json("metadata", metadata)))
     if version is not None:
         parameters.append(("version", str(version)))
     data, content_type = _read(picture)
@@ -131,7 +131,7 @@ def put_address(
     wait_s: float,
 ) -> Operation[WrittenImage]:
     """Publish an image that lies at an address."""
-    body: dict[str, Any] = {"uri": uri, "captions": list(captions), "metadata": metadata or {}}
+    body: dict[str, Any] = {"uri": uri, "captions": _several(captions), "metadata": metadata or {}}
     if version is not None:
         body["version"] = version
     return (yield from _put(Call("PUT", image_path(image_id), body=body), wait_s))
@@ -208,10 +208,35 @@ def problem() -> Operation[str | None]:
 
 def image_path(image_id: str) -> str:
     """The path of an image; a slash in its id is no border of the address."""
-    return f"/v1/images/{quote(image_id, safe='')}"
+    if image_id in ("", ".", ".."):
+        # In an address they are nothing, or a step.
+        raise RefusedError(f'the image id must not be empty, . or .., got "{image_id}"')
+    try:
+        return f"/v1/images/{quote(image_id, safe='')}"
+    except UnicodeEncodeError:
+        raise RefusedError(
+            f"the image id must be Unicode without halves of surrogate pairs, got {image_id!a}"
+        ) from None
+
+
+def _several(captions: Sequence[str]) -> list[str]:
+    """Captions as a list; a text alone would be as many of them as it has letters."""
+    if isinstance(captions, str):
+        raise RefusedError(f"captions must be a list of texts, got the text {captions[:80]!r}")
+    return list(captions)
+
+
+def _json(name: str, value: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RefusedError(f"{name} must be what JSON can hold: {error}; correct it") from error
 
 
 def _read(picture: Picture) -> tuple[bytes, str]:
+    if not isinstance(picture, bytes | Path):
+        kind = type(picture).__name__
+        raise RefusedError(f"a picture must be its bytes or a pathlib.Path to it, got {kind}")
     data = picture.read_bytes() if isinstance(picture, Path) else picture
     content_type = next((name for start, name in _TYPES if data.startswith(start)), _OTHER_TYPE)
     return data, content_type

@@ -1,9 +1,14 @@
 """One call with all its tries, without a connection."""
 
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+
 import httpx
 import pytest
 from sigma_stream_client import (
     AccessError,
+    Client,
     GoneError,
     NotFoundError,
     RefusedError,
@@ -69,6 +74,44 @@ def test_what_no_further_try_mends_is_an_error_at_once(status: int, kind: type[E
         played([refusal(status)])
     assert type(caught.value) is kind
     assert caught.value.status == status  # type: ignore[attr-defined]
+
+
+def test_what_cannot_be_sent_is_not_tried_again() -> None:
+    for outcome in (httpx.UnsupportedProtocol("no scheme."), httpx.LocalProtocolError("header.")):
+        with pytest.raises(RefusedError, match="cannot be sent"):
+            played([outcome])
+    with pytest.raises(RefusedError, match="cannot be sent"):
+        Client("no address", retry=QUICK).search("a")
+    for key in ("a\nb", "schlüssel"):
+        with pytest.raises(RefusedError, match="the key must be"):
+            Client("http://127.0.0.1:1", key)
+
+
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        (lambda client: client.get(""), "must not be empty"),
+        (lambda client: client.delete(".."), "must not be empty, . or .."),
+        (lambda client: client.get("a\ud800"), "must be Unicode"),
+        (lambda client: client.put("a", "beach.jpg"), "its bytes or a pathlib.Path to it, got str"),
+        (lambda client: client.put("a", b"", captions="a text"), "got the text 'a text'"),
+        (lambda client: client.put_address("a", "file:///a", captions="b"), "got the text"),
+        (lambda client: client.put("a", b"", metadata={"at": datetime.now(UTC)}), "metadata must"),
+        (lambda client: client.search_picture(b"", filter={"field": {1}}), "filter must be what"),
+        (lambda client: client.search("a", filter={"field": {1}}), "cannot be written"),
+        (lambda client: client.search("a", min_relevance=float("nan")), "cannot be written"),
+        (lambda client: client.search("\ud800"), "cannot be written"),
+    ],
+)
+def test_what_is_wrong_from_the_start_is_one_sentence_and_not_sent(
+    ask: Callable[[Client], object], sentence: str
+) -> None:
+    # Nobody listens there: whatever is sent would end as unavailable.
+    with (
+        Client("http://127.0.0.1:1", retry=RetryPolicy(total_s=0)) as client,
+        pytest.raises(RefusedError, match=re.escape(sentence)),
+    ):
+        ask(client)
 
 
 def test_an_answer_of_somebody_else_is_an_error_too() -> None:
