@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from model.drift.monitors import REFERENCE_IMAGES, WINDOW_IMAGES
+from ops.report.early_arrivals import EarlyArrivals, early_arrivals
 from ops.report.formatting import format_duration, one_line
 from ops.report.generation_comparison import GenerationComparison
 from ops.report.recorded_runs import (
@@ -83,6 +85,8 @@ class DriftReport:
     newest: DriftCheck | None
     """The newest check with its histograms, even when it is older than the time."""
     switches: tuple[GenerationSwitch, ...]
+    early: EarlyArrivals | None = None
+    """While the live generation has had no check; None without one."""
 
     @property
     def missing(self) -> list[tuple[str, str]]:
@@ -99,6 +103,7 @@ class DriftReport:
             **_head("drift", self.timeline, self.missing),
             "newest": None if self.newest is None else self.newest.to_dict(),
             "histograms": histograms,
+            "early": None if self.early is None else self.early.to_dict(),
             "looks": [check.to_dict() for check in self.checks],
             "switches": [switch.to_dict() for switch in self.switches],
             **self.timeline.to_dict(),
@@ -128,11 +133,16 @@ def drift_report(conn: Connection, now: datetime, days: int) -> DriftReport:
     runs = done_since(conn, "drift-report", timeline.since, without=("histograms",))
     checks = drift_checks(runs)
     newest = _newest_drift_check(conn, checks)
+    live = timeline.live
+    early = None
+    if live is not None and (newest is None or newest.generation != live.id):
+        early = early_arrivals(conn, live, REFERENCE_IMAGES, WINDOW_IMAGES)
     return DriftReport(
         timeline=timeline,
         checks=tuple(checks),
         newest=newest,
         switches=_switches(timeline, checks),
+        early=early,
     )
 
 

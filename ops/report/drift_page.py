@@ -2,6 +2,7 @@
 
 from ops.report.documents import DriftReport
 from ops.report.drift_plots import drift_plots
+from ops.report.early_arrivals import EarlyArrivals, early_sentence
 from ops.report.formatting import format_count, format_number, percent
 from ops.report.html import Html, table
 from ops.report.page import Card, PageText, mark, notices, plot_sections, render_page, section
@@ -24,6 +25,7 @@ def drift_page(report: DriftReport, command: str) -> str:
         notices(report.missing),
         plot_sections(drift_plots(report)),
         _numbers(report.newest),
+        _early(report.early),
         shared_sections(timeline),
     )
     words = PageText("drift", title, drift_verdict(report), command)
@@ -33,6 +35,8 @@ def drift_page(report: DriftReport, command: str) -> str:
 def drift_verdict(report: DriftReport) -> str:
     """The newest drift check and the open pages in a few sentences."""
     if report.newest is None:
+        if report.early is not None:
+            return early_sentence(report.early)
         return "There is nothing to report yet: no drift check has been recorded."
     result = report.newest.result
     sentence = _limits_sentence(result)
@@ -105,6 +109,16 @@ def _numbers(check: DriftCheck | None) -> Html:
         "No monitor could be read.",
     )
     return section("The newest drift check in numbers", numbers)
+
+
+def _early(early: EarlyArrivals | None) -> Html:
+    if early is None:
+        return Html("")
+    busiest_first = sorted(early.first_codes, key=lambda code: -code.arrivals)
+    rows = [(str(code.code), f"{code.arrivals:,}", f"{code.images:,}") for code in busiest_first]
+    title = f"First codes of what has arrived for generation {early.generation}"
+    codes = table(title, ("First code", "Arrivals", "All images"), rows, "No image is indexed yet.")
+    return section("Before the first check", codes)
 
 
 def _monitor_row(reading: MonitorReading) -> tuple[object, ...]:

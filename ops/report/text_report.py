@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ops.report.documents import DriftReport, RecallReport
+from ops.report.early_arrivals import early_sentence
 from ops.report.formatting import format_number, format_time, percent
 from ops.report.recorded_runs import recall_interval
 from ops.report.timeline import Timeline
@@ -41,6 +42,8 @@ def drift_summary(report: DriftReport) -> str:
         lines += map(_monitor_line, nearest_first)
         switches = len(report.switches)
         lines.append(f"checks       {len(report.checks)} in this time, {switches} switches")
+    if report.early is not None:
+        lines.append(f"so far       {early_sentence(report.early)}")
     lines += _closing_lines(report.timeline, report.missing, "drift")
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ from tests.services.servers import jvm
 
 SEARCHABLE_WITHIN_S = 60.0
 
-PATIENCE_S = 240
+PATIENCE_S = 600
 
 KEPT_HOME = "export SIGMA_HOME="
 """The pages talk about homes of their own; the test about a smaller one."""
@@ -78,6 +78,7 @@ def typed(blocks: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith(KEPT_HOME)]
 
 
+@pytest.mark.timeout(900)
 def test_the_readme_and_the_quickstart_run_as_they_are_printed_whatever_lies_in_the_folder(
     home: Home, crowded: Path, tools: Path
 ) -> None:

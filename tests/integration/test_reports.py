@@ -1,17 +1,30 @@
 """Reports from a real database: empty, recorded for two weeks, and with jobs that had no work."""
 
 import json
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+from model.drift.monitors import REFERENCE_IMAGES
+from ops.bench.stub import stub_generation
 from ops.report.documents import drift_report, recall_report
 from ops.report.drift_page import drift_page
 from ops.report.generation_comparison import GenerationComparison
 from ops.report.recall_page import recall_page
 from ops.report.text_report import drift_summary, recall_summary
-from schemas.job_results import CohortRecall, DriftReportSkipped, JobResult, RecallProbeResult
+from schemas.job_results import (
+    CohortRecall,
+    DriftReportResult,
+    DriftReportSkipped,
+    JobResult,
+    MonitorReading,
+    RecallProbeResult,
+)
+from stream.images.store import LocalImageStore
 from tests.recorded import DAYS, EVERY, HOSTILE, MONITORS, SHAPE, record
+from tests.stubs import accepted, leave_in
 from workers.repository import job_runs
 from workers.repository.connection import Connection
 from workers.repository.generations import create_generation, promote, set_state
@@ -52,6 +65,38 @@ def test_an_empty_database_makes_pages_that_say_what_is_missing_and_what_makes_i
     page = recall_page(recall_report(conn, ALONE, NOW, 30), {}, "again")
     assert "<code>sigma jobs run recall-probe</code>" in page
     assert "sigma jobs run drift-report" in drift_summary(drift_report(conn, NOW, 30))
+
+
+def test_before_the_first_check_arrivals_are_counted_and_compared_with_what_was_there(
+    conn: Connection, tmp_path: Path
+) -> None:
+    live = stub_generation(conn)
+    store = LocalImageStore(tmp_path)
+    leave_in(conn, live, accepted(store, [f"trained {number}" for number in range(30)]))
+    conn.execute("UPDATE image_embedding SET trained = true")
+    empty = drift_report(conn, NOW, 30).early
+    assert empty is not None
+    assert (empty.arrived, empty.has_reference, empty.elsewhere) == (0, False, None)
+    leave_in(conn, live, accepted(store, [f"arrived {number}" for number in range(12)]))
+    report = drift_report(conn, NOW, 30)
+    early = report.early
+    assert early is not None
+    assert (early.arrived, early.wanted) == (12, REFERENCE_IMAGES)
+    assert sum(code.arrivals for code in early.first_codes) == 12
+    assert sum(code.images for code in early.first_codes) == 42
+    before = Counter({code.code: code.images - code.arrivals for code in early.first_codes})
+    gaps = [abs(code.arrivals / 12 - before[code.code] / 30) for code in early.first_codes]
+    assert early.elsewhere == pytest.approx(sum(gaps) / 2)
+    assert 0 < early.elsewhere < 1
+    said = f"12 of the {REFERENCE_IMAGES:,} arrivals"
+    assert said in drift_page(report, "again")
+    assert said in drift_summary(report)
+    assert json.loads(json.dumps(report.to_dict()))["early"]["arrived"] == 12
+    # Once there is a check, it speaks.
+    reading = MonitorReading(MONITORS[0], 0.1, 1.0, 0.5, 0.01, alarm=False)
+    check = DriftReportResult(live, 1000, (reading,))
+    record_run(conn, "drift-report", check)
+    assert drift_report(conn, NOW, 30).early is None
 
 
 def test_a_job_that_had_no_work_says_why(conn: Connection) -> None:

@@ -1,7 +1,7 @@
 // Reports: recall by the age of images, and drift, as the jobs recorded them.
 
 import { ask } from "./api.js";
-import { h, note, percent, plural, table, when } from "./dom.js";
+import { count, h, note, percent, plural, table, when } from "./dom.js";
 import { bars, lines } from "./chart.js";
 
 const COHORTS = {
@@ -83,7 +83,32 @@ function recallLines(probes) {
 }
 
 function drift(report) {
-  if (!report.newest) return [];
+  const before = report.early ? early(report.early) : [];
+  return report.newest ? [...before, ...checked(report)] : before;
+}
+
+/** Before the first check: how many it waits for, and where they lie beside all others. */
+function early({ arrived, wanted, has_reference: hasReference, elsewhere, first_codes: codes }) {
+  const what = hasReference ? "that the first check looks at" : "that become its reference";
+  const share = elsewhere === null ? "" : ` ${percent(elsewhere)} of them would have to lie under other first codes to be spread as the images before; there is no limit for it yet.`;
+  const rows = codes.toSorted((one, other) => other.arrivals - one.arrivals).slice(0, 12).map(({ code, arrivals, images }) => [
+    h("a", { href: `#/tree/${code}` }, String(code)),
+    count(arrivals),
+    count(images),
+  ]);
+  return [
+    h("h2", {}, "Before the first check"),
+    h(
+      "p",
+      { class: "progress" },
+      h("meter", { min: "0", max: String(wanted), ".value": arrived, "aria-label": "arrivals" }),
+      `${count(arrived)} of the ${count(wanted)} arrivals ${what} have come.${share}`,
+    ),
+    rows.length ? table("Where arrivals lie", ["First code", "Arrivals", "All images"], rows) : null,
+  ].filter(Boolean);
+}
+
+function checked(report) {
   const { monitors } = report.newest;
   const alarms = monitors.filter((monitor) => monitor.alarm);
   const said = alarms.length
