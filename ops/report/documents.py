@@ -8,6 +8,7 @@ from model.drift.monitors import REFERENCE_IMAGES, WINDOW_IMAGES
 from ops.report.early_arrivals import EarlyArrivals, early_arrivals
 from ops.report.formatting import format_duration, one_line
 from ops.report.generation_comparison import GenerationComparison
+from ops.report.known_examples import KnownExample, known_examples
 from ops.report.recorded_runs import (
     YOUNG_COHORTS,
     DriftCheck,
@@ -43,6 +44,8 @@ class RecallReport:
     """The newest probe, even when it is older than the time."""
     switches: tuple[GenerationSwitch, ...]
     comparison: GenerationComparison
+    known: tuple[KnownExample, ...] = ()
+    """Queries as a probe asks them, for readers to ask themselves."""
 
     @property
     def missing(self) -> list[tuple[str, str]]:
@@ -71,6 +74,7 @@ class RecallReport:
             "probes": [probe.to_dict() for probe in self.probes],
             "switches": [switch.to_dict() for switch in self.switches],
             "examples": self.comparison.to_dict(),
+            "known_items": [example.to_dict() for example in self.known],
             **self.timeline.to_dict(),
         }
 
@@ -123,6 +127,7 @@ def recall_report(
         newest=newest,
         switches=_switches(timeline, probes),
         comparison=comparison,
+        known=() if timeline.live is None else known_examples(conn, timeline.live),
     )
 
 

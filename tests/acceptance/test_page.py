@@ -353,6 +353,23 @@ def test_each_view_can_be_read_by_everybody(
     require_silence(browser, site)
 
 
+def test_reports_say_something_from_the_first_hour_and_their_examples_lead_to_the_search(
+    browser: Browser, site: Site, tmp_path: Path
+) -> None:
+    open_view(browser, site, "reports/drift")
+    said = "document.querySelector('.progress').textContent"
+    assert "arrivals that become its reference have come" in browser.evaluate(said)
+    assert browser.evaluate("document.querySelectorAll('main tbody tr').length") > 1
+    keep_screenshot(browser, "page-first-hour", tmp_path)
+    open_view(browser, site, "reports/recall")
+    browser.tab_to("main td a")
+    asked = browser.evaluate("document.activeElement.textContent")
+    browser.press("Enter")
+    browser.until("document.querySelectorAll('.tile').length > 10")
+    assert browser.evaluate("document.getElementById('text').value") == asked
+    require_silence(browser, site)
+
+
 def test_the_page_is_small_and_comes_from_here(browser: Browser, site: Site) -> None:
     open_view(browser, site, "search")
     sizes = browser.evaluate(

@@ -78,6 +78,12 @@ def test_before_the_first_check_arrivals_are_counted_and_compared_with_what_was_
     assert empty is not None
     assert (empty.arrived, empty.has_reference, empty.elsewhere) == (0, False, None)
     leave_in(conn, live, accepted(store, [f"arrived {number}" for number in range(12)]))
+    found = json.loads(json.dumps(recall_report(conn, ALONE, NOW, 30).to_dict()))["known_items"]
+    assert found
+    for example in found:
+        # The caption of the stub's images.
+        assert example["query"] == f"picture {example['image_id']}"
+        assert example["cohort"] == ("trained" if "trained" in example["image_id"] else "hour")
     report = drift_report(conn, NOW, 30)
     early = report.early
     assert early is not None

@@ -31,7 +31,25 @@ export async function reports(place, { rest, signal }) {
 }
 
 function recall(report) {
-  if (!report.newest) return [];
+  return [...(report.newest ? probed(report) : []), ...examples(report.known_items ?? [])];
+}
+
+/** Some of the queries that a probe asks: a click asks them here, and shows whether the image is found. */
+function examples(items) {
+  if (!items.length) return [];
+  const rows = items.map(({ query, image_id: imageId, cohort }) => [
+    h("a", { class: "break", href: `#/search?${new URLSearchParams({ q: query })}` }, query),
+    h("a", { class: "break", href: `#/search?${new URLSearchParams({ like: imageId })}` }, imageId),
+    COHORTS[cohort] ?? cohort,
+  ]);
+  return [
+    h("h2", {}, "Ask them yourself"),
+    h("p", { class: "quiet-text" }, "Captions of stored images, as a probe draws them. The image should be among the first ten answers to its own."),
+    table("Examples of queries", ["Query", "Image that should be found", "Its age"], rows),
+  ];
+}
+
+function probed(report) {
   const { younger_than_a_day: young, trained } = report.headline;
   const rows = Object.entries(report.newest.cohorts).map(([cohort, { queries, ours, exact_dense: exact }]) => [
     COHORTS[cohort] ?? cohort,
