@@ -31,12 +31,14 @@ async function show({ focus = true } = {}) {
     else link.removeAttribute("aria-current");
   }
   const { signal } = leaving;
-  const place = h("div", { class: `view ${current}` });
+  const place = h("div", { class: `view ${current}`, "aria-busy": "true" });
   main.replaceChildren(place);
   try {
     await view(place, { rest, parameters: new URLSearchParams(query ?? ""), signal });
   } catch (error) {
     if (!signal.aborted) place.append(problem(error));
+  } finally {
+    place.removeAttribute("aria-busy");
   }
   if (signal.aborted) return;
   const heading = main.querySelector("h1");
