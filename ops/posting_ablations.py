@@ -15,7 +15,7 @@ from schemas.records import BoolArray, IntArray, JsonObject
 from schemas.settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
 from workers.query.searcher import Searcher
-from workers.repository.follower import PostingRows
+from workers.repository.posting_rows import PostingRows
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from schemas.metadata import Metadata
 from schemas.records import FloatArray
 from schemas.settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
-from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+from workers.repository.follower import Changes, EmbeddingRows
+from workers.repository.posting_rows import PostingRows
 
 # Images of the index.
 IMAGES = 100_000

@@ -194,8 +194,7 @@ def _stored_bytes(conn: Connection, generation: int) -> dict[str, float]:
     """Bytes of each table that grows with images, its indexes too."""
     names = {
         "image": "image",
-        "posting": f"posting_{generation}",
-        "image_embedding": f"image_embedding_{generation}",
+        "placement": f"placement_{generation}",
         "leaf": "leaf",
     }
     conn.execute("VACUUM")

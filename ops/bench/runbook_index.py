@@ -20,7 +20,8 @@ from ops.study.study_index import posting_rows
 from schemas.records import BoolArray, FloatArray, IntArray, Posting
 from schemas.settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
-from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+from workers.repository.follower import Changes, EmbeddingRows
+from workers.repository.posting_rows import PostingRows
 
 # Queries decoded together, as many as the query worker takes at once.
 _QUERY_BATCH = 16

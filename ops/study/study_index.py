@@ -19,7 +19,8 @@ from ops.study.study_corpus import StudyCorpus
 from schemas.records import ByteArray, FloatArray, IntArray, Posting
 from schemas.settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
-from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+from workers.repository.follower import Changes, EmbeddingRows
+from workers.repository.posting_rows import PostingRows
 
 # Images that the model assigns together.
 _IMAGE_BATCH = 64

@@ -38,29 +38,27 @@ SELECT image_key, accepted_at FROM image WHERE image_key >= %(key)s ORDER BY ima
 
 -- name: newest_arrival
 -- The highest key of a generation.
-SELECT max(image_key) FROM image_embedding WHERE generation = %(generation)s;
+SELECT max(image_key) FROM placement WHERE generation = %(generation)s;
 
 -- name: first_arrivals
 -- The first images after a key that a generation was not trained on.
-SELECT image_key FROM image_embedding
+SELECT image_key FROM placement
 WHERE generation = %(generation)s AND image_key > %(after)s AND NOT trained ORDER BY image_key LIMIT %(amount)s;
 
 -- name: sampled_arrivals
 -- The first image at or after each of these keys: random keys make a sample without reading the range.
 SELECT DISTINCT found.image_key
 FROM unnest(%(keys)s::bigint[]) AS u (key),
-     LATERAL (SELECT image_key FROM image_embedding
+     LATERAL (SELECT image_key FROM placement
               WHERE generation = %(generation)s AND image_key >= u.key AND image_key <= %(last)s AND NOT trained
               ORDER BY image_key LIMIT 1) found;
 
 -- name: arrivals
 -- What the monitors look at: key, leaf and its load, log-probability, ranking embedding. Images
 -- deleted meanwhile are left out.
-SELECT e.image_key, p.leaf, l.live, e.confidence, e.embedding
-FROM image_embedding e
-JOIN posting p ON p.generation = e.generation AND p.image_key = e.image_key AND p.suffix IS NOT NULL
-JOIN leaf l ON l.generation = p.generation AND l.leaf = p.leaf
-WHERE e.generation = %(generation)s AND e.image_key = ANY(%(keys)s) ORDER BY e.image_key;
+SELECT p.image_key, p.leaf, l.live, p.confidence, p.embedding
+FROM placement p JOIN leaf l USING (generation, leaf)
+WHERE p.generation = %(generation)s AND p.image_key = ANY(%(keys)s) ORDER BY p.image_key;
 
 -- name: examined_windows
 -- Figures of the newest runs of a job in which its monitors saw a window of arrivals of this

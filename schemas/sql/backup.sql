@@ -13,8 +13,8 @@ WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p'
 ORDER BY c.relname;
 
 -- name: backup_partitions
--- The generations that have tables of their own.
-SELECT g.id FROM generation g JOIN pg_class c ON c.relname = 'posting_' || g.id AND c.relispartition
+-- The generations that have tables of their own, which had another name before migration 19.
+SELECT g.id FROM generation g JOIN pg_class c ON c.relname IN ('placement_' || g.id, 'posting_' || g.id) AND c.relispartition
 WHERE c.relnamespace = current_schema()::regnamespace ORDER BY g.id;
 
 -- name: backup_sequences

@@ -66,10 +66,10 @@ SELECT pg_notify('sigma_generation', %(generation)s::text);
 
 -- name: count_lacking_images
 -- Images up to a key that are in the live generation and not in a candidate: above another key, and of some others.
-SELECT count(*) FROM image_embedding l
+SELECT count(*) FROM placement l
 WHERE l.generation = %(live)s AND l.image_key <= %(ceiling)s
   AND (l.image_key > %(above)s OR l.image_key = ANY(%(unplaced)s))
-  AND NOT EXISTS (SELECT FROM image_embedding c WHERE c.generation = %(candidate)s AND c.image_key = l.image_key
+  AND NOT EXISTS (SELECT FROM placement c WHERE c.generation = %(candidate)s AND c.image_key = l.image_key
                   AND (c.image_key > %(above)s OR c.image_key = ANY(%(unplaced)s)));
 
 -- name: watermark

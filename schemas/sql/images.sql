@@ -130,12 +130,12 @@ FROM image WHERE image_id = ANY(%(image_ids)s);
 WITH missing AS (
     (SELECT i.image_key FROM unnest(%(unplaced)s::bigint[]) AS u (image_key) JOIN image i USING (image_key)
      WHERE i.state <> 'deleted'
-       AND NOT EXISTS (SELECT FROM image_embedding e WHERE e.generation = %(generation)s AND e.image_key = i.image_key)
+       AND NOT EXISTS (SELECT FROM placement e WHERE e.generation = %(generation)s AND e.image_key = i.image_key)
      ORDER BY i.image_key LIMIT %(amount)s)
     UNION ALL
     (SELECT i.image_key FROM image i
      WHERE i.state <> 'deleted' AND i.image_key > %(above)s
-       AND NOT EXISTS (SELECT FROM image_embedding e
+       AND NOT EXISTS (SELECT FROM placement e
                        WHERE e.generation = %(generation)s AND e.image_key = i.image_key AND e.image_key > %(above)s)
      ORDER BY i.image_key LIMIT %(amount)s)
 )
@@ -174,7 +174,7 @@ SELECT DISTINCT image_key FROM visibility WHERE image_key = ANY(%(image_keys)s);
 
 -- name: image_page
 -- Images of a generation in ascending key, for exhaustive comparisons.
-SELECT i.image_key, i.image_id, i.normalized_uri, e.trained FROM image i JOIN image_embedding e USING (image_key)
+SELECT i.image_key, i.image_id, i.normalized_uri, e.trained FROM image i JOIN placement e USING (image_key)
 WHERE e.generation = %(generation)s AND i.image_key > %(after)s ORDER BY i.image_key LIMIT %(amount)s;
 
 -- name: occupied_leaves

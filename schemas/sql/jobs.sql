@@ -80,11 +80,11 @@ WHERE e.topic = %(topic)s AND e.published_at < clock_timestamp() - make_interval
 -- The first image of a generation at or after a key, one with a caption unless `pictures` may be
 -- asked for by themselves: random keys make a sample without reading the table.
 SELECT i.image_key, i.captions, i.test_captions, e.trained, extract(epoch FROM clock_timestamp() - i.published_at)::float8
-FROM image i JOIN image_embedding e USING (image_key)
+FROM image i JOIN placement e USING (image_key)
 WHERE e.generation = %(generation)s AND i.image_key >= %(after)s AND i.state = 'indexed'
   AND (%(pictures)s OR jsonb_array_length(i.test_captions) > 0 OR jsonb_array_length(i.captions) > 0)
 ORDER BY i.image_key LIMIT 1;
 
 -- name: probe_range
 -- The keys that a sample is drawn from.
-SELECT coalesce(min(image_key), 0), coalesce(max(image_key), 0) FROM image_embedding WHERE generation = %(generation)s;
+SELECT coalesce(min(image_key), 0), coalesce(max(image_key), 0) FROM placement WHERE generation = %(generation)s;

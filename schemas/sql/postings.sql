@@ -8,7 +8,7 @@ SELECT pg_advisory_xact_lock(hashtextextended('sigma load ' || %(generation)s, 0
 
 -- name: present_images
 -- Which of these images are in the generation already: a replay skips them.
-SELECT image_key FROM image_embedding WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
+SELECT image_key FROM placement WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
 
 -- name: lock_leaves
 -- Locks leaves in ascending order, creating those never used; returns how many of their suffixes
@@ -22,8 +22,7 @@ RETURNING leaf, next_suffix, live;
 -- Gaps that deleted images left in leaves whose suffixes are all used. The leaves must be locked.
 SELECT u.leaf, s.suffix
 FROM unnest(%(leaves)s::bigint[]) AS u (leaf), generate_series(0, %(suffixes)s - 1) AS s (suffix)
-WHERE NOT EXISTS (SELECT FROM posting p WHERE p.generation = %(generation)s AND p.leaf = u.leaf AND p.suffix = s.suffix
-                  AND p.suffix IS NOT NULL)
+WHERE NOT EXISTS (SELECT FROM placement p WHERE p.generation = %(generation)s AND p.leaf = u.leaf AND p.suffix = s.suffix)
 ORDER BY u.leaf, s.suffix;
 
 -- name: update_leaves
@@ -55,69 +54,68 @@ SELECT count(*) FROM written WHERE live = added;
 -- Suffixes that a generation's shape has.
 SELECT (shape ->> 'suffixes')::int FROM generation WHERE id = %(generation)s;
 
--- name: append_postings
--- Inserts postings and returns how many, and the sum of their hashes for the checksum.
-WITH added AS (
-    INSERT INTO posting (generation, leaf, image_key, weight, suffix)
-    SELECT %(generation)s, u.leaf, u.image_key, u.weight, u.suffix
-    FROM unnest(%(leaves)s::bigint[], %(image_keys)s::bigint[], %(weights)s::real[], %(suffixes)s::int[])
-        AS u (leaf, image_key, weight, suffix)
-    ORDER BY u.leaf, u.image_key
-    RETURNING leaf, image_key, suffix
-)
-SELECT count(*), coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0) FROM added JOIN image USING (image_key);
-
--- name: append_embeddings
--- Inserts ranking embeddings.
-INSERT INTO image_embedding (generation, image_key, embedding, confidence, trained)
-SELECT %(generation)s, u.image_key, u.embedding, u.confidence, u.trained
-FROM unnest(%(image_keys)s::bigint[], %(embeddings)s::bytea[], %(confidences)s::real[], %(trained)s::boolean[])
-    AS u (image_key, embedding, confidence, trained)
+-- name: append_placements
+-- Inserts what a generation has of images: one row each.
+INSERT INTO placement (generation, image_key, leaf, suffix, weight, leaf2, weight2, leaf3, weight3, more_leaves, more_weights,
+                       embedding, confidence, trained)
+SELECT %(generation)s, u.image_key, u.leaf, u.suffix, u.weight, u.leaf2, u.weight2, u.leaf3, u.weight3, u.more_leaves::bigint[],
+       u.more_weights::real[], u.embedding, u.confidence, u.trained
+FROM unnest(%(image_key)s::bigint[], %(leaf)s::bigint[], %(suffix)s::int[], %(weight)s::real[], %(leaf2)s::bigint[], %(weight2)s::real[],
+            %(leaf3)s::bigint[], %(weight3)s::real[], %(more_leaves)s::text[], %(more_weights)s::text[], %(embedding)s::bytea[],
+            %(confidence)s::real[], %(trained)s::boolean[])
+     AS u (image_key, leaf, suffix, weight, leaf2, weight2, leaf3, weight3, more_leaves, more_weights, embedding, confidence, trained)
 ORDER BY u.image_key;
 
--- name: copy_primaries
--- Initial load of primary postings, binary.
-COPY posting (generation, leaf, image_key, weight, suffix) FROM STDIN (FORMAT BINARY);
+-- name: copy_placements_of_1
+-- Initial load of images with one posting, binary. Rows of one width: none of the columns is NULL in one and not in another.
+COPY placement (generation, image_key, embedding, confidence, trained, leaf, weight, suffix) FROM STDIN (FORMAT BINARY);
 
--- name: copy_alternates
--- Initial load of alternate postings, binary.
-COPY posting (generation, leaf, image_key, weight) FROM STDIN (FORMAT BINARY);
+-- name: copy_placements_of_2
+-- The same of images with two postings.
+COPY placement (generation, image_key, embedding, confidence, trained, leaf, weight, suffix, leaf2, weight2) FROM STDIN (FORMAT BINARY);
 
--- name: copy_embeddings
--- Initial load of ranking embeddings, binary.
-COPY image_embedding (generation, image_key, embedding, confidence, trained) FROM STDIN (FORMAT BINARY);
+-- name: copy_placements_of_3
+-- The same of images with three.
+COPY placement (generation, image_key, embedding, confidence, trained, leaf, weight, suffix, leaf2, weight2, leaf3, weight3)
+FROM STDIN (FORMAT BINARY);
+
+-- name: copy_placements_of_more
+-- The same of images with more, of which each has as many.
+COPY placement (generation, image_key, embedding, confidence, trained, leaf, weight, suffix, leaf2, weight2, leaf3, weight3,
+                more_leaves, more_weights)
+FROM STDIN (FORMAT BINARY);
 
 -- name: generations_of_images
 -- Generations with any of these images, ascending: the order in which they must be locked.
-SELECT DISTINCT generation FROM image_embedding WHERE image_key = ANY(%(image_keys)s) ORDER BY generation;
+SELECT DISTINCT generation FROM placement WHERE image_key = ANY(%(image_keys)s) ORDER BY generation;
 
 -- name: lock_leaves_of_images
 -- Locks the primary leaves of images that are about to be removed, in ascending order.
 SELECT leaf FROM leaf
 WHERE generation = %(generation)s AND leaf IN (
-    SELECT leaf FROM posting WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s) AND suffix IS NOT NULL)
+    SELECT leaf FROM placement WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s))
 ORDER BY leaf FOR UPDATE;
 
--- name: remove_postings
--- Removes all postings of images and returns what the counters lose: images, postings, emptied
--- leaves, checksum, images beyond the shape's suffixes.
-WITH removed AS (
-    DELETE FROM posting WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s)
-    RETURNING leaf, image_key, suffix
+-- name: remove_placements
+-- Removes images and returns what the counters lose: images, postings, emptied leaves, checksum,
+-- images beyond the shape's suffixes.
+WITH gone AS (
+    DELETE FROM placement WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s)
+    RETURNING image_key, leaf, suffix, leaf2, leaf3, more_leaves
+), removed AS (
+    SELECT image_key, leaf, suffix FROM gone WHERE leaf IS NOT NULL
+    UNION ALL
+    SELECT image_key, alternate, NULL FROM gone, unnest(ARRAY[leaf2, leaf3] || more_leaves) AS alternate WHERE alternate IS NOT NULL
 ), fewer AS (
-    UPDATE leaf SET live = live - gone.n
-    FROM (SELECT leaf, count(*)::int AS n FROM removed WHERE suffix IS NOT NULL GROUP BY leaf) gone
-    WHERE leaf.generation = %(generation)s AND leaf.leaf = gone.leaf
+    UPDATE leaf SET live = live - lost.n
+    FROM (SELECT leaf, count(*)::int AS n FROM removed WHERE suffix IS NOT NULL GROUP BY leaf) lost
+    WHERE leaf.generation = %(generation)s AND leaf.leaf = lost.leaf
     RETURNING leaf.live
 )
 SELECT count(*) FILTER (WHERE suffix IS NOT NULL), count(*), (SELECT count(*) FROM fewer WHERE live = 0),
        coalesce(sum(posting_hash(image_id, leaf, suffix IS NOT NULL)), 0),
        count(*) FILTER (WHERE suffix >= (SELECT (shape ->> 'suffixes')::int FROM generation WHERE id = %(generation)s))
 FROM removed JOIN image USING (image_key);
-
--- name: remove_embeddings
--- Removes the ranking embeddings of images.
-DELETE FROM image_embedding WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s);
 
 -- name: insert_tombstones
 -- Records for followers that these keys were removed; a key never comes back.
@@ -149,7 +147,7 @@ WHERE generation = %(generation)s AND image_key = ANY(%(image_keys)s) ORDER BY i
 
 -- name: image_at
 -- The image that has an identifier.
-SELECT image_key FROM posting WHERE generation = %(generation)s AND leaf = %(leaf)s AND suffix = %(suffix)s;
+SELECT image_key FROM placement WHERE generation = %(generation)s AND leaf = %(leaf)s AND suffix = %(suffix)s;
 
 -- name: fullest_leaves
 -- Leaves with the most primaries, for the suffix-pressure report.

@@ -24,15 +24,15 @@ WHERE generation = %(generation)s AND leaf >= %(first)s AND leaf < %(end)s AND l
 SELECT c.child, i.image_id
 FROM unnest(%(children)s::bigint[]) AS c (child)
 CROSS JOIN LATERAL (
-    SELECT leaf, suffix, image_key FROM posting
-    WHERE generation = %(generation)s AND leaf >= c.child * %(below)s AND leaf < (c.child + 1) * %(below)s AND suffix IS NOT NULL
+    SELECT leaf, suffix, image_key FROM placement
+    WHERE generation = %(generation)s AND leaf >= c.child * %(below)s AND leaf < (c.child + 1) * %(below)s
     ORDER BY leaf, suffix LIMIT %(amount)s
 ) p
 JOIN image i USING (image_key) ORDER BY c.child, p.leaf, p.suffix;
 
 -- name: leaf_images
 -- The images whose identifier is in a leaf, from a suffix on.
-SELECT p.suffix, i.image_id FROM posting p JOIN image i USING (image_key)
+SELECT p.suffix, i.image_id FROM placement p JOIN image i USING (image_key)
 WHERE p.generation = %(generation)s AND p.leaf = %(leaf)s AND p.suffix > %(after)s ORDER BY p.suffix LIMIT %(amount)s;
 
 -- name: image_ids_before

@@ -1,15 +1,13 @@
-"""A database with rows is migrated to narrower indexes and answers as before (migration 18)."""
+"""The narrow indexes of pictures, and rows that are written once (migration 18)."""
 
 import numpy as np
 import pytest
 
 from schemas.named_sql import queries
 from tests.integration.test_repository import SHAPE, accept, assignment
-from workers.repository import counters, generations, postings
+from workers.repository import generations, postings
 from workers.repository.bulk_load import InitialLoad
 from workers.repository.connection import Connection, migrate_to, transaction
-from workers.repository.erasures import used_pictures
-from workers.repository.image_deletion import delete_images
 
 PICTURES = [f"file:///store/{name}.png" for name in "abcdef"]
 
@@ -20,38 +18,6 @@ def rewind(conn: Connection, version: int) -> None:
     conn.execute("CREATE SCHEMA public")
     with transaction(conn):
         migrate_to(conn, version)
-
-
-def answers(conn: Connection, generation: int, keys: list[int]) -> list[object]:
-    """What the queries that use the changed indexes find."""
-    found: list[object] = [counters.totals(conn, generation), counters.recount(conn, generation)]
-    found += [postings.postings_of(conn, generation, keys), used_pictures(conn, PICTURES)]
-    for leaf in range(SHAPE.leaves):
-        found += [postings.image_at(conn, generation, leaf, suffix) for suffix in range(4)]
-    return found
-
-
-def test_rows_of_the_older_schema_are_found_after_the_migration(conn: Connection) -> None:
-    rewind(conn, 17)
-    old = generations.create_generation(conn, SHAPE)
-    keys = accept(conn, list("abcde"))
-    postings.append(conn, old, SHAPE, [assignment(key, key % 3, 9, 12) for key in keys])
-    delete_images(conn, ["b"])
-    before = answers(conn, old, keys)
-    with transaction(conn):
-        migrate_to(conn, 18)
-    assert answers(conn, old, keys) == before
-    # The old partition has its columns in the old order, a new one in its own.
-    new = generations.create_generation(conn, SHAPE)
-    for generation in (old, new):
-        keys += accept(conn, [f"{generation}"])
-        postings.append(conn, generation, SHAPE, [assignment(keys[-1], 7, 8)])
-        (found,) = postings.postings_of(conn, generation, keys[-1:]).values()
-        assert [(each.leaf, each.weight) for each in found] == [(7, 0.0), (8, -0.5)]
-    delete_images(conn, ["a"])
-    assert used_pictures(conn, PICTURES) == set(PICTURES[2:5])
-    for generation in (old, new):
-        assert counters.totals(conn, generation) == counters.recount(conn, generation)
 
 
 @pytest.mark.parametrize("query", ["used_pictures", "images_with_pictures"])

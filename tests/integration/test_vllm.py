@@ -27,7 +27,8 @@ from schemas.errors import RefuseToStartError
 from schemas.records import FloatArray
 from schemas.settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
-from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+from workers.repository.follower import Changes, EmbeddingRows
+from workers.repository.posting_rows import PostingRows
 
 TOLERANCE = 5e-5
 """Of a leaf's log-probability, in nats. Measured over 500 queries of 20 leaves: 6e-6."""

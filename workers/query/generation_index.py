@@ -17,7 +17,8 @@ from schemas.identifiers import IdentifierShape
 from schemas.metadata import Metadata
 from schemas.records import IntArray, NamedArrays
 from workers.query.gallery import Gallery
-from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+from workers.repository.follower import Changes, EmbeddingRows
+from workers.repository.posting_rows import PostingRows
 
 
 class GenerationIndex:

@@ -89,6 +89,23 @@ def as_bytes(embeddings: npt.NDArray[np.float16]) -> npt.NDArray[np.void]:
     return contiguous.view(f"V{contiguous.shape[1] * 2}").reshape(len(contiguous))
 
 
+def as_arrays(values: Column, kind: str, element_type: int) -> npt.NDArray[np.void]:
+    """Convert (N, K) values, K at least 1, to N arrays of K elements of a PostgreSQL type.
+
+    `kind` is the numpy type of an element, big-endian, and `element_type` the type's number.
+    """
+    count = values.shape[1]
+    element = np.dtype([("width", ">i4"), ("value", kind)])
+    fields = ["dimensions", "has_nulls", "element_type", "count", "first"]
+    layout = np.dtype([*((name, ">i4") for name in fields), ("elements", element, (count,))])
+    arrays = np.zeros(len(values), layout)
+    for name, value in zip(fields, (1, 0, element_type, count, 1), strict=True):
+        arrays[name] = value
+    arrays["elements"]["width"] = np.dtype(kind).itemsize
+    arrays["elements"]["value"] = values
+    return arrays.view(f"V{layout.itemsize}")
+
+
 def as_halves(column: npt.NDArray[np.void]) -> npt.NDArray[np.float16]:
     """Convert (N,) byte strings of 2·D bytes to (N, D) float16: the inverse of `as_bytes`."""
     width = column.dtype.itemsize // 2

@@ -7,7 +7,7 @@ import numpy as np
 
 from schemas.errors import UsageError
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray, require_finite
-from workers.repository.binary_copy import Column, as_bytes, write_rows
+from workers.repository.binary_copy import Column, as_arrays, as_bytes, write_rows
 from workers.repository.connection import (
     Connection,
     execute,
@@ -18,6 +18,10 @@ from workers.repository.connection import (
 )
 from workers.repository.counters import count_up, sum_of_hashes, totals
 from workers.repository.postings import present_images
+
+# Numbers of PostgreSQL's types, which are the same everywhere.
+_INT8 = 20
+_FLOAT4 = 700
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,6 @@ class InitialLoad:
         require_finite("the embeddings of a generation", self.embeddings)
         require_finite("the confidences of a generation", self.confidences)
         require_finite("the weights of a generation's postings", self.weights)
-        # No index of the database looks: see migration 18.
         order = np.lexsort((self.leaves, self.posted_keys))
         leaves, keys = self.leaves[order], self.posted_keys[order]
         twice = np.flatnonzero((leaves[1:] == leaves[:-1]) & (keys[1:] == keys[:-1]))
@@ -54,6 +57,12 @@ class InitialLoad:
                 f"the leaves of an image must differ, got {leaves[twice[0]]} twice for image "
                 f"{keys[twice[0]]}"
             )
+        primaries = self.posted_keys[self.suffixes >= 0]
+        owners, counts = np.unique(primaries, return_counts=True)
+        others = [*owners[counts > 1], *np.setdiff1d(self.image_keys, owners)]
+        if others:
+            count = int((primaries == others[0]).sum())
+            raise ValueError(f"an image must have 1 primary, got {count} for image {others[0]}")
 
 
 def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: bool = False) -> int:
@@ -82,9 +91,7 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
         posted = np.isin(load.posted_keys, kept_keys)
         primary = posted & (load.suffixes >= 0)
         alternate = posted & (load.suffixes < 0)
-        _copy_primaries(conn, generation, load, primary)
-        _copy_alternates(conn, generation, load, alternate)
-        _copy_embeddings(conn, generation, load, kept)
+        _copy_placements(conn, generation, load, kept, posted)
         # After the slow COPY, so that the leaves are locked briefly.
         opened = _record_suffixes(conn, generation, load.leaves[primary], load.suffixes[primary])
         checksum = _checksum(load, primary, existing) + _checksum(load, alternate, existing)
@@ -101,49 +108,57 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
     return int(kept.sum())
 
 
-def _copy_primaries(
-    conn: Connection, generation: int, load: InitialLoad, chosen: BoolArray
+def _copy_placements(
+    conn: Connection, generation: int, load: InitialLoad, kept: BoolArray, posted: BoolArray
 ) -> None:
-    # By leaf, which fills the pages of the index of identifiers in order.
-    rows = np.flatnonzero(chosen)
-    order = rows[np.argsort(load.leaves[chosen], kind="stable")]
-    columns = _posting_columns(generation, load, order)
-    columns["suffix"] = (">i4", load.suffixes[order])
-    write_rows(conn, "copy_primaries", columns)
+    """Load the kept (N,) images with their posted (P,) postings, one row an image."""
+    # Images in the order of their keys, which fills the index of keys in order. Of each the primary
+    # first, and the likeliest alternates then.
+    images = np.flatnonzero(kept)
+    images = images[np.argsort(load.image_keys[images], kind="stable")]
+    postings = np.flatnonzero(posted)
+    is_alternate = load.suffixes[postings] < 0
+    own_keys, weights = load.posted_keys[postings], load.weights[postings]
+    postings = postings[np.lexsort((load.leaves[postings], -weights, is_alternate, own_keys))]
+    keys = load.image_keys[images]
+    first = np.searchsorted(load.posted_keys[postings], keys)
+    counts = np.searchsorted(load.posted_keys[postings], keys, side="right") - first
+    # Binary rows of one width cannot have a NULL in some places: one COPY for each width.
+    for count in np.unique(counts).tolist():
+        alike = counts == count
+        # (M, count) postings of M images.
+        own = postings[first[alike][:, None] + np.arange(count)]
+        columns = _placement_columns(generation, load, images[alike], own)
+        write_rows(conn, f"copy_placements_of_{count if count <= 3 else 'more'}", columns)
 
 
-def _copy_alternates(
-    conn: Connection, generation: int, load: InitialLoad, chosen: BoolArray
-) -> None:
-    # By image, which is the only order that an index keeps them in.
-    rows = np.flatnonzero(chosen)
-    order = rows[np.argsort(load.posted_keys[chosen], kind="stable")]
-    # Without the suffix column: binary rows of one width cannot have a NULL.
-    columns = _posting_columns(generation, load, order)
-    write_rows(conn, "copy_alternates", columns)
-
-
-def _posting_columns(
-    generation: int, load: InitialLoad, order: IntArray
+def _placement_columns(
+    generation: int, load: InitialLoad, images: IntArray, postings: IntArray
 ) -> dict[str, tuple[str, Column]]:
-    return {
-        "generation": (">i4", np.full(len(order), generation)),
-        "leaf": (">i8", load.leaves[order]),
-        "image_key": (">i8", load.posted_keys[order]),
-        "weight": (">f4", load.weights[order]),
-    }
-
-
-def _copy_embeddings(conn: Connection, generation: int, load: InitialLoad, kept: BoolArray) -> None:
-    embeddings = as_bytes(load.embeddings[kept])
+    """Columns of (M,) images, given as rows of the load, with (M, C) postings each."""
+    embeddings = as_bytes(load.embeddings[images])
     columns: dict[str, tuple[str, Column]] = {
-        "generation": (">i4", np.full(len(embeddings), generation)),
-        "image_key": (">i8", load.image_keys[kept]),
+        "generation": (">i4", np.full(len(images), generation)),
+        "image_key": (">i8", load.image_keys[images]),
         "embedding": (embeddings.dtype.str, embeddings),
-        "confidence": (">f4", load.confidences[kept]),
-        "trained": ("u1", np.broadcast_to(load.trained, len(kept))[kept]),
+        "confidence": (">f4", load.confidences[images]),
+        "trained": ("u1", np.broadcast_to(load.trained, len(load.image_keys))[images]),
     }
-    write_rows(conn, "copy_embeddings", columns)
+    leaves, weights = load.leaves[postings], load.weights[postings]
+    for place in range(min(3, postings.shape[1])):
+        number = str(place + 1) if place else ""
+        columns[f"leaf{number}"] = (">i8", leaves[:, place])
+        columns[f"weight{number}"] = (">f4", weights[:, place])
+        if not place:
+            columns["suffix"] = (">i4", load.suffixes[postings[:, 0]])
+    if postings.shape[1] > 3:
+        for name, values, kind, element in (
+            ("more_leaves", leaves, ">i8", _INT8),
+            ("more_weights", weights, ">f4", _FLOAT4),
+        ):
+            arrays = as_arrays(values[:, 3:], kind, element)
+            columns[name] = (arrays.dtype.str, arrays)
+    return columns
 
 
 def _record_suffixes(

@@ -20,43 +20,16 @@ from schemas.errors import RetryLaterError, brief
 from schemas.metadata import Metadata, stored_metadata
 from schemas.named_sql import queries
 from schemas.records import BoolArray, FloatArray, HalfArray, IntArray
-from workers.repository.binary_copy import Rows, as_halves, read_rows, row_layout
+from workers.repository.binary_copy import as_halves, read_rows, row_layout
 from workers.repository.connection import Connection, fetch_column, fetch_row
 from workers.repository.counters import Totals, totals
 from workers.repository.generations import live_number
+from workers.repository.posting_rows import PostingRows, read_postings
 from workers.repository.postings import CHANNEL
-
-_POSTING_LAYOUT = row_layout({"leaf": ">i8", "image_key": ">i8", "weight": ">f4", "suffix": ">i4"})
 
 # Seconds after which what was removed meanwhile may be forgotten: half of the days that tombstones
 # are kept.
 _TOO_LATE_S = 3.5 * 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class PostingRows:
-    """P postings."""
-
-    leaves: IntArray
-    """(P,)"""
-    image_keys: IntArray
-    """(P,)"""
-    weights: FloatArray
-    """(P,)"""
-    suffixes: IntArray
-    """(P,); -1 marks an alternate"""
-
-    def __len__(self) -> int:
-        return len(self.leaves)
-
-    def only(self, kept: BoolArray | IntArray) -> "PostingRows":
-        """Some of the postings, by (P,) mask or by row."""
-        return PostingRows(
-            self.leaves[kept],
-            self.image_keys[kept],
-            self.weights[kept],
-            self.suffixes[kept],
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +171,7 @@ class TrieFollower:
         """
         parameters = {"generation": self.generation}
         with self._read_only_transaction() as now:
-            postings = _joined_postings(
-                read_rows(self._conn, "copy_postings", _POSTING_LAYOUT, parameters)
-            )
+            postings = read_postings(self._conn, "copy_postings", "copy_more_postings", parameters)
             chunks = self._embeddings("copy_image_embeddings", parameters)
             if sink is not None:
                 # Leaves nothing in the iterator, so that the result has no embeddings.
@@ -284,10 +255,12 @@ class TrieFollower:
         """What became visible, without metadata."""
         _require_continuous(previous, now)
         parameters = {"generation": self.generation, "previous": previous.snapshot}
-        postings = read_rows(self._conn, "changed_postings", _POSTING_LAYOUT, parameters)
+        postings = read_postings(
+            self._conn, "changed_postings", "changed_more_postings", parameters
+        )
         embeddings = self._embeddings("changed_embeddings", parameters)
         return Changes(
-            postings=_joined_postings(postings),
+            postings=postings,
             embeddings=_joined_embeddings(embeddings),
             deleted=self._deleted_since(previous.snapshot),
         )
@@ -332,17 +305,6 @@ def _require_continuous(previous: FollowedTo, now: FollowedTo) -> None:
 def _newest_transaction(moment: FollowedTo) -> int:
     """One above the last transaction that had begun then: the xmax of a snapshot's text."""
     return int(moment.snapshot.split(":")[1])
-
-
-def _joined_postings(chunks: Iterator[Rows]) -> PostingRows:
-    parts = list(chunks)
-    rows = np.concatenate(parts) if parts else np.empty(0, _POSTING_LAYOUT)
-    return PostingRows(
-        leaves=rows["leaf"].astype(np.int64),
-        image_keys=rows["image_key"].astype(np.int64),
-        weights=rows["weight"].astype(np.float32),
-        suffixes=rows["suffix"].astype(np.int64),
-    )
 
 
 def _joined_embeddings(chunks: Iterator[EmbeddingRows]) -> EmbeddingRows:

@@ -1,8 +1,10 @@
 """Postings: append images to a generation's trie, and read where they are."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from workers.repository.connection import (
     fetch_rows,
     join_transaction,
 )
-from workers.repository.counters import count_up
+from workers.repository.counters import count_up, sum_of_hashes
 from workers.repository.suffix_allocation import PrimarySlot, allocate_suffixes
 
 # Notified, with the generation's number, when its postings changed; also named in postings.sql.
@@ -87,7 +89,7 @@ def append(
     """
     assignment_of = {assignment.image_key: assignment for assignment in assignments}
     with join_transaction(conn):
-        outcomes = _settled(conn, generation, list(assignment_of))
+        image_ids, outcomes = _settled(conn, generation, list(assignment_of))
         # Replays and deleted images take no suffix.
         work = [assignment for key, assignment in assignment_of.items() if key not in outcomes]
         allocation = allocate_suffixes(conn, generation, shape, work)
@@ -97,7 +99,7 @@ def append(
         added = [outcomes[key] for key in allocation.slots]
         amounts = {"leaves": allocation.opened_leaves}
         if added:
-            amounts |= _write(conn, generation, assignment_of, added)
+            amounts |= _write(conn, generation, assignment_of, image_ids, added)
         statuses = [outcome.status for outcome in outcomes.values()]
         amounts["beyond"] = statuses.count(AppendStatus.BEYOND)
         amounts["spilled"] = statuses.count(AppendStatus.SPILLED)
@@ -153,11 +155,11 @@ def fullest_leaves(conn: Connection, generation: int, *, limit: int = 10) -> lis
 
 def _settled(
     conn: Connection, generation: int, image_keys: Sequence[int]
-) -> dict[int, AppendOutcome]:
-    """Lock the images, and return the outcomes of those that need no work."""
+) -> tuple[dict[int, str], dict[int, AppendOutcome]]:
+    """Lock the images; return their ids by key, and the outcomes of those that need no work."""
     keys = sorted(image_keys)
     # Until the commit no deletion can remove what is about to be written.
-    existing = set(fetch_column(conn, "lock_images_by_key", image_keys=keys))
+    existing = dict(fetch_rows(conn, "lock_images_by_key", image_keys=keys))
     # Beside other appends, but not beside an initial load, which assumes that it is alone.
     fetch_rows(conn, "share_generation", generation=generation)
     present = present_images(conn, generation, keys)
@@ -167,7 +169,7 @@ def _settled(
             outcomes[key] = AppendOutcome(key, AppendStatus.GONE)
         elif key in present:
             outcomes[key] = AppendOutcome(key, AppendStatus.PRESENT)
-    return outcomes
+    return existing, outcomes
 
 
 def _outcome(assignment: Assignment, slot: PrimarySlot, shape: IdentifierShape) -> AppendOutcome:
@@ -210,51 +212,62 @@ def _write(
     conn: Connection,
     generation: int,
     assignments: Mapping[int, Assignment],
+    image_ids: Mapping[int, str],
     added: Sequence[AppendOutcome],
 ) -> dict[str, int]:
     """Write the rows of images that have a slot; return what the counters gain."""
-    postings, checksum = _write_postings(conn, generation, added)
-    work = [assignments[outcome.image_key] for outcome in added]
-    image_keys = [assignment.image_key for assignment in work]
-    execute(
-        conn,
-        "append_embeddings",
-        generation=generation,
-        image_keys=image_keys,
-        embeddings=[_little_endian(assignment) for assignment in work],
-        confidences=[assignment.confidence for assignment in work],
-        trained=[assignment.trained for assignment in work],
-    )
-    execute(conn, "mark_indexed", image_keys=image_keys)
-    fetch_rows(conn, "notify_index", generation=generation)
-    return {"images": len(added), "postings": postings, "checksum": checksum}
-
-
-def _write_postings(
-    conn: Connection, generation: int, added: Sequence[AppendOutcome]
-) -> tuple[int, int]:
-    """Insert the postings; return how many, and the sum of their hashes."""
-    leaves: list[int] = []
-    image_keys: list[int] = []
-    weights: list[float] = []
-    suffixes: list[int | None] = []
+    columns: dict[str, list[Any]] = defaultdict(list)
+    # Ids and leaves of the alternates' and of the primaries' postings.
+    owners: tuple[list[str], list[str]] = ([], [])
+    leaves: tuple[list[int], list[int]] = ([], [])
     for outcome in added:
+        placement = _placement(assignments[outcome.image_key], outcome)
+        for name, value in placement.items():
+            columns[name].append(value)
         for posting in outcome.postings:
-            leaves.append(posting.leaf)
-            image_keys.append(outcome.image_key)
-            weights.append(posting.weight)
-            suffixes.append(outcome.suffix if posting.leaf == outcome.leaf else None)
-    row = fetch_row(
-        conn,
-        "append_postings",
-        generation=generation,
-        leaves=leaves,
-        image_keys=image_keys,
-        weights=weights,
-        suffixes=suffixes,
-    )
-    count, checksum = row or (0, 0)
-    return int(count), int(checksum)
+            is_primary = posting.leaf == outcome.leaf
+            owners[is_primary].append(image_ids[outcome.image_key])
+            leaves[is_primary].append(posting.leaf)
+    execute(conn, "append_placements", generation=generation, **columns)
+    execute(conn, "mark_indexed", image_keys=columns["image_key"])
+    fetch_rows(conn, "notify_index", generation=generation)
+    checksum = sum_of_hashes(owners[True], leaves[True], is_primary=True)
+    checksum += sum_of_hashes(owners[False], leaves[False], is_primary=False)
+    return {
+        "images": len(added),
+        "postings": len(leaves[True]) + len(leaves[False]),
+        "checksum": checksum,
+    }
+
+
+def _placement(assignment: Assignment, outcome: AppendOutcome) -> dict[str, Any]:
+    """The row of an image that has a slot: the table's columns by name."""
+    (primary,) = [posting for posting in outcome.postings if posting.leaf == outcome.leaf]
+    alternates = [posting for posting in outcome.postings if posting is not primary]
+    # Two of them have columns of their own, for an array takes twice the room.
+    leaves: list[int | None] = [*(posting.leaf for posting in alternates), None, None]
+    weights: list[float | None] = [*(posting.weight for posting in alternates), None, None]
+    return {
+        "image_key": assignment.image_key,
+        "leaf": primary.leaf,
+        "suffix": outcome.suffix,
+        "weight": primary.weight,
+        "leaf2": leaves[0],
+        "weight2": weights[0],
+        "leaf3": leaves[1],
+        "weight3": weights[1],
+        # As text: `unnest` would flatten an array of arrays.
+        "more_leaves": _array([posting.leaf for posting in alternates[2:]]),
+        "more_weights": _array([posting.weight for posting in alternates[2:]]),
+        "embedding": _little_endian(assignment),
+        "confidence": assignment.confidence,
+        "trained": assignment.trained,
+    }
+
+
+def _array(values: Sequence[float]) -> str | None:
+    """An array as PostgreSQL writes it; NULL without values."""
+    return f"{{{','.join(repr(value) for value in values)}}}" if values else None
 
 
 def _little_endian(assignment: Assignment) -> bytes:

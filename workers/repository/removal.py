@@ -24,9 +24,8 @@ def remove(conn: Connection, image_keys: Sequence[int]) -> None:
 def _remove_from(conn: Connection, generation: int, image_keys: list[int]) -> None:
     # The deletion itself would lock the leaves too, but in any order.
     fetch_rows(conn, "lock_leaves_of_images", generation=generation, image_keys=image_keys)
-    removed = fetch_row(conn, "remove_postings", generation=generation, image_keys=image_keys)
+    removed = fetch_row(conn, "remove_placements", generation=generation, image_keys=image_keys)
     images, postings, emptied_leaves, checksum, beyond = removed or (0, 0, 0, 0, 0)
-    execute(conn, "remove_embeddings", generation=generation, image_keys=image_keys)
     amounts = {
         "images": -images,
         "postings": -postings,

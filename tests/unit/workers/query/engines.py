@@ -18,8 +18,9 @@ from workers.query.descriptions import Descriptions
 from workers.query.engine import QueryEngine, QueryPicture, RankedImages
 from workers.query.searcher import Searcher
 from workers.repository.connection import Connection
-from workers.repository.follower import Changes, EmbeddingRows, PostingRows, TrieFollower
+from workers.repository.follower import Changes, EmbeddingRows, TrieFollower
 from workers.repository.generations import Generation
+from workers.repository.posting_rows import PostingRows
 
 SHAPE = IdentifierShape((2, 2, 2, 2), 4)
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)

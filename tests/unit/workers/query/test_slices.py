@@ -11,7 +11,8 @@ from model.decoding.beam import TextDecodingEngine
 from tests.unit.workers.query.engines import SHAPE, UnitEncoder
 from workers.query.gallery import Gallery
 from workers.query.trie_engine import TrieEngine
-from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+from workers.repository.follower import Changes, EmbeddingRows
+from workers.repository.posting_rows import PostingRows
 
 KEYS = st.integers(1, 30)
 
