@@ -318,13 +318,14 @@ def _append_everywhere(
     missing = unloaded_live(generations, inferences.keys())
     if missing is not None:
         raise _LiveNotLoadedError(missing)
-    stored = accept_images(conn, [published(item) for item in items])
+    targets = append_targets(generations, inferences.keys())
+    stored = accept_images(conn, [published(item) for item in items], indexed=bool(targets))
     conflicts = []
     for item, key in zip(items, stored, strict=True):
         if key.conflict is not None:
             conflicts.append(conflict(item, key.conflict))
     messages: list[Message] = []
-    for generation in append_targets(generations, inferences.keys()):
+    for generation in targets:
         messages += _append(conn, generation.id, items, stored, inferences[generation.id])
     return messages, conflicts
 

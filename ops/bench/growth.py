@@ -185,7 +185,7 @@ def _fill_slowly(
     """Grow the database as arrivals do, which autovacuum follows."""
     while images < end:
         count = min(end - images, max(_LEAST_ROUND, round(images * _VACUUM_SHARE)))
-        fill(conn, [generation], stored, images, count)
+        fill(conn, [generation], stored, images, count, arriving=True)
         conn.execute("VACUUM")
         images += count
 
@@ -208,7 +208,7 @@ def _stored_bytes(conn: Connection, generation: int) -> dict[str, float]:
 def _append_s(conn: Connection, generation: int, seed: int) -> float:
     """Seconds of the processor for an image that an index worker appends."""
     rng = np.random.default_rng(seed)
-    keys = store_images(conn, 1 << 24, _APPENDED_IMAGES).tolist()
+    keys = store_images(conn, 1 << 24, _APPENDED_IMAGES, indexed=True).tolist()
     embedding = np.full(WIDTH, 1 / np.sqrt(WIDTH), np.float16)
     server = psutil.Process(conn.info.backend_pid)
     began = processor_s(server)

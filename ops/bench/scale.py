@@ -84,17 +84,24 @@ def _change(
 
 
 def fill(
-    conn: Connection, numbers: Sequence[int], stored: StoredPostings, first: int, count: int
+    conn: Connection,
+    numbers: Sequence[int],
+    stored: StoredPostings,
+    first: int,
+    count: int,
+    *,
+    arriving: bool = False,
 ) -> list[float]:
     """Load images into generations, one after the other, part by part.
 
     Returns the postings a second of each: processor time of this process and of the server's, so
-    that what else the machine does is not counted. The images' own rows are not counted either.
+    that what else the machine does is not counted. The images' own rows are not counted either;
+    those of `arriving` ones are written once, as an index worker does.
     """
     server = psutil.Process(conn.info.backend_pid)
     busy_s = [0.0 for _ in numbers]
     for begin, size in parts(count):
-        load = stored.load(store_images(conn, first + begin, size))
+        load = stored.load(store_images(conn, first + begin, size, indexed=arriving))
         for place, number in enumerate(numbers):
             began = processor_s(server)
             bulk_append(conn, number, load, more=True)

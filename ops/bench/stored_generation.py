@@ -22,21 +22,25 @@ PART_IMAGES = 100_000
 # Two captions of usual length, and addresses as the store gives them.
 _STORE_IMAGES = r"""
 INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions,
-                   arrived_at, published_at)
+                   arrived_at, published_at, state, indexed_at)
 SELECT 'bench-' || n, 1, 'file:///pictures/bench-' || n || '.jpg',
        regexp_replace(encode(sha256(n::text::bytea), 'hex'), '^(..)(.*)$', 'store:///\1/\2.png'),
        encode(sha256(n::text::bytea), 'hex'), 640, 480,
        jsonb_build_array('a photograph of number ' || n || ' on a table',
                          'a table with the number ' || n || ' and a lamp'),
-       now(), now()
+       now(), now(), CASE WHEN %s THEN 'indexed'::image_state ELSE 'accepted' END,
+       CASE WHEN %s THEN now() END
 FROM generate_series(%s::int, %s::int) AS n RETURNING image_key
 """
 
 
-def store_images(conn: Connection, first: int, count: int) -> IntArray:
-    """Store `count` images, accepted and in no generation; returns their (N,) keys."""
+def store_images(conn: Connection, first: int, count: int, *, indexed: bool = False) -> IntArray:
+    """Store `count` images that are in no generation; returns their (N,) keys.
+
+    As accepted ones, which a training finds; or as an index worker stores arrivals: with `indexed`.
+    """
     with transaction(conn):
-        rows = conn.execute(_STORE_IMAGES, (first, first + count - 1)).fetchall()
+        rows = conn.execute(_STORE_IMAGES, (indexed, indexed, first, first + count - 1)).fetchall()
     return np.array(rows, np.int64)[:, 0]
 
 

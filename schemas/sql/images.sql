@@ -43,10 +43,12 @@ SELECT image_key, image_id FROM image WHERE image_key = ANY(%(image_keys)s) AND 
 
 -- name: upsert_images
 -- Inserts images, or replaces older versions under new keys; returns whether each was inserted
--- (xmax is 0). Returns no row for an image whose same or newer version is stored.
-INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at,
-                   published_at, metadata)
-SELECT u.image_id, u.version, u.uri, u.normalized_uri, u.checksum, u.width, u.height, u.captions::jsonb, u.test_captions::jsonb,
+-- (xmax is 0). Returns no row for an image whose same or newer version is stored. `indexed` when the
+-- same transaction brings them into a generation: so their rows are written once and not twice.
+INSERT INTO image (state, indexed_at, image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split,
+                   arrived_at, published_at, metadata)
+SELECT CASE WHEN %(indexed)s THEN 'indexed'::image_state ELSE 'accepted' END, CASE WHEN %(indexed)s THEN clock_timestamp() END,
+       u.image_id, u.version, u.uri, u.normalized_uri, u.checksum, u.width, u.height, u.captions::jsonb, u.test_captions::jsonb,
        u.split, u.arrived_at, u.published_at, u.metadata::jsonb
 FROM unnest(%(image_id)s::text[], %(version)s::int[], %(uri)s::text[], %(normalized_uri)s::text[], %(checksum)s::text[],
             %(width)s::int[], %(height)s::int[], %(captions)s::text[], %(test_captions)s::text[], %(split)s::text[],
@@ -55,11 +57,11 @@ FROM unnest(%(image_id)s::text[], %(version)s::int[], %(uri)s::text[], %(normali
            metadata)
 ORDER BY u.image_id COLLATE "C"
 ON CONFLICT (image_id) DO UPDATE SET
-    image_key = DEFAULT, version = excluded.version, state = 'accepted', uri = excluded.uri,
+    image_key = DEFAULT, version = excluded.version, state = excluded.state, uri = excluded.uri,
     normalized_uri = excluded.normalized_uri, checksum = excluded.checksum, width = excluded.width, height = excluded.height,
     captions = excluded.captions, test_captions = excluded.test_captions, split = excluded.split,
     arrived_at = excluded.arrived_at, published_at = excluded.published_at, metadata = excluded.metadata,
-    accepted_at = now(), indexed_at = NULL
+    accepted_at = now(), indexed_at = excluded.indexed_at
 WHERE image.version < excluded.version
 RETURNING image_id, image_key, xmax = 0;
 

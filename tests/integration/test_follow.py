@@ -113,7 +113,7 @@ def test_rows_of_a_restored_database_are_read_once_and_later_changes_are_followe
     postings.append(conn, generation, SHAPE, [assignment(key, 1, 2) for key in keys])
     delete_images(conn, ["gone"])
     # The former cluster has seen far more transactions than the new one.
-    for table in ("posting", "image_embedding", "tombstone"):
+    for table in ("placement", "tombstone"):
         conn.execute(
             f"UPDATE {table} SET changed_by = ((changed_by::text)::bigint + 300)::text::xid8"
         )

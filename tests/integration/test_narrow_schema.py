@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from schemas.named_sql import queries
-from tests.integration.test_repository import SHAPE, accept, assignment
+from tests.integration.test_repository import SHAPE, accept, accepted, assignment
 from workers.repository import generations, postings
 from workers.repository.bulk_load import InitialLoad
 from workers.repository.connection import Connection, migrate_to, transaction
+from workers.repository.image_acceptance import accept_images
 
 PICTURES = [f"file:///store/{name}.png" for name in "abcdef"]
 
@@ -49,3 +50,18 @@ def test_an_image_is_not_twice_under_a_leaf() -> None:
             embeddings=np.zeros((2, 8), np.float16),
             confidences=np.zeros(2, np.float32),
         )
+
+
+def test_an_image_that_is_indexed_as_it_comes_is_written_once(conn: Connection) -> None:
+    generation = generations.create_generation(conn, SHAPE)
+    with transaction(conn):
+        (stored,) = accept_images(conn, [accepted("a")], indexed=True)
+        postings.append(conn, generation, SHAPE, [assignment(stored.image_key, 1)])
+    conn.execute("SELECT pg_stat_force_next_flush()")
+    counts = "SELECT n_tup_ins, n_tup_upd FROM pg_stat_user_tables WHERE relname = 'image'"
+    assert conn.execute(counts).fetchone() == (1, 0)
+    times = "SELECT state::text, indexed_at IS NOT NULL FROM image"
+    assert conn.execute(times).fetchone() == ("indexed", True)
+    # A new version is indexed only when it is brought into a generation too.
+    accept_images(conn, [accepted("a", version=2)])
+    assert conn.execute(times).fetchone() == ("accepted", False)

@@ -47,7 +47,7 @@ def tables(conn: Connection) -> set[str]:
     return {
         name
         for (name,) in conn.execute(
-            "SELECT relname FROM pg_class WHERE relname ~ '^(posting|image_embedding)_[0-9]+$'"
+            "SELECT relname FROM pg_class WHERE relname ~ '^placement_[0-9]+$'"
         )
     }
 
@@ -58,7 +58,7 @@ def test_a_candidate_gives_back_its_tables_and_its_folder_and_its_row_stays(
     (live,) = chain(services, conn, 1)
     candidate = made(services, conn, "shadow")
     drop(conn, services.checkpoints, candidate)
-    assert tables(conn) == {f"posting_{live}", f"image_embedding_{live}"}
+    assert tables(conn) == {f"placement_{live}"}
     assert [path.name for path in services.checkpoints.iterdir()] == [f"g{live}"]
     gone = generations.get(conn, candidate)
     assert (gone.state, gone.dropped, gone.display_state) == ("failed", True, "dropped")

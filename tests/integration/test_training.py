@@ -286,7 +286,7 @@ def test_a_stage_below_its_gate_fails_the_generation_and_frees_its_tables(
     assert (found.state, found.config.training.stages) == ("failed", ("codebook",))
     assert found.config.failure is not None
     assert "id1" in found.config.failure[0]
-    assert conn.execute("SELECT to_regclass(%s)", [f"posting_{found.id}"]).fetchone() == (None,)
+    assert conn.execute("SELECT to_regclass(%s)", [f"placement_{found.id}"]).fetchone() == (None,)
     wild = profile_of_tests().with_stages(
         (replace(profile_of_tests().stage("memorize"), learning_rate=1e30, clip=0.0),)
     )

@@ -66,13 +66,17 @@ class _CurrentImage:
     is_new: bool = False
 
 
-def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[StoredKey]:
+def accept_images(
+    conn: Connection, images: Sequence[ImageAccepted], *, indexed: bool = False
+) -> list[StoredKey]:
     """Store images and return their keys, in the order given.
 
     A replayed or older version changes nothing. A higher version gets a new key, and the old
     version's postings are removed in the same transaction; a deleted image comes back with it. A
     version that was deleted before it came is stored as deleted. A version that is stored with
     other bytes or other metadata is a conflict: the stored one stays.
+
+    With `indexed`, what is new is stored as indexed: the caller appends it in this transaction.
     """
     with join_transaction(conn):
         # Before anything is read: a generation that begins to receive arrivals after this
@@ -82,7 +86,7 @@ def accept_images(conn: Connection, images: Sequence[ImageAccepted]) -> list[Sto
         newest = _newest_versions(_dated(conn, images))
         stored = lock_images(conn, newest)
         gone = _gone_with(conn, newest, stored)
-        current = _current(conn, newest, stored, gone)
+        current = _current(conn, newest, stored, gone, indexed=indexed)
         _note_unused(conn, images, stored, current)
     return [_stored_key(image, current[image.image_id]) for image in images]
 
@@ -145,6 +149,8 @@ def _current(
     newest: Mapping[str, ImageAccepted],
     stored: Mapping[str, LockedImage],
     gone: Mapping[str, DeletedVersions],
+    *,
+    indexed: bool,
 ) -> dict[str, _CurrentImage]:
     """Write images that are new or newer and not deleted; what is stored of each id then."""
     accepted: list[ImageAccepted] = []
@@ -171,7 +177,7 @@ def _current(
             if image.image_id in stored
         },
     )
-    keys = _upsert(conn, accepted, set(stored))
+    keys = _upsert(conn, accepted, set(stored), indexed=indexed)
     delete_rejections(conn, accepted)
     current = {
         image_id: _CurrentImage(
@@ -230,12 +236,16 @@ def _is_other(image: ImageAccepted, current: _CurrentImage) -> bool:
     return canonical(image.metadata) != canonical(current.metadata)
 
 
-def _upsert(conn: Connection, images: Sequence[ImageAccepted], known: set[str]) -> dict[str, int]:
+def _upsert(
+    conn: Connection, images: Sequence[ImageAccepted], known: set[str], *, indexed: bool
+) -> dict[str, int]:
     """Write images that are new or newer; return their new keys by id.
 
     `known` are the ids that our lock returned.
     """
-    rows = fetch_rows(conn, "upsert_images", **_upsert_columns(images)) if images else []
+    rows = []
+    if images:
+        rows = fetch_rows(conn, "upsert_images", indexed=indexed, **_upsert_columns(images))
     keys = {}
     for image_id, key, inserted in rows:
         # Expected: a known image is updated, an unknown one inserted.
