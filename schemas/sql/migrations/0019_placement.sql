@@ -2,9 +2,10 @@
 -- `image_embedding` and one of `posting` for each leaf, with a head, a key, a transaction and index entries of its own each. Both names stay, as
 -- views that are read and written like the tables before them: programs of schema 18 go on beside this schema.
 
--- All rows are written anew, which may take longer than a statement usually may. Readers read on until the last moment; writers wait.
+-- All rows are written anew, which may take longer than a statement usually may. Readers read on until the last moment; writers wait. In the
+-- order in which writers take the two.
 SET LOCAL statement_timeout = 0;
-LOCK TABLE image_embedding, posting IN SHARE MODE;
+LOCK TABLE posting, image_embedding IN SHARE MODE;
 
 CREATE FUNCTION all_differ(leaves bigint[]) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN (SELECT count(DISTINCT leaf) = count(leaf) FROM unnest(leaves) AS leaf);
@@ -74,18 +75,23 @@ BEGIN
         EXECUTE format('CREATE UNIQUE INDEX %I ON %I (image_key)', 'placement_' || number || '_image', 'placement_' || number);
         EXECUTE format('ALTER TABLE placement ATTACH PARTITION %I FOR VALUES IN (%s)', 'placement_' || number, number);
     END LOOP;
-    -- Readers hold one of the two and may want the other: whoever is chosen to give way tries again.
+END $$;
+CREATE UNIQUE INDEX placement_identifier ON placement (leaf, suffix, generation);
+CREATE INDEX placement_changed ON placement (changed_by);
+ANALYZE placement;
+
+-- From here to the end readers wait. They hold one of the two and may want the other: whoever is chosen to give way tries again.
+DO $$
+BEGIN
     LOOP
         BEGIN
-            LOCK TABLE image_embedding, posting IN ACCESS EXCLUSIVE MODE;
+            LOCK TABLE posting, image_embedding IN ACCESS EXCLUSIVE MODE;
             EXIT;
         EXCEPTION WHEN deadlock_detected THEN
             NULL;
         END;
     END LOOP;
 END $$;
-CREATE UNIQUE INDEX placement_identifier ON placement (leaf, suffix, generation);
-CREATE INDEX placement_changed ON placement (changed_by);
 DROP TABLE posting, image_embedding;
 
 CREATE OR REPLACE FUNCTION drop_partitions(of_generation int) RETURNS void LANGUAGE plpgsql AS $$
