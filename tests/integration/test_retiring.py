@@ -85,7 +85,7 @@ def test_what_is_in_use_is_kept_and_the_refusal_tells_the_cure(
         drop(conn, services.checkpoints, parent)
     with pytest.raises(UsageError, match="only candidates, failed and retired ones"):
         generations.drop(conn, live)
-    assert len(tables(conn)) == 10
+    assert len(tables(conn)) == 5
     drop(conn, services.checkpoints, back, force=True)
     with pytest.raises(UsageError, match="no fallback generation"):
         generations.require_fallback(conn)
