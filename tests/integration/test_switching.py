@@ -301,7 +301,7 @@ WITH stored AS (
     SELECT 'old ' || n, 1, '', '', '', 1, 1, now(), now(), 'indexed', now()
     FROM generate_series(%s::int, %s::int) AS n RETURNING image_key
 )
-INSERT INTO image_embedding (generation, image_key, embedding, confidence, trained)
+INSERT INTO placement (generation, image_key, embedding, confidence, trained)
 SELECT g, image_key, '', 0, false FROM stored, unnest(%s::int[]) AS g
 """
 
