@@ -17,7 +17,6 @@ from workers.repository.connection import (
     transaction,
 )
 from workers.repository.counters import count_up, sum_of_hashes, totals
-from workers.repository.postings import present_images
 
 # Numbers of PostgreSQL's types, which are the same everywhere.
 _INT8 = 20
@@ -73,12 +72,14 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
     generation is not empty, without `more`.
     """
     with transaction(conn):
-        wanted = load.image_keys.tolist()
+        wanted = _array(load.image_keys)
         existing = dict(fetch_rows(conn, "lock_images_by_key", image_keys=wanted))
         # Alone in the generation, so that no append takes a suffix of the load.
         fetch_rows(conn, "own_generation", generation=generation)
         if more:
-            for present in present_images(conn, generation, wanted):
+            for present in fetch_column(
+                conn, "present_images", generation=generation, image_keys=wanted
+            ):
                 existing.pop(present, None)
         elif totals(conn, generation).images:
             raise UsageError(
@@ -103,7 +104,7 @@ def bulk_append(conn: Connection, generation: int, load: InitialLoad, *, more: b
             "beyond": _beyond(conn, generation, load.suffixes[primary]),
         }
         count_up(conn, generation, amounts)
-        execute(conn, "mark_indexed", image_keys=kept_keys.tolist())
+        execute(conn, "mark_indexed", image_keys=_array(kept_keys))
         fetch_rows(conn, "notify_index", generation=generation)
     return int(kept.sum())
 
@@ -170,16 +171,16 @@ def _record_suffixes(
     suffix_ends = np.zeros(len(loaded_leaves), dtype=np.int64)
     np.maximum.at(suffix_ends, position, suffixes + 1)
     known_leaves = fetch_column(
-        conn, "lock_known_leaves", generation=generation, leaves=loaded_leaves.tolist()
+        conn, "lock_known_leaves", generation=generation, leaves=_array(loaded_leaves)
     )
     known = np.isin(loaded_leaves, np.array(known_leaves, np.int64))
     row = fetch_row(
         conn,
         "fill_leaves",
         generation=generation,
-        leaves=loaded_leaves[known].tolist(),
-        next_suffixes=suffix_ends[known].tolist(),
-        lives=primaries[known].tolist(),
+        leaves=_array(loaded_leaves[known]),
+        next_suffixes=_array(suffix_ends[known]),
+        lives=_array(primaries[known]),
     )
     columns: dict[str, tuple[str, Column]] = {
         "generation": (">i4", np.full(int((~known).sum()), generation)),
@@ -196,6 +197,11 @@ def _checksum(load: InitialLoad, chosen: BoolArray, image_ids: Mapping[int, str]
     is_primary = bool((load.suffixes[chosen] >= 0).any())
     owners = map(image_ids.__getitem__, load.posted_keys[chosen].tolist())
     return sum_of_hashes(owners, load.leaves[chosen].tolist(), is_primary=is_primary)
+
+
+def _array(values: IntArray) -> str:
+    """(N,) values as PostgreSQL writes an array: psycopg looks at each element of a list."""
+    return f"{{{','.join(map(str, values.tolist()))}}}"
 
 
 def _beyond(conn: Connection, generation: int, suffixes: IntArray) -> int:
