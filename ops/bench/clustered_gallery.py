@@ -41,8 +41,9 @@ from workers.query.server import UPDATES_S
 from workers.query.shadowing import ShadowQueue
 from workers.query.trie_engine import TrieEngine
 from workers.query.updates import ChangesApplied, EngineUpdate, GenerationLoaded, GenerationPromoted
-from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+from workers.repository.follower import Changes, EmbeddingRows
 from workers.repository.generations import Generation
+from workers.repository.posting_rows import PostingRows
 from workers.repository.stored_images import StoredImage
 from workers.runtime.query_metrics import QueryMetrics
 
