@@ -26,7 +26,8 @@ from tests.unit.workers.query.engines import SHAPE, UnitEncoder
 from workers.query.engine import QueryPicture
 from workers.query.gallery import Gallery
 from workers.query.trie_engine import TrieEngine
-from workers.repository.follower import Changes, EmbeddingRows, PostingRows
+from workers.repository.follower import Changes, EmbeddingRows
+from workers.repository.posting_rows import PostingRows
 
 
 def changes(keys: list[int], deleted: list[int]) -> Changes:
