@@ -280,8 +280,8 @@ class RetrievalSettings:
         "SIGMA_CANDIDATES",
         whole(1, 1_000_000),
         "Most images that a query scores, the likeliest ones of the leaves that it reaches. A "
-        "guided search scores 1% of the images, or 70, and where the model reads vectors 4.5%, "
-        "or 130, within these; more only where more results are asked for. A "
+        "guided search scores 1% of the images, or 70, and where the model reads vectors 3%, "
+        "or 80, within these; more only where more results are asked for. A "
         "filter that few beams satisfy is answered by scoring all images that it allows.",
         default=1000,
     )

@@ -15,7 +15,7 @@ from schemas.records import BoolArray, FloatArray
 
 # Postings that are looked at for each image that is ranked. More change nothing
 # (docs/experiments/querybank.md), and of full leaves each costs time.
-_POSTINGS = 3
+_POSTINGS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ READING_TEXTS = Guidance(weight=4.0, nearness=1.5, wider=2, share=0.01, least=70
 # For models that read their vectors: they have learnt from few pictures, often from no text, and
 # what they know of a query the encoder says better. Their opinion of leaves takes a tenth of what
 # is found away (docs/experiments/small.md).
-READING_VECTORS = Guidance(weight=16.0, nearness=16.0, wider=5, share=0.045, least=130, belief=0.0)
+READING_VECTORS = Guidance(weight=16.0, nearness=16.0, wider=5, share=0.03, least=80, belief=0.0)
 
 
 def opened(budget: int, beliefs: FloatArray, loads: Int32Array) -> BoolArray:
