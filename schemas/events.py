@@ -16,9 +16,9 @@ from functools import cache
 from importlib import resources
 from typing import Any, ClassVar
 
+import jsonschema_rs
 from jsonschema import Draft202012Validator, ValidationError
 
-from schemas.compiled_schema import Check, compile_check
 from schemas.errors import RejectInputError, UsageError
 from schemas.metadata import Metadata, checked_metadata, stored_metadata
 from schemas.records import JsonObject, require_aware, storable_time
@@ -323,10 +323,11 @@ def validator(name: str) -> Draft202012Validator:
     return Draft202012Validator(json.loads(file.read_text(encoding="utf-8")))
 
 
+# Fifty times as fast, but its messages quote whole documents.
 @cache
-def _quick_check(name: str) -> Check | None:
-    schema = validator(name).schema
-    return compile_check(schema) if isinstance(schema, dict) else None
+def quick_validator(name: str) -> jsonschema_rs.Draft202012Validator:
+    """The same schema, for nothing but whether a document fits it."""
+    return jsonschema_rs.Draft202012Validator(json.dumps(validator(name).schema))
 
 
 def _parse(kind: type[EventRecord], payload: bytes) -> JsonObject:
@@ -351,9 +352,11 @@ def _parse(kind: type[EventRecord], payload: bytes) -> JsonObject:
 
 
 def _schema_problem(name: str, document: Mapping[str, Any]) -> ValidationError | None:
-    quick_check = _quick_check(name)
-    if quick_check is not None and quick_check(document):
-        return None
+    try:
+        if quick_validator(name).is_valid(document):
+            return None
+    except ValueError:  # of numbers and depths that it cannot read
+        pass
     return next(validator(name).iter_errors(document), None)
 
 
