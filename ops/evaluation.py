@@ -25,7 +25,7 @@ from ops.posting_ablations import PostingAblations, ablate_postings
 from ops.relevance_evaluation import RelevanceEvaluation, evaluate_relevance
 from schemas.errors import UsageError
 from schemas.records import FloatArray, IntArray, JsonObject, ManifestEntry
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.query.engine import RankedImages
 from workers.query.model_engine import ModelEngine
 from workers.query.searcher import Searcher

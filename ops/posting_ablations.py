@@ -12,7 +12,7 @@ from model.retrieval.trie import ALTERNATE, Trie
 from ops.evaluation_queries import DEPTH, EvaluationQueries
 from ops.jobs.known_items import Rank, rank_of
 from schemas.records import BoolArray, IntArray, JsonObject
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
 from workers.query.searcher import Searcher
 from workers.repository.posting_rows import PostingRows

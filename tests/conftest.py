@@ -17,7 +17,8 @@ import pytest
 import structlog
 from kafka import KafkaAdminClient
 
-from schemas.settings import KafkaSettings, S3Settings, Settings
+from schemas.service_settings import KafkaSettings, S3Settings
+from schemas.settings import Settings
 from stream.log.kafka import KafkaLog
 from stream.log.topics import TOPICS
 from tests.services.servers import KafkaServer, S3Server, ToolMissingError

@@ -13,7 +13,7 @@ import numpy as np
 from model.retrieval.filtered_trie import FilteredTrie
 from model.retrieval.search import SearchIndex, SearchResult, search_exact, search_paper
 from schemas.records import FloatArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 # Numbers of embeddings that are read to rank all allowed images at most: about as long as decoding
 # takes on a CPU. 8,192 images of width 512.

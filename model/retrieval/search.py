@@ -31,7 +31,7 @@ from model.retrieval.ranking import beliefs_of, rank
 from model.retrieval.shards import Reached
 from schemas.errors import WorkFailedError
 from schemas.records import FloatArray, HalfArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 # Numbers of a block of embeddings that exact search reads as float32 at a time: 16 MiB.
 _BLOCK_NUMBERS = 1 << 22

@@ -23,7 +23,7 @@ from model.training.training_set import TrainingSet, held_out_rows
 from model.training.vector_set import picture_as_text
 from schemas.identifiers import LEVELS
 from schemas.records import BoolArray, ByteArray, FloatArray, HalfArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 # What a stage was measured at, by name: `samples`, `images` and `chance`, and the stage's own.
 Figures = dict[str, float]

@@ -29,7 +29,7 @@ from ops.bench.trie import POSTINGS, SHAPE, SkewedPostings
 from schemas.generation_config import GenerationConfig
 from schemas.identifiers import LEVELS
 from schemas.records import ByteArray, FloatArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from stream.images.store import LocalImageStore, store_uri
 from workers.query.descriptions import DescribedImages, Descriptions, ImageMemory
 from workers.query.engine import QueryEngine

@@ -20,7 +20,7 @@ from ops.study.streams import Stream
 from ops.study.study_corpus import StudyCorpus
 from ops.study.study_index import StudyIndex
 from schemas.records import BoolArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 # Ordinary images that the model is trained on; the monitors see others.
 _TRAINED = 600

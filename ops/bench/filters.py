@@ -15,7 +15,7 @@ from ops.bench.query_texts import query_texts
 from schemas.filters import Filter, parse_filter
 from schemas.metadata import Metadata
 from schemas.records import FloatArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows
 from workers.repository.posting_rows import PostingRows

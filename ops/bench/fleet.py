@@ -18,7 +18,8 @@ from kafka import KafkaAdminClient
 from ops.bench.stub import stub_generation
 from ops.embedded.database import EmbeddedDatabase, start_database
 from ops.embedded.isolation import ISOLATED_ENVIRONMENT, python_module
-from schemas.settings import KafkaSettings, S3Settings, Settings
+from schemas.service_settings import KafkaSettings, S3Settings
+from schemas.settings import Settings
 from stream.log.kafka_client import client_settings
 from stream.log.topics import TOPICS
 from workers.repository.connection import migrate

@@ -16,7 +16,7 @@ from ops.bench.comparison import Comparison
 from ops.bench.query_texts import query_texts
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
 from workers.repository.follower import EmbeddingRows
 

@@ -18,7 +18,7 @@ from model.network.checkpoint import Checkpoint
 from ops.bench.runbook_images import RunbookImages
 from ops.study.study_index import posting_rows
 from schemas.records import BoolArray, FloatArray, IntArray, Posting
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows
 from workers.repository.posting_rows import PostingRows

@@ -20,7 +20,8 @@ from ops.embedded.control import down, up
 from ops.embedded.database import open_services
 from ops.scenes.corpus import CorpusConfig, generate
 from schemas.events import ImageArrived
-from schemas.settings import KafkaSettings, Settings
+from schemas.service_settings import KafkaSettings
+from schemas.settings import Settings
 from stream.log.event_log import EventLog
 from stream.manifest import read_manifest
 from workers.repository.connection import Connection, migrate

@@ -28,7 +28,7 @@ from ops.study.learning import train_fully
 from ops.study.shared_models import make_once, prepare_corpus
 from ops.study.streams import StreamConfig
 from schemas.records import BoolArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from schemas.training_record import TrainingRecord
 
 # Neighbours that are asked for, as in the streaming track.

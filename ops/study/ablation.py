@@ -22,7 +22,7 @@ from ops.study.shared_models import make_once, prepare_corpus
 from ops.study.study_config import study_profile
 from ops.study.study_corpus import StudyCorpus
 from ops.study.study_table import Column, Figures, StudyTable
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 _COLUMNS = (
     Column("five tokens: seen R@1", "five seen R@1"),

@@ -32,7 +32,7 @@ from ops.study.study_corpus import StudyCorpus
 from ops.study.study_index import StudyIndex
 from ops.study.study_table import Column, Figures, StudyTable
 from schemas.records import IntArray, JsonObject
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 # Cases of each sort.
 _CASES = 6

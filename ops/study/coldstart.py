@@ -23,7 +23,7 @@ from ops.study.streams import Stream
 from ops.study.study_config import study_profile
 from ops.study.study_table import Column, Figures, StudyTable, rows_of_seeds
 from schemas.records import IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 _COLUMNS = (
     Column("near R@5", "near R@5"),

@@ -23,7 +23,7 @@ from ops.study.streams import Stream
 from ops.study.study_table import Column, Figures, StudyTable
 from schemas.identifiers import LEVELS
 from schemas.records import FloatArray, IntArray, JsonObject
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 # Images of the first seed that are told with all their captions.
 _EXAMPLES = 6

@@ -22,7 +22,7 @@ from ops.study.paper_sizes import PaperSizes
 from ops.study.shared_models import prepare_corpus
 from ops.study.study_config import study_profile
 from ops.study.study_table import Figures
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 # Share of the known rows' mean, and noise as a share of their standard deviation.
 BEGINNINGS = {

@@ -27,7 +27,7 @@ from ops.study.shared_models import make_once
 from ops.study.study_corpus import StudyCorpus
 from ops.study.study_index import StudyIndex
 from schemas.records import IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 # Queries that are read together, as many as the query worker takes at once.
 QUERY_BATCH = 16

@@ -24,7 +24,7 @@ from ops.study.shared_models import prepare_corpus
 from ops.study.study_config import study_profile
 from ops.study.study_corpus import StudyCorpus
 from ops.study.study_table import Column, Figures, StudyTable, rows_of_seeds
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 # Captions that the models learn of each image; the held-out one makes five.
 _CAPTIONS = 4

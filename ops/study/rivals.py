@@ -29,7 +29,7 @@ from ops.study.study_config import study_profile
 from ops.study.study_corpus import StudyCorpus
 from ops.study.study_table import Column, Figures, StudyTable
 from schemas.records import IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 # Pictures that are read together.
 _BATCH = 16

@@ -33,7 +33,7 @@ from ops.study.study_corpus import StudyCorpus
 from ops.study.study_index import posting_rows
 from ops.study.study_table import Column, Figures, StudyTable
 from schemas.records import FloatArray, Posting
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows
 

@@ -17,7 +17,7 @@ from model.network.checkpoint import Checkpoint
 from ops.jobs.known_items import DEPTH, Rank, rank_of
 from ops.study.study_corpus import StudyCorpus
 from schemas.records import ByteArray, FloatArray, IntArray, Posting
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows
 from workers.repository.posting_rows import PostingRows

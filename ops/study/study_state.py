@@ -12,7 +12,7 @@ from ops.study.learning import StudyGeneration
 from ops.study.study_corpus import StudyCorpus
 from ops.study.study_index import StudyIndex
 from schemas.records import BoolArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 
 @dataclass(slots=True, eq=False)

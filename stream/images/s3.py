@@ -13,7 +13,7 @@ from minio import Minio
 from minio.error import MinioException, S3Error
 
 from schemas.errors import RejectInputError, RetryLaterError
-from schemas.settings import S3Settings
+from schemas.service_settings import S3Settings
 from stream.images.store import checked_content, content_name, parse_store_uri, store_uri
 
 # Prefix of the images that the index works with.

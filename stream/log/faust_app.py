@@ -25,7 +25,7 @@ from faust.types.auth import SASLMechanism
 
 from schemas.errors import RetryLaterError
 from schemas.events import ACCEPTED, ARRIVED, DELETED, REJECTED
-from schemas.settings import KafkaSettings
+from schemas.service_settings import KafkaSettings
 from stream.log.event_log import Event
 from stream.log.faust_transport import CommittedApp
 from stream.log.kafka_client import HEARTBEAT_S, SESSION_TIMEOUT_S, event_of, headers_of

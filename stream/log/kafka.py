@@ -13,7 +13,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from schemas.errors import RetryLaterError, UsageError
-from schemas.settings import KafkaSettings
+from schemas.service_settings import KafkaSettings
 from stream.log.event_log import Event, Message, Partition, Span
 from stream.log.kafka_client import (
     DELIVERY_TIMEOUT_MS,

@@ -10,7 +10,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLarg
 
 from schemas.errors import RejectInputError, RetryLaterError, brief
 from schemas.records import EARLIEST, LATEST, storable_time
-from schemas.settings import KafkaSettings
+from schemas.service_settings import KafkaSettings
 from stream.log.event_log import Event, Unreadable
 
 # A killed member loses its partitions after this long: the least a broker allows by default.

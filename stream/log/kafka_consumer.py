@@ -14,7 +14,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, T
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError
 
-from schemas.settings import KafkaSettings
+from schemas.service_settings import KafkaSettings
 from stream.log.event_log import Batch, EventLog, Partition
 from stream.log.kafka_client import (
     HEARTBEAT_S,

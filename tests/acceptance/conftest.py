@@ -22,7 +22,8 @@ from ops.embedded.database import open_services
 from ops.scenes.corpus import CorpusConfig, generate
 from ops.status import read_status
 from schemas.records import JsonObject
-from schemas.settings import KafkaSettings, S3Settings, Settings
+from schemas.service_settings import KafkaSettings, S3Settings
+from schemas.settings import Settings
 from stream.images.s3 import S3ImageStore
 
 TRAINED, STREAMED = 240, 500

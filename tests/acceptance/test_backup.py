@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from schemas.settings import S3Settings
+from schemas.service_settings import S3Settings
 from stream.manifest import read_manifest
 from tests.acceptance.conftest import TRAINED, Home, settled
 

@@ -15,7 +15,7 @@ import pytest
 
 from ops.embedded.isolation import python_module
 from schemas.events import ARRIVED, ImageArrived, decode
-from schemas.settings import KafkaSettings, S3Settings
+from schemas.service_settings import KafkaSettings, S3Settings
 from stream.manifest import read_manifest
 from tests.acceptance.conftest import RARE_JOBS, Home, MakeHome, settled
 from tests.doc_blocks import blocks

@@ -15,7 +15,7 @@ from ops.bench.publisher import Publisher, arrival_messages, noise_arrivals
 from ops.bench.settling import StallClock, settle, warm_up
 from schemas.errors import RetryLaterError
 from schemas.events import ARRIVED, REJECTED, ImageArrived
-from schemas.settings import KafkaSettings, S3Settings
+from schemas.service_settings import KafkaSettings, S3Settings
 from stream.log.dead_letters import DeadLetter, dead_letters, replay, show
 from stream.log.event_log import EventLog, Message, message
 from tests.services.servers import KafkaServer, S3Server

@@ -23,7 +23,8 @@ from ops.bench.stub import shadow_generation
 from ops.jobs.erasing import erase
 from schemas.errors import RetryLaterError, UsageError, WorkFailedError
 from schemas.named_sql import Migration, migrations
-from schemas.settings import KafkaSettings, S3Settings, Settings
+from schemas.service_settings import KafkaSettings, S3Settings
+from schemas.settings import Settings
 from stream.images.s3 import S3ImageStore
 from stream.log.outbox import forward
 from tests.integration.test_erasure import AT_ONCE

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from schemas.events import ACCEPTED, ARRIVED, DELETED
-from schemas.settings import KafkaSettings, Settings
+from schemas.service_settings import KafkaSettings
+from schemas.settings import Settings
 from stream.log.event_log import Batch, Event, EventLog, Message, Partition
 from stream.log.faust_app import build_app, run_app
 from stream.log.kafka import KafkaLog

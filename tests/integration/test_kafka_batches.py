@@ -12,7 +12,8 @@ from kafka import KafkaProducer, TopicPartition
 
 from schemas.errors import RejectInputError
 from schemas.events import ARRIVED, INDEXED, REJECTED
-from schemas.settings import KafkaSettings, Settings
+from schemas.service_settings import KafkaSettings
+from schemas.settings import Settings
 from stream.log.dead_letters import Replay, dead_letters, replay
 from stream.log.event_log import Batch, Event, EventLog, Message, Partition, record_of
 from stream.log.faust_app import build_app, run_app

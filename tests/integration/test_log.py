@@ -11,7 +11,7 @@ import pytest
 
 from schemas.errors import RetryLaterError, UsageError
 from schemas.events import ARRIVED, REJECTED, ImageArrived, ImageRejected, trace_of
-from schemas.settings import KafkaSettings
+from schemas.service_settings import KafkaSettings
 from stream.log.dead_letters import Replay, dead_letter, dead_letters, replay, show
 from stream.log.event_log import Batch, Consumer, Event, EventLog, Message, message
 from stream.log.kafka import KafkaLog

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from schemas.errors import RejectInputError, RetryLaterError
-from schemas.settings import S3Settings
+from schemas.service_settings import S3Settings
 from stream.images.s3 import S3ImageStore
 from tests.services.servers import free_port
 

@@ -16,7 +16,7 @@ from model.network.parts import parts_from_base
 from ops.bench.stub import SHAPE, StubAssigner, shadow_generation, stub_generation
 from ops.bench.stub_query import StubEncoder, stub_searcher_loader
 from schemas.errors import RefuseToStartError, UsageError
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from stream.log.postgres import PostgresLog
 from tests.serving import PATIENCE_S, answers, asked, filled, serving, until, value
 from tests.stubs import accepted, leave_in, services_at

@@ -17,7 +17,7 @@ from ops.bench.runbook_images import clustered, draw_images
 from ops.bench.runbook_result import IndexResult, RunbookResult
 from ops.bench.stream import StreamBenchConfig, bench_stream
 from schemas.errors import RefuseToStartError
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from tests.unit.model.conftest import small_base, small_profile
 
 IMAGES = 120

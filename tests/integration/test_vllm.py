@@ -25,7 +25,7 @@ from ops.scenes.captions import caption
 from ops.scenes.scene import draw_scene
 from schemas.errors import RefuseToStartError
 from schemas.records import FloatArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.query.model_engine import ModelEngine
 from workers.repository.follower import Changes, EmbeddingRows
 from workers.repository.posting_rows import PostingRows

@@ -9,7 +9,7 @@ import numpy as np
 from schemas.errors import RefuseToStartError
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.generations.inferred import Inferred
 from workers.repository.generations import Generation
 

@@ -13,7 +13,7 @@ from model.network.encoder import Encoder
 from model.network.sigma import SigmaModel
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.generations.inferred import Inferred
 from workers.repository.generations import Generation
 

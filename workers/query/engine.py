@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from schemas.filters import Filter
 from schemas.identifiers import IdentifierShape
 from schemas.records import ByteArray, FloatArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.repository.follower import Changes
 
 if TYPE_CHECKING:

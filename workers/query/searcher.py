@@ -11,7 +11,7 @@ from schemas.errors import UsageError
 from schemas.filters import Filter
 from schemas.records import BoolArray, FloatArray, Hit, IntArray, JsonObject
 from schemas.relevance import RelevanceCalibration
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from stream.images.store import ImageStore
 from workers.query.descriptions import Descriptions
 from workers.query.engine import QueryEngine, QueryPicture, RankedImages

@@ -39,7 +39,7 @@ from schemas.errors import UsageError
 from schemas.filters import Filter
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, HalfArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from workers.query.engine import QueryPicture, RankedImages
 from workers.query.gallery import Gallery
 from workers.query.generation_index import GenerationIndex

@@ -2,7 +2,7 @@
 
 import threading
 
-from schemas.settings import KafkaSettings
+from schemas.service_settings import KafkaSettings
 from stream.log.outbox import relay
 from workers.repository.connection import connect
 from workers.runtime.process import keep_running

@@ -17,7 +17,7 @@ from model.training.stage_gates import StageProbe
 from model.training.training_set import TrainingSet
 from schemas.errors import RefuseToStartError, RetryLaterError, UsageError, WorkFailedError
 from schemas.records import ManifestEntry
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from schemas.training_record import StageEvaluation, TrainingRecord
 from stream.images.store import ImageStore
 from stream.lease import Lease, require_renewal

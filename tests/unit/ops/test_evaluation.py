@@ -11,7 +11,7 @@ from ops.jobs.known_items import rank_of
 from ops.posting_ablations import AblatedRecall, PostingAblations
 from ops.relevance_evaluation import KnownRelevance, RelevanceEvaluation
 from schemas.records import ManifestEntry
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 RECALL = {"R@1": 0.25, "R@5": 0.5, "R@10": 0.75, "R@20": 1.0}
 SPLIT = SplitRecall(4, RECALL, RECALL, RECALL, RECALL, 12.5, (0.3, 0.95))

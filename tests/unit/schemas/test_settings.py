@@ -8,7 +8,8 @@ import pytest
 
 import schemas.settings
 from schemas.errors import UsageError
-from schemas.settings import RetrievalSettings, Settings, documented_settings
+from schemas.retrieval_settings import RetrievalSettings
+from schemas.settings import Settings, documented_settings
 
 SERVICES = {
     "SIGMA_KAFKA_BOOTSTRAP": "one:9092, two:9092",

@@ -23,7 +23,7 @@ from model.training.stages import run_stage
 from model.training.training_set import TrainingSet, stage_examples
 from schemas.errors import RefuseToStartError, UsageError
 from schemas.identifiers import LEVELS
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from tests.unit.model.conftest import TEXTS, WIDTH, small_base, small_profile
 from tests.unit.model.network.test_checkpoint import codebook_of
 from tests.unit.model.training.test_stages import COUNT, stopping, training_set

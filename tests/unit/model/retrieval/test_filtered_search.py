@@ -19,7 +19,7 @@ from model.retrieval.search import SearchIndex, SearchResult, search, search_exa
 from model.retrieval.trie import ALTERNATE, Trie
 from schemas.identifiers import LEVELS
 from schemas.records import BoolArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from tests.unit.model.retrieval.test_search import (
     SHAPE,
     TEXTS,

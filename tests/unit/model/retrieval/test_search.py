@@ -23,7 +23,7 @@ from model.retrieval.search import (
 from model.retrieval.trie import ALTERNATE, Trie
 from schemas.identifiers import LEVELS, IdentifierShape
 from schemas.records import ByteArray, FloatArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 
 SHAPE = IdentifierShape(codes=(3, 2, 3, 2), suffixes=50)
 WIDTH = 6

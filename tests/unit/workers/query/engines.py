@@ -12,7 +12,7 @@ from schemas.filters import Filter
 from schemas.generation_config import GenerationConfig
 from schemas.identifiers import IdentifierShape
 from schemas.records import FloatArray, IntArray
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from stream.images.store import ImageStore
 from workers.query.descriptions import Descriptions
 from workers.query.engine import QueryEngine, QueryPicture, RankedImages

@@ -12,7 +12,7 @@ from model.decoding.beam import TextDecodingEngine
 from model.network.querybank import Querybank
 from model.retrieval.guidance import READING_TEXTS, READING_VECTORS, Guidance
 from schemas.filters import parse_filter
-from schemas.settings import RetrievalSettings
+from schemas.retrieval_settings import RetrievalSettings
 from tests.unit.model.retrieval.test_search import (
     SHAPE as HASH_SHAPE,
 )
