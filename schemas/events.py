@@ -13,13 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
-from importlib import resources
 from typing import Any, ClassVar
 
-import jsonschema_rs
-from jsonschema import Draft202012Validator, ValidationError
-
 from schemas.errors import RejectInputError, UsageError
+from schemas.event_schemas import schema_problem, validator
 from schemas.metadata import Metadata, checked_metadata, stored_metadata
 from schemas.records import JsonObject, require_aware, storable_time
 
@@ -44,9 +41,6 @@ MAX_EVENT_BYTES = 768 * 1024
 # PostgreSQL's int and bigint; JSON's integers have no bound.
 _INT_MAX = 2**31 - 1
 _BIGINT_MAX = 2**63 - 1
-
-# Characters of a validator's message that a refusal quotes; the message quotes the whole value.
-_REASON_LENGTH = 300
 
 
 def now() -> datetime:
@@ -252,9 +246,9 @@ def decode(topic: str, payload: bytes) -> EventRecord:
     document = _parse(kind, payload)
     if "metadata" in document:
         document["metadata"] = _checked_metadata(kind, document["metadata"])
-    problem = _schema_problem(kind.NAME, document)
-    if problem is not None:
-        raise _bad_event(kind, _described(problem))
+    problem = schema_problem(kind.NAME, kind.SCHEMA, document)
+    if problem:
+        raise _bad_event(kind, problem)
     values = {}
     for member in fields(kind):
         if member.name in document:
@@ -314,22 +308,6 @@ def trace_of(event_headers: Mapping[str, str]) -> str:
     return given["trace"] if given else ""
 
 
-# Building a validator is slow, and every event needs one.
-@cache
-def validator(name: str) -> Draft202012Validator:
-    """Load the validator of the newest version of an event's JSON Schema, by the event's NAME."""
-    version = next(kind.SCHEMA for kind in EVENTS.values() if name == kind.NAME)
-    file = resources.files("schemas").joinpath("events").joinpath(f"{name}.v{version}.json")
-    return Draft202012Validator(json.loads(file.read_text(encoding="utf-8")))
-
-
-# Fifty times as fast, but its messages quote whole documents.
-@cache
-def quick_validator(name: str) -> jsonschema_rs.Draft202012Validator:
-    """The same schema, for nothing but whether a document fits it."""
-    return jsonschema_rs.Draft202012Validator(json.dumps(validator(name).schema))
-
-
 def _parse(kind: type[EventRecord], payload: bytes) -> JsonObject:
     try:
         # NaN and Infinity are no JSON, but Python's and Go's encoders write them: as if absent.
@@ -351,23 +329,6 @@ def _parse(kind: type[EventRecord], payload: bytes) -> JsonObject:
     return present
 
 
-def _schema_problem(name: str, document: Mapping[str, Any]) -> ValidationError | None:
-    try:
-        if quick_validator(name).is_valid(document):
-            return None
-    except ValueError:  # of numbers and depths that it cannot read
-        pass
-    return next(validator(name).iter_errors(document), None)
-
-
-def _described(problem: ValidationError) -> str:
-    place = "/".join(str(part) for part in problem.absolute_path) or "the document"
-    if place.endswith("uri"):
-        # The validator's own message quotes the value, and an address may hold a secret.
-        return f"{place}: it breaks the rule {problem.validator} {problem.validator_value}"
-    return f"{place}: {problem.message[:_REASON_LENGTH]}"
-
-
 def _checked_metadata(kind: type[EventRecord], document: object) -> JsonObject:
     """Metadata in one form, before the schema is asked: these messages say what to correct."""
     try:
@@ -387,7 +348,7 @@ def _value(kind: type[EventRecord], name: str, value: Any) -> Any:
     if name == "image_id" and value.endswith("\n"):
         # The schema's pattern ends in $, which in Python matches before a last line end too.
         raise UsageError("image_id must have no control characters, got a line end")
-    if name in _integer_fields(kind.NAME):
+    if name in _integer_fields(kind.NAME, kind.SCHEMA):
         if isinstance(value, list):
             return tuple(_integer(name, item, _BIGINT_MAX) for item in value)
         return _integer(name, value, _INT_MAX)
@@ -404,9 +365,9 @@ def _integer(name: str, value: int | float, most: int) -> int:
 
 
 @cache
-def _integer_fields(name: str) -> frozenset[str]:
+def _integer_fields(name: str, version: int) -> frozenset[str]:
     """The fields of an event that its schema calls integers, or lists of integers."""
-    schema = validator(name).schema
+    schema = validator(name, version).schema
     properties = schema["properties"] if isinstance(schema, dict) else {}
     found = set()
     for field_name, rule in properties.items():

@@ -6,7 +6,7 @@ the trie (id1..id4); the leaves' members are the candidates, and the fused score
 decodes all five tokens and ranks nothing, and exact dense search, the yardstick.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from model.decoding.beam import (
     NEVER,
     Beams,
     Guide,
+    HostBeams,
     TextDecodingEngine,
     search_identifiers,
     search_leaves,
@@ -133,51 +134,79 @@ def search_read(
     beams = search_leaves(index.decoding, prompt, trie.shape, width, trie.branches, guide)
     # From here on the host waits for what a GPU has found.
     found = beams.on_host()
-    leaves, leaf_scores = found.leaves, found.scores
     if queries is None:
         queries = _own_vectors(index, beams)
         _require_finite(queries)
-    _require_scores(leaf_scores, trie)
+    _require_scores(found.scores, trie)
+    fusion_weight = settings.fusion_weight * (1.0 if guide is None else guidance.belief)
     most = settings.candidates
-    beliefs = leaf_scores
     if guide is not None:
         most = guidance.budget(trie.images, most)
-        if found.promises is not None:
-            nearness = np.float32(guidance.nearness * index.encoder.scale)
-            beliefs = leaf_scores + nearness * found.promises
-    fusion_weight = settings.fusion_weight * (1.0 if guide is None else guidance.belief)
-    results = []
-    for row, query in enumerate(queries):
+    return [
+        _ranked(index, query, reached, fusion_weight, most, count)
+        for query, reached in zip(queries, _reached(index, found, guide, most), strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ReachedLeaves:
+    """The W leaves of one query whose images may be ranked."""
+
+    leaves: IntArray
+    """(W,)"""
+    scores: FloatArray
+    """(W,) log-probabilities"""
+    beliefs: FloatArray
+    """(W,) nats, of decoder and guide together: by these images are chosen."""
+
+
+def _reached(
+    index: SearchIndex, found: HostBeams, guide: Guide | None, most: int
+) -> Iterator[_ReachedLeaves]:
+    """The leaves of each query; with a guide so many that `most` images can be chosen of them."""
+    beliefs = found.scores
+    if found.promises is not None:
+        nearness = np.float32(index.guidance.nearness * index.encoder.scale)
+        beliefs = found.scores + nearness * found.promises
+    for leaves, scores, own in zip(found.leaves, found.scores, beliefs, strict=True):
         # A trie with fewer leaves than beams fills the rest with leaves of score -inf.
-        exists = leaf_scores[row] > NEVER
+        kept = scores > NEVER
         if guide is not None:
-            own_beliefs = np.where(exists, beliefs[row], -np.inf)
-            exists = opened(most, own_beliefs, trie.branches.load[leaves[row]])
-        own_leaves = leaves[row][exists]
-        reached = likeliest(trie.reached(own_leaves), beliefs[row][exists], most)
-        if index.prefetch is not None:
-            index.prefetch(reached.slots)
-        ranked = rank(
-            query,
-            reached,
-            leaf_scores[row][exists],
-            index.embeddings,
-            index.encoder.scale,
-            fusion_weight,
-            count,
-            index.hubness,
-        )
-        results.append(
-            SearchResult(
-                ranked.slots,
-                ranked.scores,
-                ranked.candidates,
-                own_leaves,
-                leaf_scores[row][exists],
-                ranked.cosines,
-            )
-        )
-    return results
+            loads = index.trie.branches.load[leaves]
+            kept = opened(most, np.where(kept, own, -np.inf), loads)
+        yield _ReachedLeaves(leaves[kept], scores[kept], own[kept])
+
+
+def _ranked(
+    index: SearchIndex,
+    query: FloatArray,
+    found: _ReachedLeaves,
+    fusion_weight: float,
+    most: int,
+    count: int,
+) -> SearchResult:
+    """The `count` best of at most `most` images for a (D,) query."""
+    reached = likeliest(index.trie.reached(found.leaves), found.beliefs, most)
+    if index.prefetch is not None:
+        index.prefetch(reached.slots)
+    ranked = rank(
+        query,
+        reached,
+        found.scores,
+        index.embeddings,
+        index.encoder.scale,
+        fusion_weight,
+        count,
+        index.hubness,
+    )
+    return SearchResult(
+        ranked.slots,
+        ranked.scores,
+        ranked.candidates,
+        found.leaves,
+        found.scores,
+        ranked.cosines,
+    )
 
 
 def _own_vectors(index: SearchIndex, beams: Beams) -> FloatArray:

@@ -8,7 +8,8 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from pydantic import WithJsonSchema
 
-from schemas.events import ImageArrived, validator
+from schemas.event_schemas import validator
+from schemas.events import ImageArrived
 from schemas.filter_schema import filter_parts, reference
 from schemas.records import JsonObject
 from workers.api.json_body import PART, parse_json
@@ -25,7 +26,7 @@ def part(name: str, *, or_null: bool = False) -> WithJsonSchema:
 
 def add_parts(app: FastAPI) -> None:
     """Add the parts to an application's description."""
-    event: Any = validator(ImageArrived.NAME).schema
+    event: Any = validator(ImageArrived.NAME, ImageArrived.SCHEMA).schema
     described = {METADATA: event["properties"][METADATA.lower()], **filter_parts()}
     app.openapi()["components"]["schemas"].update(described)
 
