@@ -16,9 +16,10 @@ from model.network.jina import JinaTeacher
 from model.network.precision import default_device
 from model.network.profiles import Profile
 from model.network.reranker import RerankerTeacher, require_reranker
-from model.network.sigma import SigmaModel, extend_vocabulary
+from model.network.sigma import SigmaModel
 from model.network.teacher import Teacher
 from model.network.tokenizer import load_tokenizer
+from model.network.vocabulary import extend_vocabulary
 from schemas.errors import RefuseToStartError
 
 

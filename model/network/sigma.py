@@ -28,8 +28,6 @@ from model.network.profiles import Profile
 from model.network.prompts import PromptBuilder, TrainingExample
 from model.network.query_head import QueryHead, QuerySpace
 from model.network.tokenizer import (
-    add_identifier_tokens,
-    add_joint_tokens,
     joint_token_ids,
     level_token_ids,
 )
@@ -38,9 +36,6 @@ from schemas.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
-
-# Spread of new embeddings around the mean, as a share of the known ones' (experiments/new-rows.md).
-NEW_TOKEN_SPREAD = 0.5
 
 NO_QUERY_HEAD = (
     "a model that reads the encoder's vectors cannot have a query head, for it is told the vector "
@@ -353,50 +348,3 @@ def continuation_mask(tokens: Tensor, mask: Tensor, examples: Sequence[TrainingE
     columns = torch.arange(tokens.shape[1], device=tokens.device)
     behind_prompt = columns.unsqueeze(0) >= prompt_lengths.unsqueeze(1)
     return (mask & behind_prompt)[:, 1:]
-
-
-def extend_vocabulary(
-    backbone: "Qwen2_5_VLForConditionalGeneration",
-    tokenizer: "PreTrainedTokenizerBase",
-    profile: Profile,
-) -> None:
-    """Add the profile's identifier tokens to tokenizer and embeddings, in place.
-
-    New embeddings are drawn around the mean of the known ones, with a fixed seed.
-    """
-    known = len(tokenizer)
-    add_identifier_tokens(tokenizer, profile.shape)
-    if profile.joint_tokens:
-        add_joint_tokens(tokenizer, profile.shape)
-    extend_tables(backbone, tokenizer, known)
-
-
-def extend_tables(
-    backbone: "Qwen2_5_VLForConditionalGeneration", tokenizer: "PreTrainedTokenizerBase", known: int
-) -> None:
-    """Give the tokens from `known` on rows of the embedding tables."""
-    embedding: Any = backbone.get_input_embeddings()
-    rows = int(embedding.weight.shape[0])
-    if rows >= len(tokenizer) and known == len(tokenizer):
-        return
-    # Pretrained tables may be padded to more rows than the tokenizer has tokens; they never shrink.
-    backbone.resize_token_embeddings(max(len(tokenizer), rows), mean_resizing=False)
-    resized: Any = backbone.get_input_embeddings()
-    output_weight: Tensor = backbone.lm_head.weight
-    # A tied output layer is the same table, and must be drawn once.
-    tables: list[Tensor] = [resized.weight]
-    if output_weight is not resized.weight:
-        tables.append(output_weight)
-    with torch.no_grad():
-        for table in tables:
-            _draw_new_rows(table, known)
-
-
-def _draw_new_rows(table: Tensor, known: int) -> None:
-    """Fill the rows of an embedding table (V, H) from `known` on."""
-    old = table[:known]
-    generator = torch.Generator().manual_seed(0)
-    # Drawn on the CPU, so that every device gets the same numbers.
-    noise = torch.randn(len(table) - known, table.shape[1], generator=generator)
-    drawn = old.mean(0) + noise.to(old.device) * old.std(0) * NEW_TOKEN_SPREAD
-    table[known:] = drawn.to(table.dtype)

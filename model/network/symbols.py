@@ -1,7 +1,8 @@
 """Symbols: tokens of rivals' identifiers, which share the backbone but not our five levels."""
 
-from model.network.sigma import SigmaModel, extend_tables
+from model.network.sigma import SigmaModel
 from model.network.tokenizer import token_id
+from model.network.vocabulary import extend_tables
 
 
 def add_symbols(model: SigmaModel, count: int) -> list[int]:

@@ -13,7 +13,8 @@ import torch
 
 from model.network.base import SHIPPED, Base
 from model.network.parts import parts_from_base
-from model.network.sigma import NEW_TOKEN_SPREAD, SigmaModel
+from model.network.sigma import SigmaModel
+from model.network.vocabulary import NEW_TOKEN_SPREAD
 from model.training.trainee import own_rows, word_tables
 from ops.markdown_table import table_head, table_row
 from ops.study.learning import train_parts

@@ -24,7 +24,8 @@ from model.network.checkpoint import load_checkpoint
 from model.network.inputs import ImagePreprocessor
 from model.network.profiles import profile
 from model.network.published import backbone_config
-from model.network.sigma import SigmaModel, extend_vocabulary
+from model.network.sigma import SigmaModel
+from model.network.vocabulary import extend_vocabulary
 from model.progress import quiet
 from tests import vl_checkpoints
 from tests.integration.small_training import LENIENT, fill, states, tiny_services

@@ -17,7 +17,7 @@ from model.network.backbone import tiny_config
 from model.network.inputs import ImagePreprocessor
 from model.network.profiles import Profile, TinySize, profile
 from model.network.published import backbone_config
-from model.network.sigma import SigmaModel, extend_vocabulary
+from model.network.sigma import SigmaModel
 from model.network.tokenizer import (
     IMAGE,
     VIDEO,
@@ -26,6 +26,7 @@ from model.network.tokenizer import (
     token_id,
     train_tokenizer,
 )
+from model.network.vocabulary import extend_vocabulary
 from ops.bench.query_texts import query_texts
 
 # The class and the proportions of the real one; pictures of four by three keep their patches.

@@ -65,7 +65,7 @@ def test_a_checkpoint_keeps_its_querybank_and_a_later_save_may_drop_it(
     assert bank is not None
     assert np.array_equal(bank.vectors, vectors)
     assert bank.numbers() == {"temperature": 0.5, "weight": 0.75}
-    assert load_checkpoint(tmp_path).record == before.record
+    assert "querybank" not in load_checkpoint(tmp_path).record.other
     save_checkpoint(before, tmp_path)
     assert load_checkpoint(tmp_path).querybank is None
 
