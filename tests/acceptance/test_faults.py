@@ -348,7 +348,7 @@ def test_flipped_bytes_in_the_supervisors_files_and_in_a_table_are_noticed_and_g
     with database(fleet) as conn:
         conn.execute("CHECKPOINT")
         row = conn.execute(
-            "SELECT pg_relation_filepath(relid) FROM pg_partition_tree('posting') WHERE isleaf"
+            "SELECT pg_relation_filepath(relid) FROM pg_partition_tree('placement') WHERE isleaf"
             " ORDER BY pg_relation_size(relid) DESC LIMIT 1"
         ).fetchone()
         assert row is not None
