@@ -41,8 +41,9 @@ class RetrievalSettings:
         "SIGMA_CANDIDATES",
         whole(1, 1_000_000),
         "Most images that a query scores, the likeliest ones of the leaves that it reaches. A "
-        "guided search scores 1% of the images, or 70, and where the model reads vectors 3%, or "
-        "80, within these; more only where more results are asked for. A filter that few beams "
-        "satisfy is answered by scoring all images that it allows.",
+        "guided search scores 0.3% of the images, 40 to 300 of them, and where the model reads "
+        "vectors 2%, 60 to 600, within these; more only where more results are asked for, and "
+        "twice as many in a generation of an earlier version. A filter that few beams satisfy "
+        "is answered by scoring all images that it allows.",
         default=1000,
     )

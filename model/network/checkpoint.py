@@ -3,7 +3,7 @@
 In its folder: `checkpoint.json`, the codebook, `backbone/`, `tokenizer/`, `head.safetensors`,
 `digests.json`, `processor/` for pretrained weights, `projector.safetensors` where the model reads
 vectors, `query-head.safetensors` where it gives those of queries itself, `querybank.safetensors`
-where nearness to any text counts; and the encoder:
+where nearness to any text counts, `sketch.safetensors`; and the encoder:
 `encoder.safetensors` with `encoder-tokenizer/` for that of a base, `encoder/` with digests of its
 own for a pretrained one.
 """
@@ -36,6 +36,7 @@ from model.network.profiles import Profile
 from model.network.query_head import QueryHeadEncoder
 from model.network.querybank import Querybank
 from model.network.sigma import SigmaModel
+from model.network.sketch import Sketch
 from model.network.tokenizer import load_tokenizer
 from model.network.weights_io import load_module, save_module
 from schemas.errors import RefuseToStartError
@@ -47,6 +48,7 @@ _HEAD = "head.safetensors"
 _PROJECTOR = "projector.safetensors"
 _QUERY_HEAD = "query-head.safetensors"
 _QUERYBANK = "querybank.safetensors"
+_SKETCH = "sketch.safetensors"
 _PROCESSOR = "processor"
 _TOWERS = "encoder.safetensors"
 _ENCODER_TOKENIZER = "encoder-tokenizer"
@@ -71,6 +73,8 @@ class Checkpoint:
     record: TrainingRecord = TrainingRecord()
     querybank: Querybank | None = None
     """None where its texts are too few, or nothing is gained by it."""
+    sketch: Sketch | None = None
+    """None before the last stage."""
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
@@ -120,6 +124,8 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     bank = checkpoint.querybank
     if bank is not None:
         bank.save(folder / _QUERYBANK)
+    if checkpoint.sketch is not None:
+        checkpoint.sketch.save(folder / _SKETCH)
     if isinstance(encoder, SmallEncoder):
         save_module(encoder.towers, folder / _TOWERS)
         encoder.tokenizer.save_pretrained(str(folder / _ENCODER_TOKENIZER))
@@ -133,6 +139,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
         vectors=None if sigma.projector is None else sigma.projector.reading,
         query_space=None if sigma.query_head is None else sigma.query_head.space,
         querybank=None if bank is None else bank.numbers(),
+        sketched=checkpoint.sketch is not None,
     )
     text = json.dumps(description.to_json(), indent=2) + "\n"
     (folder / ABOUT).write_text(text, encoding="utf-8")
@@ -178,7 +185,8 @@ def load_checkpoint(
     bank = None
     if description.querybank is not None:
         bank = Querybank.load(folder / _QUERYBANK, description.querybank, book.width)
-    return Checkpoint(sigma, book, encoder, description.record, bank)
+    sketch = Sketch.load(folder / _SKETCH, book.width) if description.sketched else None
+    return Checkpoint(sigma, book, encoder, description.record, bank, sketch)
 
 
 def load_sigma(folder: Path, codebook: str | None = None, *, answering: bool = False) -> SigmaModel:

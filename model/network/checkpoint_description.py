@@ -38,6 +38,7 @@ _MODEL_KEYS = (
     "vectors",
     "query_space",
     "querybank",
+    "sketched",
 )
 
 
@@ -60,6 +61,8 @@ class CheckpointDescription:
     query_space: QuerySpace | None = None
     querybank: dict[str, float] | None = None
     """Its numbers; the vectors are in a file."""
+    sketched: bool = False
+    """Whether there is a sketch, in a file."""
 
     @property
     def format(self) -> int:
@@ -85,6 +88,7 @@ class CheckpointDescription:
             | vectors
             | space
             | bank
+            | ({"sketched": True} if self.sketched else {})
             | {
                 "format": self.format,
                 "profile": self.profile.name,
@@ -122,6 +126,7 @@ class CheckpointDescription:
             vectors=None if vectors is None else VectorReading(**vectors),
             query_space=None if space is None else QuerySpace(**space),
             querybank=document.get("querybank"),
+            sketched=bool(document.get("sketched", False)),
         )
 
 

@@ -13,9 +13,11 @@ import numpy as np
 from model.retrieval.shards import Int32Array
 from schemas.records import BoolArray, FloatArray
 
-# Postings that are looked at for each image that is ranked. More change nothing
-# (docs/experiments/querybank.md), and of full leaves each costs time.
-_POSTINGS = 2
+# Postings that are looked at for each image that is ranked (docs/experiments/sketch.md).
+_POSTINGS = 8
+
+# Images that are ranked where no sketches tell those of a leaf apart, as a multiple.
+_BLIND = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,15 @@ class Guidance:
     """Images that are ranked, as a share of the gallery."""
     least: int
     """The same in a small gallery, where a share of it would be a handful."""
+    most: int
+    """The same in a large one."""
     belief: float
     """How much of the settings' fusion weight the decoder's opinion of leaves has in the score."""
 
-    def budget(self, images: int, most: int) -> int:
-        """Images that one query ranks at most, of so many."""
-        return min(most, max(self.least, round(self.share * images)))
+    def budget(self, images: int, most: int, *, sketched: bool) -> int:
+        """Images that one query ranks at most, of so many; `most` is the setting's bound."""
+        own = max(self.least, min(self.most, round(self.share * images)))
+        return min(most, own if sketched else _BLIND * own)
 
     def doubled(self) -> "Guidance":
         """The same for a second try that ranks more, because the first one found too few."""
@@ -45,12 +50,16 @@ class Guidance:
 
 
 # For models that read queries as texts (docs/experiments/guided.md, querybank.md).
-READING_TEXTS = Guidance(weight=4.0, nearness=1.5, wider=2, share=0.01, least=70, belief=1 / 15)
+READING_TEXTS = Guidance(
+    weight=4.0, nearness=1.5, wider=2, share=0.003, least=40, most=300, belief=1 / 15
+)
 
 # For models that read their vectors: they have learnt from few pictures, often from no text, and
 # what they know of a query the encoder says better. Their opinion of leaves takes a tenth of what
 # is found away (docs/experiments/small.md).
-READING_VECTORS = Guidance(weight=16.0, nearness=16.0, wider=5, share=0.03, least=80, belief=0.0)
+READING_VECTORS = Guidance(
+    weight=16.0, nearness=16.0, wider=5, share=0.02, least=60, most=600, belief=0.0
+)
 
 
 def opened(budget: int, beliefs: FloatArray, loads: Int32Array) -> BoolArray:

@@ -49,7 +49,7 @@ def rank(
     if not len(reached.slots):
         nothing = np.empty(0, np.float32)
         return Ranked(np.empty(0, np.int64), nothing, nothing, 0)
-    slots, belief = beliefs_of(reached, leaf_scores)
+    slots, belief = beliefs_of(reached, leaf_scores[reached.source])
     members = embeddings[slots].astype(np.float32)
     cosine = members @ query
     scores = (scale * cosine + fusion_weight * belief).astype(np.float32)
@@ -62,15 +62,13 @@ def rank(
     )
 
 
-def beliefs_of(reached: Reached, leaf_scores: FloatArray) -> tuple[IntArray, FloatArray]:
+def beliefs_of(reached: Reached, scores: FloatArray) -> tuple[IntArray, FloatArray]:
     """The (N,) slots of reached images in ascending order, and (N,) what is believed of each.
 
-    log Σ exp(leaf score + posting weight) over an image's reached postings, with `leaf_scores` (L,)
-    of the leaves that `reached.source` counts.
+    log Σ exp(score + posting weight) over an image's P reached postings, with `scores` (P,).
     """
     slots, image_of_posting = np.unique(reached.slots, return_inverse=True)
-    posting_scores = leaf_scores[reached.source] + reached.weights
-    return slots, log_sum_exp(posting_scores, image_of_posting, len(slots))
+    return slots, log_sum_exp(scores + reached.weights, image_of_posting, len(slots))
 
 
 def log_sum_exp(values: FloatArray, groups: IntArray, count: int) -> FloatArray:

@@ -30,6 +30,7 @@ from model.retrieval.hubness import HubnessBySlot
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.ranking import beliefs_of, rank
 from model.retrieval.shards import Reached
+from model.retrieval.sketches import SketchesBySlot
 from schemas.errors import WorkFailedError
 from schemas.records import FloatArray, HalfArray, IntArray
 from schemas.retrieval_settings import RetrievalSettings
@@ -63,6 +64,9 @@ class SearchIndex:
     """How the beams are guided."""
     prefetch: Callable[[IntArray], None] | None = None
     """Told the (n,) slots whose embeddings are read next."""
+    sketches: SketchesBySlot | None = None
+    """Tell images of a leaf apart, where a guided search chooses which are ranked; None of a
+    generation that has none."""
     hubness: HubnessBySlot | None = None
     """What the images of a text lose in the ranking for being near to any; None for pictures."""
 
@@ -141,7 +145,7 @@ def search_read(
     fusion_weight = settings.fusion_weight * (1.0 if guide is None else guidance.belief)
     most = settings.candidates
     if guide is not None:
-        most = guidance.budget(trie.images, most)
+        most = guidance.budget(trie.images, most, sketched=index.sketches is not None)
     return [
         _ranked(index, query, reached, fusion_weight, most, count)
         for query, reached in zip(queries, _reached(index, found, guide, most), strict=True)
@@ -166,8 +170,7 @@ def _reached(
     """The leaves of each query; with a guide so many that `most` images can be chosen of them."""
     beliefs = found.scores
     if found.promises is not None:
-        nearness = np.float32(index.guidance.nearness * index.encoder.scale)
-        beliefs = found.scores + nearness * found.promises
+        beliefs = found.scores + _nearness(index) * found.promises
     for leaves, scores, own in zip(found.leaves, found.scores, beliefs, strict=True):
         # A trie with fewer leaves than beams fills the rest with leaves of score -inf.
         kept = scores > NEVER
@@ -186,7 +189,9 @@ def _ranked(
     count: int,
 ) -> SearchResult:
     """The `count` best of at most `most` images for a (D,) query."""
-    reached = likeliest(index.trie.reached(found.leaves), found.beliefs, most)
+    reached = index.trie.reached(found.leaves)
+    if len(reached.slots) > most:
+        reached = likeliest(reached, _posting_beliefs(index, query, reached, found), most)
     if index.prefetch is not None:
         index.prefetch(reached.slots)
     ranked = rank(
@@ -216,15 +221,28 @@ def _own_vectors(index: SearchIndex, beams: Beams) -> FloatArray:
     return index.encoder.of_states(beams.states)
 
 
-def likeliest(reached: Reached, leaf_beliefs: FloatArray, most: int) -> Reached:
+def _nearness(index: SearchIndex) -> np.float32:
+    """Nats of a cosine where images are chosen."""
+    return np.float32(index.guidance.nearness * index.encoder.scale)
+
+
+def _posting_beliefs(
+    index: SearchIndex, query: FloatArray, reached: Reached, found: _ReachedLeaves
+) -> FloatArray:
+    """(P,) nats of reached postings: what is believed of a leaf, and of the image in it."""
+    beliefs = found.beliefs[reached.source]
+    if index.means is None or index.sketches is None:
+        return beliefs
+    return beliefs + _nearness(index) * index.sketches.deviations(query, reached)
+
+
+def likeliest(reached: Reached, beliefs: FloatArray, most: int) -> Reached:
     """The postings of at most `most` images: no query scores more, however full leaves are.
 
     Those that are believed in most, by all leaves that they are posted under; of equal ones those
-    of lower slots. `leaf_beliefs` (L,) nats, of the leaves that `reached.source` counts.
+    of lower slots. `beliefs` (P,) nats of the postings, without their weights.
     """
-    if len(reached.slots) <= most:
-        return reached
-    slots, beliefs = beliefs_of(reached, leaf_beliefs)
+    slots, beliefs = beliefs_of(reached, beliefs)
     kept = slots[np.argsort(-beliefs, kind="stable")[:most]]
     return reached.only(np.isin(reached.slots, kept))
 

@@ -13,10 +13,12 @@ from model.network.encoder import Encoder
 from model.network.profiles import StageName
 from model.network.query_head import QueryHeadEncoder
 from model.network.sigma import SigmaModel
+from model.network.sketch import Sketch
 from model.retrieval.guidance import READING_VECTORS
 from model.retrieval.prefix_means import PrefixMeans
 from model.retrieval.recall import wilson
 from model.retrieval.search import SearchIndex, search_embedded, search_exact
+from model.retrieval.sketches import SketchesBySlot
 from model.retrieval.trie import Trie
 from model.training.comprehension import compare_identifiers, compare_similarities
 from model.training.training_set import TrainingSet, held_out_rows
@@ -109,7 +111,7 @@ def evaluate_stage(
         return figures | _measure_memorized(sigma, probe, rows)
     if name == "comprehend":
         return _measure_comprehended(sigma, probe, seed) | figures
-    figures |= _measure_aligned(sigma, probe, rows)
+    figures |= _measure_aligned(sigma, probe, rows, seed)
     return figures | _measure_language(sigma, probe, rows, seed)
 
 
@@ -333,7 +335,7 @@ def _compare(sigma: SigmaModel, probe: StageProbe, seed: int) -> Figures:
     return {"pairs": float(len(rows))} | figures
 
 
-def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Figures:
+def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray, seed: int) -> Figures:
     """Known-item recall among the training images, each with one posting.
 
     They are searched as a query worker does. An image without captions is asked for by its own
@@ -351,7 +353,11 @@ def _measure_aligned(sigma: SigmaModel, probe: StageProbe, rows: IntArray) -> Fi
     if sigma.projector is not None:
         means = PrefixMeans(sigma.profile.shape, probe.encoder.width, decoder.device)
         means.add(leaves, probe.embeddings.astype(np.float32))
-    index = SearchIndex(decoder, probe.encoder, trie, probe.embeddings, means, READING_VECTORS)
+    sketches = SketchesBySlot(Sketch.fit(probe.embeddings, seed))
+    sketches.put(np.arange(count), probe.embeddings)
+    index = SearchIndex(
+        decoder, probe.encoder, trie, probe.embeddings, means, READING_VECTORS, sketches=sketches
+    )
     if sigma.projector is None:
         rows = rows[_has_query(probe)[rows]]
     hits = 0

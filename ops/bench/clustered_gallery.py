@@ -23,6 +23,7 @@ from model.decoding.decoder import Decoder, Prompts
 from model.network.base import SHIPPED, Base
 from model.network.parts import parts_from_base
 from model.network.profiles import profile
+from model.network.sketch import Sketch
 from model.retrieval.guidance import READING_TEXTS
 from ops.bench.query_texts import query_texts
 from ops.bench.trie import POSTINGS, SHAPE, SkewedPostings
@@ -59,6 +60,9 @@ _OWN_SPREAD = 0.7
 
 # How far a query is from the image that it is made of.
 _QUERY_SPREAD = 0.2
+
+# Images whose vectors a sketch is fitted to.
+_SKETCHED = 4096
 
 _MS = 1e3
 
@@ -106,6 +110,11 @@ class ClusteredImages:
                 total + self.tables[level][leaves // (SHAPE.leaves // SHAPE.prefixes(level + 1))]
             )
         return total
+
+    def sketch(self, seed: int) -> Sketch:
+        """The directions in which they differ most, as a training finds them."""
+        leaves = np.random.default_rng(seed).integers(0, SHAPE.leaves, _SKETCHED)
+        return Sketch.fit(unit(self.of_leaves(leaves)).astype(np.float16), seed)
 
     def near(self, vectors: FloatArray) -> FloatArray:
         """Unit vectors (N, D) near those of images, as queries are."""
@@ -230,6 +239,7 @@ class ClusteredGallery:
             KnownCodes(Decoder(parts.sigma), self.images, scale),
             Gallery.open(folder),
             guidance=READING_TEXTS,
+            sketch=self.images.sketch(seed),
         )
         generation = Generation(
             1, "live", None, None, SHAPE, GenerationConfig(), _MOMENT, None, None

@@ -14,6 +14,7 @@ from model.network.checkpoint import Checkpoint
 from model.network.parts import ModelParts, parts_from_base
 from model.network.profiles import Profile, Stage
 from model.network.profiles import profile as profile_named
+from model.network.sketch import Sketch
 from model.progress import quiet
 from model.training.replay import refresh_rows
 from model.training.stages import run_stage
@@ -70,7 +71,9 @@ def train_parts(
         )
         codebook = fit_codebook(corpus.embeddings[numbers], config)
     codes = codebook.encode(corpus.embeddings[numbers])
-    checkpoint = Checkpoint(parts.sigma, codebook, parts.encoder)
+    checkpoint = Checkpoint(
+        parts.sigma, codebook, parts.encoder, sketch=Sketch.fit(corpus.embeddings[numbers], seed)
+    )
     identifiers = identifiers_of(codes, profile.shape)
     _run_stages(checkpoint, corpus, numbers, identifiers, profile.stages, seed)
     return StudyGeneration(checkpoint, numbers, codes)
@@ -92,7 +95,12 @@ def refresh(
     profile = parent.sigma.profile
     rows = refresh_rows(trained, profile.replay, seed)
     # Without the parent's training record: a study stores no checkpoint of a refresh.
-    checkpoint = Checkpoint(parent.sigma, parent.codebook, parent.encoder)
+    checkpoint = Checkpoint(
+        parent.sigma,
+        parent.codebook,
+        parent.encoder,
+        sketch=Sketch.fit(corpus.embeddings[numbers], seed),
+    )
     # Suffixes depend on all images of a leaf, so they are assigned before rows are chosen.
     identifiers = identifiers_of(codes, profile.shape)[rows]
     _run_stages(checkpoint, corpus, numbers[rows], identifiers, profile.refresh, seed)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from model.network.sketch import Sketch
 from schemas.identifiers import IdentifierShape
 from schemas.records import IntArray
 from tests.integration.test_repository import accept_one, accepted, assignment
@@ -24,6 +25,7 @@ from workers.repository.image_deletion import delete_images
 
 SHAPE = IdentifierShape((3, 4, 2, 5), 6)
 WIDTH = 8
+SKETCH = Sketch(np.eye(WIDTH, dtype=np.float32)[:2])
 
 
 class Installation:
@@ -59,7 +61,7 @@ class Installation:
         postings.append(own, self.generation, SHAPE, [own_assignment])
 
     def index(self, *, fresh: bool = False) -> GenerationIndex:
-        index = GenerationIndex(SHAPE, WIDTH, Gallery.open(self.folder), guided=True)
+        index = GenerationIndex(SHAPE, WIDTH, Gallery.open(self.folder), guided=True, sketch=SKETCH)
         with self.connect() as own:
             follower = TrieFollower(own, self.generation)
             if fresh:
@@ -82,6 +84,8 @@ def content(index: GenerationIndex) -> dict[str, Any]:
     slots = trie.searchable_slots()
     names = index.metadata.allowed(_named(), gallery.size)[slots]
     assert index.means is not None
+    assert index.sketches is not None
+    sketches = index.sketches.to_arrays(gallery.size)["table"]
     return {
         "postings": sorted(
             zip(reached.source.tolist(), keys, reached.weights.tolist(), strict=True)
@@ -92,6 +96,10 @@ def content(index: GenerationIndex) -> dict[str, Any]:
         ],
         "embeddings": {
             key: gallery.embeddings[slot].tobytes()
+            for key, slot in zip(gallery.keys(slots).tolist(), slots.tolist(), strict=True)
+        },
+        "sketches": {
+            key: sketches[slot].tobytes()
             for key, slot in zip(gallery.keys(slots).tolist(), slots.tolist(), strict=True)
         },
         "known": (gallery.slots(np.arange(2000)) >= 0).tolist(),
@@ -309,8 +317,9 @@ def test_a_snapshot_of_another_version_is_replaced_though_it_is_whole(
     arrays = {name: values.copy() for name, values in file.arrays.items()}
     for about, own, reason in (
         (earlier, arrays, "its guided must be True, got None"),
-        ({**file.about, "format": 3}, {**arrays, "more": np.arange(3)}, "its format must be 2"),
-        ({}, {}, "its format must be 2, got None"),
+        ({**file.about, "format": 4}, {**arrays, "more": np.arange(3)}, "its format must be 3"),
+        ({**file.about, "sketch": 0}, arrays, "its sketch must be 2, got 0"),
+        ({}, {}, "its format must be 3, got None"),
     ):
         write_arrays(path, about, own)
         with capture_logs() as logs:

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.network.sketch import Sketch
 from model.retrieval.hubness import HubnessBySlot
 from model.retrieval.metadata_columns import MetadataColumns
 from model.retrieval.prefix_means import PrefixMeans
+from model.retrieval.sketches import SketchesBySlot
 from model.retrieval.trie import Trie
 from schemas.identifiers import IdentifierShape
 from schemas.metadata import Metadata
@@ -32,10 +34,12 @@ class GenerationIndex:
         device: torch.device | None = None,
         guided: bool = False,
         hubness: HubnessBySlot | None = None,
+        sketch: Sketch | None = None,
     ) -> None:
         """`width` is that of embeddings. `guided`: whether prefix means are kept.
 
-        `hubness` is told when a slot gets another image.
+        `hubness` is told when a slot gets another image. `sketch` makes those of images; None for
+        none.
 
         `device` is where tables of the trie and prefix means are asked for; None is the CPU.
         """
@@ -44,6 +48,7 @@ class GenerationIndex:
         self.gallery = gallery
         self.guided = guided
         self.hubness = hubness
+        self.sketches = None if sketch is None else SketchesBySlot(sketch)
         self._device = device
         self.clear()
 
@@ -52,17 +57,24 @@ class GenerationIndex:
         if self.hubness is not None:
             self.hubness.forget(np.arange(self.gallery.size))
         self.gallery.clear()
+        if self.sketches is not None:
+            self.sketches.clear()
         self.trie = Trie(self.shape, self._device)
         self.means = PrefixMeans(self.shape, self.width, self._device) if self.guided else None
         self.metadata = MetadataColumns()
 
     def empty_copy(self, folder: Path) -> "GenerationIndex":
         """An empty index of the same kind, on the CPU, with a file in `folder`."""
-        return GenerationIndex(self.shape, self.width, Gallery.open(folder), None, self.guided)
+        sketch = None if self.sketches is None else self.sketches.sketch
+        gallery = Gallery.open(folder)
+        return GenerationIndex(self.shape, self.width, gallery, None, self.guided, None, sketch)
 
     def add_embeddings(self, rows: EmbeddingRows) -> None:
         """Take a chunk of ranking embeddings, before the postings that need them."""
-        self.gallery.add(rows.image_keys, rows.embeddings)
+        slots = self.gallery.add(rows.image_keys, rows.embeddings)
+        if self.sketches is not None:
+            stored = slots >= 0
+            self.sketches.put(slots[stored], rows.embeddings[stored])
 
     def apply(self, changes: Changes) -> IntArray:
         """Bring everything up to date; returns the keys that became searchable."""
@@ -80,6 +92,8 @@ class GenerationIndex:
         parts = {"trie": self.trie.to_arrays(), "gallery": self.gallery.to_arrays()}
         if self.means is not None:
             parts["means"] = self.means.to_arrays()
+        if self.sketches is not None:
+            parts["sketches"] = self.sketches.to_arrays(self.gallery.size)
         arrays: NamedArrays = {}
         for part, own in parts.items():
             for name, values in own.items():
@@ -96,6 +110,8 @@ class GenerationIndex:
         self.gallery.restore(parts["gallery"])
         if self.means is not None:
             self.means.restore(parts["means"])
+        if self.sketches is not None:
+            self.sketches.restore(parts["sketches"])
 
     def close(self) -> None:
         """Free the embeddings' file."""

@@ -21,7 +21,7 @@ from workers.repository.connection import Connection
 from workers.repository.follower import CaughtUp, FollowedTo, TrieFollower
 
 # Version of what the arrays mean; another one is not read.
-_FORMAT = 2
+_FORMAT = 3
 
 # Images below which a snapshot is not worth a file: they are read in half a second.
 LEAST_IMAGES = 10_000
@@ -135,6 +135,7 @@ class IndexSnapshot:
             "suffixes": index.shape.suffixes,
             "width": index.width,
             "guided": index.guided,
+            "sketch": 0 if index.sketches is None else index.sketches.sketch.width,
         }
 
 

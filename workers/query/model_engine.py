@@ -62,6 +62,7 @@ class ModelEngine(TrieEngine):
             decoder.device,
             guidance,
             checkpoint.querybank,
+            checkpoint.sketch,
         )
         self.checkpoint = checkpoint
         self.decoder = decoder

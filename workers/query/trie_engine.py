@@ -16,6 +16,7 @@ from model.decoding.vllm import VllmDecoder
 from model.network.encoder import Encoder
 from model.network.query_head import QueryHeadEncoder
 from model.network.querybank import Querybank
+from model.network.sketch import Sketch
 from model.retrieval.filtered_search import (
     FilteredQuery,
     rank_all,
@@ -69,11 +70,13 @@ class TrieEngine:
         device: torch.device | None = None,
         guidance: Guidance | None = None,
         querybank: Querybank | None = None,
+        sketch: Sketch | None = None,
     ) -> None:
         """`device` is where the decoding engine keeps its tensors; None is the CPU.
 
         `guidance`: how what is below a prefix has a say in which beams are kept; None for none.
         `querybank`: what images near to any text lose in the ranking; None for nothing.
+        `sketch`: what tells images of a leaf apart before their embeddings are read.
         """
         self.generation = generation
         self.shape = shape
@@ -82,7 +85,11 @@ class TrieEngine:
         self.guidance = guidance
         guided = guidance is not None
         hubness = None if querybank is None else HubnessBySlot(querybank, encoder.scale)
-        self.index = GenerationIndex(shape, encoder.width, gallery, device, guided, hubness)
+        # Without a guide nothing says how much a leaf's images are believed in.
+        own_sketch = sketch if guided else None
+        self.index = GenerationIndex(
+            shape, encoder.width, gallery, device, guided, hubness, own_sketch
+        )
         self._tables = FilterTables(shape, device)
         self._filtered: OrderedDict[Filter, FilteredTrie] = OrderedDict()
         """What the latest filters left of the trie as it is, the last one used at the end."""
@@ -254,6 +261,7 @@ class TrieEngine:
             self.trie,
             self.gallery.embeddings,
             prefetch=self.gallery.prefetch,
+            sketches=self.index.sketches,
             hubness=self.index.hubness,
         )
         if self.guidance is None:

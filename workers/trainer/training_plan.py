@@ -15,6 +15,7 @@ from model.network.parking import parked
 from model.network.profiles import Stage, StageName
 from model.network.query_head import QueryHeadEncoder
 from model.network.querybank import Querybank
+from model.network.sketch import Sketch
 from model.network.teacher import Teacher
 from model.progress import Progress
 from model.training.querybank_fit import can_fit, fit_querybank
@@ -312,7 +313,8 @@ def _evaluate(
         if stage == "align":
             record = _with_relevance(plan, record)
             clock = StepClock.start()
-            checkpoint = replace(checkpoint, querybank=_querybank(plan))
+            sketch = Sketch.fit(plan.probe.embeddings, plan.seed)
+            checkpoint = replace(checkpoint, querybank=_querybank(plan), sketch=sketch)
             record = clock.add_to(record, "querybank")
         # Saved only when it passes, so that a resumed run trains a failed stage again.
         record = record.with_stage(stage)
