@@ -1,19 +1,34 @@
 """One row for what a generation has of an image: migrated, written by both programs, and unique."""
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
+from model.progress import quiet
+from ops.backup.backup import back_up
+from ops.backup.restore import restore
+from ops.backup.verification import verify
+from ops.bench.stub import shadow_generation
+from schemas.named_sql import migrations
 from schemas.records import Assignment, Posting
 from tests.integration.test_narrow_schema import rewind
 from tests.integration.test_repository import SHAPE, accept, assignment
+from tests.stubs import accepted as stored_images
+from tests.stubs import services_at
 from workers.repository import counters, generations, postings
 from workers.repository.bulk_load import InitialLoad, bulk_append
 from workers.repository.connection import Connection, connect, migrate, transaction
 from workers.repository.follower import TrieFollower
+from workers.repository.image_acceptance import accept_images
 from workers.repository.image_deletion import delete_images
+from workers.repository.stored_images import images_by_id
 
 # What programs of schema 18 write for an image, in this order and in one transaction.
 OLD_POSTINGS = """
@@ -60,6 +75,23 @@ def found(conn: Connection, generation: int) -> list[tuple[object, ...]]:
     return [row for text in statements for row in conn.execute(text, (generation,)).fetchall()]
 
 
+def count_all(conn: Connection, generation: int) -> None:
+    """Count up what is there, as whoever wrote it did."""
+    there = counters.recount(conn, generation)
+    amounts = {"images": there.images, "postings": there.postings, "leaves": there.leaves}
+    counters.count_up(conn, generation, amounts | {"checksum": int(there.checksum, 16)})
+
+
+@contextmanager
+def temporary_database(postgres: Any, url: str) -> Iterator[None]:
+    """An empty database of that address."""
+    name = conninfo_to_dict(url)["dbname"]
+    with psycopg.connect(postgres.get_uri(), autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name}".encode())
+        yield
+        conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
 def followed(url: str, generation: int) -> set[tuple[int, int, float, int]]:
     with connect(url) as conn:
         rows = TrieFollower(conn, generation).load().postings
@@ -101,8 +133,49 @@ def test_a_posting_that_is_there_twice_is_moved_once(conn: Connection) -> None:
     write_old(conn, generation, key, [3, 4])
     conn.execute(OLD_POSTINGS, (generation, key, [3, 4], [-1.0, -1.0], [None, None]))
     assert len(found(conn, generation)) == 5
+    count_all(conn, generation)
+    assert counters.totals(conn, generation).postings == 4
     migrate(conn)
     assert found(conn, generation)[:2] == [(key, 3, 0.0, key), (key, 4, -1.0, None)]
+    assert counters.totals(conn, generation) == counters.recount(conn, generation)
+    assert counters.totals(conn, generation).postings == 2
+
+
+def test_a_backup_of_schema_18_is_restored_and_answers_as_before(
+    conn: Connection, database: str, postgres: Any, tmp_path: Path
+) -> None:
+    """Its tables and files are those that the program of schema 18 wrote."""
+    rewind(conn, 18)
+    generation = shadow_generation(conn)
+    generations.set_state(conn, generation, "live")
+    services = services_at(database, tmp_path / "home")
+    images = stored_images(services.store, list("abcd"))
+    keys = [stored.image_key for stored in accept_images(conn, images)]
+    conn.execute("UPDATE image SET state = 'indexed', indexed_at = now()")
+    for key, leaves in zip(keys, ([3], [4, 1], [5, 6, 2], [7, 3, 9, 8, 0]), strict=True):
+        write_old(conn, generation, key, leaves)
+    count_all(conn, generation)
+    before, totals = found(conn, generation), counters.totals(conn, generation)
+    manifest = back_up(services, tmp_path / "saved", quiet)
+    assert (manifest.schema, manifest.pictures) == (18, 4)
+    assert (manifest.rows["posting"], manifest.rows["image_embedding"]) == (11, 4)
+    target = postgres.get_uri(database=f"restored_{uuid.uuid4().hex[:8]}")
+    with temporary_database(postgres, target):
+        other = services_at(target, tmp_path / "other")
+        restored = restore(other, tmp_path / "saved", verify(tmp_path / "saved", quiet), quiet)
+        assert (restored.images, restored.schema) == (4, migrations()[-1].version)
+        with connect(target) as own:
+            assert found(own, generation) == before
+            assert counters.totals(own, generation) == totals == counters.recount(own, generation)
+            for image in images_by_id(own, list("abcd")).values():
+                assert other.store.exists(image.normalized_uri)
+            # Suffixes and keys go on where they were.
+            (new,) = accept(own, ["new"])
+            assert new > max(keys)
+        assert followed(target, generation) == {
+            (key, leaf, weight, -1 if suffix is None else suffix)
+            for key, leaf, weight, suffix in before[:11]
+        }
 
 
 def test_programs_of_the_schema_before_write_and_read_beside_new_ones(

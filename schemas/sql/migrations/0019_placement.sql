@@ -47,12 +47,15 @@ BEGIN
     EXECUTE format('ALTER TABLE placement ATTACH PARTITION %I FOR VALUES IN (%s)', 'placement_' || of_generation, of_generation);
 END $$;
 
--- Rows first and indexes then, which is faster by far. A posting that an image has twice under a leaf is moved once.
+-- Rows first and indexes then, which is faster by far. A posting that an image has twice under a leaf is moved once, and leaves the
+-- counters, which counted it twice.
 SET LOCAL work_mem = '64MB';
 SET LOCAL maintenance_work_mem = '256MB';
 DO $$
 DECLARE
     number int;
+    there bigint;
+    moved bigint;
 BEGIN
     FOR number IN
         SELECT substr(c.relname, 9)::int FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'posting'::regclass ORDER BY 1
@@ -72,6 +75,16 @@ BEGIN
                 GROUP BY image_key
             ) p USING (image_key) ORDER BY e.image_key
         $move$, 'placement_' || number, 'image_embedding_' || number, 'posting_' || number);
+        EXECUTE format('SELECT count(*) FROM %I', 'posting_' || number) INTO there;
+        EXECUTE format('SELECT coalesce(sum(num_nonnulls(leaf, leaf2, leaf3) + coalesce(cardinality(more_leaves), 0)), 0) FROM %I',
+                       'placement_' || number) INTO moved;
+        IF moved <> there THEN
+            EXECUTE format($again$
+                SELECT count_up(%s, ARRAY['postings', 'checksum'], ARRAY[-count(*), -sum(posting_hash(image_id, leaf, suffix IS NOT NULL))])
+                FROM (SELECT *, row_number() OVER (PARTITION BY image_key, leaf ORDER BY suffix) AS place FROM %I) p JOIN image USING (image_key)
+                WHERE place > 1
+            $again$, number, 'posting_' || number);
+        END IF;
         EXECUTE format('CREATE UNIQUE INDEX %I ON %I (image_key)', 'placement_' || number || '_image', 'placement_' || number);
         EXECUTE format('ALTER TABLE placement ATTACH PARTITION %I FOR VALUES IN (%s)', 'placement_' || number, number);
     END LOOP;
