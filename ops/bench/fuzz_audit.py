@@ -26,7 +26,7 @@ _NAMED = 10
 Place = tuple[str, int, int]
 
 # Whole tables: the database of a run has one live generation.
-_IMAGES = "SELECT image_id, image_key, version, state::text, checksum FROM image"
+_IMAGES = "SELECT image_id, image_key, version, state::text, image_checksum(image) FROM image"
 _PRIMARIES = "SELECT image_key FROM posting WHERE generation = %s AND suffix IS NOT NULL"
 _DELETIONS = "SELECT image_id, version, published_at FROM deletion"
 

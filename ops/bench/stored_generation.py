@@ -21,11 +21,11 @@ PART_IMAGES = 100_000
 
 # Two captions of usual length, and addresses as the store gives them.
 _STORE_IMAGES = r"""
-INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height, captions,
-                   arrived_at, published_at, state, indexed_at)
+INSERT INTO image (image_id, version, uri, normalized_uri, checksum, digest, width, height,
+                   captions, arrived_at, published_at, state, indexed_at)
 SELECT 'bench-' || n, 1, 'file:///pictures/bench-' || n || '.jpg',
        regexp_replace(encode(sha256(n::text::bytea), 'hex'), '^(..)(.*)$', 'store:///\1/\2.png'),
-       encode(sha256(n::text::bytea), 'hex'), 640, 480,
+       '', sha256(n::text::bytea), 640, 480,
        jsonb_build_array('a photograph of number ' || n || ' on a table',
                          'a table with the number ' || n || ' and a lamp'),
        now(), now(), CASE WHEN %s THEN 'indexed'::image_state ELSE 'accepted' END,

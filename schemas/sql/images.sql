@@ -35,7 +35,8 @@ SELECT image_id, version, published_at FROM refused_version WHERE image_id = ANY
 
 -- name: lock_images_by_id
 -- Locks images in the order of image_id, as all writers do, so that no two wait for each other.
-SELECT image_key, image_id, version, state::text, checksum, published_at, metadata FROM image WHERE image_id = ANY(%(image_ids)s) ORDER BY image_id FOR UPDATE;
+SELECT image_key, image_id, version, state::text, image_checksum(image), published_at, metadata
+FROM image WHERE image_id = ANY(%(image_ids)s) ORDER BY image_id FOR UPDATE;
 
 -- name: lock_images_by_key
 -- The same by key. Images that were deleted, or replaced by a newer version, are left out.
@@ -45,21 +46,23 @@ SELECT image_key, image_id FROM image WHERE image_key = ANY(%(image_keys)s) AND 
 -- Inserts images, or replaces older versions under new keys; returns whether each was inserted
 -- (xmax is 0). Returns no row for an image whose same or newer version is stored. `indexed` when the
 -- same transaction brings them into a generation: so their rows are written once and not twice.
-INSERT INTO image (state, indexed_at, image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split,
-                   arrived_at, published_at, metadata)
+INSERT INTO image (state, indexed_at, image_id, version, uri, normalized_uri, checksum, digest, width, height, captions, test_captions,
+                   split, arrived_at, published_at, metadata)
 SELECT CASE WHEN %(indexed)s THEN 'indexed'::image_state ELSE 'accepted' END, CASE WHEN %(indexed)s THEN clock_timestamp() END,
-       u.image_id, u.version, u.uri, u.normalized_uri, u.checksum, u.width, u.height, u.captions::jsonb, u.test_captions::jsonb,
+       u.image_id, u.version, u.uri, u.normalized_uri, CASE WHEN d.narrow THEN '' ELSE u.checksum END,
+       CASE WHEN d.narrow THEN decode(u.checksum, 'hex') END, u.width, u.height, u.captions::jsonb, u.test_captions::jsonb,
        u.split, u.arrived_at, u.published_at, u.metadata::jsonb
 FROM unnest(%(image_id)s::text[], %(version)s::int[], %(uri)s::text[], %(normalized_uri)s::text[], %(checksum)s::text[],
             %(width)s::int[], %(height)s::int[], %(captions)s::text[], %(test_captions)s::text[], %(split)s::text[],
             %(arrived_at)s::timestamptz[], %(published_at)s::timestamptz[], %(metadata)s::text[])
      AS u (image_id, version, uri, normalized_uri, checksum, width, height, captions, test_captions, split, arrived_at, published_at,
-           metadata)
+           metadata),
+     LATERAL (SELECT writes_digests() AND u.checksum ~ '^[0-9a-f]{64}$' AS narrow) d
 ORDER BY u.image_id COLLATE "C"
 ON CONFLICT (image_id) DO UPDATE SET
     image_key = DEFAULT, version = excluded.version, state = excluded.state, uri = excluded.uri,
-    normalized_uri = excluded.normalized_uri, checksum = excluded.checksum, width = excluded.width, height = excluded.height,
-    captions = excluded.captions, test_captions = excluded.test_captions, split = excluded.split,
+    normalized_uri = excluded.normalized_uri, checksum = excluded.checksum, digest = excluded.digest, width = excluded.width,
+    height = excluded.height, captions = excluded.captions, test_captions = excluded.test_captions, split = excluded.split,
     arrived_at = excluded.arrived_at, published_at = excluded.published_at, metadata = excluded.metadata,
     accepted_at = now(), indexed_at = excluded.indexed_at
 WHERE image.version < excluded.version
@@ -101,7 +104,7 @@ WHERE %(image_ids)s::text[] IS NULL OR image_id = ANY(%(image_ids)s) ORDER BY re
 
 -- name: mark_deleted
 -- Marks images as deleted. The row stays, so that a replayed arrival stays deleted, and loses its content.
-UPDATE image SET state = 'deleted', uri = '', normalized_uri = '', checksum = '', width = 0, height = 0, captions = '[]',
+UPDATE image SET state = 'deleted', uri = '', normalized_uri = '', checksum = '', digest = NULL, width = 0, height = 0, captions = '[]',
     test_captions = '[]', split = NULL, metadata = '{}'
 WHERE image_key = ANY(%(image_keys)s);
 
@@ -117,13 +120,13 @@ SELECT count(*) FROM image WHERE state = 'accepted';
 -- name: images_by_key
 -- What an answer shows of an image.
 SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at,
-       checksum, published_at, metadata
+       image_checksum(image), published_at, metadata
 FROM image WHERE image_key = ANY(%(image_keys)s);
 
 -- name: images_by_id
 -- The same by id.
 SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, test_captions, split, arrived_at, indexed_at,
-       checksum, published_at, metadata
+       image_checksum(image), published_at, metadata
 FROM image WHERE image_id = ANY(%(image_ids)s);
 
 -- name: missing_images
@@ -142,7 +145,7 @@ WITH missing AS (
      ORDER BY i.image_key LIMIT %(amount)s)
 )
 SELECT i.image_key, i.image_id, i.version, i.state::text, i.uri, i.normalized_uri, i.captions, i.test_captions, i.split,
-       i.arrived_at, i.indexed_at, i.checksum, i.published_at, i.metadata
+       i.arrived_at, i.indexed_at, image_checksum(i), i.published_at, i.metadata
 FROM missing JOIN image i USING (image_key) ORDER BY i.image_key LIMIT %(amount)s;
 
 -- name: newest_image

@@ -1,7 +1,7 @@
 -- name: image_records
 -- All that is stored of images, by id.
-SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, width, height, split, checksum, arrived_at, indexed_at,
-       metadata
+SELECT image_key, image_id, version, state::text, uri, normalized_uri, captions, width, height, split, image_checksum(image),
+       arrived_at, indexed_at, metadata
 FROM image WHERE image_id = ANY(%(image_ids)s) AND state <> 'deleted' ORDER BY image_id;
 
 -- name: image_ids_after

@@ -1,8 +1,11 @@
 """The narrow indexes of pictures, and rows that are written once (migration 18)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
+from schemas.events import ImageAccepted
 from schemas.named_sql import queries
 from tests.integration.test_repository import SHAPE, accept, accepted, assignment
 from workers.repository import generations, postings
@@ -19,6 +22,25 @@ def rewind(conn: Connection, version: int) -> None:
     conn.execute("CREATE SCHEMA public")
     with transaction(conn):
         migrate_to(conn, version)
+
+
+def accept_old(conn: Connection, images: Sequence[ImageAccepted]) -> list[int]:
+    """Store images as programs did before migration 20; returns their keys."""
+    keys = []
+    for image in images:
+        row = conn.execute(
+            "INSERT INTO image (image_id, version, uri, normalized_uri, checksum, width, height,"
+            " arrived_at, published_at) VALUES (%s, %s, %s, %s, %s, 8, 8, %s, now())"
+            " ON CONFLICT (image_id) DO UPDATE SET image_key = DEFAULT, version = excluded.version,"
+            " state = excluded.state, normalized_uri = excluded.normalized_uri,"
+            " checksum = excluded.checksum WHERE image.version < excluded.version"
+            " RETURNING image_key",
+            (image.image_id, image.version, image.uri, image.normalized_uri, image.checksum)
+            + (image.arrived_at,),
+        ).fetchone()
+        assert row is not None
+        keys.append(int(row[0]))
+    return keys
 
 
 @pytest.mark.parametrize("query", ["used_pictures", "images_with_pictures"])

@@ -18,15 +18,14 @@ from ops.backup.verification import verify
 from ops.bench.stub import shadow_generation
 from schemas.named_sql import migrations
 from schemas.records import Assignment, Posting
-from tests.integration.test_narrow_schema import rewind
-from tests.integration.test_repository import SHAPE, accept, assignment
+from tests.integration.test_narrow_schema import accept_old, rewind
+from tests.integration.test_repository import SHAPE, accept, accepted, assignment
 from tests.stubs import accepted as stored_images
 from tests.stubs import services_at
 from workers.repository import counters, generations, postings
 from workers.repository.bulk_load import InitialLoad, bulk_append
 from workers.repository.connection import Connection, connect, migrate, transaction
 from workers.repository.follower import TrieFollower
-from workers.repository.image_acceptance import accept_images
 from workers.repository.image_deletion import delete_images
 from workers.repository.stored_images import images_by_id
 
@@ -105,7 +104,7 @@ def test_rows_of_two_tables_become_one_and_answer_as_before(
     rewind(conn, 18)
     generation = generations.create_generation(conn, SHAPE)
     empty = generations.create_generation(conn, SHAPE)
-    keys = accept(conn, list("abcd"))
+    keys = accept_old(conn, [accepted(name) for name in "abcd"])
     for key, leaves in zip(keys, ([3], [4, 1], [5, 6, 2], [7, 3, 9, 8, 0]), strict=True):
         write_old(conn, generation, key, leaves)
     before = found(conn, generation)
@@ -129,7 +128,7 @@ def test_a_posting_that_is_there_twice_is_moved_once(conn: Connection) -> None:
     """Schema 18 had no key that keeps a leaf from an image's rows."""
     rewind(conn, 18)
     generation = generations.create_generation(conn, SHAPE)
-    (key,) = accept(conn, ["a"])
+    (key,) = accept_old(conn, [accepted("a")])
     write_old(conn, generation, key, [3, 4])
     conn.execute(OLD_POSTINGS, (generation, key, [3, 4], [-1.0, -1.0], [None, None]))
     assert len(found(conn, generation)) == 5
@@ -150,7 +149,7 @@ def test_a_backup_of_schema_18_is_restored_and_answers_as_before(
     generations.set_state(conn, generation, "live")
     services = services_at(database, tmp_path / "home")
     images = stored_images(services.store, list("abcd"))
-    keys = [stored.image_key for stored in accept_images(conn, images)]
+    keys = accept_old(conn, images)
     conn.execute("UPDATE image SET state = 'indexed', indexed_at = now()")
     for key, leaves in zip(keys, ([3], [4, 1], [5, 6, 2], [7, 3, 9, 8, 0]), strict=True):
         write_old(conn, generation, key, leaves)

@@ -255,8 +255,8 @@ class IndexMachine(RuleBasedStateMachine):
         live = generations.live(self.conn)
         assert live is not None
         rows = self.conn.execute(
-            "SELECT image_id, version, checksum, leaf, suffix FROM posting JOIN image USING"
-            " (image_key) WHERE generation = %s AND suffix IS NOT NULL",
+            "SELECT image_id, version, image_checksum(image), leaf, suffix FROM posting"
+            " JOIN image USING (image_key) WHERE generation = %s AND suffix IS NOT NULL",
             (live.id,),
         ).fetchall()
         expected = {}
