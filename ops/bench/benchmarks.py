@@ -102,6 +102,10 @@ def _compare(options: Namespace) -> Sequence[Comparison]:
             from ops.bench.trie import SIZES, trie
 
             return trie(options.seed, (options.images,) if options.images else SIZES)
+        case "turnover":
+            from ops.bench.turnover import DEFAULT_IMAGES, turnover
+
+            return turnover(options.images or DEFAULT_IMAGES, options.seed)
     # The command line has its own list of names: a new benchmark belongs in both places.
     raise AssertionError(f"sigma bench accepts no benchmark {options.what!r}")
 

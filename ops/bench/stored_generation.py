@@ -44,6 +44,17 @@ def store_images(conn: Connection, first: int, count: int, *, indexed: bool = Fa
     return np.array(rows, np.int64)[:, 0]
 
 
+def distinct_leaves(skewed: SkewedPostings, count: int) -> IntArray:
+    """(N, 3) leaves, no image twice under one."""
+    leaves = skewed.leaves(count * POSTINGS).reshape(count, POSTINGS)
+    while True:
+        ordered = np.sort(leaves, axis=1)
+        twice = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+        if not len(twice):
+            return leaves
+        leaves[twice] = skewed.leaves(len(twice) * POSTINGS).reshape(-1, POSTINGS)
+
+
 class StoredPostings:
     """What the images of one generation are loaded with, part by part."""
 
@@ -55,7 +66,7 @@ class StoredPostings:
 
     def load(self, keys: IntArray) -> InitialLoad:
         """Postings and embeddings of images with ascending (N,) keys."""
-        leaves = self._distinct_leaves(len(keys))
+        leaves = distinct_leaves(self._skewed, len(keys))
         vectors = self._rng.standard_normal((len(keys), WIDTH)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         suffixes = np.full(leaves.shape, -1)
@@ -70,16 +81,6 @@ class StoredPostings:
             embeddings=vectors.astype(np.float16),
             confidences=np.zeros(len(keys), np.float32),
         )
-
-    def _distinct_leaves(self, count: int) -> IntArray:
-        """(N, 3) leaves, no image twice under one."""
-        leaves = self._skewed.leaves(count * POSTINGS).reshape(count, POSTINGS)
-        while True:
-            ordered = np.sort(leaves, axis=1)
-            twice = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
-            if not len(twice):
-                return leaves
-            leaves[twice] = self._skewed.leaves(len(twice) * POSTINGS).reshape(-1, POSTINGS)
 
     def _suffixes(self, leaves: IntArray) -> IntArray:
         """(N,) numbers that are unique in their leaves."""

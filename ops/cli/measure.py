@@ -27,6 +27,7 @@ BENCHMARKS = (
     "filter",
     "scale",
     "growth",
+    "turnover",
 )
 
 # Where the page of all corpora is, in a checkout of this repository.
@@ -88,8 +89,8 @@ def _add_bench(add: AddCommand) -> None:
         type=int,
         metavar="N",
         help="fuzz: how many mutated images (default 2000); stream: of the runbook; trie and scale:"
-        " their size; query: one query at a time over so many, beside 50,000, while images come"
-        " and go",
+        " their size; turnover: how many come and go; query: one query at a time over so many,"
+        " beside 50,000, while images come and go",
     )
     bench_command.add_argument(
         "--width", type=int, metavar="D", help="query --images: numbers of a vector (default 128)"

@@ -35,8 +35,14 @@ def accept_old(conn: Connection, images: Sequence[ImageAccepted]) -> list[int]:
             " state = excluded.state, normalized_uri = excluded.normalized_uri,"
             " checksum = excluded.checksum WHERE image.version < excluded.version"
             " RETURNING image_key",
-            (image.image_id, image.version, image.uri, image.normalized_uri, image.checksum)
-            + (image.arrived_at,),
+            (
+                image.image_id,
+                image.version,
+                image.uri,
+                image.normalized_uri,
+                image.checksum,
+                image.arrived_at,
+            ),
         ).fetchone()
         assert row is not None
         keys.append(int(row[0]))
