@@ -75,9 +75,15 @@ class Address:
     """With parameters in braces, as in `NEEDED_SCOPES`."""
     scopes: Mapping[str, ApiScope | None]
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that are answered: HEAD wherever GET is."""
+        return tuple(self.scopes) + (("HEAD",) if "GET" in self.scopes else ())
+
     def needed(self, method: str) -> ApiScope | None:
         """What a request needs; that of the address's first method where it has no such method."""
-        return self.scopes.get(method, next(iter(self.scopes.values())))
+        asked = "GET" if method == "HEAD" else method
+        return self.scopes.get(asked, next(iter(self.scopes.values())))
 
     def takes_picture(self, method: str) -> bool:
         """Whether the body may hold a picture."""

@@ -12,6 +12,7 @@ from workers.api.context import ApiContext
 from workers.api.dead_letters import dead_letter_router
 from workers.api.documentation import add_documentation
 from workers.api.generations import generation_router
+from workers.api.head_requests import HeadAsGet
 from workers.api.health import health_router
 from workers.api.identifiers import identifier_router
 from workers.api.images import image_router
@@ -61,6 +62,7 @@ def application(context: ApiContext) -> FastAPI:
         app.include_router(router)
     add_documentation(app)
     add_refusals(app)
+    app.add_middleware(HeadAsGet)
     # Once all addresses are there: the application describes itself anew after each.
     add_parts(app)
     if not context.links.signed:

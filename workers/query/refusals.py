@@ -148,7 +148,7 @@ def add_refusals(app: FastAPI) -> None:
         address = find_address(request.url.path)
         if "allow" in {name.lower() for name in headers} and address is not None:
             # The router names the methods of one of the routes of an address only.
-            headers = {"allow": ", ".join(address.scopes)}
+            headers = {"allow": ", ".join(address.methods)}
         return _refusal(request, error.status_code, "invalid", sentence, headers)
 
     @app.exception_handler(RequestValidationError)
