@@ -1,10 +1,12 @@
 """HAProxy with the exported configuration, in front of query workers of a test."""
 
+import csv
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -14,6 +16,45 @@ from tests.services.servers import ToolMissingError, free_port
 from tests.serving import until
 
 CONFIGURATION = Path(__file__).parents[1] / "ops/deploy/files/haproxy.cfg"
+
+STATISTICS = """
+frontend statistics
+  bind 127.0.0.1:{port}
+  no log
+  stats enable
+  stats uri /
+"""
+
+LOG_TAIL = 4000
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A running proxy."""
+
+    url: str
+    statistics: str
+    """The address of what it thinks of its workers."""
+    file: Path
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def log(self) -> str:
+        """What it wrote: requests that failed or were tried again, and workers that come and go."""
+        return self.file.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it answers by itself."""
+        return _status(f"{self.url}/proxy-alive") == 200
+
+    def ready_workers(self) -> int:
+        """How many workers it sends requests to."""
+        rows = csv.DictReader(httpx.get(f"{self.statistics}/;csv").text.splitlines())
+        return sum(
+            row["# pxname"] == "ready" and row["svname"] != "BACKEND" and row["status"] == "UP"
+            for row in rows
+        )
 
 
 def installed() -> str:
@@ -25,31 +66,38 @@ def installed() -> str:
 
 
 @contextmanager
-def proxy(tool: str, folder: Path, workers: list[str], check: str = "100ms") -> Iterator[str]:
-    """The address of a proxy; only addresses and the pace of checks differ from the export."""
-    port = free_port()
-    lines = [
-        f"server query{number} {url.removeprefix('http://')} check inter {check} fall 1 rise 1"
-        for number, url in enumerate(workers)
-    ]
-    text = CONFIGURATION.read_text(encoding="utf-8").replace("bind :8631", f"bind 127.0.0.1:{port}")
-    text, found = re.subn(r"server-template query .*", "\n  ".join(lines), text)
+def proxy(tool: str, folder: Path, workers: list[str], check: str = "1s") -> Iterator[Proxy]:
+    """A proxy; only the addresses, and the pace of checks where one is given, differ.
+
+    Its log is in the folder, and an end of its own is a failure.
+    """
+    ports = free_port(), free_port()
+    text = CONFIGURATION.read_text(encoding="utf-8")
+    text = text.replace("bind :8631", f"bind 127.0.0.1:{ports[0]}")
+    server = re.compile(r"server-template query 16 query:8631 (.*) resolvers docker init-addr none")
+    lines = [f"server query{n} {url.removeprefix('http://')} \\1" for n, url in enumerate(workers)]
+    text, found = server.subn("\n  ".join(lines), text)
     assert found == 2
-    file = folder / "haproxy.cfg"
-    file.write_text(text, encoding="utf-8")
-    process = subprocess.Popen([tool, "-db", "-q", "-f", str(file)])
+    text = text.replace("check inter 1s", f"check inter {check}")
+    configured = folder / "haproxy.cfg"
+    configured.write_text(text + STATISTICS.format(port=ports[1]), encoding="utf-8")
+    file = folder / "haproxy.log"
+    with file.open("wb") as log:
+        command = [tool, "-db", "-f", str(configured)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    running = Proxy(*(f"http://127.0.0.1:{port}" for port in ports), file, process)
     try:
-        url = f"http://127.0.0.1:{port}"
-        until(lambda: process.poll() is not None or is_alive(url), "the proxy listens")
-        yield url
+        until(lambda: process.poll() is not None or running.is_alive, "the proxy listens")
+        yield running
+        assert process.poll() is None, f"HAProxy ended by itself: {running.log[-LOG_TAIL:]}"
     finally:
         process.kill()
         process.wait()
 
 
-def is_alive(url: str) -> bool:
-    """Whether a proxy answers by itself."""
+def _status(url: str) -> int:
+    """The status of an answer, 0 without one."""
     try:
-        return httpx.get(f"{url}/proxy-alive").status_code == 200
+        return httpx.get(url).status_code
     except httpx.HTTPError:
-        return False
+        return 0

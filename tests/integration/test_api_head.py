@@ -35,8 +35,7 @@ def exchanged(
 ) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and all bytes behind the head, as they come from the connection."""
     parts = urlsplit(url)
-    assert parts.hostname and parts.port
-    with socket.create_connection((parts.hostname, parts.port), timeout=60) as client:
+    with socket.create_connection(("127.0.0.1", parts.port or 0), timeout=60) as client:
         lines = [f"{method} {path} HTTP/1.1", f"host: {parts.netloc}", "connection: close"]
         if key:
             lines.append(f"authorization: Bearer {key}")

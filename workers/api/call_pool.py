@@ -28,8 +28,9 @@ _MOST_CALLS = 64
 # Seconds of idleness after which a connection is tried before it is used.
 _TRIED_AFTER_S = 1.0
 
-# For changes, which may wait for what workers have locked: deletions for a batch of arrivals.
-WRITE_LIMITS = SessionLimits(statement_s=10, lock_s=5, idle_transaction_s=10, connect_s=2)
+# For changes, which may wait for what workers have locked: deletions for a batch of arrivals. Each
+# has a connection of its own, and a starved machine takes more than two seconds to open one.
+WRITE_LIMITS = SessionLimits(statement_s=10, lock_s=5, idle_transaction_s=10, connect_s=10)
 
 # What a client is told when the database does not answer.
 _AWAY = "the database does not answer; try again"
