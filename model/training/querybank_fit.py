@@ -78,7 +78,7 @@ def fit_querybank(
         return None
     rest = others[~np.isin(others, asked)]
     gallery = np.concatenate([asked, rest[: _MOST_GALLERY - len(asked)]])
-    best = _best_numbers(
+    best = best_numbers(
         encoder.embed_texts([queries[row] for row in asked.tolist()]),
         embeddings[gallery].astype(np.float32),
         Querybank(encoder.embed_texts(texts), 1.0, 1.0),
@@ -90,7 +90,7 @@ def fit_querybank(
     return Querybank(own, *best)
 
 
-def _best_numbers(
+def best_numbers(
     queries: FloatArray, gallery: FloatArray, bank: Querybank, scale: float
 ) -> tuple[float, float] | None:
     """Temperature and weight of the best ranking; None where none is certainly better than without.
