@@ -1,8 +1,8 @@
 """`sigma bench turnover`: many days of arrivals and deletions, applied to one index of a worker.
 
 As many images come as go, in turn, in commits and slices as a query worker applies them: trie,
-embeddings' file, prefix means and metadata. What the process has in memory must not grow, and an
-image must not take longer.
+embeddings' file, prefix means, sketches and metadata. What the process has in memory must not grow,
+and an image must not take longer.
 """
 
 import gc
@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from model.network.sketch import Sketch
 from ops.bench.comparison import Comparison
 from ops.bench.stored_generation import WIDTH, distinct_leaves
 from ops.bench.trie import POSTINGS, SHAPE, SkewedPostings
 from schemas.metadata import Metadata
-from schemas.records import IntArray
+from schemas.records import HalfArray, IntArray
 from workers.query.gallery import Gallery
 from workers.query.generation_index import GenerationIndex
 from workers.query.residents import SLICE_IMAGES
@@ -36,6 +37,9 @@ _COMMIT_IMAGES = 4096
 
 # One image of so many has metadata, of which a text is its own: what nobody has any more must go.
 _DESCRIBED = 4
+
+# Vectors that the directions of sketches are found from.
+_SKETCHED = 1024
 
 # What is measured after each turn, and its unit.
 PARTS = (("process", "MiB"), ("arrays", "MiB"), ("rows of embeddings", "rows"))
@@ -79,9 +83,10 @@ class Turnover:
 
     def __init__(self, folder: Path, size: int, seed: int) -> None:
         self.size = size
-        self.index = GenerationIndex(SHAPE, WIDTH, Gallery.open(folder), guided=True)
         self._postings = SkewedPostings(seed)
         self._rng = np.random.default_rng(seed)
+        sketch = Sketch.fit(self._vectors(_SKETCHED), seed)
+        self.index = GenerationIndex(SHAPE, WIDTH, Gallery.open(folder), guided=True, sketch=sketch)
         self._next_key = 1
         self.there: IntArray = np.zeros(0, np.int64)
         """(N,) keys of the images that are in the index."""
@@ -105,7 +110,8 @@ class Turnover:
         gc.collect()
         # The file of embeddings is shared memory.
         held = psutil.Process().memory_info()
-        arrays = self.index.trie.nbytes + self.index.gallery.nbytes + self.index.metadata.nbytes
+        own = (self.index.trie, self.index.gallery, self.index.metadata, self.index.sketches)
+        arrays = sum(part.nbytes for part in own if part is not None)
         return {
             "process": (held.rss - held.shared) / _MIB,
             "arrays": arrays / _MIB,
@@ -139,10 +145,14 @@ class Turnover:
         return PostingRows(leaves, np.repeat(keys, POSTINGS), weights, suffixes)
 
     def _embedded(self, keys: IntArray) -> EmbeddingRows:
-        vectors = self._rng.standard_normal((len(keys), WIDTH)).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         ones = np.ones(len(keys), np.float32)
-        return EmbeddingRows(keys, vectors.astype(np.float16), -ones, ones.astype(np.bool_))
+        return EmbeddingRows(keys, self._vectors(len(keys)), -ones, ones.astype(np.bool_))
+
+    def _vectors(self, count: int) -> HalfArray:
+        """(N, D) of unit length."""
+        vectors = self._rng.standard_normal((count, WIDTH)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors.astype(np.float16)
 
 
 def _described(keys: IntArray) -> Mapping[int, Metadata]:
