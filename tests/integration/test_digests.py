@@ -42,9 +42,9 @@ def read(conn: Connection, names: Sequence[str]) -> list[str]:
     return found
 
 
-def upgrade_among_programs(conn: Connection, names: Sequence[str] = ()) -> None:
-    """A database of schema 19, with images, that is upgraded while older programs run."""
-    rewind(conn, 19)
+def upgrade_among_programs(conn: Connection, schema: int, names: Sequence[str] = ()) -> None:
+    """A database of an earlier schema, with images, that is upgraded while its programs run."""
+    rewind(conn, schema)
     accept_old(conn, [with_bytes(name, ONE) for name in names])
     migrate(conn)
 
@@ -72,7 +72,7 @@ def test_a_checksum_takes_32_bytes_and_is_read_in_hexadecimal(conn: Connection) 
 
 
 def test_rows_of_the_schema_before_read_the_same_and_stay(conn: Connection) -> None:
-    upgrade_among_programs(conn, ["a", "b"])
+    upgrade_among_programs(conn, 19, ["a", "b"])
     a_day_later(conn)
     assert stored(conn, "a") == (ONE, None)
     assert accept_images(conn, [with_bytes("a", TWO)])[0].conflict == ONE
@@ -81,8 +81,11 @@ def test_rows_of_the_schema_before_read_the_same_and_stay(conn: Connection) -> N
     assert stored(conn, "b") == ("", bytes.fromhex(TWO))
 
 
-def test_letters_are_written_while_programs_of_the_schema_before_may_run(conn: Connection) -> None:
-    upgrade_among_programs(conn)
+@pytest.mark.parametrize("schema", [18, 19])
+def test_letters_are_written_while_programs_of_an_earlier_schema_may_run(
+    conn: Connection, schema: int
+) -> None:
+    upgrade_among_programs(conn, schema)
     accept_images(conn, [with_bytes("a", ONE)])
     assert stored(conn, "a") == (ONE, None)
     a_day_later(conn)

@@ -7,11 +7,11 @@ CREATE FUNCTION image_checksum(i image) RETURNS text LANGUAGE sql IMMUTABLE PARA
     RETURN coalesce(nullif(i.checksum, ''), encode(i.digest, 'hex'), '');
 COMMENT ON FUNCTION image_checksum IS 'In hexadecimal, as events have it; empty of deleted images';
 
--- Programs of schema 19 that still run read letters. None of them starts again beside this schema, so within a day they are gone; where both
--- migrations were one transaction, there never were any.
+-- Programs of earlier schemas that still run read letters. None of them starts again beside this schema, so within a day they are gone; where
+-- all migrations were one transaction, there never were any.
 CREATE FUNCTION writes_digests() RETURNS boolean LANGUAGE sql STABLE
-    RETURN NOT EXISTS (SELECT FROM schema_version own JOIN schema_version before ON before.version = 19
-                       WHERE own.version = 20 AND before.applied_at < own.applied_at AND own.applied_at > now() - interval '1 day');
+    RETURN NOT EXISTS (SELECT FROM schema_version own JOIN schema_version before ON before.applied_at < own.applied_at
+                       WHERE own.version = 20 AND before.version < 20 AND own.applied_at > now() - interval '1 day');
 
 -- Those programs delete an image and bring a new version of it in the columns that they know.
 CREATE FUNCTION forget_digest() RETURNS trigger LANGUAGE plpgsql AS $$
