@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 _RESET = struct.pack("ii", 1, 0)
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+NOT_READY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 7\r\n\r\nloading"
 
 Fate = Callable[[socket.socket, int], bool]
 """Deals with a request, the number of which on its connection is given; whether it goes on."""
@@ -19,6 +20,12 @@ Fate = Callable[[socket.socket, int], bool]
 def answers(client: socket.socket, number: int) -> bool:
     """Answer everything."""
     client.sendall(ANSWER)
+    return True
+
+
+def is_loading(client: socket.socket, number: int) -> bool:
+    """Refuse everything."""
+    client.sendall(NOT_READY)
     return True
 
 
@@ -46,7 +53,7 @@ def reset(client: socket.socket) -> None:
 
 @dataclass
 class MortalWorker:
-    """A server of one fate; checks of its health succeed."""
+    """A server of one fate, which is healthy."""
 
     fate: Fate
     held: threading.Event
@@ -54,6 +61,7 @@ class MortalWorker:
     listener: socket.socket = field(
         default_factory=lambda: socket.create_server(("127.0.0.1", 0), backlog=256)
     )
+    ready: bool = True
     requests: int = 0
     """That have arrived."""
 
@@ -74,7 +82,8 @@ class MortalWorker:
         with client, suppress(OSError):
             while head := _read(client):
                 if head.startswith((b"GET /readyz", b"GET /healthz")):
-                    client.sendall(ANSWER)
+                    is_good = self.ready or head.startswith(b"GET /healthz")
+                    client.sendall(ANSWER if is_good else NOT_READY)
                     continue
                 self.requests += 1
                 self.held.wait()

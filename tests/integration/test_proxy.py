@@ -19,6 +19,7 @@ from tests.mortal import (
     ends_after_one,
     ends_silently,
     ends_within_the_head,
+    is_loading,
     mortal_worker,
 )
 from tests.proxy import Proxy, installed, proxy
@@ -135,6 +136,22 @@ def test_no_request_meets_connections_that_others_left_open(haproxy: str, tmp_pa
         assert {call.result() for call in calls} == {200}
         # Eight connections of either worker have answered, and would be reset by the next request.
         assert [ask(running.url, "GET", "/v1/images") for _ in range(4)] == [200] * 4
+
+
+def test_while_none_is_ready_one_that_is_only_late_answers_and_not_one_that_loads(
+    haproxy: str, tmp_path: Path
+) -> None:
+    with proxied(haproxy, tmp_path, is_loading, answers) as (running, workers):
+        for worker in workers:
+            worker.ready = False
+        until(lambda: running.ready_workers() == 0, "both are taken out")
+        assert [ask(running.url, "GET", "/v1/images") for _ in range(10)] == [200] * 10
+        assert workers[0].requests > 0
+    with proxied(haproxy, tmp_path, is_loading) as (running, (worker,)):
+        worker.ready = False
+        until(lambda: running.ready_workers() == 0, "it is taken out")
+        answer = httpx.get(f"{running.url}/v1/images")
+        assert (answer.status_code, answer.text) == (503, "loading")
 
 
 def test_a_failure_is_logged_without_what_may_be_secret(haproxy: str, tmp_path: Path) -> None:
