@@ -52,7 +52,9 @@ class Proxy:
         """How many workers it sends requests to."""
         rows = csv.DictReader(httpx.get(f"{self.statistics}/;csv").text.splitlines())
         return sum(
-            row["# pxname"] == "ready" and row["svname"] != "BACKEND" and row["status"].startswith("UP")
+            row["# pxname"] == "ready"
+            and row["svname"] != "BACKEND"
+            and row["status"].startswith("UP")
             for row in rows
         )
 
